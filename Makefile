@@ -1,0 +1,38 @@
+# Each target sets itself up: a fresh clone needs python3 (3.11 or later, with venv) and nothing else.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+DEMO   ?= demo
+
+.PHONY: demo test lint types architecture clean
+.DEFAULT_GOAL := test
+
+# Made again when the dependencies change, not on every call.
+$(READY): pyproject.toml
+	@echo "setting up $(VENV) (once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed; set PYTHON=")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+# Simulate frames, stack them, compare with the truth, print the figures; the picture is $(DEMO)/.
+demo: $(READY)
+	@$(BIN)/zemosaic-phase3 demo $(DEMO)
+
+test: $(READY)
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(READY)
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+
+types: $(READY)
+	@$(BIN)/mypy --no-error-summary
+
+architecture: $(READY)
+	@$(BIN)/python -m pytest -q tests/test_architecture.py
+
+clean:
+	@rm -rf $(VENV) build dist *.egg-info $(DEMO) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

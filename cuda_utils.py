@@ -1,0 +1,425 @@
+"""The one room that knows CuPy: is there a GPU, how much memory has it, and what does a failure mean.
+
+CuPy is imported inside functions only, so that every other room loads without it. Two facts shape this room:
+
+* A *sticky* CUDA error destroys the context of the process; every later CUDA call returns the same error. Once
+  :func:`mark_sticky` was called, no function here makes a CuPy call again.
+* A failure is classified by class and CUDA status, and by its text only when neither is known
+  (:func:`classify_failure`); CuPy need not be installed for that.
+
+Source of the status codes: CUDA Runtime API, enum ``cudaError``; the driver's ``CUresult`` uses the same numbers
+for the codes listed here.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+import platform
+import re
+import shutil
+import subprocess  # noqa: S404 - nvidia-smi is the one program this room starts
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
+
+SYSTEM_NAME: Final = platform.system()
+IS_WINDOWS: Final = SYSTEM_NAME == "Windows"
+
+
+def _cupy_is_found() -> bool:
+    if "cupy" in sys.modules:  # loaded already, or blocked by None; find_spec refuses modules without a spec
+        return sys.modules["cupy"] is not None
+    return importlib.util.find_spec("cupy") is not None
+
+
+CUPY_AVAILABLE: Final = _cupy_is_found()
+"""CuPy was found on the path. It has not been imported: it may still be broken, or be without a device."""
+
+INSTALL_REMEDY: Final = 'pip install "zemosaic-phase3[cuda12]" (or [cuda13], to match the driver)'
+
+LOGGER = logging.getLogger(__name__)
+
+FailureKind = Literal["out_of_memory", "sticky", "unavailable", "other"]
+
+# --------------------------------------------------------------------------- the sticky flag
+
+_POISONED = threading.Event()
+
+
+def mark_sticky() -> None:
+    """Record that CUDA is lost to this process; from here on nothing in this room calls CuPy."""
+    _POISONED.set()
+
+
+def is_poisoned() -> bool:
+    """Return True after :func:`mark_sticky`. There is no way back but a new process."""
+    return _POISONED.is_set()
+
+
+# --------------------------------------------------------------------------- what a failure means
+
+_STATUS_OUT_OF_MEMORY: Final = frozenset({2})
+_STATUS_STICKY: Final = frozenset(
+    {
+        214,  # uncorrectable ECC error
+        220,  # uncorrectable NVLink error
+        226,  # contained device exception
+        700,  # illegal address
+        702,  # launch timeout
+        709,  # context is destroyed: not repairable from here, and what it owned is already gone
+        710,  # assert
+        714,  # hardware stack error
+        715,  # illegal instruction
+        716,  # misaligned address
+        717,  # invalid address space
+        718,  # invalid program counter
+        719,  # launch failure
+    }
+)
+_STATUS_UNAVAILABLE: Final = frozenset(
+    {
+        3,  # initialization error
+        34,  # stub library instead of the driver
+        35,  # insufficient driver
+        46,  # all devices busy or prohibited
+        100,  # no device
+        101,  # invalid device
+        209,  # no kernel image for this device
+        222,  # PTX of a newer toolkit than the driver knows
+        803,  # driver and kernel module do not match
+    }
+)
+
+# Only these carry a CUDA status; NVRTCError, CUBLASError and others have a `status` of another enumeration.
+_STATUS_CLASSES: Final = frozenset({"CUDARuntimeError", "CUDADriverError"})
+
+_TEXT_STICKY: Final = re.compile(
+    r"illegal (memory )?address|misaligned address|illegal instruction|hardware stack error|device-side assert"
+    r"|cuda_?error_?(illegal_?address|launch_?(failure|failed|timeout)|assert|misaligned_?address"
+    r"|hardware_?stack_?error|illegal_?instruction|invalid_?(address_?space|pc)|context_?is_?destroyed"
+    r"|ecc_?uncorrectable)|unspecified launch failure",
+    re.IGNORECASE,
+)
+_TEXT_OUT_OF_MEMORY: Final = re.compile(
+    r"out of memory|cudaErrorMemoryAllocation|cuda_error_out_of_memory|bad_alloc|unable to allocate", re.IGNORECASE
+)
+_TEXT_UNAVAILABLE: Final = re.compile(
+    r"cuda_?error_?(no_?device|insufficient_?driver|stub_?library|invalid_?device)|no cuda-capable device"
+    r"|failed to load lib(cuda|nvrtc)|driver version is insufficient",
+    re.IGNORECASE,
+)
+
+
+def exception_chain(exc: BaseException) -> Iterator[BaseException]:
+    """Yield ``exc`` and everything behind it: causes, contexts, members of groups; each once, cycles included."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [exc]
+    while waiting:
+        link = waiting.pop()
+        if link is None or id(link) in seen:
+            continue
+        seen.add(id(link))
+        yield link
+        # A context hidden by `raise ... from None` still tells what happened to the device.
+        waiting.extend((link.__context__, link.__cause__))
+        if isinstance(link, BaseExceptionGroup):
+            waiting.extend(link.exceptions)
+
+
+def _kind_by_class(exc: BaseException) -> FailureKind:
+    names = {cls.__name__ for cls in type(exc).__mro__}
+    status = getattr(exc, "status", None)
+    if names & _STATUS_CLASSES and isinstance(status, int):
+        if status in _STATUS_STICKY:
+            return "sticky"
+        if status in _STATUS_OUT_OF_MEMORY:
+            return "out_of_memory"
+        if status in _STATUS_UNAVAILABLE:
+            return "unavailable"
+    # cupy.cuda.memory.OutOfMemoryError is a MemoryError; the name serves for copies of it from other processes.
+    if isinstance(exc, MemoryError) or "OutOfMemoryError" in names:
+        return "out_of_memory"
+    if isinstance(exc, ImportError) and "cupy" in f"{exc.name} {exc}".lower():
+        return "unavailable"
+    return "other"
+
+
+def _kind_by_text(exc: BaseException) -> FailureKind:
+    text = str(exc)
+    if _TEXT_STICKY.search(text):
+        return "sticky"
+    if _TEXT_OUT_OF_MEMORY.search(text):
+        return "out_of_memory"
+    return "unavailable" if _TEXT_UNAVAILABLE.search(text) else "other"
+
+
+def classify_failure(exc: BaseException) -> FailureKind:
+    """Turn an exception into the one word that recovery acts on.
+
+    The whole chain (cause, context, groups) is looked at, by class and CUDA status first; texts count only when
+    these say nothing. In a chain that holds several kinds the gravest wins: sticky, then memory, then unavailable.
+
+    Parameters
+    ----------
+    exc : BaseException
+        What was raised. CuPy need not be installed: classes are known by name.
+
+    Returns
+    -------
+    {"out_of_memory", "sticky", "unavailable", "other"}
+        ``out_of_memory``: device or host memory ran out, a smaller request may pass. ``sticky``: CUDA is lost to
+        this process. ``unavailable``: there is no usable device, driver or CuPy. ``other``: anything else.
+    """
+    chain = list(exception_chain(exc))
+    for judge in (_kind_by_class, _kind_by_text):
+        kinds = {judge(link) for link in chain}
+        for kind in ("sticky", "out_of_memory", "unavailable"):
+            if kind in kinds:
+                return kind
+    return "other"
+
+
+def is_oom_error(exc: BaseException) -> bool:
+    """Return True if ``exc`` means that memory ran out, on the device or on the host."""
+    return classify_failure(exc) == "out_of_memory"
+
+
+# --------------------------------------------------------------------------- is there a GPU
+
+
+@dataclass(frozen=True)
+class GpuProbe:
+    """What is known of the GPU without running a kernel on it.
+
+    Attributes
+    ----------
+    usable_hint : bool
+        CuPy, driver and a device are there and answer. Only a kernel that ran proves more.
+    name : str
+        Device name; empty if none.
+    vram_total, vram_free : int
+        Bytes. Free includes what CuPy's pool holds but does not use.
+    driver_version, runtime_version : int
+        CUDA versions as 1000 * major + 10 * minor (12040 = 12.4); 0 if unknown.
+    cupy_version : str
+        Empty if CuPy cannot be imported.
+    reason, remedy : str
+        Why there is no usable GPU, and what helps; empty if there is one.
+    """
+
+    usable_hint: bool
+    name: str = ""
+    vram_total: int = 0
+    vram_free: int = 0
+    driver_version: int = 0
+    runtime_version: int = 0
+    cupy_version: str = ""
+    reason: str = ""
+    remedy: str = ""
+
+
+def _version_text(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def _free_and_total(cupy: Any) -> tuple[int, int]:
+    free, total = cupy.cuda.runtime.memGetInfo()
+    return int(free) + int(cupy.get_default_memory_pool().free_bytes()), int(total)
+
+
+def _missing_part(cupy: Any) -> tuple[str, str]:
+    """Return (reason, remedy) if driver or device is missing, else two empty strings."""
+    runtime = cupy.cuda.runtime
+    driver, needed = int(runtime.driverGetVersion()), int(runtime.runtimeGetVersion())
+    if driver == 0:
+        return "there is no NVIDIA driver", "install the NVIDIA driver, or use the CPU"
+    if driver // 1000 < needed // 1000:  # within one major version an older driver serves a newer runtime
+        return (
+            f"the NVIDIA driver is too old: it knows CUDA {_version_text(driver)}, CuPy needs {_version_text(needed)}",
+            f"update the NVIDIA driver, or install the CuPy for CUDA {driver // 1000}",
+        )
+    try:
+        count = int(runtime.getDeviceCount())
+    except RuntimeError as exc:
+        if getattr(exc, "status", None) != 100:
+            raise
+        count = 0
+    if count == 0:
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        remedy = "use the CPU" if hidden is None else f"CUDA_VISIBLE_DEVICES={hidden!r} may hide it"
+        return "the driver shows no CUDA device", remedy
+    return "", ""
+
+
+def _describe_device(cupy: Any) -> GpuProbe:
+    runtime = cupy.cuda.runtime
+    versions = GpuProbe(
+        False,
+        driver_version=int(runtime.driverGetVersion()),
+        runtime_version=int(runtime.runtimeGetVersion()),
+        cupy_version=str(getattr(cupy, "__version__", "")),
+    )
+    reason, remedy = _missing_part(cupy)
+    if reason:
+        return replace(versions, reason=reason, remedy=remedy)
+    name = runtime.getDeviceProperties(runtime.getDevice())["name"]
+    free, total = _free_and_total(cupy)
+    return replace(
+        versions,
+        usable_hint=True,
+        name=name.decode(errors="replace") if isinstance(name, bytes) else str(name),
+        vram_total=total,
+        vram_free=free,
+    )
+
+
+@functools.cache
+def _first_probe() -> GpuProbe:
+    """Look once; a CuPy that failed is never touched again."""
+    if not _cupy_is_found():
+        return GpuProbe(False, reason="CuPy is not installed", remedy=INSTALL_REMEDY)
+    try:
+        cupy = importlib.import_module("cupy")
+    except Exception as exc:  # noqa: BLE001 - a broken third-party package may raise anything while it loads
+        reason = f"CuPy cannot be imported: {type(exc).__name__}: {exc}"
+        return GpuProbe(False, reason=reason, remedy=f"reinstall it: {INSTALL_REMEDY}")
+    try:
+        return _describe_device(cupy)
+    except RuntimeError as exc:  # CUDARuntimeError and CUDADriverError
+        if classify_failure(exc) == "sticky":
+            mark_sticky()
+        reason = f"CUDA does not answer: {type(exc).__name__}: {exc}"
+        remedy = "check that nvidia-smi works, and that its driver fits the installed CuPy"
+        return GpuProbe(False, cupy_version=str(getattr(cupy, "__version__", "")), reason=reason, remedy=remedy)
+
+
+def probe() -> GpuProbe:
+    """Look for a GPU: CuPy, driver, device, memory. Imports CuPy if there is one.
+
+    Everything but the free memory is looked up once per process.
+
+    Returns
+    -------
+    GpuProbe
+        With reason and remedy when no GPU can be used.
+    """
+    if is_poisoned():
+        return GpuProbe(
+            False, reason="an earlier CUDA error cannot be undone in this process", remedy="start a new process"
+        )
+    first = _first_probe()
+    if not first.usable_hint:
+        return first
+    info = memory_info()
+    if info is None:
+        return replace(first, usable_hint=False, reason="the GPU no longer answers", remedy="start a new process")
+    return replace(first, vram_free=info[0], vram_total=info[1])
+
+
+def gpu_supported() -> bool:
+    """Return True if a CUDA device can be expected to work here, on any platform (imports CuPy if found)."""
+    return probe().usable_hint
+
+
+def enforce_nvidia_gpu() -> bool:
+    """Make CUDA use the first GPU that ``nvidia-smi`` lists, unless the user has chosen already.
+
+    Sets ``CUDA_VISIBLE_DEVICES`` if it is unset, and ``CUDA_DEVICE_ORDER`` if that is unset, because the index of
+    ``nvidia-smi`` counts in bus order while CUDA's default order is by speed. Has no effect on a CUDA context that
+    exists already.
+
+    Returns
+    -------
+    bool
+        True if ``CUDA_VISIBLE_DEVICES`` is set after the call.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES") is not None:
+        return True
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return False
+    command = [program, "--query-gpu=index", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)  # noqa: S603 - fixed
+    except (OSError, subprocess.SubprocessError) as exc:
+        LOGGER.info("nvidia-smi gives no list of GPUs: %s", exc)
+        return False
+    indices = [line.strip() for line in answer.stdout.splitlines() if line.strip().isdigit()]
+    if not indices:
+        return False
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    os.environ["CUDA_VISIBLE_DEVICES"] = indices[0]
+    return True
+
+
+# --------------------------------------------------------------------------- memory
+
+
+def memory_info() -> tuple[int, int] | None:
+    """Return (free, total) bytes of the current device, or None if no GPU answers.
+
+    Free counts what CuPy's pool holds but does not use: the next allocation can have it.
+    """
+    if is_poisoned() or not _first_probe().usable_hint:
+        return None
+    try:
+        return _free_and_total(importlib.import_module("cupy"))
+    except RuntimeError as exc:
+        if classify_failure(exc) == "sticky":
+            mark_sticky()
+        LOGGER.warning("[GPU] the memory of the device cannot be read: %s: %s", type(exc).__name__, exc)
+        return None
+
+
+def initialize_pools(limit_bytes: int | None = None) -> bool:
+    """Make CuPy's device and pinned memory pools ready for use.
+
+    Parameters
+    ----------
+    limit_bytes : int, optional
+        Most that the device pool may hold, bytes; beyond it CuPy raises its OutOfMemoryError instead of taking
+        memory that the display or another process needs. None leaves the limit as it is.
+
+    Returns
+    -------
+    bool
+        False if no GPU can be used.
+    """
+    if is_poisoned() or not _first_probe().usable_hint:
+        return False
+    cupy = importlib.import_module("cupy")
+    pool = cupy.get_default_memory_pool()
+    if limit_bytes is not None:
+        pool.set_limit(size=int(limit_bytes))
+    cupy.get_default_pinned_memory_pool()
+    return True
+
+
+def free_pools() -> bool:
+    """Give the unused blocks of CuPy's device and pinned pools back.
+
+    Blocks in use, by other threads too, are not touched. Nothing is done, and CuPy is not imported, if it is not
+    loaded yet or after a sticky error.
+
+    Returns
+    -------
+    bool
+        True if the pools were freed.
+
+    Raises
+    ------
+    RuntimeError
+        CUDA reports an error (CuPy's ``CUDARuntimeError``): an earlier launch failed and shows only now.
+    """
+    cupy = sys.modules.get("cupy")
+    if cupy is None or is_poisoned():
+        return False
+    cupy.get_default_memory_pool().free_all_blocks()
+    cupy.get_default_pinned_memory_pool().free_all_blocks()
+    return True

@@ -1,0 +1,74 @@
+"""The house stays as drawn in ``docs/architecture.md``: who imports whom, and what importing costs."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BOTTOM = ["zemosaic_spec", "zemosaic_kernels", "cuda_utils"]  # import nothing of ours
+# Room -> what it may import of ours, lowest room first; a door may open only to a room listed earlier.
+ROOMS: dict[str, set[str]] = {
+    **{room: set() for room in BOTTOM},
+    "zemosaic_headers": {"zemosaic_spec"},
+    "zemosaic_frames": {"zemosaic_spec", "zemosaic_headers"},
+    "zemosaic_tile": {"zemosaic_spec"},
+    "zemosaic_preview": {"zemosaic_spec"},
+    "parallel_utils": {"zemosaic_spec", "cuda_utils"},
+    "zemosaic_utils": {"zemosaic_spec", "cuda_utils", "zemosaic_headers", "zemosaic_frames"},
+    "zemosaic_register": {"zemosaic_spec", "zemosaic_utils"},
+    "zemosaic_resample": {"zemosaic_spec", "zemosaic_kernels"},
+    "zemosaic_weights": {"zemosaic_spec", "zemosaic_kernels", "zemosaic_utils"},
+    "zemosaic_rejection": {"zemosaic_spec", "zemosaic_kernels"},
+    "zemosaic_simulate": {"zemosaic_spec", "zemosaic_utils"},
+    "zemosaic_stack": {"zemosaic_spec", "zemosaic_utils", "zemosaic_weights"},
+}
+for upper in ("zemosaic_align_stack", "zemosaic_pipeline", "zemosaic_master_tile", "zemosaic_worker", "zemosaic_cli"):
+    ROOMS[upper] = set(ROOMS)  # anything below
+ROOMS["zemosaic_align_stack"] -= {"cuda_utils", "zemosaic_simulate", "zemosaic_preview"}  # the CPU engine
+MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
+HEAVY = ("cupy", "dask", "cv2", "matplotlib", "numba", "astropy")
+
+
+def imported_by(module: str) -> set[str]:
+    """Top-level names imported anywhere in a module, inside functions and type-checking blocks too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
+            names.update(str(arg.value) for arg in node.args if isinstance(arg, ast.Constant))
+    return {name.partition(".")[0] for name in names}
+
+
+def test_every_room_is_drawn_and_packaged() -> None:
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["py-modules"]
+    assert sorted(ROOMS) == MODULES == sorted(packaged)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_doors_open_downward_only(module: str) -> None:
+    ours = imported_by(module) & set(MODULES)
+    assert ours <= ROOMS[module], f"{module} may not import {sorted(ours - ROOMS[module])}"
+    assert ROOMS[module] <= set(list(ROOMS)[: list(ROOMS).index(module)])
+    assert "cupy" not in imported_by(module) or module == "cuda_utils"
+
+
+def test_worker_import_is_light() -> None:
+    code = (
+        "import json, sys, time; t = time.perf_counter(); import zemosaic_worker; "
+        f"print(json.dumps([time.perf_counter() - t, [m for m in {HEAVY!r} if m in sys.modules]]))"
+    )
+    run = [subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True) for _ in range(3)]
+    results = [json.loads(text) for text in run]
+    assert results[0][1] == [], f"import zemosaic_worker loads {results[0][1]}"
+    best = min(seconds for seconds, _ in results)
+    assert best < 1.0, f"import zemosaic_worker took {best:.2f} s, aim 0.5 s"  # twice the aim: busy machines

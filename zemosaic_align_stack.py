@@ -1,0 +1,741 @@
+"""The CPU engine, slab by slab, and the stacking functions that existing programs call by name.
+
+``stack_job`` is the engine: for every slab of rows it fills a cube with the registered, normalised samples of all frames,
+then rejects and combines. Frames are read where the slab needs them, by several threads; the sources stay on disk.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from parallel_utils import available_memory, parallel_map, plan_slabs, row_slabs, usable_cpus
+from zemosaic_register import detect_stars, register_stars
+from zemosaic_spec import FrameError, NoFramesError, RegisterSpec, SpecError, StackSpec, as_bool, wsc_impl_choice
+from zemosaic_stack import Callback, Job, StackResult, as_frames, describe, make_job, notify, prepare
+from zemosaic_stack import check_descriptors as check_descriptors  # the worker finds both under one name
+from zemosaic_tile import _poststack_rgb_equalization, equalize_rgb_medians_inplace
+from zemosaic_utils import FrameSource, open_source
+from zemosaic_weights import build_frame_table, measure_levels, noise_variance_weights
+
+__all__ = [
+    "_calculate_image_weights_noise_variance",
+    "_compute_quality_weights",
+    "_normalize_images_linear_fit",
+    "_normalize_images_sky_mean",
+    "_poststack_rgb_equalization",
+    "_reject_outliers_kappa_sigma",
+    "_reject_outliers_winsorized_sigma_clip",
+    "align_images_in_group",
+    "check_descriptors",
+    "equalize_rgb_medians_inplace",
+    "frame_block",
+    "stack_aligned_images",
+    "stack_descriptors",
+    "stack_job",
+    "stack_kappa_sigma_clip",
+    "stack_winsorized_sigma_clip",
+]
+
+logger = logging.getLogger("ZeMosaicWorker")
+
+CHUNKS_PER_WORKER = 4  # pieces of a slab each worker gets, so that none waits long for the slowest
+SLAB_BYTES = 256 << 20  # samples in one slab; more memory than this does not make a stack faster
+MIN_ROWS = 8  # but a slab is not cut thinner than this for it: a rotated frame is read again for every slab it crosses
+
+# --------------------------------------------------------------------------- the engine
+
+
+def frame_block(source: FrameSource, first: int, last: int) -> np.ndarray:
+    """Read rows of a frame, demosaiced: ``((last - first) * W * C + PAD,) float32``, channels interleaved, ADU."""
+    from zemosaic_resample import CFA_MARGIN, PAD, demosaic_rows, red_position
+
+    size = (last - first) * source.width * source.channels
+    block = np.empty(size + PAD, np.float32)
+    block[size:] = 0.0
+    if source.cfa is None:
+        block[:size] = source.read_rows(first, last).ravel()
+        return block
+    top, bottom = max(first - CFA_MARGIN, 0), min(last + CFA_MARGIN, source.height)
+    raw = source.read_rows(top, bottom).astype(np.float32, copy=False)
+    red_row, red_column = red_position(source.cfa)
+    demosaic_rows(raw, top, source.height, source.width, first, last, red_row, red_column, block)
+    return block
+
+
+def _fill(job: Job, i: int, rows: slice, samples: np.ndarray, radial: np.ndarray) -> None:
+    """Fill ``samples (rows * W * C,)`` with frame i on the reference grid, normalised; NaN outside its footprint."""
+    from zemosaic_resample import needs_clamp, radial_weight_table, resample_rows, source_rows, weight_table
+
+    source, spec, table = job.sources[i], job.spec, job.table
+    matrix = table.transform[i]
+    width = job.shape[1]
+    if radial.size == 0 and np.array_equal(matrix, np.eye(3)):
+        pixels = source.width * (rows.stop - rows.start)
+        block = frame_block(source, rows.start, rows.stop)[: pixels * job.channels].reshape(pixels, job.channels)
+        samples.reshape(block.shape)[:] = block * table.scale[i] + table.offset[i]
+        return
+    first, last = source_rows(matrix, rows.start, rows.stop, width, source.height)
+    if last <= first:
+        samples.fill(np.nan)
+        radial.fill(0.0)
+        return
+    resample_rows(
+        frame_block(source, first, last),
+        first,
+        source.height,
+        source.width,
+        job.channels,
+        matrix,
+        weight_table(spec.interpolation),
+        needs_clamp(spec.interpolation),
+        table.scale[i],
+        table.offset[i],
+        rows.start,
+        rows.stop,
+        width,
+        samples,
+        radial,
+        radial_weight_table(spec.radial_feather, spec.radial_power, spec.radial_floor),
+    )
+
+
+def _source_margin(job: Job) -> int:
+    """Source rows that the most rotated frame needs beyond the rows of a slab."""
+    from zemosaic_resample import CFA_MARGIN, source_rows
+
+    middle = job.shape[0] // 2
+    spans = [
+        last - first - 1
+        for first, last in (
+            source_rows(m, middle, middle + 1, job.shape[1], s.height)
+            for m, s in zip(job.table.transform, job.sources, strict=True)
+        )
+    ]
+    return max([*spans, 0]) + 2 * CFA_MARGIN
+
+
+def _sample_weights(job: Job, rows: slice, radial: np.ndarray) -> tuple[np.ndarray, int]:
+    """Weights per sample of a slab and how many neighbouring elements share one; empty when there are none."""
+    if job.sample_weight is None:
+        return radial, job.channels
+    weights = np.ascontiguousarray(job.sample_weight[:, rows], dtype=np.float32)
+    return weights.reshape(weights.shape[0], -1), 1
+
+
+def _lanes(weight: np.ndarray) -> np.ndarray:
+    """Spread frame weights ``(N, C)`` over the kernel's lanes."""
+    from zemosaic_rejection import LANES
+
+    return np.ascontiguousarray(np.tile(weight, (1, LANES // weight.shape[1])))
+
+
+def stack_job(
+    job: Job,
+    *,
+    workers: int = 1,
+    allowed_bytes: int | None = None,
+    max_rows: int | None = None,
+    progress: Callback | None = None,
+) -> StackResult:
+    """Stack a job on the CPU.
+
+    Parameters
+    ----------
+    job : Job
+        From :func:`zemosaic_stack.make_job`.
+    workers : int
+        Threads.
+    allowed_bytes : int or None
+        Memory it may take; None: half of what is available.
+    max_rows : int or None
+        No slab is higher. Slabs never change a value.
+    progress : callable or None
+        Called as ``progress("stack", slabs_done, slabs)``.
+
+    Raises
+    ------
+    PlanError
+        Not even one row fits; raised before a frame is read.
+    FrameError
+        A frame can no longer be read.
+    """
+    from zemosaic_rejection import COMBINE_CODES, LANES, METHOD_CODES, combine_block, method_code, sorting_network
+
+    height, width = job.shape[:2]
+    channels, n_frames, spec = job.channels, len(job.sources), job.spec
+    plan = plan_slabs(
+        height,
+        allowed_bytes=available_memory() // 2 if allowed_bytes is None else allowed_bytes,
+        n_frames=n_frames,
+        width=width,
+        channels=channels,
+        workers=workers,
+        sample_weights=spec.radial_weight,
+        source_margin=_source_margin(job),
+        raw_bytes=max(s.dtype.itemsize for s in job.sources) * (1 if job.sources[0].cfa else channels),
+        max_rows=max_rows or max(MIN_ROWS, SLAB_BYTES // (4 * n_frames * width * channels)),
+    )
+    logger.debug("CPU stack: %s", plan)
+    maps = {name: np.empty(job.shape, np.int32) for name in ("coverage", "rejected_low", "rejected_high")}
+    result = StackResult(
+        image=np.empty(job.shape, np.float32),
+        weight=np.empty(job.shape, np.float32),
+        frame_hits=np.zeros((n_frames, 2), np.int64),
+        rows_per_slab=plan.rows_per_slab,
+        **maps,
+    )
+    method = METHOD_CODES["kappa_sigma_clipped"] if job.clipped_kappa else method_code(spec)
+    parameters = np.array([*spec.kappas, *spec.winsor_limits], np.float64)
+    rewinsor = spec.is_legacy_winsor and spec.apply_rewinsor
+    network, lanes = sorting_network(n_frames), _lanes(job.table.weight)
+    line = width * channels
+    cube_memory = np.empty(n_frames * plan.rows_per_slab * line, np.float32)
+    radial_memory = np.empty(n_frames * plan.rows_per_slab * width if spec.radial_weight else 0, np.float32)
+    for done, rows in enumerate(row_slabs(height, plan.rows_per_slab)):
+        n_rows = rows.stop - rows.start
+        size = n_rows * line
+        cube = cube_memory[: n_frames * size].reshape(n_frames, size)
+        radial = radial_memory[: n_frames * n_rows * width if spec.radial_weight else 0]
+        radial = radial.reshape(n_frames, -1) if radial.size else np.empty((0, 0), np.float32)
+        nothing = np.empty(0, np.float32)
+        parallel_map(
+            lambda i, rows=rows, cube=cube, radial=radial, nothing=nothing: _fill(
+                job, i, rows, cube[i], radial[i] if radial.size else nothing
+            ),
+            range(n_frames),
+            workers,
+        )
+        sample_weight, step = _sample_weights(job, rows, radial)
+        out = [
+            a.reshape(-1)[rows.start * line : rows.stop * line]
+            for a in (result.image, result.coverage, result.weight, result.rejected_low, result.rejected_high)
+        ]
+        piece = -(-size // (workers * CHUNKS_PER_WORKER * LANES)) * LANES
+
+        def combine(start: int, cube=cube, sample_weight=sample_weight, step=step, out=out, size=size, piece=piece):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+            hits = np.zeros((n_frames, 2), np.int64)
+            lost = combine_block(
+                cube, start, min(start + piece, size), network, method, parameters, rewinsor,
+                COMBINE_CODES[spec.combine], lanes, sample_weight, step, *out, hits,
+            )  # fmt: skip
+            return lost, hits
+
+        for lost, hits in parallel_map(combine, range(0, size, piece), workers):
+            result.all_rejected += lost
+            result.frame_hits += hits
+        notify(progress, "stack", done + 1, plan.n_slabs)
+    return result
+
+
+def _hint(plan: object, name: str) -> int | None:
+    """A positive hint of a duck-typed plan, else None."""
+    value = getattr(plan, name, None)
+    return int(value) if isinstance(value, (int, float)) and value > 0 else None
+
+
+def run_job(
+    job: Job, *, parallel_plan: object = None, allowed_bytes: int | None = None, progress: Callback | None = None
+) -> tuple[Job, StackResult]:
+    """Stack a job within the hints of a plan; a frame that can no longer be read is dropped and the stack starts anew."""
+    while True:
+        try:
+            return job, stack_job(
+                job,
+                workers=_hint(parallel_plan, "cpu_workers") or usable_cpus(),
+                allowed_bytes=allowed_bytes,
+                max_rows=_hint(parallel_plan, "rows_per_chunk"),
+                progress=progress,
+            )
+        except FrameError as exc:
+            keep = [k for k, source in enumerate(job.sources) if source.name != exc.name]
+            if len(keep) in (0, len(job.sources)):
+                raise
+            logger.warning("left out while stacking: %s", exc)
+            job = without_others(job, keep, (exc.name, exc.reason))
+
+
+def without_others(job: Job, keep: Sequence[int], dropped: tuple[str, str]) -> Job:
+    """Return the job with only the frames ``keep``; the one left out is listed as dropped."""
+    table = job.table
+    return replace(
+        job,
+        sources=[job.sources[k] for k in keep],
+        table=replace(
+            table,
+            names=[table.names[k] for k in keep],
+            transform=table.transform[keep],
+            scale=table.scale[keep],
+            offset=table.offset[keep],
+            weight=table.weight[keep],
+        ),
+        sample_weight=None if job.sample_weight is None else job.sample_weight[keep],
+        dropped=[*job.dropped, dropped],
+    )
+
+
+def stack_descriptors(
+    image_descriptors: Sequence[Any] | np.ndarray,
+    stacking_params: Mapping[str, Any],
+    *,
+    parallel_plan: object = None,
+    logger: logging.Logger | None = None,
+    pcb_tile: Callback | None = None,
+    zconfig: object = None,
+    tile_id: object = None,
+    progress_callback: Callback | None = None,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Stack descriptors on the CPU: the twin of ``gpu_stack_from_paths``.
+
+    Parameters
+    ----------
+    image_descriptors : sequence
+        Arrays, paths, dictionaries or :class:`zemosaic_utils.Frame` objects, of one shape.
+    stacking_params : mapping
+        See :func:`zemosaic_spec.stack_spec_from_params`; of ours, optional: ``reference_index`` (frame the others are
+        normalised to), ``memory_bytes``.
+    parallel_plan, zconfig : object
+        Hints and configuration by attribute.
+    logger, pcb_tile, tile_id : object
+        Not needed here; the same for every engine.
+    progress_callback : callable or None
+        Called as ``progress_callback("stack", slabs_done, slabs)``.
+
+    Returns
+    -------
+    image : ndarray (H, W) or (H, W, 3) float32, ADU
+        NaN where no frame has a valid sample.
+    metadata : dict
+        Methods, statistics, maps; see :func:`zemosaic_stack.describe`.
+    """
+    job = prepare(image_descriptors, stacking_params, zconfig)
+    job, result = run_job(
+        job,
+        parallel_plan=parallel_plan,
+        allowed_bytes=stacking_params.get("memory_bytes"),
+        progress=progress_callback,
+    )
+    metadata = describe(job, result)
+    metadata["rgb_equalization"] = _equalise(result.image, job.spec)
+    return result.image, metadata
+
+
+def _equalise(image: np.ndarray, spec: StackSpec) -> dict[str, Any]:
+    from types import SimpleNamespace
+
+    return _poststack_rgb_equalization(image, SimpleNamespace(poststack_equalize_rgb=spec.equalize_rgb))
+
+
+# --------------------------------------------------------------------------- inherited: one stack in memory
+
+
+def _same_shape(frames: Any, what: str) -> tuple[list[np.ndarray], list[int]]:
+    """Check frames given in memory; those of another shape than the first are left out with a warning."""
+    if frames is None or len(frames) == 0:
+        raise NoFramesError(f"{what}: no frames to stack")
+    first = np.asarray(frames[0])
+    if first.ndim not in (2, 3) or (first.ndim == 3 and first.shape[2] not in (1, 3)):
+        raise SpecError(f"{what}: a frame of shape {first.shape} is neither (H, W) nor (H, W, 3)")
+    kept = [i for i, f in enumerate(frames) if np.shape(f) == first.shape]
+    for i in sorted(set(range(len(frames))) - set(kept)):
+        logger.warning("%s: frame %d has shape %s, not %s; left out", what, i, np.shape(frames[i]), first.shape)
+    return [np.asarray(frames[i]) for i in kept], kept
+
+
+def _frame_weights(weights: Any, n_frames: int, kept: list[int], shape: tuple[int, ...]) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Split weights given by a caller into frame weights ``(N, C)`` and sample weights; see contract of the functions."""
+    if weights is None:
+        return None, None
+    given = np.asarray(weights, np.float64)
+    if given.ndim == 0 or given.shape[0] != n_frames:
+        raise SpecError(f"weights have length {given.shape[0] if given.ndim else 0}, there are {n_frames} frames")
+    if not np.isfinite(given).all() or (given < 0).any():
+        raise SpecError("weights must be finite and not negative")
+    given = given[kept]
+    channels = shape[2] if len(shape) == 3 else 1
+    if given.size == len(kept) or (given.ndim >= 2 and given.size == len(kept) * given.shape[-1] == len(kept) * channels):
+        per_frame = given.reshape(len(kept), -1)
+        return np.ascontiguousarray(np.broadcast_to(per_frame, (len(kept), channels))), None
+    try:
+        full = np.broadcast_to(given if given.ndim == len(shape) + 1 else given[..., None], (len(kept), *shape))
+    except ValueError as exc:
+        raise SpecError(f"weights of shape {given.shape} fit neither {len(kept)} frames nor frames of shape {shape}") from exc
+    return None, full
+
+
+def _stack_in_memory(
+    frames: Any,
+    spec: StackSpec,
+    what: str,
+    *,
+    weights: Any = None,
+    zconfig: object = None,
+    stack_metadata: dict[str, Any] | None = None,
+    parallel_plan: object = None,
+    progress_callback: Callback | None = None,
+    clipped_kappa: bool = False,
+    equalise: bool = True,
+) -> tuple[np.ndarray, float]:
+    """Stack arrays, fill ``stack_metadata`` in place, return image and percent rejected."""
+    arrays, kept = _same_shape(frames, what)
+    per_frame, per_sample = _frame_weights(weights, len(frames), kept, arrays[0].shape)
+    job = replace(
+        make_job(as_frames(arrays), spec if per_frame is None and per_sample is None else replace(spec, weight="none")),
+        sample_weight=per_sample,
+        clipped_kappa=clipped_kappa,
+    )
+    if per_frame is not None:
+        job = replace(job, table=replace(job.table, weight=per_frame))
+    job, result = run_job(job, parallel_plan=parallel_plan, progress=progress_callback)
+    metadata = describe(job, result)
+    if stack_metadata is not None:
+        stack_metadata.update({k: v for k, v in metadata.items() if k not in stack_metadata or k != "rgb_equalization"})
+    if equalise:
+        _poststack_rgb_equalization(result.image, zconfig, stack_metadata)
+    samples = float(result.coverage.sum())
+    rejected = float(result.rejected_low.sum() + result.rejected_high.sum())
+    return result.image, 100.0 * rejected / samples if samples > 0 else 0.0
+
+
+def stack_kappa_sigma_clip(
+    frames: Any,
+    weight_method: str = "none",
+    zconfig: object = None,
+    stack_metadata: dict[str, Any] | None = None,
+    parallel_plan: object = None,
+    *,
+    sigma_low: float = 3.0,
+    sigma_high: float = 3.0,
+    weights: Any = None,
+    progress_callback: Callback | None = None,
+) -> tuple[np.ndarray, float]:
+    """Kappa-sigma rejection in one pass, weighted mean, RGB equalisation. No normalisation.
+
+    Parameters
+    ----------
+    frames : sequence of (H, W) or (H, W, 3) arrays, or a 3-D or 4-D array, ADU
+    weight_method : str
+        "none" or "noise_variance"; ignored when ``weights`` are given.
+    zconfig : object
+        ``poststack_equalize_rgb`` is honoured (default True).
+    stack_metadata : dict or None
+        Filled in place.
+    parallel_plan : object
+        ``cpu_workers`` and ``rows_per_chunk`` are hints.
+    sigma_low, sigma_high : float
+        Limits, units of the population standard deviation about the median.
+    weights : array (N,), (N, 1, ..), (N, 1, 1, C) or of full shape, or None
+
+    Returns
+    -------
+    image : ndarray float32, ADU
+    rejected : float
+        Percent of the valid samples.
+
+    Raises
+    ------
+    ValueError
+        No frames, frames that are not images, weights of another length, limits out of range.
+    """
+    spec = StackSpec(
+        normalize="none", weight=weight_method, reject="kappa_sigma", kappa_low=sigma_low, kappa_high=sigma_high  # type: ignore[arg-type]
+    )  # fmt: skip
+    return _stack_in_memory(
+        frames, spec, "stack_kappa_sigma_clip", weights=weights, zconfig=zconfig, stack_metadata=stack_metadata,
+        parallel_plan=parallel_plan, progress_callback=progress_callback,
+    )  # fmt: skip
+
+
+def stack_winsorized_sigma_clip(
+    frames: Any,
+    weights: Any = None,
+    weight_method: str = "none",
+    zconfig: object = None,
+    stack_metadata: dict[str, Any] | None = None,
+    parallel_plan: object = None,
+    *,
+    kappa: float = 3.0,
+    winsor_limits: tuple[float, float] | None = (0.05, 0.05),
+    apply_rewinsor: bool = True,
+    winsor_max_frames_per_pass: int = 0,
+    winsor_max_workers: int = 1,
+    winsor_auto_fallback_on_memory_error: bool = True,
+    winsor_min_frames_per_pass: int = 4,
+    winsor_memmap_fallback: str = "auto",
+    winsor_split_strategy: str = "sequential",
+    progress_callback: Callback | None = None,
+) -> tuple[np.ndarray, float]:
+    """Winsorized sigma clipping, weighted mean, RGB equalisation. No normalisation.
+
+    ``kappa`` is the limit on both sides. ``winsor_limits`` None means (0.05, 0.05). ``zconfig.wsc_impl`` or the environment
+    choose the implementation, ZeMosaic's own by default. The ``winsor_*`` sizes, workers and strategies are accepted
+    as hints of old configurations; memory is bounded anyway and none of them changes a value. For the other parameters,
+    the returns and the errors see :func:`stack_kappa_sigma_clip`.
+    """
+    spec = StackSpec(
+        normalize="none",
+        weight=weight_method,  # type: ignore[arg-type]
+        reject="winsorized_sigma_clip",
+        wsc_impl=wsc_impl_choice(zconfig),  # type: ignore[arg-type]
+        kappa_low=kappa,
+        kappa_high=kappa,
+        winsor_limits=winsor_limits,  # type: ignore[arg-type]
+        apply_rewinsor=apply_rewinsor,
+    )
+    return _stack_in_memory(
+        frames, spec, "stack_winsorized_sigma_clip", weights=weights, zconfig=zconfig, stack_metadata=stack_metadata,
+        parallel_plan=parallel_plan, progress_callback=progress_callback,
+    )  # fmt: skip
+
+
+def stack_aligned_images(
+    aligned_image_data_list: Sequence[Any],
+    normalize_method: str = "none",
+    weighting_method: str = "none",
+    rejection_algorithm: str = "kappa_sigma",
+    final_combine_method: str = "mean",
+    sigma_clip_low: float = 3.0,
+    sigma_clip_high: float = 3.0,
+    winsor_limits: tuple[float, float] | None = (0.05, 0.05),
+    minimum_signal_adu_target: float = 0.0,
+    apply_radial_weight: bool = False,
+    radial_feather_fraction: float = 0.8,
+    radial_shape_power: float = 2.0,
+    winsor_max_workers: int = 1,
+    progress_callback: Callback | None = None,
+    zconfig: object = None,
+    stack_metadata: dict[str, Any] | None = None,
+    parallel_plan: object = None,
+) -> np.ndarray | None:
+    """Normalise, weight, reject and combine aligned frames; None entries are skipped, None is returned if none is left.
+
+    ``minimum_signal_adu_target > 0`` lifts the image so that its minimum is that, ADU. ``kappa_sigma`` takes its limits from
+    sigma-clipped statistics here, unlike :func:`stack_kappa_sigma_clip`.
+    """
+    frames = [f for f in aligned_image_data_list or [] if f is not None]
+    if not frames:
+        return None
+    spec = StackSpec(
+        normalize=normalize_method,  # type: ignore[arg-type]
+        weight=weighting_method,  # type: ignore[arg-type]
+        reject=rejection_algorithm,  # type: ignore[arg-type]
+        wsc_impl=wsc_impl_choice(zconfig),  # type: ignore[arg-type]
+        kappa_low=sigma_clip_low,
+        kappa_high=sigma_clip_high,
+        winsor_limits=winsor_limits,  # type: ignore[arg-type]
+        combine=final_combine_method,  # type: ignore[arg-type]
+        radial_weight=apply_radial_weight,
+        radial_feather=radial_feather_fraction,
+        radial_power=radial_shape_power,
+    )
+    image, _ = _stack_in_memory(
+        frames, spec, "stack_aligned_images", zconfig=zconfig, stack_metadata=stack_metadata,
+        parallel_plan=parallel_plan, progress_callback=progress_callback, clipped_kappa=spec.reject == "kappa_sigma",
+    )  # fmt: skip
+    if minimum_signal_adu_target > 0 and np.isfinite(image).any():
+        image += np.float32(minimum_signal_adu_target - float(np.nanmin(image)))
+    return image
+
+
+# --------------------------------------------------------------------------- inherited: alignment
+
+
+def align_images_in_group(
+    image_data_list: Sequence[Any],
+    reference_image_index: int = 0,
+    detection_sigma: float = 3.0,
+    min_area: int = 5,
+    propagate_mask: bool = False,
+    progress_callback: Callback | None = None,
+) -> tuple[list[np.ndarray | None], list[int]]:
+    """Register frames on one of them by their stars and resample them onto its grid.
+
+    Parameters
+    ----------
+    image_data_list : sequence of (H, W) or (H, W, 3) arrays or None, ADU
+    reference_image_index : int
+    detection_sigma, min_area : float, int
+        Detection threshold in units of the background rms; connected pixels above it.
+    propagate_mask : bool
+        Accepted; invalid pixels (NaN) always follow their frame.
+
+    Returns
+    -------
+    aligned : list
+        Of the same length: float32 copies, NaN outside the footprint, or None.
+    failed : list of int
+        Positions that could not be registered, None entries included.
+
+    Raises
+    ------
+    SpecError
+        The reference is missing.
+    """
+    if not 0 <= reference_image_index < len(image_data_list) or image_data_list[reference_image_index] is None:
+        raise SpecError(f"reference image {reference_image_index} of {len(image_data_list)} is missing")
+    spec = RegisterSpec(detection_sigma=detection_sigma, min_area=min_area)
+    reference = open_source(np.asarray(image_data_list[reference_image_index]))
+    known = detect_stars(_luminance(reference), spec)
+    aligned: list[np.ndarray | None] = []
+    for i, data in enumerate(image_data_list):
+        if i == reference_image_index:
+            aligned.append(np.array(data, np.float32))
+            continue
+        source = None if data is None else open_source(np.asarray(data))
+        if source is None or source.shape != reference.shape:
+            aligned.append(None)
+            continue
+        verdict = register_stars(known, detect_stars(_luminance(source), spec), reference.shape[:2], spec)
+        if not verdict.ok:
+            logger.warning("align_images_in_group: frame %d not registered: %s", i, verdict.reason)
+        aligned.append(_resampled(source, verdict.transform) if verdict.ok else None)
+        notify(progress_callback, "align", i + 1, len(image_data_list))
+    return aligned, [i for i, a in enumerate(aligned) if a is None]
+
+
+def _luminance(source: FrameSource) -> np.ndarray:
+    pixels = source.read_rows(0, source.height).astype(np.float32, copy=False)
+    return pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels.mean(axis=2, dtype=np.float32))
+
+
+def _resampled(source: FrameSource, matrix: np.ndarray) -> np.ndarray:
+    """One frame on the reference grid."""
+    table, _, _ = build_frame_table([source.name], [matrix], [measure_levels(np.zeros((1, 1, source.channels), np.float32))],
+                                    StackSpec(normalize="none", weight="none"))  # fmt: skip
+    job = Job([source], table, StackSpec(normalize="none", weight="none"), source.shape)
+    out = np.empty(source.shape, np.float32)
+    _fill(job, 0, slice(0, source.height), out.reshape(-1), np.empty(0, np.float32))
+    return out
+
+
+# --------------------------------------------------------------------------- inherited: pieces
+
+
+def _normalized_copies(images: Sequence[Any], reference_index: int, method: str) -> list[np.ndarray | None]:
+    present = [i for i, image in enumerate(images) if image is not None]
+    views = {i: np.asarray(images[i], np.float32).reshape(*np.shape(images[i])[:2], -1) for i in present}
+    spec = StackSpec(normalize=method, weight="none")  # type: ignore[arg-type]
+    stats = [measure_levels(views[i], max_samples=None) for i in present]
+    from zemosaic_weights import normalisation
+
+    scale, offset = normalisation(spec, stats, present.index(reference_index))
+    copies: list[np.ndarray | None] = [None] * len(images)
+    for k, i in enumerate(present):
+        copies[i] = (views[i] * scale[k] + offset[k]).astype(np.float32).reshape(np.shape(images[i]))
+    return copies
+
+
+def _normalize_images_linear_fit(
+    image_list: Sequence[Any],
+    reference_index: int = 0,
+    low_percentile: float = 25.0,
+    high_percentile: float = 90.0,
+    progress_callback: Callback | None = None,
+    use_gpu: bool = False,
+) -> list[np.ndarray | None]:
+    """Match percentiles 25 and 90 of every channel to the reference's; copies, inputs unchanged.
+
+    Raises
+    ------
+    SpecError
+        Other percentiles than 25 and 90, which are the definition.
+    """
+    if (low_percentile, high_percentile) != (25.0, 90.0):
+        raise SpecError(f"linear_fit matches percentiles 25 and 90, not {low_percentile:g} and {high_percentile:g}")
+    return _normalized_copies(image_list, reference_index, "linear_fit")
+
+
+def _normalize_images_sky_mean(
+    image_list: Sequence[Any],
+    reference_index: int = 0,
+    sky_percentile: float = 25.0,
+    progress_callback: Callback | None = None,
+    use_gpu: bool = False,
+) -> list[np.ndarray | None]:
+    """Shift every frame so that the 25th percentile of its luminance is the reference's; copies, inputs unchanged.
+
+    Raises
+    ------
+    SpecError
+        Another percentile than 25, which is the definition.
+    """
+    if sky_percentile != 25.0:
+        raise SpecError(f"sky_mean matches percentile 25, not {sky_percentile:g}")
+    return _normalized_copies(image_list, reference_index, "sky_mean")
+
+
+def _calculate_image_weights_noise_variance(image_list: Sequence[Any]) -> np.ndarray:
+    """Return ``min(v) / v`` of every frame, ``(N,)`` or ``(N, 3) float32``; v = sigma-clipped variance, ADU^2."""
+    stats = [measure_levels(np.asarray(f, np.float32).reshape(*np.shape(f)[:2], -1), max_samples=None) for f in image_list]
+    weights = noise_variance_weights(np.stack([s.variance for s in stats])).astype(np.float32)
+    return weights[:, 0] if np.ndim(image_list[0]) == 2 else weights
+
+
+def _compute_quality_weights(
+    image_list: Sequence[Any], requested_method: str, progress_callback: Callback | None = None
+) -> tuple[np.ndarray | None, str, dict[str, float] | None]:
+    """Return weights that broadcast over the frames ``(N, 1, 1[, C]) float32``, the method, and their statistics."""
+    spec = StackSpec(normalize="none", weight=requested_method)  # type: ignore[arg-type]
+    if spec.weight == "none":
+        return None, "none", None
+    weights = _calculate_image_weights_noise_variance(image_list)
+    shaped = weights.reshape(len(image_list), 1, 1, *weights.shape[1:])
+    finite = weights[np.isfinite(weights)]
+    return shaped, spec.weight, {"min": float(finite.min()), "max": float(finite.max()), "frames": len(image_list)}
+
+
+def _kept_mask(stack: np.ndarray, spec: StackSpec, method: str) -> np.ndarray:
+    """Boolean mask of the samples that a rejection keeps, of the stack's shape."""
+    from zemosaic_rejection import METHOD_CODES, limits_block, sorting_network
+
+    cube = np.ascontiguousarray(stack.reshape(stack.shape[0], -1), dtype=np.float32)
+    low, high = np.empty(cube.shape[1], np.float32), np.empty(cube.shape[1], np.float32)
+    parameters = np.array([*spec.kappas, *spec.winsor_limits], np.float64)
+    limits_block(cube, sorting_network(stack.shape[0]), METHOD_CODES[method], parameters, low, high)
+    return ((cube >= low) & (cube <= high)).reshape(stack.shape)
+
+
+def _reject_outliers_kappa_sigma(
+    stacked_array_NHDWC: np.ndarray, sigma_low: float, sigma_high: float, progress_callback: Callback | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a float32 copy with rejected samples NaN, and the boolean mask of the samples kept.
+
+    The limits are those of :func:`stack_aligned_images`, from sigma-clipped statistics.
+    """
+    stack = np.asarray(stacked_array_NHDWC, np.float32)
+    keep = _kept_mask(stack, StackSpec(reject="kappa_sigma", kappa_low=sigma_low, kappa_high=sigma_high), "kappa_sigma_clipped")
+    return np.where(keep, stack, np.float32(np.nan)), keep
+
+
+def _reject_outliers_winsorized_sigma_clip(
+    stacked_array_NHDWC: np.ndarray,
+    winsor_limits_tuple: tuple[float, float] | None,
+    sigma_low: float,
+    sigma_high: float,
+    progress_callback: Callback | None = None,
+    max_workers: int = 1,
+    apply_rewinsor: bool = True,
+    weights_chunk: np.ndarray | None = None,
+    streaming_state: object = None,
+) -> tuple[np.ndarray, None]:
+    """Return a float32 copy in which rejected samples are NaN, or with ``apply_rewinsor`` their clipped values, and None."""
+    stack = np.asarray(stacked_array_NHDWC, np.float32)
+    spec = StackSpec(
+        reject="winsorized_sigma_clip",
+        wsc_impl="legacy_quantile",
+        kappa_low=sigma_low,
+        kappa_high=sigma_high,
+        winsor_limits=winsor_limits_tuple,  # type: ignore[arg-type]
+    )
+    keep = _kept_mask(stack, spec, "legacy_quantile")
+    replaced: Any = np.float32(np.nan)
+    if apply_rewinsor:
+        low, high = spec.winsor_limits
+        with np.errstate(invalid="ignore"):
+            bounds = np.nanquantile(stack.astype(np.float64), (low, 1.0 - high), axis=0)
+        replaced = np.clip(stack, bounds[0], bounds[1]).astype(np.float32)
+    return np.where(keep, stack, replaced), None

@@ -1,0 +1,37 @@
+"""How a numeric kernel is compiled: one decorator, so that every kernel obeys the same rules of arithmetic.
+
+Compiled code is cached on disk. Where no cache folder can be written (a read-only installation without a home
+folder) the kernel is compiled in memory instead, and the run goes on.
+
+Kernels release the interpreter lock and are never parallel inside: the engines split the work over their own
+threads, because tiles run in threads and not every Numba threading layer survives that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+# Sorting only moves values, so "no NaN, no infinity, sign of zero does not matter" changes no bit there, and lets
+# LLVM use SIMD minimum and maximum. Nothing that adds or multiplies is ever compiled with these.
+_SORTING = {"nnan", "ninf", "nsz"}
+
+
+def _compile(function: Callable[..., Any], **options: Any) -> Any:
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # Numba found no folder for its cache
+        return numba.njit(cache=False, **options)(function)
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a kernel with strict IEEE arithmetic: no contraction, no reordering, division by zero gives inf or nan."""
+    return _compile(function, nogil=True, fastmath=False, error_model="numpy")
+
+
+def sorting_kernel(function: Callable[..., Any]) -> Any:
+    """Compile a kernel that only compares and moves finite values."""
+    return _compile(function, nogil=True, fastmath=_SORTING, error_model="numpy")
+

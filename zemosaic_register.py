@@ -1,0 +1,1154 @@
+"""Registration: stars of a frame, the transform that brings it onto the reference, and a verdict on both.
+
+Stages, in order: :func:`detect_stars` once per frame, :func:`choose_reference`, then per frame either
+:func:`register_stars` (optionally seeded by :func:`wcs_transform`) or :func:`register_wcs`.
+
+A transform is a (3, 3) float64 matrix in homogeneous coordinates that maps a REFERENCE pixel ``(x, y, 1)`` to a
+FRAME pixel, which is the direction resampling needs. Pixel coordinates are 0-based, centres at integers.
+
+A fit is a verdict, never a guess: a frame fails, with its numbers, unless its match is far beyond what the density
+of its stars would give by chance (see :func:`_log10_chance`).
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from zemosaic_spec import FrameError, RegisterSpec, Registration, TransformName
+
+if TYPE_CHECKING:
+    from astropy.wcs import WCS
+    from scipy.spatial import cKDTree
+
+FWHM_PER_SIGMA: Final = 2.0 * math.sqrt(2.0 * math.log(2.0))
+BACKGROUND_MESH: Final = 64  # px, cell of the background and noise maps
+KERNEL_NOISE: Final = 0.375  # noise of white unit noise after the 3 x 3 kernel (1 2 1; 2 4 2; 1 2 1) / 16
+PIXELS_PER_STAR: Final = 35  # px above the threshold that a kept star needs in a rich field
+MAX_AXIS_RATIO: Final = 3.0  # longer than this is a trail
+MAX_PEAK_SHARE: Final = 0.65  # of the flux in 3 x 3 px; a Gaussian of FWHM 1.2 px reaches 0.60, a hot pixel 1
+MIN_FWHM: Final = 1.0  # px of the detection image
+CENTROID_FLOOR: Final = 0.015  # px, centroid error that no brightness overcomes (sampling, seeing)
+SATURATED_ERROR: Final = 0.15  # px, centroid error of a star with a flat top
+STATIONARY_RADIUS: Final = 0.5  # px, two detections closer than this did not move between the frames
+MOVED: Final = 1.0  # px, a sky that moved by more than this cannot explain stationary detections
+START_RADIUS: Final = 6.0  # px, search radius around the stars of a fresh hypothesis
+MIN_RADIUS: Final = 0.6  # px, the search radius never shrinks below this
+MAX_LOG10_CHANCE: Final = -6.0  # a match more likely than 1e-6 under chance is not a match
+MIN_FRACTION: Final = 0.2  # of the stars visible in both, that must have matched
+MIN_FRACTION_STILL: Final = 0.5  # of the reference's stars, that must have matched if nothing moved
+CLIP: Final = 3.5  # residual limit in a fit, units of the pair's own sigma (0.2 % of true pairs are beyond)
+FREE_PAIRS: Final[dict[str, int]] = {"similarity": 2, "affine": 3, "homography": 4}  # pairs a model can always satisfy
+
+_sep_limits = threading.Lock()  # sep's buffer sizes are global to the process
+
+
+# --------------------------------------------------------------------------- star lists
+
+
+@dataclass(frozen=True, eq=False)
+class StarList:
+    """Stars of one frame, brightest first.
+
+    Attributes
+    ----------
+    x, y : ndarray (n,) float64
+        Centroids, full-resolution pixels.
+    flux : ndarray (n,) float64
+        Flux above the background, ADU of the detection image (summed over its pixels).
+    fwhm : ndarray (n,) float64
+        Full width at half maximum, full-resolution pixels.
+    eccentricity : ndarray (n,) float64
+        ``sqrt(1 - (b / a)^2)``, 0 = round.
+    error : ndarray (n,) float64, optional
+        One-sigma centroid error per axis, full-resolution pixels; :data:`CENTROID_FLOOR` for all if not given.
+
+    Raises
+    ------
+    ValueError
+        The columns differ in length or are not one-dimensional.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    flux: np.ndarray
+    fwhm: np.ndarray
+    eccentricity: np.ndarray
+    error: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        """Bring all columns to one form."""
+        if self.error is None:
+            object.__setattr__(self, "error", np.full(np.shape(self.x), CENTROID_FLOOR))
+        for name in ("x", "y", "flux", "fwhm", "eccentricity", "error"):
+            column = np.ascontiguousarray(getattr(self, name), dtype=np.float64)
+            if column.ndim != 1 or column.shape != np.shape(self.x):
+                raise ValueError(
+                    f"star list: column {name} has shape {column.shape}, x has {np.shape(self.x)}; give equal lengths"
+                )
+            object.__setattr__(self, name, column)
+
+    def __len__(self) -> int:
+        """Return the number of stars."""
+        return len(self.x)
+
+    @property
+    def xy(self) -> np.ndarray:
+        """Positions as (n, 2) float64."""
+        return np.column_stack((self.x, self.y))
+
+    @property
+    def sigma(self) -> np.ndarray:
+        """Centroid errors as (n,) float64, never None."""
+        return np.full(len(self), CENTROID_FLOOR) if self.error is None else self.error
+
+    def select(self, index: np.ndarray) -> StarList:
+        """Return the stars that an index array or a boolean mask picks, in that order."""
+        return StarList(
+            self.x[index], self.y[index], self.flux[index], self.fwhm[index], self.eccentricity[index],
+            self.sigma[index],
+        )  # fmt: skip
+
+
+def _no_stars() -> StarList:
+    empty = np.empty(0)
+    return StarList(empty, empty, empty, empty, empty, empty)
+
+
+# --------------------------------------------------------------------------- detection
+
+
+class _Sky(NamedTuple):
+    """An image without its background: signal and noise (H, W) float32 ADU, invalid (H, W) bool or None."""
+
+    signal: np.ndarray
+    noise: np.ndarray
+    invalid: np.ndarray | None
+
+
+def detect_stars(image: np.ndarray, spec: RegisterSpec, *, scale: float = 1.0, offset: float = 0.0) -> StarList:
+    """Find the stars of one frame.
+
+    Background and noise come from a 64 px mesh (``sep``); pixels are found where the matched filter (the 3 x 3 kernel
+    1 2 1; 2 4 2; 1 2 1) exceeds ``spec.detection_sigma`` times its own measured noise, so that correlated noise (a
+    debayered image) raises the threshold. Objects at the edge, trails, single hot pixels, saturated blends and objects
+    of a size unlike the others are dropped; of the rest, the ``spec.max_stars`` brightest are kept.
+
+    Centroid, width and shape are Gaussian-windowed moments, the window iterated to the star's own width, which is
+    the definition of SExtractor's XWIN_IMAGE and for a Gaussian star its true FWHM (pixel integration included).
+
+    Parameters
+    ----------
+    image : ndarray (H, W) float32
+        Luminance or one channel, ADU; NaN = invalid.
+    spec : RegisterSpec
+        ``detection_sigma``, ``min_area`` and ``max_stars`` are used.
+    scale, offset : float
+        For a binned image: ``x_full = x * scale + offset``, y likewise; FWHM is multiplied by ``scale``.
+        2 x 2 superpixels have scale 2, offset 0.5.
+
+    Returns
+    -------
+    StarList
+        Empty for a blank, noisy or fully invalid image: the registration verdict speaks of it.
+
+    Raises
+    ------
+    ValueError
+        The image is not two-dimensional.
+
+    References
+    ----------
+    Bertin & Arnouts 1996, A&AS 117, 393 (windowed positions: SExtractor manual, 10.5); Barbary 2016, JOSS 1, 58 (sep).
+    Bernstein & Jarvis 2002, AJ 123, 583 (moments with a matched Gaussian weight).
+    """
+    if image.ndim != 2:
+        raise ValueError(f"star detection needs an (H, W) image, got shape {image.shape}; pass luminance or a channel")
+    sky = _subtract_background(image)
+    if sky is None:
+        return _no_stars()
+    objects, noise_ratio = _extract(sky, spec)
+    if len(objects) == 0:
+        return _no_stars()
+    guess = float(np.median(np.sqrt(objects["a"] * objects["b"])[:100]))
+    stamps = _cut_stamps(sky, objects, float(np.clip(guess, 0.9, 6.0)))
+    stars = _measure(stamps, noise_ratio)
+    stars = stars.select(_usual_width(stars.fwhm))
+    stars = stars.select(np.lexsort((stars.x, stars.y, -stars.flux))[: spec.max_stars])
+    return replace(
+        stars,
+        x=stars.x * scale + offset,
+        y=stars.y * scale + offset,
+        fwhm=stars.fwhm * scale,
+        error=stars.sigma * scale,
+    )
+
+
+def _subtract_background(image: np.ndarray) -> _Sky | None:
+    """Split an image into background-free signal and noise; None when no pixel is valid."""
+    import sep
+
+    data = np.ascontiguousarray(image, dtype=np.float32)
+    invalid: np.ndarray | None = ~np.isfinite(data)
+    if not np.any(invalid):
+        invalid = None
+    elif np.all(invalid):
+        return None
+    background = sep.Background(data, mask=invalid, bw=BACKGROUND_MESH, bh=BACKGROUND_MESH)
+    signal = background.back(dtype=np.float32)
+    np.subtract(data, signal, out=signal)
+    if invalid is not None:
+        signal[invalid] = 0.0
+    noise = background.rms(dtype=np.float32)
+    # A mesh cell without any noise (clipped, constant) would make every pixel beside it infinitely significant.
+    np.maximum(noise, np.float32(0.1 * background.globalrms), out=noise)
+    return _Sky(signal, noise, invalid)
+
+
+def _extract(sky: _Sky, spec: RegisterSpec) -> tuple[np.ndarray, float]:
+    """Return star-like ``sep`` objects, most significant first, and matched-filter noise over that of white noise."""
+    filtered = _smooth(sky.signal / sky.noise)
+    step = max(1, round(math.sqrt(filtered.size / 60_000)))
+    sample = filtered[1:-1:step, 1:-1:step]
+    noise = max(KERNEL_NOISE, 1.4826 * float(np.median(np.abs(sample)))) if sample.size else KERNEL_NOISE
+    threshold = spec.detection_sigma * noise
+    wanted = spec.max_stars + spec.max_stars // 2 + 32  # spare ones, since some are dropped once they are measured
+    # In a rich field the stars that are kept stand far above the threshold: look for them alone first (half the time).
+    share = PIXELS_PER_STAR * wanted / filtered.size
+    raised = float(np.quantile(sample, 1.0 - share)) if share < 1.0 and sample.size else 0.0
+    for level in (raised, threshold) if raised > 1.5 * threshold else (threshold,):
+        objects = _extract_above(filtered, level, spec.min_area)
+        if len(objects) >= wanted:
+            break
+    order = np.lexsort((objects["x"], objects["y"], -objects["flux"]))
+    return objects[order[:wanted]], noise / KERNEL_NOISE
+
+
+def _extract_above(filtered: np.ndarray, level: float, min_area: int) -> np.ndarray:
+    """``sep`` objects of a filtered image above a level, without those at the edge, trails and failed blends."""
+    import sep
+
+    active = int(np.count_nonzero(filtered > level)) + 1024
+    with _sep_limits:  # grow only, so that another thread's larger frame keeps its buffer
+        sep.set_extract_pixstack(max(sep.get_extract_pixstack(), active))
+        sep.set_sub_object_limit(max(sep.get_sub_object_limit(), 65_536))
+    # Already filtered, so no kernel; cleaning only removes faint objects beside bright ones, which are not kept anyway.
+    objects = sep.extract(filtered, level, minarea=min_area, filter_kernel=None, deblend_nthresh=16, clean=False)
+    height, width = filtered.shape
+    unusable = objects["flag"] & (sep.OBJ_TRUNC | sep.OBJ_DOVERFLOW | sep.OBJ_SINGU)
+    inside = (
+        (objects["xmin"] > 1) & (objects["ymin"] > 1) & (objects["xmax"] < width - 2) & (objects["ymax"] < height - 2)
+    )
+    return objects[(unusable == 0) & inside & (objects["a"] <= MAX_AXIS_RATIO * objects["b"])]
+
+
+def _smooth(image: np.ndarray) -> np.ndarray:
+    """Convolve with (1 2 1; 2 4 2; 1 2 1) / 16; the outermost pixels become 0."""
+    result = np.zeros_like(image)
+    if min(image.shape) < 3:
+        return result
+    rows = image[:, :-2] + image[:, 2:]
+    rows += image[:, 1:-1]
+    rows += image[:, 1:-1]
+    inner = result[1:-1, 1:-1]
+    np.add(rows[:-2], rows[2:], out=inner)
+    inner += rows[1:-1]
+    inner += rows[1:-1]
+    inner *= np.float32(1.0 / 16.0)
+    return result
+
+
+class _Stamps(NamedTuple):
+    """Square cutouts around objects: pixels (n, s, s) float64 ADU, centre pixel (n,), noise (n,) ADU, and hints."""
+
+    pixels: np.ndarray
+    x0: np.ndarray
+    y0: np.ndarray
+    x: np.ndarray  # first guess of the centroid, px
+    y: np.ndarray
+    noise: np.ndarray
+    merged: np.ndarray  # cut out of a blend
+    sigma: float  # first guess of the stars' Gaussian sigma, px
+
+
+def _cut_stamps(sky: _Sky, objects: np.ndarray, sigma: float) -> _Stamps:
+    import sep
+
+    # The window times the star falls to 0.2 % at 2.5 sigma; room for widths 1.5 times the guess.
+    radius = math.ceil(3.75 * sigma) + 1
+    height, width = sky.signal.shape
+    x0 = np.rint(objects["x"]).astype(np.intp)
+    y0 = np.rint(objects["y"]).astype(np.intp)
+    inside = (x0 >= radius) & (y0 >= radius) & (x0 < width - radius) & (y0 < height - radius)
+    objects, x0, y0 = objects[inside], x0[inside], y0[inside]
+    span = np.arange(-radius, radius + 1)
+    rows, columns = (y0[:, None] + span)[:, :, None], (x0[:, None] + span)[:, None, :]
+    keep = np.ones(len(x0), dtype=bool)
+    if sky.invalid is not None:
+        core = np.hypot(span[:, None], span) <= FWHM_PER_SIGMA * sigma
+        keep = ~np.any(sky.invalid[rows, columns] & core, axis=(1, 2))
+    pixels = sky.signal[rows, columns].astype(np.float64)
+    merged = (objects["flag"] & sep.OBJ_MERGED) != 0
+    noise = sky.noise[y0, x0].astype(np.float64)
+    x, y = objects["x"], objects["y"]
+    return _Stamps(pixels[keep], x0[keep], y0[keep], x[keep], y[keep], noise[keep], merged[keep], sigma)
+
+
+def _measure(stamps: _Stamps, noise_ratio: float) -> StarList:
+    """Windowed centroid, flux, width, shape and centroid error; what is no star is dropped."""
+    dx, dy = stamps.x - stamps.x0, stamps.y - stamps.y0  # centroid relative to the stamp's centre
+    first_dx, first_dy = dx, dy
+    low, high = 0.9, max(2.0 * stamps.sigma, 1.5)  # an undersampled star still needs a window of about 2 px FWHM
+    window = np.full(len(dx), np.clip(stamps.sigma, low, high))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for _ in range(12):
+            total, mean_x, mean_y, xx, yy, xy = _windowed_moments(stamps.pixels, dx, dy, window)
+            dx, dy = dx + np.clip(2.0 * mean_x, -1.0, 1.0), dy + np.clip(2.0 * mean_y, -1.0, 1.0)
+            variance_1, variance_2 = _unwindowed(xx, yy, xy, window)
+            mean_variance = 0.5 * (variance_1 + variance_2)
+            window = np.sqrt(np.clip(np.nan_to_num(mean_variance, nan=0.0), low**2, high**2))
+        sigma = np.sqrt(mean_variance)
+        amplitude = total * (sigma**2 + window**2) / (2.0 * np.pi * sigma**2 * window**2)
+        error = np.hypot(CENTROID_FLOOR, math.sqrt(2.0 / math.pi) * noise_ratio * stamps.noise / amplitude)
+        eccentricity = np.sqrt(np.clip(1.0 - variance_2 / variance_1, 0.0, 1.0))
+        flat = _flat_top(stamps, sigma, amplitude)
+        core = stamps.pixels[:, stamps.pixels.shape[1] // 2 - 1 :, stamps.pixels.shape[2] // 2 - 1 :][:, :3, :3]
+        peak_share = core.max(axis=(1, 2)) / core.sum(axis=(1, 2))
+        star = (
+            (np.hypot(dx - first_dx, dy - first_dy) < max(2.0, stamps.sigma))
+            & (amplitude > 0.0)
+            & (variance_2 > 0.0)
+            & (variance_1 <= MAX_AXIS_RATIO**2 * variance_2)
+            & (sigma >= MIN_FWHM / FWHM_PER_SIGMA)
+            & (peak_share > 0.0)
+            & (peak_share <= MAX_PEAK_SHARE)
+            & ~(flat & stamps.merged)
+        )
+    common = float(np.median(sigma[star])) if np.any(star) else stamps.sigma
+    # One window for all stars: for equal profiles the flux is exact, and it does not inherit each star's width error.
+    common_window = np.full(len(dx), max(common, low))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        total = _windowed_moments(stamps.pixels, dx, dy, common_window)[0]
+    flux = total * (1.0 + (common / common_window) ** 2)
+    error = np.where(flat, np.maximum(error, SATURATED_ERROR), error * np.where(stamps.merged, 2.0, 1.0))
+    stars = StarList(stamps.x0 + dx, stamps.y0 + dy, flux, sigma * FWHM_PER_SIGMA, eccentricity, error)
+    return stars.select(star & (flux > 0.0))
+
+
+def _windowed_moments(pixels: np.ndarray, dx: np.ndarray, dy: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Sum, means and central second moments (xx, yy, xy) of stamps under a Gaussian window of sigma ``window``.
+
+    The window is separable, so two small matrix products per star give all moments at once.
+    """
+    span = np.arange(pixels.shape[1]) - pixels.shape[1] // 2
+    x, y = span - dx[:, None], span - dy[:, None]
+    weight_x = np.exp(-0.5 * (x / window[:, None]) ** 2)
+    weight_y = np.exp(-0.5 * (y / window[:, None]) ** 2)
+    basis_x = np.stack((weight_x, weight_x * x, weight_x * x * x), axis=2)
+    basis_y = np.stack((weight_y, weight_y * y, weight_y * y * y), axis=1)
+    moment = basis_y @ pixels @ basis_x  # [star, power of y, power of x]
+    total = moment[:, 0, 0]
+    mean_x, mean_y = moment[:, 0, 1] / total, moment[:, 1, 0] / total
+    xx = moment[:, 0, 2] / total - mean_x**2
+    yy = moment[:, 2, 0] / total - mean_y**2
+    return total, mean_x, mean_y, xx, yy, moment[:, 1, 1] / total - mean_x * mean_y
+
+
+def _unwindowed(xx: np.ndarray, yy: np.ndarray, xy: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Variances along the major and minor axis of a Gaussian whose windowed moments are given.
+
+    Star times window is a Gaussian whose inverse covariance is the sum of both: subtract the window's.
+    """
+    middle, half = 0.5 * (xx + yy), np.hypot(0.5 * (xx - yy), xy)
+    return (
+        1.0 / (1.0 / (middle + half) - 1.0 / window**2),
+        1.0 / (1.0 / (middle - half) - 1.0 / window**2),
+    )
+
+
+def _flat_top(stamps: _Stamps, sigma: np.ndarray, amplitude: np.ndarray) -> np.ndarray:
+    """Tell where so many pixels are within 3 % of the peak that the star must be saturated."""
+    peak = stamps.pixels.max(axis=(1, 2))
+    near_peak = np.count_nonzero(stamps.pixels >= 0.97 * peak[:, None, None], axis=(1, 2))
+    # Area of a Gaussian above 97 % of its peak: 0.19 sigma^2.
+    return (near_peak >= 5.0 + 0.4 * np.nan_to_num(sigma) ** 2) & (amplitude > 30.0 * stamps.noise)
+
+
+def _usual_width(fwhm: np.ndarray) -> np.ndarray:
+    """Mask of objects whose width is that of a star in this frame (nebula knots and galaxies are wider)."""
+    if len(fwhm) < 5:
+        return np.ones(len(fwhm), dtype=bool)
+    typical = np.median(fwhm)
+    return (fwhm > 0.5 * typical) & (fwhm < 2.5 * typical)
+
+
+# --------------------------------------------------------------------------- transforms
+
+
+def transform_points(matrix: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """Map points through a homogeneous transform.
+
+    Parameters
+    ----------
+    matrix : ndarray (3, 3) float64
+        Homogeneous transform.
+    xy : ndarray (..., 2) float64
+        Points (x, y), pixels.
+
+    Returns
+    -------
+    ndarray (..., 2) float64
+        Mapped points, pixels.
+    """
+    xy = np.asarray(xy, dtype=np.float64)
+    mapped = xy @ matrix[:2, :2].T + matrix[:2, 2]
+    if matrix[2, 0] == 0.0 and matrix[2, 1] == 0.0 and matrix[2, 2] == 1.0:
+        return mapped
+    return mapped / (xy @ matrix[2, :2] + matrix[2, 2])[..., None]
+
+
+def similarity_parameters(matrix: np.ndarray) -> tuple[float, float, float, float]:
+    """Return scale, rotation (degrees, from +x to +y), dx and dy (pixels) of the similarity nearest to a transform.
+
+    dx, dy is where the reference pixel (0, 0) lands.
+    """
+    matrix = np.asarray(matrix, dtype=np.float64) / matrix[2, 2]
+    cosine, sine = 0.5 * (matrix[0, 0] + matrix[1, 1]), 0.5 * (matrix[1, 0] - matrix[0, 1])
+    rotation = math.degrees(math.atan2(sine, cosine))
+    return math.hypot(cosine, sine), rotation, float(matrix[0, 2]), float(matrix[1, 2])
+
+
+def _fit(kind: TransformName, source: np.ndarray, target: np.ndarray, weight: np.ndarray) -> np.ndarray | None:
+    """Weighted least-squares transform source -> target ((n, 2) px); None when the points do not determine it."""
+    if len(source) < FREE_PAIRS[kind]:
+        return None
+    share = weight / weight.sum()
+    centre, target_centre = share @ source, share @ target
+    size = math.sqrt(float(share @ np.sum((source - centre) ** 2, axis=1)))
+    if not size > 0.0:
+        return None
+    u, v = (source - centre) / size, (target - target_centre) / size
+    core = _CORE_FITS[kind](u, v, share)
+    if core is None:
+        return None
+    into = np.array([[1 / size, 0, -centre[0] / size], [0, 1 / size, -centre[1] / size], [0, 0, 1]])
+    back = np.array([[size, 0, target_centre[0]], [0, size, target_centre[1]], [0, 0, 1]])
+    matrix = back @ core @ into
+    return matrix / matrix[2, 2]
+
+
+def _similarity_core(u: np.ndarray, v: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """Solve in closed form for centred points: with z = x + iy, v = alpha u."""
+    norm = share @ np.sum(u * u, axis=1)
+    real = share @ (u[:, 0] * v[:, 0] + u[:, 1] * v[:, 1]) / norm
+    imaginary = share @ (u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]) / norm
+    return np.array([[real, -imaginary, 0.0], [imaginary, real, 0.0], [0.0, 0.0, 1.0]])
+
+
+def _affine_core(u: np.ndarray, v: np.ndarray, share: np.ndarray) -> np.ndarray | None:
+    normal = (u * share[:, None]).T @ u
+    if np.linalg.cond(normal) > 1e8:  # collinear points
+        return None
+    core = np.eye(3)
+    core[:2, :2] = np.linalg.solve(normal, (u * share[:, None]).T @ v).T
+    return core
+
+
+def _homography_core(u: np.ndarray, v: np.ndarray, share: np.ndarray) -> np.ndarray | None:
+    """Solve for eight unknowns, h33 = 1; rows divided by the last denominator, so that errors are of positions."""
+    n, root = len(u), np.sqrt(share)
+    core = np.eye(3)
+    for _ in range(4):
+        scale = root / (u @ core[2, :2] + 1.0)
+        rows = np.zeros((2 * n, 8))
+        for axis, start in ((0, 0), (1, 3)):
+            block = rows[axis * n : (axis + 1) * n]
+            block[:, start : start + 2] = u
+            block[:, start + 2] = 1.0
+            block[:, 6:8] = -u * v[:, axis, None]
+            block *= scale[:, None]
+        right = np.concatenate((v[:, 0] * scale, v[:, 1] * scale))
+        solution, _, rank, _ = np.linalg.lstsq(rows, right, rcond=1e-9)
+        if rank < 8:
+            return None
+        core = np.append(solution, 1.0).reshape(3, 3)
+        if np.any(u @ core[2, :2] + 1.0 <= 0.1):  # the horizon crosses the field
+            return None
+    return core
+
+
+_CORE_FITS: Final = {"similarity": _similarity_core, "affine": _affine_core, "homography": _homography_core}
+
+
+def _robust_fit(
+    kind: TransformName, source: np.ndarray, target: np.ndarray, sigma: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Fit with sigma clipping; returns the matrix and the mask of pairs kept.
+
+    Pairs weigh ``1 / (sigma^2 + s^2)``, where s is what the residuals have beyond the centroid errors (distortion,
+    seeing, blends): a bright star does not outvote the field where the model, not the centroid, is the limit.
+    """
+    keep = np.ones(len(source), dtype=bool)
+    variance = sigma**2
+    extra = float(np.median(variance))
+    matrix = None
+    for _ in range(10):
+        weight = 1.0 / (variance + extra)
+        matrix = _fit(kind, source[keep], target[keep], weight[keep])
+        if matrix is None:
+            return None
+        squared = np.sum((transform_points(matrix, source) - target) ** 2, axis=1)
+        # Median of a squared Rayleigh variable: 2 ln 2 sigma^2.
+        extra = max(0.0, float(np.median(squared[keep]) / (2.0 * math.log(2.0)) - np.median(variance[keep])))
+        inliers = squared <= CLIP**2 * (variance + extra)
+        if np.array_equal(inliers, keep):
+            break
+        keep = inliers
+    return None if matrix is None else (matrix, keep)
+
+
+# --------------------------------------------------------------------------- matching
+
+
+class _Catalogue(NamedTuple):
+    """Star positions (n, 2) px and errors (n,) px, brightest first."""
+
+    xy: np.ndarray
+    sigma: np.ndarray
+
+
+class _Match(NamedTuple):
+    """A refined hypothesis and its evidence; distances in pixels."""
+
+    matrix: np.ndarray
+    reference_index: np.ndarray
+    frame_index: np.ndarray
+    rms: float
+    radius: float
+    reference_visible: int  # reference stars inside the frame's field
+    frame_visible: int  # frame stars inside the reference's field
+    log10_chance: float
+    corner_error: float  # predicted one-sigma error at the worst corner of the overlap
+
+    @property
+    def matched(self) -> int:
+        return len(self.reference_index)
+
+    @property
+    def fraction(self) -> float:
+        return self.matched / max(1, min(self.reference_visible, self.frame_visible))
+
+
+class _Pair:
+    """Reference and frame catalogues that are compared, with the frame's search tree."""
+
+    def __init__(self, reference: _Catalogue, frame: _Catalogue, shape: tuple[int, int], kind: TransformName) -> None:
+        from scipy.spatial import cKDTree
+
+        self.reference, self.frame, self.shape, self.kind = reference, frame, shape, kind
+        self.tree: cKDTree = cKDTree(frame.xy)
+
+    def without(self, reference_index: np.ndarray, frame_index: np.ndarray) -> _Pair:
+        """Leave some stars out of both catalogues."""
+        reference, frame = (
+            _Catalogue(np.delete(stars.xy, index, axis=0), np.delete(stars.sigma, index))
+            for stars, index in ((self.reference, reference_index), (self.frame, frame_index))
+        )
+        return _Pair(reference, frame, self.shape, self.kind)
+
+
+def _mutual_neighbours(pair: _Pair, matrix: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return reference index, frame index and distance (px) of mutually nearest stars within ``radius``."""
+    distance, nearest = pair.tree.query(transform_points(matrix, pair.reference.xy), distance_upper_bound=radius)
+    index = np.flatnonzero(np.isfinite(distance))
+    order = index[np.lexsort((index, distance[index]))]
+    _, first = np.unique(nearest[order], return_index=True)
+    chosen = np.sort(order[first])
+    return chosen, nearest[chosen], distance[chosen]
+
+
+def _inside(xy: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    height, width = shape
+    return (xy[:, 0] >= -0.5) & (xy[:, 0] <= width - 0.5) & (xy[:, 1] >= -0.5) & (xy[:, 1] <= height - 0.5)
+
+
+def _grid(shape: tuple[int, int], n: int) -> np.ndarray:
+    """Return n x n points (x, y) that span the pixel centres of a frame, (n * n, 2) px."""
+    height, width = shape
+    x, y = np.meshgrid(np.linspace(0.0, width - 1.0, n), np.linspace(0.0, height - 1.0, n))
+    return np.column_stack((x.ravel(), y.ravel()))
+
+
+def _shrink(pair: _Pair, matrix: np.ndarray, kind: TransformName, radius: float) -> tuple[np.ndarray, float]:
+    """Alternate matching and fitting while the search radius shrinks as far as true pairs allow.
+
+    Pairs beyond what the star density gives by chance are counted at each radius; a smaller radius that loses more
+    than a fifth of them cuts into the true residuals and is not taken.
+    """
+    density = len(pair.frame.xy) / float(pair.shape[0] * pair.shape[1])
+    true_pairs = 0.0
+    while True:
+        refitted, found = matrix, 0
+        for _ in range(3):
+            i, j, _ = _mutual_neighbours(pair, refitted, radius)
+            found = len(i)
+            fit = None
+            if found > FREE_PAIRS[kind]:
+                sigma = np.hypot(pair.reference.sigma[i], pair.frame.sigma[j])
+                fit = _robust_fit(kind, pair.reference.xy[i], pair.frame.xy[j], sigma)
+            if fit is None:
+                return matrix, radius if true_pairs == 0.0 else radius / 0.6
+            refitted = fit[0]
+        excess = found * (1.0 - min(1.0, len(pair.reference.xy) * density * math.pi * radius**2 / found))
+        if true_pairs > 0.0 and excess < 0.8 * true_pairs:
+            return matrix, radius / 0.6
+        matrix, true_pairs = refitted, max(excess, 1e-9)
+        if radius * 0.6 < MIN_RADIUS:
+            return matrix, radius
+        radius *= 0.6
+
+
+def _refine(pair: _Pair, matrix: np.ndarray, trials: int) -> _Match | None:
+    """Refine one hypothesis on the full catalogues: similarity first, then the model asked for."""
+    models: tuple[TransformName, ...] = ("similarity",) if pair.kind == "similarity" else ("similarity", pair.kind)
+    radius = START_RADIUS
+    for kind in models:
+        matrix, radius = _shrink(pair, matrix, kind, START_RADIUS)
+    i, j, _ = _mutual_neighbours(pair, matrix, radius)
+    if len(i) <= FREE_PAIRS[pair.kind]:
+        return None
+    sigma = np.hypot(pair.reference.sigma[i], pair.frame.sigma[j])
+    fit = _robust_fit(pair.kind, pair.reference.xy[i], pair.frame.xy[j], sigma)
+    if fit is None:
+        return None
+    matrix, keep = fit
+    return _evidence(pair, matrix, i[keep], j[keep], radius, trials)
+
+
+def _evidence(
+    pair: _Pair, matrix: np.ndarray, i: np.ndarray, j: np.ndarray, radius: float, trials: int
+) -> _Match | None:
+    """Measure how well a transform is supported by the pairs (i, j)."""
+    try:
+        inverse = np.linalg.inv(matrix)
+    except np.linalg.LinAlgError:
+        return None
+    mapped = transform_points(matrix, pair.reference.xy)
+    visible = _inside(mapped, pair.shape)
+    frame_visible = int(np.count_nonzero(_inside(transform_points(inverse, pair.frame.xy), pair.shape)))
+    grid = _grid(pair.shape, 17)
+    overlap = grid[_inside(transform_points(matrix, grid), pair.shape)]
+    if len(overlap) == 0 or len(i) <= FREE_PAIRS[pair.kind]:
+        return None
+    source = pair.reference.xy[i]
+    rms = math.sqrt(float(np.mean(np.sum((transform_points(matrix, source) - pair.frame.xy[j]) ** 2, axis=1))))
+    area = len(overlap) / len(grid) * pair.shape[0] * pair.shape[1]
+    probability = _chance_of_neighbour(pair, mapped[visible], radius, frame_visible / area)
+    log10_chance = _log10_chance(
+        len(i) - FREE_PAIRS[pair.kind],
+        int(np.count_nonzero(visible)) - FREE_PAIRS[pair.kind],
+        probability,
+        # Refining searched the cell of the start radius for the best place of the final one.
+        trials * (START_RADIUS / radius) ** 2,
+    )
+    centre = source.mean(axis=0)
+    spread = float(np.sum((source - centre) ** 2))
+    reach = float(np.max(np.sum((overlap - centre) ** 2, axis=1)))
+    corner_error = rms * math.sqrt(1.0 / len(i) + reach / spread) if spread > 0.0 else math.inf
+    return _Match(
+        matrix, i, j, rms, radius, int(np.count_nonzero(visible)), frame_visible, log10_chance, corner_error
+    )  # fmt: skip
+
+
+def _chance_of_neighbour(pair: _Pair, xy: np.ndarray, radius: float, density: float) -> float:
+    """Probability that an unrelated position has a frame star within ``radius``, averaged over positions ``xy``.
+
+    The density (stars per px^2) is that of the overlap, or the mean local one in rings of 2 to 10 radii around the
+    positions where that is higher: in a cluster, neighbours are cheap.
+    """
+    if len(xy) == 0:
+        return 1.0
+    inner, outer = (pair.tree.query_ball_point(xy, factor * radius, return_length=True) for factor in (2.0, 10.0))
+    local = (outer - inner) / (math.pi * (100.0 - 4.0) * radius**2)
+    cell = math.pi * radius**2
+    return max(1.0 - math.exp(-density * cell), float(np.mean(1.0 - np.exp(-local * cell))))
+
+
+def _log10_chance(confirmed: int, candidates: int, probability: float, trials: float) -> float:
+    """Log10 of the expected number of matches as good as this among ``trials`` hypotheses of unrelated fields.
+
+    Of ``candidates`` reference stars in the overlap each has a neighbour with ``probability``; ``confirmed`` have one,
+    not counting the pairs that the transform can always satisfy. Binomial upper tail times the hypotheses tried.
+    """
+    from scipy.special import betainc
+
+    if confirmed <= 0 or candidates < confirmed:
+        return 0.0
+    tail = float(betainc(confirmed, candidates - confirmed + 1.0, min(max(probability, 1e-300), 1.0)))
+    return math.log10(max(tail, 1e-300)) + math.log10(max(trials, 1.0))
+
+
+# --------------------------------------------------------------------------- hypotheses
+
+
+def _spread_selection(xy: np.ndarray, shape: tuple[int, int], n: int) -> np.ndarray:
+    """Index of the n brightest stars, at most twice its fair share from any cell of a 3 x 3 grid.
+
+    So a cluster cannot take all, and where the field is even the choice is by brightness alone: two frames that
+    overlap by half still choose the same stars.
+    """
+    height, width = shape
+    column = np.clip((3.0 * xy[:, 0] / width).astype(int), 0, 2)
+    row = np.clip((3.0 * xy[:, 1] / height).astype(int), 0, 2)
+    cell = 3 * row + column
+    rank = np.zeros(len(xy), dtype=int)
+    for number in range(9):
+        members = np.flatnonzero(cell == number)
+        rank[members] = np.arange(len(members))
+    share = math.ceil(2 * n / 9)
+    return np.lexsort((np.arange(len(xy)), rank // share))[:n]
+
+
+class _Triangles(NamedTuple):
+    """Asterisms: vertices (t, 3) complex px, opposite the longest, middle, shortest side; features (t, 4)."""
+
+    vertices: np.ndarray
+    features: np.ndarray
+
+
+SHAPE_TOLERANCE: Final = 0.012  # of the two side ratios
+SIZE_TOLERANCE: Final = 0.25  # of the logarithm of the size; far beyond any plausible scale, which the verdict judges
+
+
+def _triangles(xy: np.ndarray, n_neighbours: int) -> _Triangles:
+    """Triangles of each star with pairs of its nearest neighbours, described by similarity invariants.
+
+    Features: the ratios of the middle and the shortest to the longest side, the logarithm of the longest side
+    (scaled to the tolerance), and the sense of rotation, which keeps mirror images apart.
+    """
+    from scipy.spatial import cKDTree
+
+    k = min(n_neighbours, len(xy) - 1)
+    _, near = cKDTree(xy).query(xy, k=k + 1)
+    pairs = np.array(list(combinations(range(1, k + 1), 2)))
+    index = np.empty((len(xy), len(pairs), 3), dtype=np.intp)
+    index[:, :, 0], index[:, :, 1], index[:, :, 2] = near[:, :1], near[:, pairs[:, 0]], near[:, pairs[:, 1]]
+    index = np.unique(np.sort(index.reshape(-1, 3), axis=1), axis=0)
+    z = (xy[:, 0] + 1j * xy[:, 1])[index]
+    opposite = np.abs(z[:, [1, 2, 0]] - z[:, [2, 0, 1]])
+    order = np.argsort(-opposite, axis=1, kind="stable")
+    z, side = np.take_along_axis(z, order, axis=1), np.take_along_axis(opposite, order, axis=1)
+    cross = ((z[:, 1] - z[:, 0]) * np.conj(z[:, 2] - z[:, 0])).imag
+    # A sliver's or a tiny triangle's shape says little: its errors are those of centroids.
+    good = (side[:, 2] > 6.0) & (np.abs(cross) > 0.04 * side[:, 0] ** 2)
+    z, side, cross = z[good], side[good], cross[good]
+    features = np.column_stack(
+        (
+            side[:, 1] / side[:, 0],
+            side[:, 2] / side[:, 0],
+            np.log(side[:, 0]) * (SHAPE_TOLERANCE / SIZE_TOLERANCE),
+            np.sign(cross),
+        )
+    )
+    return _Triangles(z, features)
+
+
+def _asterism_hypotheses(pair: _Pair, n_stars: int, n_neighbours: int, n_best: int) -> tuple[list[np.ndarray], int]:
+    """Similarities proposed by equal triangles, best first, and how many were weighed.
+
+    Every pair of equal triangles proposes one; proposals that agree at the field's centre and its rim vote for each
+    other; the ones with most votes are ordered by how many selected stars they bring onto frame stars.
+    """
+    from scipy.spatial import cKDTree
+
+    reference = pair.reference.xy[_spread_selection(pair.reference.xy, pair.shape, n_stars)]
+    frame = pair.frame.xy[_spread_selection(pair.frame.xy, pair.shape, n_stars)]
+    ours, theirs = _triangles(reference, n_neighbours), _triangles(frame, n_neighbours)
+    if len(ours.vertices) == 0 or len(theirs.vertices) == 0:
+        return [], 0
+    found = cKDTree(theirs.features).query_ball_point(ours.features, SHAPE_TOLERANCE, p=np.inf, return_sorted=True)
+    count = np.array([len(each) for each in found])
+    if count.sum() == 0:
+        return [], 0
+    a = ours.vertices[np.repeat(np.arange(len(found)), count)]
+    b = theirs.vertices[np.concatenate([each for each in found if each]).astype(np.intp)]
+    a_centre, b_centre = a.mean(axis=1), b.mean(axis=1)
+    a, b = a - a_centre[:, None], b - b_centre[:, None]
+    slope = np.sum(np.conj(a) * b, axis=1) / np.sum(np.abs(a) ** 2, axis=1)
+    middle = 0.5 * complex(pair.shape[1] - 1, pair.shape[0] - 1)
+    at_middle = b_centre + slope * (middle - a_centre)
+    reach = 0.5 * math.hypot(*pair.shape)
+    place = np.column_stack((at_middle.real, at_middle.imag, reach * slope.real, reach * slope.imag))
+    votes = cKDTree(place).query_ball_point(place, max(6.0, 0.01 * reach), return_length=True)
+    best = _distinct(place, np.argsort(-votes, kind="stable"), max(4.0, 0.005 * reach), 8 * n_best)
+    shift = at_middle - slope * middle
+    matrices = [_similarity_matrix(slope[k], shift[k]) for k in best]
+    points = np.stack([transform_points(matrix, reference) for matrix in matrices])
+    hits = np.count_nonzero(np.isfinite(pair.tree.query(points, distance_upper_bound=START_RADIUS)[0]), axis=1)
+    return [matrices[k] for k in np.argsort(-hits, kind="stable")[:n_best]], len(place)
+
+
+def _distinct(place: np.ndarray, order: np.ndarray, distance: float, n: int) -> list[int]:
+    """First n of ``order`` whose places are farther than ``distance`` from all chosen before."""
+    chosen: list[int] = []
+    for candidate in order[: 20 * n]:
+        if not chosen or np.min(np.sum((place[chosen] - place[candidate]) ** 2, axis=1)) > distance**2:
+            chosen.append(int(candidate))
+            if len(chosen) == n:
+                break
+    return chosen
+
+
+def _similarity_matrix(slope: complex, shift: complex) -> np.ndarray:
+    return np.array([[slope.real, -slope.imag, shift.real], [slope.imag, slope.real, shift.imag], [0.0, 0.0, 1.0]])
+
+
+SEED_REACH: Final = 80.0  # px, error of a seed's translation that is absorbed
+SEED_BIN: Final = 5.0  # px of the offset histogram
+
+
+def _seeded_hypotheses(pair: _Pair, seed: np.ndarray) -> tuple[list[np.ndarray], int]:
+    """Corrections of a seed by the translations that most star pairs agree on, and how many were weighed."""
+    mapped = transform_points(seed, pair.reference.xy[:200])
+    frame = pair.frame.xy[:300]
+    offset = (frame[None, :, :] - mapped[:, None, :]).reshape(-1, 2)
+    offset = offset[np.all(np.abs(offset) < SEED_REACH, axis=1)]
+    n_bins = round(2 * SEED_REACH / SEED_BIN)
+    edges = np.linspace(-SEED_REACH, SEED_REACH, n_bins + 1)
+    histogram = np.histogram2d(offset[:, 0], offset[:, 1], bins=(edges, edges))[0]
+    padded = np.pad(histogram, 1)
+    votes = sum(padded[i : i + n_bins, j : j + n_bins] for i in range(3) for j in range(3)) + 1e-3 * histogram
+    centres = 0.5 * (edges[1:] + edges[:-1])
+    grid = np.column_stack([axis.ravel() for axis in np.meshgrid(centres, centres, indexing="ij")])
+    hypotheses = []
+    for k in _distinct(grid, np.argsort(-votes, axis=None, kind="stable"), 3.0 * SEED_BIN, 3):
+        near = offset[np.all(np.abs(offset - grid[k]) < 1.5 * SEED_BIN, axis=1)]
+        if len(near):
+            shift = np.eye(3)
+            shift[:2, 2] = np.median(near, axis=0)
+            hypotheses.append(shift @ seed)
+    return hypotheses, n_bins**2
+
+
+def _hypotheses(pair: _Pair, seed: np.ndarray | None) -> Iterator[tuple[list[np.ndarray], int]]:
+    """Yield batches of hypotheses with the number weighed, cheapest first."""
+    if seed is not None:
+        yield _seeded_hypotheses(pair, seed)
+    # Few stars: all triangles. Many: first the bright ones, then deeper for shifts, clouds and frames of other depth.
+    for n_stars, n_neighbours, n_best in ((16, 15, 6), (60, 7, 6), (160, 10, 10)):
+        yield _asterism_hypotheses(pair, n_stars, n_neighbours, n_best)
+
+
+# --------------------------------------------------------------------------- verdict
+
+
+def register_stars(
+    reference: StarList,
+    frame: StarList,
+    shape: tuple[int, ...],
+    spec: RegisterSpec,
+    seed: np.ndarray | None = None,
+) -> Registration:
+    """Find the transform from reference pixels to frame pixels from two star lists, or say why there is none.
+
+    Hypotheses come from the seed (its translation corrected by a vote of star offsets) and from triangles of bright
+    stars; each is refined on all stars and judged. Detections that kept their pixel between the frames are first left
+    out: if the rest of the sky moved, they were defects of the sensor.
+
+    Parameters
+    ----------
+    reference, frame : StarList
+        Stars of the reference and of the frame, brightest first.
+    shape : tuple of int
+        (H, W) of both frames, pixels.
+    spec : RegisterSpec
+        Model and limits.
+    seed : ndarray (3, 3) float64, optional
+        Approximate transform (from the WCS): good to 80 px in translation and some tenths of a degree.
+
+    Returns
+    -------
+    Registration
+        ``method`` "stars"; when ``ok`` is False, ``reason`` holds the numbers.
+
+    Notes
+    -----
+    Triangles by side ratios: Groth 1986, AJ 91, 1244; nearest neighbours as in astroalign (Beroiz et al. 2020, A&C
+    32, 100384). Ours differs in using orientation and size, votes, an overlap-aware test against chance, and no RNG.
+    """
+    need = max(spec.min_matched, FREE_PAIRS[spec.transform] + 1)
+    for who, stars in (("reference", reference), ("frame", frame)):
+        if len(stars) < need:
+            return _failed(f"{len(stars)} stars in the {who}, at least {need} are needed")
+    pair = _Pair(
+        _Catalogue(reference.xy, reference.sigma),
+        _Catalogue(frame.xy, frame.sigma),
+        (int(shape[0]), int(shape[1])),
+        spec.transform,
+    )
+    pair, match = _match_sky(pair, spec, seed)
+    if match is None:
+        return _failed(f"no transform brings {len(frame)} stars onto {len(reference)} of the reference")
+    reason = _objection(pair, match, spec)
+    if reason:
+        return _failed(reason, match.matched, match.rms)
+    return Registration(True, match.matrix, "stars", match.matched, match.rms)
+
+
+def _failed(reason: str, matched: int = 0, rms: float = math.nan, method: str = "stars") -> Registration:
+    return Registration(False, np.eye(3), method, matched, rms, reason)
+
+
+def _match_sky(pair: _Pair, spec: RegisterSpec, seed: np.ndarray | None) -> tuple[_Pair, _Match | None]:
+    """Search without the detections that did not move; use them only if the sky did not move either.
+
+    Returns the catalogues the match refers to, and the match.
+    """
+    i, j, _ = _mutual_neighbours(pair, np.eye(3), STATIONARY_RADIUS)
+    moving = pair.without(i, j)
+    if len(i) < 3 or min(len(moving.reference.xy), len(moving.frame.xy)) < spec.min_matched:
+        return pair, _search(pair, spec, seed)
+    match = _search(moving, spec, seed)
+    if match is None or _objection(moving, match, spec):
+        return pair, _search(pair, spec, seed)
+    still = pair.reference.xy[i]
+    defect = np.hypot(*(transform_points(match.matrix, still) - still).T) > MOVED
+    sky = pair.without(i[defect], j[defect])
+    full = _refine(sky, match.matrix, 1)
+    return (moving, match) if full is None or _objection(sky, full, spec) else (sky, full)
+
+
+def _search(pair: _Pair, spec: RegisterSpec, seed: np.ndarray | None) -> _Match | None:
+    """First hypothesis that stands, else the least improbable one."""
+    best: _Match | None = None
+    for hypotheses, trials in _hypotheses(pair, seed):
+        for matrix in hypotheses:
+            match = _refine(pair, matrix, trials)
+            if match is None:
+                continue
+            if not _objection(pair, match, spec):
+                return match
+            if best is None or match.log10_chance < best.log10_chance:
+                best = match
+    return best
+
+
+def _objection(pair: _Pair, match: _Match, spec: RegisterSpec) -> str:
+    """Why a match is not believed, with its numbers; empty if it is."""
+    counts = f"{match.reference_visible} (reference) and {match.frame_visible} (frame)"
+    visible = f"{match.matched} stars matched of {counts}"
+    if match.log10_chance > MAX_LOG10_CHANCE:
+        return (
+            f"{visible} within {match.radius:.2f} px: explained by chance "
+            f"(p = 1e{match.log10_chance:+.1f}, limit 1e{MAX_LOG10_CHANCE:+.0f})"
+        )
+    if match.matched < spec.min_matched:
+        return f"{visible}, at least {spec.min_matched} are needed"
+    if match.fraction < MIN_FRACTION:
+        return f"{visible}: {100 * match.fraction:.0f} % of those visible in both, limit {100 * MIN_FRACTION:.0f} %"
+    if match.rms > spec.max_rms_px:
+        return f"rms {match.rms:.2f} px of {match.matched} stars, limit {spec.max_rms_px:g} px"
+    if match.corner_error > spec.max_rms_px:
+        return (
+            f"{visible} leave {match.corner_error:.2f} px of uncertainty at the corner of the overlap, "
+            f"limit {spec.max_rms_px:g} px"
+        )
+    implausible = _implausible_shape(match.matrix, pair.shape, spec)
+    if implausible:
+        return f"{implausible} ({visible})"
+    source = pair.reference.xy[match.reference_index]
+    shift = np.hypot(*(transform_points(match.matrix, source) - source).T)
+    if np.max(shift) < STATIONARY_RADIUS and match.matched < MIN_FRACTION_STILL * match.reference_visible:
+        return (
+            f"{match.matched} detections did not move while {match.reference_visible} stars of the reference should "
+            f"be visible: hot pixels, not sky (limit {100 * MIN_FRACTION_STILL:.0f} %)"
+        )
+    return ""
+
+
+def _implausible_shape(matrix: np.ndarray, shape: tuple[int, int], spec: RegisterSpec) -> str:
+    """Judge scale, shear and orientation at the centre and the corners of the reference; empty if plausible."""
+    points = np.vstack((_grid(shape, 2), _grid(shape, 3)[4:5]))
+    depth = points @ matrix[2, :2] + matrix[2, 2]
+    if np.any(depth <= 0.0):
+        return "the perspective folds the field"
+    mapped = transform_points(matrix, points)
+    jacobian = (matrix[None, :2, :2] - mapped[:, :, None] * matrix[None, None, 2, :2]) / depth[:, None, None]
+    determinant = np.linalg.det(jacobian)
+    if np.any(determinant <= 0.0):
+        return "the transform mirrors the field"
+    scale = np.sqrt(determinant)
+    worst = float(scale[np.argmax(np.abs(scale - 1.0))])
+    if abs(worst - 1.0) > spec.max_scale_error:
+        return f"scale {worst:.4f}, limit 1 +- {spec.max_scale_error:g}"
+    singular = np.linalg.svd(jacobian, compute_uv=False)
+    shear = float(np.max(singular[:, 0] / singular[:, 1]))
+    if shear > 1.0 + 2.0 * spec.max_scale_error:
+        return f"axis ratio {shear:.4f}, limit {1.0 + 2.0 * spec.max_scale_error:g}"
+    return ""
+
+
+# --------------------------------------------------------------------------- WCS
+
+
+def wcs_transform(
+    reference_wcs: WCS, frame_wcs: WCS, shape: tuple[int, ...], kind: TransformName = "affine"
+) -> np.ndarray:
+    """Return the transform reference pixel -> frame pixel that two WCS imply, (3, 3) float64.
+
+    Parameters
+    ----------
+    reference_wcs, frame_wcs : astropy.wcs.WCS
+        Celestial WCS, SIP allowed.
+    shape : tuple of int
+        (H, W) of both frames, pixels.
+    kind : str
+        Model fitted to the map.
+
+    Raises
+    ------
+    FrameError
+        The fields do not overlap, or the WCS cannot be evaluated there.
+    """
+    return _fit_wcs(reference_wcs, frame_wcs, shape, kind)[0]
+
+
+def register_wcs(reference_wcs: WCS, frame_wcs: WCS, shape: tuple[int, ...], spec: RegisterSpec) -> Registration:
+    """Find the transform from reference pixels to frame pixels from two WCS alone.
+
+    ``spec.transform`` is fitted to a grid mapped through the sky; ``rms_px`` is what the model leaves over
+    (distortion), pixels, not the accuracy of the WCS, which nothing here can know.
+
+    Parameters
+    ----------
+    reference_wcs, frame_wcs : astropy.wcs.WCS
+        Celestial WCS, SIP allowed.
+    shape : tuple of int
+        (H, W) of both frames, pixels.
+    spec : RegisterSpec
+        Model and limits.
+
+    Returns
+    -------
+    Registration
+        ``method`` "wcs", ``matched`` 0.
+    """
+    try:
+        matrix, rms = _fit_wcs(reference_wcs, frame_wcs, shape, spec.transform)
+    except FrameError as error:
+        return _failed(error.reason, method="wcs")
+    if rms > spec.max_rms_px:
+        return _failed(
+            f"{spec.transform} leaves {rms:.2f} px rms of the WCS's distortion, limit {spec.max_rms_px:g} px; "
+            "try transform homography",
+            rms=rms,
+            method="wcs",
+        )
+    implausible = _implausible_shape(matrix, (int(shape[0]), int(shape[1])), spec)
+    if implausible:
+        return _failed(implausible, rms=rms, method="wcs")
+    return Registration(True, matrix, "wcs", 0, rms)
+
+
+def _fit_wcs(
+    reference_wcs: WCS, frame_wcs: WCS, shape: tuple[int, ...], kind: TransformName
+) -> tuple[np.ndarray, float]:
+    """Matrix and rms residual (px) over the common field."""
+    size = (int(shape[0]), int(shape[1]))
+    grid = _grid(size, 25)
+    mapped = _through_the_sky(reference_wcs.celestial, frame_wcs.celestial, grid, size)
+    valid = np.all(np.isfinite(mapped), axis=1)
+    common = valid & _inside(np.nan_to_num(mapped, nan=-1e9), size)
+    if np.count_nonzero(common) < 4:
+        raise FrameError("WCS", "the field does not overlap the reference's, or its WCS is wrong")
+    # Points just outside the frame steady the fit where the overlap is narrow.
+    matrix = _fit(kind, grid[valid], mapped[valid], np.ones(np.count_nonzero(valid)))
+    if matrix is None:
+        raise FrameError("WCS", f"its overlap with the reference is too narrow to fit a {kind}")
+    squared = np.sum((transform_points(matrix, grid[common]) - mapped[common]) ** 2, axis=1)
+    return matrix, math.sqrt(float(np.mean(squared)))
+
+
+def _through_the_sky(reference: WCS, frame: WCS, xy: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Map reference pixels to frame pixels, (n, 2) px; nan where far outside the frame or behind its sphere.
+
+    The linear part of the frame's WCS decides first which points are near: SIP polynomials are only meant there.
+    """
+    from astropy.wcs import NoConvergence
+
+    sky = _same_sky_frame(reference, frame, reference.all_pix2world(xy, 0))
+    mapped = np.full(xy.shape, np.nan)
+    finite = np.all(np.isfinite(sky), axis=1)
+    rough = np.full(xy.shape, np.nan)
+    if np.any(finite):
+        rough[finite] = frame.wcs_world2pix(sky[finite], 0)
+    height, width = shape
+    margin = 0.25
+    near = np.all((rough > [-margin * width, -margin * height]) & (rough < [1.25 * width, 1.25 * height]), axis=1)
+    if np.any(near):
+        try:
+            mapped[near] = frame.all_world2pix(sky[near], 0, tolerance=1e-5, maxiter=50)
+        except NoConvergence as error:
+            raise FrameError("WCS", "its distortion (SIP) cannot be inverted in the frame; solve it again") from error
+    return mapped
+
+
+def _same_sky_frame(reference: WCS, frame: WCS, sky: np.ndarray) -> np.ndarray:
+    """Longitude and latitude (n, 2) degrees of the reference's system in the frame's (ICRS, FK5, galactic, ...)."""
+    from astropy.coordinates import SkyCoord
+    from astropy.wcs.utils import wcs_to_celestial_frame
+
+    ours, theirs = wcs_to_celestial_frame(reference), wcs_to_celestial_frame(frame)
+    if ours.is_equivalent_frame(theirs):
+        return sky
+    moved = SkyCoord(sky[:, 0], sky[:, 1], unit="deg", frame=ours).transform_to(theirs).spherical
+    return np.column_stack((moved.lon.deg, moved.lat.deg))
+
+
+# --------------------------------------------------------------------------- reference
+
+
+def choose_reference(stars: Sequence[StarList], shape: tuple[int, ...], offsets: np.ndarray | None = None) -> int:
+    """Return the index of the frame the others should be registered on: well populated, central, sharpest.
+
+    Among frames with at least 70 % of the median star count (frames without stars do not enter the median), and
+    within a quarter of the frame's diagonal of the median field centre if ``offsets`` is given, the one with the
+    lowest median FWHM; ties by more stars, then by the lower index.
+
+    Parameters
+    ----------
+    stars : sequence of StarList
+        Stars per frame.
+    shape : tuple of int
+        (H, W), pixels.
+    offsets : ndarray (N, 2) float64, optional
+        Field centres (x, y), pixels of any common system; nan where unknown.
+
+    Raises
+    ------
+    ValueError
+        ``stars`` is empty.
+    """
+    if len(stars) == 0:
+        raise ValueError("no frames to choose a reference from; give at least one star list")
+    count = np.array([len(each) for each in stars])
+    if not np.any(count):
+        return 0
+    usable = count >= max(1.0, 0.7 * float(np.median(count[count > 0])))
+    if offsets is not None:
+        centre = np.asarray(offsets, dtype=np.float64)
+        known = np.all(np.isfinite(centre), axis=1)
+        if np.any(known & usable):
+            distance = np.full(len(count), np.inf)
+            distance[known] = np.hypot(*(centre[known] - np.median(centre[known], axis=0)).T)
+            central = distance <= max(0.25 * math.hypot(shape[0], shape[1]), float(np.min(distance[usable])))
+            usable &= central
+    return min(
+        np.flatnonzero(usable).tolist(), key=lambda k: (float(np.median(stars[k].fwhm)), -int(count[k]), k)
+    )  # fmt: skip

@@ -1,0 +1,562 @@
+"""Rejection and combination: each algorithm once.
+
+How a block is combined. ``LANES`` neighbouring pixels are taken at once. Their samples are sorted by a network whose
+inner loop runs over the pixels, so the compiler turns every comparison into one SIMD minimum and maximum. On sorted
+samples each algorithm only has to find a *window*: the samples ``first .. last - 1`` it keeps. Counts, means and
+deviations of any window are differences of two running sums. The average comes last, over the frames in their own
+order, of the samples inside the window's values.
+
+Order of additions (part of every definition, so that devices agree to the bit). The running sums of
+``d = x - m`` and ``d * d``, m the median of the valid samples, all float64, start at rank ``n_frames // 2`` and grow
+outward, so that an outlier at one end never enters the sum of the samples kept. The average adds ``w * x`` and ``w`` in
+frame order in float64. A pixel's result depends on its own samples and weights and the number of frames, on nothing else.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Final
+
+import numpy as np
+
+from zemosaic_kernels import kernel, sorting_kernel
+from zemosaic_spec import StackSpec
+
+LANES: Final = 96  # pixels sorted at once; a multiple of 3 (colour) and of 16 (SIMD), sized for the L2 cache at N = 200
+_BIG: Final = np.float32(3.4028235e38)  # stands for "no sample" while sorting: nothing finite is larger
+
+# Numbers the kernels use for the methods. They are written out in the kernels, because a compiled cache does not
+# notice a changed global.
+METHOD_CODES: Final = {
+    "none": 0,
+    "kappa_sigma": 1,
+    "kappa_sigma_clipped": 2,
+    "legacy_quantile": 3,
+    "pixinsight": 4,
+}
+COMBINE_CODES: Final = {"mean": 0, "median": 1, "min": 2, "max": 3}
+
+
+def method_code(spec: StackSpec) -> int:
+    """Return the kernels' number for the rejection that ``spec`` asks for."""
+    name = spec.wsc_impl if spec.reject == "winsorized_sigma_clip" else spec.reject
+    return METHOD_CODES[name]
+
+
+# --------------------------------------------------------------------------- sorting
+
+
+@lru_cache(maxsize=64)
+def sorting_network(n: int) -> np.ndarray:
+    """Return Batcher's odd-even merge sort for n rows as pairs of rows to compare, ``(K, 2) int32``.
+
+    Source: K. E. Batcher, "Sorting networks and their applications", 1968; the form for any n is in
+    Knuth, TAOCP vol. 3, 5.2.2, algorithm M.
+    """
+    pairs: list[np.ndarray] = []
+    p = 1
+    while p < n:
+        k = p
+        while k >= 1:
+            low = np.concatenate([np.arange(j, min(j + k, n - k)) for j in range(k % p, n - k, 2 * k)] or [np.empty(0, int)])
+            keep = low // (2 * p) == (low + k) // (2 * p)
+            pairs.append(np.stack([low[keep], low[keep] + k], axis=1))
+            k //= 2
+        p *= 2
+    network = np.concatenate(pairs) if pairs else np.empty((0, 2))
+    network = np.ascontiguousarray(network, dtype=np.int32)
+    network.flags.writeable = False
+    return network
+
+
+@sorting_kernel
+def sort_rows(t: np.ndarray, network: np.ndarray) -> None:
+    """Sort every column of ``t (rows, LANES) float32`` ascending; values are finite."""
+    for c in range(network.shape[0]):
+        a = t[network[c, 0]]
+        b = t[network[c, 1]]
+        for j in range(96):
+            x = a[j]
+            y = b[j]
+            a[j] = min(x, y)
+            b[j] = max(x, y)
+
+
+@kernel
+def _load(cube, p0, width, t, n_valid) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """Copy ``width`` pixels of all frames into ``t``; invalid samples become the largest number and are not counted."""
+    big = np.float32(3.4028235e38)
+    zero = np.float32(0.0)
+    for j in range(96):
+        n_valid[j] = 0
+    for i in range(cube.shape[0]):
+        s = cube[i, p0 : p0 + width]
+        d = t[i]
+        for j in range(width):
+            v = s[j]
+            ok = v - v == zero  # false for NaN and infinity
+            d[j] = v + zero if ok else big  # -0 becomes +0: the two must not be told apart by their order
+            n_valid[j] += 1 if ok else 0
+        for j in range(width, 96):
+            d[j] = zero
+
+
+@kernel
+def _centre(t, n_valid, centre) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """Median of the valid samples of every pixel, float64; 0 where there is none."""
+    for j in range(96):
+        n = n_valid[j]
+        centre[j] = 0.5 * (np.float64(t[(n - 1) // 2, j]) + np.float64(t[n // 2, j])) if n > 0 else 0.0
+
+
+@kernel
+def _running_sums(t, n_frames, n_valid, centre, sum1, sum2) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """``sum[k]`` such that ``sum[last] - sum[first]`` is the sum over ranks first .. last - 1, from the middle outward."""
+    middle = n_frames // 2
+    for j in range(96):
+        sum1[middle, j] = 0.0
+        sum2[middle, j] = 0.0
+    for i in range(middle, n_frames):
+        for j in range(96):
+            d = np.float64(t[i, j]) - centre[j] if i < n_valid[j] else 0.0
+            sum1[i + 1, j] = sum1[i, j] + d
+            sum2[i + 1, j] = sum2[i, j] + d * d
+    for i in range(middle - 1, -1, -1):
+        for j in range(96):
+            d = np.float64(t[i, j]) - centre[j] if i < n_valid[j] else 0.0
+            sum1[i, j] = sum1[i + 1, j] - d
+            sum2[i, j] = sum2[i + 1, j] - d * d
+
+
+# --------------------------------------------------------------------------- what all algorithms share
+
+
+@kernel
+def _median_of(t, j, first, last) -> float:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """Median of the sorted samples of ranks first .. last - 1; the mean of the two middle ones when even."""
+    k = last - first
+    return 0.5 * (np.float64(t[first + (k - 1) // 2, j]) + np.float64(t[first + k // 2, j]))
+
+
+@kernel
+def _deviation(s1, s2, k, free) -> float:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """Standard deviation from k samples' sums of d and d*d; divisor k - free. 0 where rounding made it negative."""
+    ss = s2 - s1 * (s1 / k)
+    return np.sqrt(ss / (k - free)) if ss > 0.0 else 0.0
+
+
+@kernel
+def _skip_below(t, j, first, last, limit) -> int:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """First rank in first .. last whose sample is not below ``limit``."""
+    while first < last and np.float64(t[first, j]) < limit:
+        first += 1
+    return first
+
+
+@kernel
+def _skip_above(t, j, first, last, limit) -> int:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """One past the last rank in first .. last whose sample is not above ``limit``."""
+    while last > first and np.float64(t[last - 1, j]) > limit:
+        last -= 1
+    return last
+
+
+# --------------------------------------------------------------------------- kappa_sigma
+
+
+@kernel
+def _window_kappa_sigma(t, sum1, sum2, j, n, k_low, k_high):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """ZeMosaic's single pass: keep ``m - k_low s <= x <= m + k_high s``, m median, s population deviation of all valid.
+
+    Source: the recorded behaviour of ZeMosaic's ``stack_kappa_sigma_clip``. At least 3 samples. Zero deviation keeps all.
+    The limits are rounded to float32, the type of the samples, before they are compared, as in the recorded numbers.
+    NOTE: one pass at 3 sigma cannot reject a single outlier for n <= 7: the outlier inflates the deviation itself.
+    """
+    s = _deviation(sum1[n, j] - sum1[0, j], sum2[n, j] - sum2[0, j], n, 0)
+    if s == 0.0:
+        return 0, n
+    m = _median_of(t, j, 0, n)
+    first = _skip_below(t, j, 0, n, np.float64(np.float32(m - k_low * s)))
+    return first, _skip_above(t, j, first, n, np.float64(np.float32(m + k_high * s)))
+
+
+@kernel
+def _window_kappa_sigma_clipped(t, sum1, sum2, j, n, k_low, k_high):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """The same limits about sigma-clipped statistics: median and population deviation after at most 5 rounds.
+
+    What ZeMosaic's ``stack_aligned_images`` calls kappa_sigma.
+    """
+    first = 0
+    last = n
+    for _ in range(5):
+        k = last - first
+        s = _deviation(sum1[last, j] - sum1[first, j], sum2[last, j] - sum2[first, j], k, 0)
+        m = _median_of(t, j, first, last)
+        a = _skip_below(t, j, first, last, m - k_low * s)
+        b = _skip_above(t, j, a, last, m + k_high * s)
+        if a == first and b == last:
+            break
+        first = a
+        last = b
+    k = last - first
+    s = _deviation(sum1[last, j] - sum1[first, j], sum2[last, j] - sum2[first, j], k, 0)
+    if s == 0.0:
+        return 0, n
+    m = _median_of(t, j, first, last)
+    first = _skip_below(t, j, 0, n, m - k_low * s)
+    return first, _skip_above(t, j, first, n, m + k_high * s)
+
+
+# --------------------------------------------------------------------------- winsorized_sigma_clip, legacy_quantile
+
+
+@kernel
+def _quantile(t, j, n, fraction) -> float:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """Linear-interpolated quantile of n sorted samples (Hyndman and Fan's type 7, NumPy's default)."""
+    at = fraction * (n - 1)
+    k = int(np.floor(at))
+    if k >= n - 1:
+        return np.float64(t[n - 1, j])
+    low = np.float64(t[k, j])
+    return low + (at - k) * (np.float64(t[k + 1, j]) - low)
+
+
+@kernel
+def _clipped_sample(t, j, i, low, high) -> float:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    x = np.float64(t[i, j])
+    return low if x < low else (high if x > high else x)
+
+
+@kernel
+def _clipped_deviation(sum1, sum2, centre, j, first, last, a, b, low, high, free) -> float:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """Deviation of ranks first .. last - 1 when those below rank a count as ``low`` and those from rank b on as ``high``."""
+    i0 = min(max(a, first), last)
+    i1 = max(min(b, last), i0)
+    n_low = i0 - first
+    n_high = last - i1
+    d_low = low - centre[j]
+    d_high = high - centre[j]
+    s1 = (sum1[i1, j] - sum1[i0, j]) + (n_low * d_low + n_high * d_high)
+    s2 = (sum2[i1, j] - sum2[i0, j]) + (n_low * (d_low * d_low) + n_high * (d_high * d_high))
+    return _deviation(s1, s2, last - first, free)
+
+
+@kernel
+def _window_legacy_quantile(t, sum1, sum2, centre, j, n, k_low, k_high, low_fraction, high_fraction, limits):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """ZeMosaic's winsorized sigma clip; writes the clip values into ``limits[0..1]``.
+
+    Clip the samples to their quantiles l and 1 - h; m, s = median and population deviation of the clipped samples after
+    sigma-clipping them (3 sigma about the median, at most 5 rounds); reject originals outside ``m - k_low s .. m + k_high s``.
+    Source: the recorded behaviour of ZeMosaic's ``stack_winsorized_sigma_clip``. At least 3 samples.
+    """
+    low = _quantile(t, j, n, low_fraction)
+    high = _quantile(t, j, n, 1.0 - high_fraction)
+    limits[0] = low
+    limits[1] = high
+    a = _skip_below(t, j, 0, n, low)
+    b = _skip_above(t, j, a, n, high)
+    first = 0
+    last = n
+    m = 0.0
+    s = 0.0
+    for r in range(6):
+        k = last - first
+        s = _clipped_deviation(sum1, sum2, centre, j, first, last, a, b, low, high, 0)
+        m = 0.5 * (
+            _clipped_sample(t, j, first + (k - 1) // 2, low, high) + _clipped_sample(t, j, first + k // 2, low, high)
+        )
+        if r == 5:
+            break
+        f = first
+        g = last
+        while f < g and _clipped_sample(t, j, f, low, high) < m - 3.0 * s:
+            f += 1
+        while g > f and _clipped_sample(t, j, g - 1, low, high) > m + 3.0 * s:
+            g -= 1
+        if f == first and g == last:
+            break
+        first = f
+        last = g
+    if s == 0.0:
+        return 0, n
+    first = _skip_below(t, j, 0, n, m - k_low * s)
+    return first, _skip_above(t, j, first, n, m + k_high * s)
+
+
+# --------------------------------------------------------------------------- winsorized_sigma_clip, pixinsight
+
+
+@kernel
+def _window_pixinsight(t, sum1, sum2, centre, j, n, k_low, k_high):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Winsorized sigma clipping with Huber's winsorisation, as PixInsight and Siril have it.
+
+    Outer round: m = median and s = std(n - 1) of the kept samples; inner rounds: clip cumulatively to ``m -+ 1.5 s``, then
+    ``s = 1.134 std(n - 1)`` of the clipped, at least twice, until s changes by less than 0.0005 of itself; reject
+    ``x < m - k_low s`` or ``x > m + k_high s``; repeat on the survivors until none falls or fewer than 3 are left.
+    1.134 undoes what clipping a Gaussian at 1.5 sigma takes from its deviation.
+    Source: P. J. Huber, E. M. Ronchetti, "Robust Statistics", 2nd ed. 2009; PixInsight reference documentation,
+    ImageIntegration. NOTE: Siril keeps at least 4 samples in file order; here 3 are enough to go on.
+    """
+    first = 0
+    last = n
+    while last - first >= 3:
+        k = last - first
+        m = _median_of(t, j, first, last)
+        s = _deviation(sum1[last, j] - sum1[first, j], sum2[last, j] - sum2[first, j], k, 1)
+        if s == 0.0:
+            break
+        low = -np.inf
+        high = np.inf
+        a = first
+        b = last
+        for r in range(200):
+            low = max(low, m - 1.5 * s)
+            high = min(high, m + 1.5 * s)
+            a = _skip_below(t, j, a, b, low)
+            b = _skip_above(t, j, a, b, high)
+            before = s
+            s = 1.134 * _clipped_deviation(sum1, sum2, centre, j, first, last, a, b, low, high, 1)
+            if r > 0 and abs(s - before) <= 0.0005 * before:
+                break
+        if s == 0.0:
+            break
+        f = _skip_below(t, j, first, last, m - k_low * s)
+        g = _skip_above(t, j, f, last, m + k_high * s)
+        if f == first and g == last:
+            break
+        first = f
+        last = g
+    return first, last
+
+
+# --------------------------------------------------------------------------- one block of pixels
+
+
+@kernel
+def _find_windows(t, n_frames, n_valid, centre, sum1, sum2, width, method, par, first, last, clip) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """Fill ``first, last (LANES,)`` with the ranks kept, ``clip (2, LANES)`` with the values that replace rejected samples."""
+    limits = np.empty(2, np.float64)
+    for j in range(width):
+        n = n_valid[j]
+        f = 0
+        g = n
+        limits[0] = np.nan
+        limits[1] = np.nan
+        if n >= 3:
+            if method == 1:
+                f, g = _window_kappa_sigma(t, sum1, sum2, j, n, par[0], par[1])
+            elif method == 2:
+                f, g = _window_kappa_sigma_clipped(t, sum1, sum2, j, n, par[0], par[1])
+            elif method == 3:
+                f, g = _window_legacy_quantile(t, sum1, sum2, centre, j, n, par[0], par[1], par[2], par[3], limits)
+            elif method == 4:
+                f, g = _window_pixinsight(t, sum1, sum2, centre, j, n, par[0], par[1])
+        first[j] = f
+        last[j] = g
+        clip[0, j] = limits[0]
+        clip[1, j] = limits[1]
+
+
+@kernel
+def _value_limits(t, n_valid, centre, width, first, last, low, high) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """The smallest and largest value kept, float32; nothing lies between them where all was rejected."""
+    for j in range(96):
+        if j >= width or n_valid[j] == 0:
+            low[j] = np.float32(np.inf)
+            high[j] = np.float32(-np.inf)
+        elif last[j] > first[j]:
+            low[j] = t[first[j], j]
+            high[j] = t[last[j] - 1, j]
+        else:
+            middle = 0
+            while np.float64(t[middle, j]) < centre[j]:
+                middle += 1
+            low[j] = t[middle, j]  # below it: rejected low; from it on: rejected high
+            high[j] = np.float32(-np.inf)
+            first[j] = middle
+            last[j] = middle
+
+
+@kernel
+def _average(cube, p0, width, frame_weight, sample_weight, sample_step, low, high, clip, rewinsor, total, weight, plain, hits) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """Sums over the frames in their order: ``total`` of w x, ``weight`` of w, ``plain`` of x, and rejected samples per frame.
+
+    A rejected sample is left out, or with ``rewinsor`` counts with its value clipped to ``clip``. ``hits (N, 2) int64``
+    grows by the samples rejected low and high.
+    """
+    per_sample = sample_weight.shape[0] > 0
+    place = np.empty(96, np.int64)
+    for j in range(96):
+        place[j] = (p0 + j) // sample_step
+        total[j] = 0.0
+        weight[j] = 0.0
+        plain[j] = 0.0
+    for i in range(cube.shape[0]):
+        s = cube[i, p0 : p0 + width]
+        w = frame_weight[i]
+        n_low = 0
+        n_high = 0
+        for j in range(width):
+            x = s[j]
+            below = x < low[j]
+            above = x > high[j] and not below
+            n_low += 1 if below else 0
+            n_high += 1 if above else 0
+        if n_low + n_high > 0:
+            hits[i, 0] += n_low
+            hits[i, 1] += n_high
+        for j in range(width):
+            x = np.float64(s[j])
+            keep = s[j] >= low[j] and s[j] <= high[j]
+            if rewinsor:
+                rejected = s[j] < low[j] or s[j] > high[j]
+                c = clip[0, j] if x < clip[0, j] else (clip[1, j] if x > clip[1, j] else x)
+                x = c if rejected else x
+                keep = keep or rejected
+            wj = w[j]
+            if per_sample:
+                wj = wj * np.float64(sample_weight[i, place[j]])
+            total[j] += wj * x if keep else 0.0
+            weight[j] += wj if keep else 0.0
+            plain[j] += x if keep else 0.0
+
+
+@kernel
+def _median_rewinsorized(t, j, n, first, last, low, high, scratch) -> float:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """Median after rejected samples were replaced by their clipped values, which may disorder them a little."""
+    for i in range(n):
+        x = np.float64(t[i, j])
+        if i < first or i >= last:
+            x = low if x < low else (high if x > high else x)
+        k = i
+        while k > 0 and scratch[k - 1] > x:
+            scratch[k] = scratch[k - 1]
+            k -= 1
+        scratch[k] = x
+    return 0.5 * (scratch[(n - 1) // 2] + scratch[n // 2])
+
+
+@kernel
+def combine_block(  # type: ignore[no-untyped-def]
+    cube, start, stop, network, method, par, rewinsor, combine, frame_weight, sample_weight, sample_step,
+    image, coverage, weight_map, rejected_low, rejected_high, hits
+) -> int:  # noqa: ANN001
+    """Reject and combine pixels ``start .. stop - 1``; returns how many had every sample rejected.
+
+    Parameters
+    ----------
+    cube : ndarray (N, P) float32, ADU
+        Samples of P pixels (or pixel-channels) of N frames; NaN and infinity are invalid.
+    start, stop : int
+        Pixels to do; ``start`` is a multiple of ``LANES``.
+    network : ndarray (K, 2) int32
+        ``sorting_network(N)``.
+    method, combine : int
+        From ``METHOD_CODES`` and ``COMBINE_CODES``.
+    par : ndarray (4,) float64
+        kappa low, kappa high, winsor limit low, winsor limit high.
+    rewinsor : bool
+        Replace rejected samples by their clipped values (legacy winsorizing only) instead of dropping them.
+    frame_weight : ndarray (N, LANES) float64
+        Weight of each frame, one column per lane so that channels may differ; lane = pixel mod LANES.
+    sample_weight : ndarray (N, P / sample_step) float32, or (0, 0)
+        Multiplies the frame weight, where given.
+    sample_step : int
+        Neighbouring elements that share a sample weight (the channels of a pixel, or 1).
+    image : ndarray (P,) float32, ADU
+    coverage, rejected_low, rejected_high : ndarray (P,) int32
+        Valid samples; samples rejected on either side.
+    weight_map : ndarray (P,) float32
+        Sum of the weights that entered the mean (the number kept for the other combinations).
+    hits : ndarray (N, 2) int64
+        Grows by the samples of each frame rejected low and high.
+    """
+    n_frames = cube.shape[0]
+    t = np.empty((n_frames, 96), np.float32)
+    sum1 = np.empty((n_frames + 1, 96), np.float64)
+    sum2 = np.empty((n_frames + 1, 96), np.float64)
+    n_valid = np.empty(96, np.int64)
+    first = np.empty(96, np.int64)
+    last = np.empty(96, np.int64)
+    centre = np.empty(96, np.float64)
+    clip = np.empty((2, 96), np.float64)
+    low = np.empty(96, np.float32)
+    high = np.empty(96, np.float32)
+    total = np.empty(96, np.float64)
+    weight = np.empty(96, np.float64)
+    plain = np.empty(96, np.float64)
+    scratch = np.empty(n_frames, np.float64)
+    lost = 0
+    for p0 in range(start, stop, 96):
+        width = min(96, stop - p0)
+        _load(cube, p0, width, t, n_valid)
+        if method != 0 or combine != 0:
+            sort_rows(t, network)
+            _centre(t, n_valid, centre)
+        if method != 0:
+            _running_sums(t, n_frames, n_valid, centre, sum1, sum2)
+            _find_windows(t, n_frames, n_valid, centre, sum1, sum2, width, method, par, first, last, clip)
+            for j in range(width):
+                lost += 1 if n_valid[j] > 0 and last[j] <= first[j] else 0
+            _value_limits(t, n_valid, centre, width, first, last, low, high)
+        else:
+            for j in range(96):
+                first[j] = 0
+                last[j] = n_valid[j]
+                low[j] = np.float32(-3.4028235e38)
+                high[j] = np.float32(3.4028235e38)
+        _average(cube, p0, width, frame_weight, sample_weight, sample_step, low, high, clip, rewinsor, total, weight, plain, hits)
+        for j in range(width):
+            n = n_valid[j]
+            kept = last[j] - first[j]
+            p = p0 + j
+            coverage[p] = n
+            rejected_low[p] = first[j]
+            rejected_high[p] = n - last[j]
+            weight_map[p] = np.float32(weight[j]) if combine == 0 else np.float32(kept)
+            if n == 0:
+                value = np.nan
+            elif kept == 0 and not rewinsor:
+                value = centre[j]
+                weight_map[p] = np.float32(0.0)
+            elif combine == 0:
+                counted = n if rewinsor else kept
+                value = total[j] / weight[j] if weight[j] > 0.0 else plain[j] / counted
+            elif combine == 1:
+                if rewinsor:
+                    value = _median_rewinsorized(t, j, n, first[j], last[j], clip[0, j], clip[1, j], scratch)
+                else:
+                    value = _median_of(t, j, first[j], last[j])
+            elif combine == 2:
+                value = np.float64(t[first[j], j])
+            else:
+                value = np.float64(t[last[j] - 1, j])
+            image[p] = np.float32(value)
+    return lost
+
+
+@kernel
+def limits_block(cube, network, method, par, low_map, high_map) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """Write the smallest and largest value that each pixel of ``cube (N, P) float32`` keeps; low > high where none is kept."""
+    n_frames = cube.shape[0]
+    t = np.empty((n_frames, 96), np.float32)
+    sum1 = np.empty((n_frames + 1, 96), np.float64)
+    sum2 = np.empty((n_frames + 1, 96), np.float64)
+    n_valid = np.empty(96, np.int64)
+    first = np.empty(96, np.int64)
+    last = np.empty(96, np.int64)
+    centre = np.empty(96, np.float64)
+    clip = np.empty((2, 96), np.float64)
+    low = np.empty(96, np.float32)
+    high = np.empty(96, np.float32)
+    for p0 in range(0, cube.shape[1], 96):
+        width = min(96, cube.shape[1] - p0)
+        _load(cube, p0, width, t, n_valid)
+        sort_rows(t, network)
+        _centre(t, n_valid, centre)
+        _running_sums(t, n_frames, n_valid, centre, sum1, sum2)
+        _find_windows(t, n_frames, n_valid, centre, sum1, sum2, width, method, par, first, last, clip)
+        _value_limits(t, n_valid, centre, width, first, last, low, high)
+        for j in range(width):
+            low_map[p0 + j] = low[j]
+            high_map[p0 + j] = high[j]

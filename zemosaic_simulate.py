@@ -1,0 +1,969 @@
+"""A seeded Seestar-like sky, its sub-frames as FITS files, and the truth to judge a stack by.
+
+The truth is what real data cannot give: where every star is, how bright it is, how each frame was pointed, how
+transparent the air was and what a noiseless exposure would show. :func:`simulate` writes the frames and the truth,
+:func:`compare_with_truth` turns a finished tile into figures.
+
+Stars and nebula are evaluated afresh for every frame at their transformed positions: no pixel of a simulated frame was
+ever interpolated. The brightness model uses only ``+ - * / sqrt`` (a Moffat profile with exponent 3, polynomial
+blobs), so that the expected image is the same on every machine; the noise is the stream of numpy's PCG64 generator.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from zemosaic_spec import OutputError, SpecError
+
+if TYPE_CHECKING:
+    from astropy.io.fits import Header
+
+BAYER_PATTERNS: Final = ("RGGB", "GRBG", "GBRG", "BGGR")
+FULL_SCALE: Final = 65535  # ADU, largest value of an unsigned 16-bit frame
+START: Final = datetime(2025, 1, 15, 21, 0, 0)  # noqa: DTZ001 - DATE-OBS is UTC by the FITS standard, written without zone
+FRAME_GAP_S: Final = 1.5  # seconds between the end of one exposure and the start of the next
+MOFFAT_FWHM_PER_ALPHA: Final = 1.0196490017862786  # 2 sqrt(2^(1/3) - 1), exponent 3
+STAMP_LIMIT_ADU: Final = 0.02  # a star's stamp ends where its profile falls below this
+STAMP_STEP: Final = 8  # stamp radii are multiples of this, pixels
+CANVAS_MARGIN: Final = 96  # largest stamp radius, pixels; even, so that the mosaic keeps its phase
+STAMP_BATCH: Final = 512  # stars whose stamps are in memory at one time
+# Gauss-Legendre rule with 3 points on a pixel [-1/2, 1/2]: integrates the profile over the pixel to about 1e-6
+GAUSS_NODES: Final = (-0.3872983346207417, 0.0, 0.3872983346207417)
+GAUSS_WEIGHTS: Final = (5 / 18, 8 / 18, 5 / 18)
+_SUB_NAME: Final = re.compile(r"sub_\d{4,}\.fits")
+TRUTH_ARRAYS: Final = "truth.npz"
+TRUTH_TEXT: Final = "truth.json"
+
+# --------------------------------------------------------------------------- what is simulated
+
+
+@dataclass(frozen=True)
+class SimulationSpec:
+    """The session to simulate; lengths in pixels, levels in ADU, checked when made.
+
+    Raises
+    ------
+    SpecError
+        A value is not allowed; the message names it.
+    """
+
+    n_frames: int = 16
+    height: int = 1080
+    width: int = 1920
+    seed: int = 1
+    bayer: str = "GRBG"  # a 2x2 pattern, "none" (one channel) or "rgb" (float32 cube, three samples a pixel)
+    n_stars: int | None = None  # expected in one frame; None: one per 1,000 pixels
+    flux_min: float = 500.0  # total flux of the faintest star in green; counts follow N(>F) ~ 1/F
+    saturated_stars: int = 2  # brightest stars whose cores pass full scale
+    fwhm_px: float = 3.0  # mean seeing; Moffat profile, exponent 3
+    seeing_variation: float = 0.06  # each frame's FWHM is within this fraction of the mean
+    dither_px: float = 12.0  # shifts are uniform in +- this, both axes
+    rotation_deg: float = 2.0  # field rotation between the first and the last frame, steady as on an alt-az mount
+    sky: tuple[float, float, float] = (900.0, 1200.0, 800.0)  # red, green, blue; one channel uses green
+    sky_drift: float = 0.08  # relative rise of the sky between the first and the last frame
+    gradient: float = 60.0  # sky difference from the centre to a corner
+    gradient_turn_deg: float = 40.0  # how far the gradient's direction turns during the session
+    gain_range: tuple[float, float] = (0.95, 1.05)  # transparency of each frame, applied to stars and nebula
+    electrons_per_adu: float = 1.0
+    read_noise_e: float = 8.0
+    hot_fraction: float = 5e-4  # of the sensor's pixels, the same in every frame
+    cold_fraction: float = 1e-4
+    cosmic_rays: float = 10.0  # expected per frame and million pixels
+    trail_fraction: float = 0.2  # of the frames that a satellite crosses
+    trail_adu: tuple[float, float] = (250.0, 1500.0)  # brightness range on the axis of a trail
+    nebula: float = 350.0  # brightness of the nebula near its centre, about; 0 = none
+    exposure_s: float = 10.0
+    ra_deg: float = 83.82
+    dec_deg: float = -5.39
+    scale_arcsec: float = 2.393  # per pixel: 2.9 um at 250 mm
+    with_wcs: bool = True
+    wcs_error_px: float = 0.0  # standard deviation, per axis, of the header's pointing error
+
+    def __post_init__(self) -> None:
+        pattern = self.bayer.upper() if self.bayer.upper() in BAYER_PATTERNS else self.bayer.lower()
+        if pattern not in (*BAYER_PATTERNS, "none", "rgb"):
+            raise SpecError(f"unknown bayer {self.bayer!r}; choose one of: {', '.join(BAYER_PATTERNS)}, none, rgb")
+        object.__setattr__(self, "bayer", pattern)
+        object.__setattr__(self, "sky", tuple(float(v) for v in self.sky))
+        object.__setattr__(self, "gain_range", tuple(float(v) for v in self.gain_range))
+        object.__setattr__(self, "trail_adu", tuple(float(v) for v in self.trail_adu))
+        if len(self.sky) != 3 or min(self.sky) <= 0:
+            raise SpecError(f"sky = {self.sky!r} must be three positive levels (red, green, blue)")
+        least = {"n_frames": 1, "height": 64, "width": 64, "fwhm_px": 1.0, "electrons_per_adu": 1e-3}
+        for name, low in least.items():
+            if not getattr(self, name) >= low:
+                raise SpecError(f"{name} = {getattr(self, name)!r} must be at least {low:g}")
+        for name in ("saturated_stars", "dither_px", "read_noise_e", "cosmic_rays", "nebula", "wcs_error_px", "gradient"):
+            if not getattr(self, name) >= 0:
+                raise SpecError(f"{name} = {getattr(self, name)!r} must not be negative")
+        for name in ("seeing_variation", "hot_fraction", "cold_fraction", "trail_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise SpecError(f"{name} = {getattr(self, name)!r} is outside [0, 1]")
+        if not 0 < self.gain_range[0] <= self.gain_range[1]:
+            raise SpecError(f"gain_range = {self.gain_range!r} must be two positive numbers, the smaller first")
+
+    @property
+    def channels(self) -> int:
+        """Channels of the sky that the frames record: 1 or 3."""
+        return 1 if self.bayer == "none" else 3
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Centre (x, y) of a frame, pixels."""
+        return (self.width - 1) / 2, (self.height - 1) / 2
+
+    @property
+    def sample_fraction(self) -> tuple[float, ...]:
+        """Fraction of a frame's pixels that sample each channel."""
+        if self.bayer in BAYER_PATTERNS:
+            return tuple(self.bayer.count(colour) / 4 for colour in "RGB")
+        return (1.0,) * self.channels
+
+
+@dataclass(frozen=True)
+class SimulationTruth:
+    """Everything that is known of a simulated session. N frames, C channels, S stars, T trails.
+
+    The reference grid is frame 0's. ``transforms[k]`` maps a reference pixel (x, y, 1) to frame k's pixel.
+    What frame k expects in channel c at a pixel is
+    ``sky[k, c] + gradient[k] . (x - xc, y - yc) + gains[k] * signal``.
+
+    Attributes
+    ----------
+    spec : SimulationSpec
+    names : tuple of str
+        File names of the frames, in time order.
+    transforms : ndarray (N, 3, 3) float64
+    gains, fwhm : ndarray (N,) float64
+        Transparency; FWHM of the seeing profile in pixels (before the pixel's own width).
+    sky : ndarray (N, C) float64
+        Sky level at the frame's centre, ADU.
+    gradient : ndarray (N, 2) float64
+        Slope of the sky along x and y, ADU per pixel.
+    sample_sigma : ndarray (N, C) float64
+        Noise of one raw sample of plain sky, ADU: photons, read-out and rounding.
+    star_xy : ndarray (S, 2) float64
+        Positions on the reference grid, brightest first; some lie outside the reference frame.
+    star_flux : ndarray (S, C) float64
+        Total flux at transparency 1, ADU.
+    trail_frame : ndarray (T,) int64
+        Frame that each trail crosses.
+    trail_ends : ndarray (T, 2, 2) float64
+        Two points (x, y) of the trail's axis in that frame's own pixels.
+    trail_peak, trail_fwhm : ndarray (T,) float64
+        Brightness on the axis, ADU, and width, pixels.
+    image : ndarray (H, W) or (H, W, 3) float32
+        Noiseless signal (stars and nebula, no sky) on the reference grid at transparency 1 and the mean seeing, ADU.
+    """
+
+    spec: SimulationSpec
+    names: tuple[str, ...]
+    transforms: np.ndarray
+    gains: np.ndarray
+    fwhm: np.ndarray
+    sky: np.ndarray
+    gradient: np.ndarray
+    sample_sigma: np.ndarray
+    star_xy: np.ndarray
+    star_flux: np.ndarray
+    trail_frame: np.ndarray
+    trail_ends: np.ndarray
+    trail_peak: np.ndarray
+    trail_fwhm: np.ndarray
+    image: np.ndarray
+
+    def index(self, name: str | None) -> int:
+        """Return the number of the frame called ``name`` (a path will do); None is frame 0.
+
+        Raises
+        ------
+        ValueError
+            No frame has that name.
+        """
+        if name is None:
+            return 0
+        if Path(name).name not in self.names:
+            raise ValueError(f"{name!r} is not a frame of this simulation ({self.names[0]} ... {self.names[-1]})")
+        return self.names.index(Path(name).name)
+
+
+@dataclass(frozen=True)
+class _Nebula:
+    """Smooth blobs ``amplitude (1 - q)^3`` for q < 1, with q the quadratic form of the distance to the centre."""
+
+    centre: np.ndarray  # (B, 2)
+    form: np.ndarray  # (B, 2, 2), 1/pixel^2
+    amplitude: np.ndarray  # (B, C), ADU
+
+
+def map_points(transform: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return points (n, 2) carried through a homogeneous transform (3, 3)."""
+    x, y = points[..., 0], points[..., 1]
+    u, v, w = (row[0] * x + row[1] * y + row[2] for row in np.asarray(transform, float))
+    return np.stack([u / w, v / w], axis=-1)
+
+
+# --------------------------------------------------------------------------- the session and the sky
+
+
+def _session(spec: SimulationSpec, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Pointing, transparency, seeing and sky of every frame, and the trails."""
+    n = spec.n_frames
+    time = np.arange(n) / max(n - 1, 1)
+    shift = rng.uniform(-spec.dither_px, spec.dither_px, (n, 2))
+    shift[0] = 0.0
+    direction = np.deg2rad(rng.uniform(0.0, 360.0) + spec.gradient_turn_deg * time)
+    slope = spec.gradient / (0.5 * np.hypot(spec.height, spec.width))
+    level = np.array(spec.sky if spec.channels == 3 else spec.sky[1:2])
+    sky = level * (1.0 + spec.sky_drift * time)[:, None]
+    gain_e = spec.electrons_per_adu
+    rounding = 0.0 if spec.bayer == "rgb" else 1.0 / 12.0  # variance of rounding to whole ADU
+    return {
+        "transforms": np.stack([_pointing(spec, spec.rotation_deg * t, d) for t, d in zip(time, shift, strict=True)]),
+        "gains": rng.uniform(*spec.gain_range, n),
+        "fwhm": spec.fwhm_px * (1.0 + rng.uniform(-spec.seeing_variation, spec.seeing_variation, n)),
+        "sky": sky,
+        # rounded, so that the last bit of the library's cosine cannot change a frame
+        "gradient": np.round(slope * np.stack([np.cos(direction), np.sin(direction)], axis=1), 12),
+        "sample_sigma": np.sqrt(sky / gain_e + (spec.read_noise_e / gain_e) ** 2 + rounding),
+        **_trails(spec, rng),
+    }
+
+
+def _pointing(spec: SimulationSpec, angle_deg: float, shift: np.ndarray) -> np.ndarray:
+    """Transform reference -> frame: a rotation about the frame's centre, then a shift."""
+    cos, sin = (round(float(f(np.deg2rad(angle_deg))), 12) for f in (np.cos, np.sin))
+    xc, yc = spec.centre
+    dx, dy = shift
+    return np.array(
+        [[cos, -sin, xc - cos * xc + sin * yc + dx], [sin, cos, yc - sin * xc - cos * yc + dy], [0.0, 0.0, 1.0]]
+    )
+
+
+def _trails(spec: SimulationSpec, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Satellite trails: one for each of the frames drawn, through a point of the inner half, edge to edge."""
+    n = round(spec.trail_fraction * spec.n_frames)
+    size = np.array([spec.width, spec.height], float)
+    through = size * rng.uniform(0.25, 0.75, (n, 2))
+    angle = rng.uniform(0.0, np.pi, n)
+    reach = np.round(np.hypot(*size) * np.stack([np.cos(angle), np.sin(angle)], axis=1), 9)
+    return {
+        "trail_frame": np.sort(rng.choice(spec.n_frames, n, replace=False)),
+        "trail_ends": np.stack([through - reach, through + reach], axis=1),
+        "trail_peak": rng.uniform(*spec.trail_adu, n),
+        "trail_fwhm": spec.fwhm_px * rng.uniform(1.0, 1.6, n),
+    }
+
+
+def _stars(spec: SimulationSpec, transforms: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (S, 2) and fluxes (S, C), over all the sky that any frame sees."""
+    corners = np.array([[0, 0], [spec.width, 0], [0, spec.height], [spec.width, spec.height]], float)
+    seen = np.concatenate([map_points(np.linalg.inv(t), corners) for t in transforms])
+    low, high = np.floor(seen.min(axis=0)) - CANVAS_MARGIN // 2, np.ceil(seen.max(axis=0)) + CANVAS_MARGIN // 2
+    frame_area = spec.height * spec.width
+    expected = frame_area / 1000 if spec.n_stars is None else spec.n_stars
+    n = round(expected * float(np.prod(high - low)) / frame_area)
+    position = rng.uniform(low, high, (n, 2))
+    full_well = FULL_SCALE * np.pi * (spec.fwhm_px / MOFFAT_FWHM_PER_ALPHA) ** 2 / 2  # flux whose peak is full scale
+    brightest = max(0.7 * full_well, 2 * spec.flux_min)
+    rank = (np.arange(n) + rng.random(n)) / max(n, 1)
+    green = 1.0 / (1.0 / brightest + rank * (1.0 / spec.flux_min - 1.0 / brightest))
+    for star in range(min(spec.saturated_stars, n)):  # cores well above full scale, inside every frame
+        green[star] = full_well * rng.uniform(1.5, 2.5)
+        position[star] = np.array([spec.width, spec.height]) * rng.uniform(0.2, 0.8, 2)
+    warmth = rng.random(n)
+    red, blue = 0.6 + 0.9 * warmth, 1.4 - 0.9 * warmth
+    flux = green[:, None] * (np.stack([red, np.ones(n), blue], axis=1) if spec.channels == 3 else 1.0)
+    order = np.argsort(-green, kind="stable")
+    return position[order], flux[order]
+
+
+def _nebula(spec: SimulationSpec, rng: np.random.Generator) -> _Nebula:
+    """Draw a red halo, a bluish core and knots: sizes relative to the frame's shorter side."""
+    side = min(spec.height, spec.width)
+    # blobs, their radius range, the scatter of their centres (all / side), the brightness of one, red green blue
+    layers = (
+        (5, (0.30, 0.45), 0.12, 0.22, (1.0, 0.42, 0.50)),
+        (3, (0.12, 0.22), 0.04, 0.30, (0.55, 0.75, 1.0)),
+        (36, (0.03, 0.13), 0.17, 0.20, (1.0, 0.50, 0.62)),
+    )
+    middle = np.array(spec.centre) + side * rng.uniform(-0.08, 0.08, 2)
+    centre, form, amplitude = [], [], []
+    for count, radii, scatter, bright, colour in layers:
+        for _ in range(count):
+            centre.append(middle + side * scatter * rng.standard_normal(2))
+            radius = side * rng.uniform(*radii)
+            axis = rng.standard_normal(2)
+            axis /= np.sqrt(axis[0] * axis[0] + axis[1] * axis[1])
+            along, across = axis[:, None] * axis[None, :], np.eye(2) - axis[:, None] * axis[None, :]
+            form.append(along / (radius * rng.uniform(1.0, 2.5)) ** 2 + across / radius**2)
+            tint = np.array(colour) * rng.uniform(0.8, 1.2, 3)
+            amplitude.append(spec.nebula * bright * rng.uniform(0.5, 1.5) * (tint if spec.channels == 3 else tint[1:2]))
+    return _Nebula(np.array(centre), np.array(form), np.array(amplitude))
+
+
+# --------------------------------------------------------------------------- painting
+
+
+def _colour_map(spec: SimulationSpec, height: int, width: int) -> np.ndarray | None:
+    """Channel that each pixel samples, (height, width) intp; None when every pixel samples all of them."""
+    if spec.bayer == "rgb":
+        return None
+    if spec.bayer == "none":
+        return np.zeros((height, width), np.intp)
+    cell = np.array(["RGB".index(colour) for colour in spec.bayer], np.intp).reshape(2, 2)
+    return np.tile(cell, (height // 2 + 1, width // 2 + 1))[:height, :width]
+
+
+def _moffat_stamps(offset: np.ndarray, radius: int, fwhm: float) -> np.ndarray:
+    """Return pixel-integrated profiles of unit flux, (n, 2 radius + 1, 2 radius + 1) float32.
+
+    ``offset`` (n, 2): the star's position relative to the centre of the stamp's middle pixel.
+    """
+    alpha = fwhm / MOFFAT_FWHM_PER_ALPHA
+    pixel = np.arange(-radius, radius + 1, dtype=np.float32)
+    square = [
+        [(((pixel + node) - offset[:, axis, None]) / alpha).astype(np.float32) ** 2 for node in GAUSS_NODES]
+        for axis in (0, 1)
+    ]
+    stamps = np.zeros((len(offset), pixel.size, pixel.size), np.float32)
+    for weight_x, square_x in zip(GAUSS_WEIGHTS, square[0], strict=True):
+        for weight_y, square_y in zip(GAUSS_WEIGHTS, square[1], strict=True):
+            term = square_x[:, None, :] + (square_y[:, :, None] + np.float32(1.0))
+            stamps += np.float32(weight_x * weight_y) / (term * term * term)
+    stamps *= np.float32(2.0 / (np.pi * alpha * alpha))
+    return stamps
+
+
+def _paint_stars(spec: SimulationSpec, position: np.ndarray, flux: np.ndarray, fwhm: float) -> np.ndarray:
+    """Return the stars alone: (H, W) as the sensor samples them, or (H, W, C) for ``bayer="rgb"``; float32, ADU."""
+    margin, height, width = CANVAS_MARGIN, spec.height, spec.width
+    colours = _colour_map(spec, height + 2 * margin, width + 2 * margin)
+    canvas = np.zeros((height + 2 * margin, width + 2 * margin) + (() if colours is not None else (3,)), np.float32)
+    pixel = np.rint(position).astype(np.intp)
+    alpha = fwhm / MOFFAT_FWHM_PER_ALPHA
+    peak = flux.max(axis=1) * 2.0 / (np.pi * alpha * alpha)
+    reach = alpha * np.sqrt(np.maximum(np.cbrt(peak / STAMP_LIMIT_ADU) - 1.0, 1.0))
+    radius = np.minimum(STAMP_STEP * np.ceil(reach / STAMP_STEP), CANVAS_MARGIN).astype(np.intp)
+    size = np.array([width, height])
+    touches = np.all((pixel + radius[:, None] >= 0) & (pixel - radius[:, None] < size), axis=1)
+    touches &= np.all((pixel >= radius[:, None] - margin) & (pixel < size + margin - radius[:, None]), axis=1)
+    light = flux.astype(np.float32)
+    for reach_px in np.unique(radius[touches]):
+        members = np.flatnonzero(touches & (radius == reach_px))
+        for batch in np.split(members, range(STAMP_BATCH, members.size, STAMP_BATCH)):
+            stamps = _moffat_stamps(position[batch] - pixel[batch], int(reach_px), fwhm)
+            for star, stamp in zip(batch, stamps, strict=True):
+                x, y = pixel[star] + (margin - reach_px)
+                box = np.s_[y : y + stamp.shape[0], x : x + stamp.shape[1]]
+                canvas[box] += stamp[..., None] * light[star] if colours is None else stamp * light[star][colours[box]]
+    return canvas[margin : margin + height, margin : margin + width]
+
+
+def _paint_nebula(spec: SimulationSpec, nebula: _Nebula, transform: np.ndarray) -> np.ndarray:
+    """Return the nebula alone, shaped as :func:`_paint_stars` does; float32, ADU."""
+    height, width = spec.height, spec.width
+    colours = _colour_map(spec, height, width)
+    canvas = np.zeros((height, width) + (() if colours is not None else (3,)), np.float32)
+    back = np.linalg.inv(transform[:2, :2])  # a rotation: blobs turn with the sky
+    for (x, y), form, amplitude in zip(
+        map_points(transform, nebula.centre), nebula.form, nebula.amplitude.astype(np.float32), strict=True
+    ):
+        turned = back.T @ form @ back
+        half_x, half_y = np.sqrt(np.diag(np.linalg.inv(turned)))
+        x0, x1 = max(int(x - half_x), 0), min(int(x + half_x) + 2, width)
+        y0, y1 = max(int(y - half_y), 0), min(int(y + half_y) + 2, height)
+        if x0 >= x1 or y0 >= y1:
+            continue
+        dx = (np.arange(x0, x1) - x).astype(np.float32)[None, :]
+        dy = (np.arange(y0, y1) - y).astype(np.float32)[:, None]
+        xx, xy, yy = np.float32(turned[0, 0]), np.float32(2 * turned[0, 1]), np.float32(turned[1, 1])
+        inside = np.maximum(np.float32(1.0) - (xx * dx * dx + xy * dx * dy + yy * dy * dy), np.float32(0.0))
+        blob = inside * inside * inside
+        box = np.s_[y0:y1, x0:x1]
+        canvas[box] += blob[..., None] * amplitude if colours is None else blob * amplitude[colours[box]]
+    return canvas
+
+
+def _paint_trail(shape: tuple[int, int], ends: np.ndarray, peak: float, fwhm: float) -> np.ndarray:
+    """Return one trail, (H, W) float32 ADU: ``peak (1 + (d/a)^2)^-2`` with d the distance to its axis."""
+    distance = _distance_to_line(shape, ends)
+    half = fwhm / (2.0 * 0.6435942529055826)  # sqrt(sqrt(2) - 1): half maximum of the profile
+    term = np.float32(1.0) + (distance / np.float32(half)) ** 2
+    return np.where(np.abs(distance) < 12 * fwhm, np.float32(peak) / (term * term), np.float32(0.0))
+
+
+def _distance_to_line(shape: tuple[int, int], ends: np.ndarray) -> np.ndarray:
+    """Signed distance of every pixel to the line through two points (x, y); (H, W) float32, pixels."""
+    (x0, y0), (x1, y1) = ends
+    length = np.sqrt((x1 - x0) * (x1 - x0) + (y1 - y0) * (y1 - y0))
+    nx, ny = -(y1 - y0) / length, (x1 - x0) / length
+    along_x = (nx * (np.arange(shape[1]) - x0)).astype(np.float32)
+    along_y = (ny * (np.arange(shape[0]) - y0)).astype(np.float32)
+    return along_y[:, None] + along_x[None, :]
+
+
+# --------------------------------------------------------------------------- the sensor and the frames
+
+
+def _sensor(spec: SimulationSpec, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Fixed defects: flat indices of cold pixels, and extra level (H * W,) of hot ones, float32 ADU."""
+    n_pixels = spec.height * spec.width
+    hot = np.zeros(n_pixels, np.float32)
+    where = rng.choice(n_pixels, round(spec.hot_fraction * n_pixels), replace=False)
+    hot[where] = 300.0 / rng.uniform(0.01, 1.0, where.size)  # 300 to 30,000 ADU, mostly weak
+    cold = rng.choice(n_pixels, round(spec.cold_fraction * n_pixels), replace=False)
+    return cold, hot
+
+
+def _add_cosmic_rays(adu: np.ndarray, spec: SimulationSpec, rng: np.random.Generator) -> None:
+    """Add short straight tracks in place; ``adu`` (H, W) or (H, W, 3)."""
+    for _ in range(rng.poisson(spec.cosmic_rays * spec.height * spec.width / 1e6)):
+        start = rng.uniform(0, [spec.width, spec.height])
+        steps = np.arange(1 + rng.integers(8))[:, None] * rng.uniform(-1.0, 1.0, 2)
+        x, y = np.floor(start + steps).astype(np.intp).T
+        inside = (x >= 0) & (x < spec.width) & (y >= 0) & (y < spec.height)
+        adu[y[inside], x[inside]] += 400.0 / rng.uniform(0.01, 1.0)
+
+
+def _expose(
+    truth: SimulationTruth,
+    nebula: _Nebula,
+    sensor: tuple[np.ndarray, np.ndarray],
+    k: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Return frame k as the camera writes it: (H, W) uint16, or (H, W, 3) float32 for ``bayer="rgb"``."""
+    spec = truth.spec
+    transform = truth.transforms[k]
+    expected = _paint_stars(spec, map_points(transform, truth.star_xy), truth.star_flux, float(truth.fwhm[k]))
+    if spec.nebula > 0:
+        expected += _paint_nebula(spec, nebula, transform)
+    expected *= np.float32(truth.gains[k])
+    colours = _colour_map(spec, spec.height, spec.width)
+    sky = truth.sky[k].astype(np.float32)
+    expected += sky if colours is None else sky[colours]
+    extra = np.zeros((spec.height, spec.width), np.float32)
+    extra += (truth.gradient[k, 0] * (np.arange(spec.width) - spec.centre[0])).astype(np.float32)[None, :]
+    extra += (truth.gradient[k, 1] * (np.arange(spec.height) - spec.centre[1])).astype(np.float32)[:, None]
+    for t in np.flatnonzero(truth.trail_frame == k):
+        extra += _paint_trail(extra.shape, truth.trail_ends[t], float(truth.trail_peak[t]), float(truth.trail_fwhm[t]))
+    cold, hot = sensor
+    extra += hot.reshape(extra.shape)
+    expected += extra if colours is not None else extra[..., None]
+    expected.reshape(spec.height * spec.width, -1)[cold] *= np.float32(0.3)  # a cold pixel answers weakly
+    np.maximum(expected, 0.0, out=expected)
+    expected *= np.float32(spec.electrons_per_adu)
+    adu = rng.poisson(expected).astype(np.float32)
+    adu += np.float32(spec.read_noise_e) * rng.standard_normal(adu.shape, dtype=np.float32)
+    adu /= np.float32(spec.electrons_per_adu)
+    _add_cosmic_rays(adu, spec, rng)
+    if spec.bayer != "rgb":
+        np.rint(adu, out=adu)
+    np.clip(adu, 0, FULL_SCALE, out=adu)
+    return adu if spec.bayer == "rgb" else adu.astype(np.uint16)
+
+
+def _header(truth: SimulationTruth, k: int, rng: np.random.Generator) -> Header:
+    """Header cards as a Seestar S50 writes them, with a TAN WCS if asked for."""
+    from astropy.io.fits import Header
+
+    spec = truth.spec
+    date = START + timedelta(seconds=k * (spec.exposure_s + FRAME_GAP_S))
+    header = Header()
+    header["CREATOR"] = ("ZeMosaic simulation", "not a real exposure")
+    header["INSTRUME"] = "Seestar S50"
+    header["TELESCOP"] = "Seestar S50"
+    header["OBJECT"] = "Simulated nebula"
+    header["IMAGETYP"] = "Light"
+    header["EXPTIME"] = (spec.exposure_s, "[s] exposure of this sub")
+    header["DATE-OBS"] = (date.isoformat(timespec="milliseconds"), "UTC, start of the exposure")
+    header["FILTER"] = "IRCUT"
+    header["GAIN"] = 80
+    header["CCD-TEMP"] = (12.0, "[deg C]")
+    header["FOCALLEN"] = (round(206.264806 * 2.9 / spec.scale_arcsec), "[mm]")
+    header["XPIXSZ"], header["YPIXSZ"] = (2.9, "[um]"), (2.9, "[um]")
+    header["RA"], header["DEC"] = (spec.ra_deg, "[deg]"), (spec.dec_deg, "[deg]")
+    if spec.bayer in BAYER_PATTERNS:
+        header["BAYERPAT"] = (spec.bayer, "colours of the first two rows as stored")
+    if spec.with_wcs:
+        header.update(_wcs_cards(truth, k, rng.normal(0.0, spec.wcs_error_px, 2)))
+    return header
+
+
+def _wcs_cards(truth: SimulationTruth, k: int, error_px: np.ndarray) -> dict[str, float | str]:
+    """TAN WCS of frame k, exact but for ``error_px``: the tangent point follows the pointing, CD turns with it."""
+    spec = truth.spec
+    scale = spec.scale_arcsec / 3600
+    cd = np.array([[-scale, 0.0], [0.0, scale]]) @ np.linalg.inv(truth.transforms[k][:2, :2])
+    crpix = map_points(truth.transforms[k], np.array(spec.centre)) + 1.0 + error_px  # FITS pixels count from 1
+    cards: dict[str, float | str] = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CUNIT1": "deg", "CUNIT2": "deg"}
+    cards |= {"CRVAL1": spec.ra_deg, "CRVAL2": spec.dec_deg, "CRPIX1": float(crpix[0]), "CRPIX2": float(crpix[1])}
+    return cards | {f"CD{i + 1}_{j + 1}": float(cd[i, j]) for i in (0, 1) for j in (0, 1)} | {"RADESYS": "ICRS"}
+
+
+# --------------------------------------------------------------------------- front door
+
+
+def simulate(
+    spec: SimulationSpec,
+    folder: Path | str,
+    *,
+    overwrite: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> SimulationTruth:
+    """Write the frames ``sub_0001.fits`` ... and their truth (``truth.npz``, ``truth.json``) into a folder.
+
+    One frame is in memory at a time. The same spec gives the same pixels on every machine with the same numpy.
+
+    Parameters
+    ----------
+    spec : SimulationSpec
+        What to simulate.
+    folder : path
+        Made if absent.
+    overwrite : bool
+        Allow a folder that has files in it; only frames and truth of an earlier simulation are removed.
+    progress : callable, optional
+        Called as ``progress("simulate", frames done, frames)``.
+
+    Raises
+    ------
+    OutputError
+        The folder has files in it and ``overwrite`` is false, or it cannot be written.
+    """
+    from astropy.io import fits
+
+    target = Path(folder)
+    _prepare_folder(target, overwrite)
+    truth, nebula, sensor, streams = _make(spec)
+    try:
+        for k, stream in enumerate(streams):
+            rng = np.random.default_rng(stream)
+            header = _header(truth, k, rng)
+            data = _expose(truth, nebula, sensor, k, rng)
+            cube = np.ascontiguousarray(np.moveaxis(data, -1, 0)) if data.ndim == 3 else data
+            fits.PrimaryHDU(cube, header).writeto(target / truth.names[k], overwrite=True)
+            if progress is not None:
+                progress("simulate", k + 1, spec.n_frames)
+        _write_truth(truth, target)
+    except OSError as exc:
+        raise OutputError(f"cannot write the simulation into {target}: {exc}; choose a folder with room") from exc
+    return truth
+
+
+def _prepare_folder(target: Path, overwrite: bool) -> None:
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        present = sorted(target.iterdir())
+        if present and not overwrite:
+            raise OutputError(f"{target} is not empty ({present[0].name}); choose a new folder or allow overwriting")
+        for path in present:
+            if _SUB_NAME.fullmatch(path.name) or path.name in (TRUTH_ARRAYS, TRUTH_TEXT):
+                path.unlink()
+    except OSError as exc:
+        raise OutputError(f"cannot use {target} for the simulation: {exc}; choose a folder you may write") from exc
+
+
+def _make(
+    spec: SimulationSpec,
+) -> tuple[SimulationTruth, _Nebula, tuple[np.ndarray, np.ndarray], list[np.random.SeedSequence]]:
+    """Truth, nebula, sensor defects and one random stream per frame, all from the seed."""
+    of_session, of_stars, of_nebula, of_sensor, *of_frames = np.random.SeedSequence(spec.seed).spawn(4 + spec.n_frames)
+    session = _session(spec, np.random.default_rng(of_session))
+    star_xy, star_flux = _stars(spec, session["transforms"], np.random.default_rng(of_stars))
+    nebula = _nebula(spec, np.random.default_rng(of_nebula))
+    fwhm = float(session["fwhm"].mean())
+    stars, clouds = _full_signal(spec, star_xy, star_flux, nebula, np.eye(3), fwhm)
+    names = tuple(f"sub_{k + 1:04d}.fits" for k in range(spec.n_frames))
+    truth = SimulationTruth(
+        spec=spec, names=names, star_xy=star_xy, star_flux=star_flux, image=stars + clouds, **session
+    )
+    return truth, nebula, _sensor(spec, np.random.default_rng(of_sensor)), of_frames
+
+
+def _full_signal(
+    spec: SimulationSpec, star_xy: np.ndarray, flux: np.ndarray, nebula: _Nebula, transform: np.ndarray, fwhm: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Stars and nebula of every channel at every pixel: two (H, W) or (H, W, 3) float32 images, ADU."""
+    values = {f.name: getattr(spec, f.name) for f in fields(spec)}
+    dense = spec if spec.bayer == "none" else SimulationSpec(**values | {"bayer": "rgb"})
+    stars = _paint_stars(dense, map_points(transform, star_xy), flux, fwhm)
+    return np.ascontiguousarray(stars), _paint_nebula(dense, nebula, transform)
+
+
+_ARRAYS: Final = tuple(f.name for f in fields(SimulationTruth) if f.name not in ("spec", "names"))
+
+
+def _write_truth(truth: SimulationTruth, target: Path) -> None:
+    np.savez(target / TRUTH_ARRAYS, **{name: getattr(truth, name) for name in _ARRAYS})
+    readable = ("transforms", "gains", "fwhm", "sky", "gradient", "sample_sigma")
+    text = {"spec": asdict(truth.spec), "names": truth.names, "stars": len(truth.star_xy)}
+    text |= {name: getattr(truth, name).tolist() for name in (*readable, *(n for n in _ARRAYS if "trail" in n))}
+    (target / TRUTH_TEXT).write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+
+
+def load_truth(folder: Path | str) -> SimulationTruth:
+    """Read the truth that :func:`simulate` wrote into a folder.
+
+    Raises
+    ------
+    FileNotFoundError
+        The folder holds no truth.
+    """
+    source = Path(folder)
+    text = json.loads((source / TRUTH_TEXT).read_text(encoding="utf-8"))
+    with np.load(source / TRUTH_ARRAYS) as arrays:
+        values = {name: arrays[name] for name in _ARRAYS}
+    return SimulationTruth(spec=SimulationSpec(**text["spec"]), names=tuple(text["names"]), **values)
+
+
+# --------------------------------------------------------------------------- judging a result
+
+APERTURE_FWHM: Final = 2.0  # radius of the photometric aperture, units of FWHM
+ANNULUS_FWHM: Final = (3.0, 5.0)  # its background annulus
+MIN_STAR_SNR: Final = 30.0  # photometry uses stars whose ideal aperture signal-to-noise is at least this
+MAX_NEIGHBOUR: Final = 0.3  # and whose neighbours within 4 FWHM add up to less than this fraction of their flux
+STRIP_OFFSETS_PX: Final = tuple(side * step for side in (-1, 1) for step in range(16, 112, 8))  # beside a trail
+
+
+Figures = dict[str, float | int | list[float]]
+"""Figures of merit by name; see :func:`compare_with_truth`."""
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """A result beside the truth on its own grid. All images (H, W, C) float32 ADU."""
+
+    truth: SimulationTruth
+    reference: int  # frame whose grid the result lies on
+    image: np.ndarray  # the result
+    stars: np.ndarray  # noiseless stars at the reference frame's transparency
+    signal: np.ndarray  # stars and nebula at the reference frame's transparency
+    residual: np.ndarray  # image - signal - plane fitted to the sky of each channel
+    coverage: np.ndarray  # (H, W, C) frames that contribute to each pixel
+    fwhm: float  # mean FWHM of the frames
+
+
+def compare_with_truth(
+    image: np.ndarray,
+    truth: SimulationTruth | Path | str,
+    *,
+    transforms: Mapping[str, np.ndarray] | None = None,
+    coverage: np.ndarray | None = None,
+    reference_name: str | None = None,
+    block: int = 8,
+) -> Figures:
+    """Judge a stack of simulated frames by the truth.
+
+    The result may lie on the grid of any frame: stars and nebula are rendered afresh on that grid, at the mean seeing
+    and multiplied by that frame's transparency (they are what a noiseless stack matched to the reference should show).
+    The residual is result - that signal - a plane per channel (the sky and its gradient, least squares over starless
+    blocks together with a factor for the nebula, so that an error of scale is charged to the photometry alone).
+
+    Figures, scalars unless "list" (one per channel); nan or an empty list where nothing could be measured:
+
+    ``registration_rms_px``, ``registration_worst_px``
+        Distance between where the given transforms and the true ones put every star that falls inside a frame, nothing
+        fitted away: rms over all stars and frames but the reference; rms of the worst frame. Only with ``transforms``.
+    ``sky_noise_adu``, ``sky_noise_ideal_adu``, ``sky_noise_over_ideal`` (lists)
+        Robust sigma (1.4826 MAD) of the residual's means over ``block`` x ``block`` pixels that are starless
+        (the brightest true star light in the block is below the ideal noise of a pixel) and covered by at least half
+        of the frames. Ideal: the raw samples that fall into such a block, 8 x 8 / 4 red ones per Bayer frame for
+        instance, each with its photon, read-out and rounding noise, brought to the reference's transparency and
+        averaged with inverse variances, for the coverage of that block. No method of debayering enters the ideal.
+        A ratio may lie a little below 1: interpolation shares samples over the edges of blocks, so that a perfect
+        mean after bilinear debayering has 0.91 in red and blue at 8 x 8 (0.95 at 16 x 16).
+    ``photometric_error`` (list), ``photometric_error_worst``, ``photometric_scatter``
+        Per star: (flux in an aperture of radius 2 FWHM) / (the same of the truth) - 1, background from an annulus of 3
+        to 5 FWHM of the residual, so that neighbours and nebula cancel. Median over stars per channel; its largest
+        absolute value; robust sigma over stars, worst channel. Stars: ideal signal-to-noise >= 30, not saturated in
+        any frame, neighbours within 4 FWHM below 30 % of the flux, full coverage.
+    ``channel_balance_error``
+        Largest over smallest ``1 + photometric_error`` of the channels, minus 1.
+    ``fwhm_over_truth`` (list), ``fwhm_over_truth_mean``
+        Median over the same stars of the width from Gaussian-weighted second moments (weight removed as if the star
+        were Gaussian), relative to the same measurement of the truth, which includes the pixel itself.
+    ``trail_residual_adu``, ``trail_residual_sigma``, ``trail_residual_pixel_sigma``
+        Per satellite trail: mean residual over starless pixels within FWHM / 2 of its axis, all channels, minus the
+        median of the same mean along parallel strips 16 to 104 px away; the trail with the largest deviation in ADU;
+        the largest deviation in units of the robust sigma of those strips (equal size, so chance gives 1 to 2);
+        the ADU figure in units of the noise of one pixel.
+    ``photometric_stars``, ``sky_blocks``, ``trails``
+        How many were measured.
+
+    Parameters
+    ----------
+    image : ndarray (H, W) or (H, W, C) float32
+        The result, ADU; NaN where invalid.
+    truth : SimulationTruth or path
+        The truth, or the folder that :func:`simulate` wrote.
+    transforms : mapping of str to ndarray (3, 3), optional
+        Result pixel -> pixel of the frame of that name (or path), as ``Registration.transform``.
+    coverage : ndarray (H, W) or (H, W, C), optional
+        Frames that contribute to each pixel; None: counted from the true footprints of all frames.
+    reference_name : str, optional
+        Frame whose grid the result lies on; None: the first.
+    block : int
+        Side of the blocks for the sky noise, pixels.
+
+    Raises
+    ------
+    ValueError
+        The image is not of the simulated shape, or a name is not a frame of the simulation.
+    """
+    known = truth if isinstance(truth, SimulationTruth) else load_truth(truth)
+    reference = known.index(reference_name)
+    scene, sky = _scene(known, reference, image, coverage, block)
+    return {
+        **_judge_registration(known, reference, transforms or {}),
+        **sky,
+        **_judge_stars(scene),
+        **_judge_trails(scene),
+    }
+
+
+def _robust_sigma(values: np.ndarray) -> float:
+    """1.4826 times the median absolute deviation; nan when empty."""
+    return float(1.4826 * np.median(np.abs(values - np.median(values)))) if values.size else float("nan")
+
+
+def _judge_registration(
+    truth: SimulationTruth, reference: int, transforms: Mapping[str, np.ndarray]
+) -> Figures:
+    here = map_points(truth.transforms[reference], truth.star_xy)
+    squares: list[np.ndarray] = []
+    limit = np.array([truth.spec.width, truth.spec.height]) - 0.5
+    for name, found in transforms.items():
+        k = truth.index(name)
+        true = map_points(truth.transforms[k], truth.star_xy)
+        inside = np.all((true >= -0.5) & (true < limit), axis=1)
+        if k != reference and inside.any():
+            squares.append(np.sum((map_points(found, here[inside]) - true[inside]) ** 2, axis=1))
+    if not squares:
+        return {"registration_rms_px": float("nan"), "registration_worst_px": float("nan")}
+    return {
+        "registration_rms_px": float(np.sqrt(np.concatenate(squares).mean())),
+        "registration_worst_px": float(np.sqrt(max(s.mean() for s in squares))),
+    }
+
+
+def _scene(
+    truth: SimulationTruth, reference: int, image: np.ndarray, coverage: np.ndarray | None, block: int
+) -> tuple[_Scene, Figures]:
+    """Render the truth on the result's grid, fit the sky, and measure its noise."""
+    spec = truth.spec
+    shape = (spec.height, spec.width, spec.channels)
+    given = np.asarray(image, np.float32)
+    if given.shape != shape and (*given.shape, 1) != shape:
+        raise ValueError(f"image of shape {given.shape} cannot be compared with simulated frames of shape {shape}")
+    transform, fwhm = truth.transforms[reference], float(truth.fwhm.mean())
+    nebula = _nebula(spec, np.random.default_rng(np.random.SeedSequence(spec.seed).spawn(3)[2]))
+    painted = _full_signal(spec, truth.star_xy, truth.star_flux, nebula, transform, fwhm)
+    stars, clouds = (part.reshape(shape) * np.float32(truth.gains[reference]) for part in painted)
+    signal = stars + clouds
+    residual = given.reshape(shape) - signal
+    if coverage is None:
+        covered = _footprint_count(truth, reference)[..., None]
+    else:
+        covered = np.asarray(coverage, np.float32).reshape(*shape[:2], -1)
+    covered = np.broadcast_to(covered, shape)
+    sky = _fit_sky(truth, reference, residual, stars, signal, covered, block)
+    return _Scene(truth, reference, given.reshape(shape), stars, signal, residual, covered, fwhm), sky
+
+
+def _footprint_count(truth: SimulationTruth, reference: int) -> np.ndarray:
+    """Frames whose true footprint holds each pixel of the result; (H, W) float32."""
+    height, width = truth.spec.height, truth.spec.width
+    x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
+    count = np.zeros((height, width), np.float32)
+    back = np.linalg.inv(truth.transforms[reference])
+    for transform in truth.transforms:
+        across, down, _ = (transform @ back).astype(np.float32)
+        u, v = across[0] * x + (across[1] * y + across[2]), down[0] * x + (down[1] * y + down[2])
+        count += (u > -0.01) & (u < width - 0.99) & (v > -0.01) & (v < height - 0.99)
+    return count
+
+
+def _blocks(image: np.ndarray, block: int) -> np.ndarray:
+    """View (H, W, C) as (H // block, W // block, block * block, C); a remainder at the far edges is left out."""
+    rows, columns, channels = image.shape[0] // block, image.shape[1] // block, image.shape[2]
+    cut = image[: rows * block, : columns * block].reshape(rows, block, columns, block, channels)
+    return cut.swapaxes(1, 2).reshape(rows, columns, block * block, channels)
+
+
+def _fit_sky(
+    truth: SimulationTruth,
+    reference: int,
+    residual: np.ndarray,
+    stars: np.ndarray,
+    signal: np.ndarray,
+    coverage: np.ndarray,
+    block: int,
+) -> Figures:
+    """Subtract a plane per channel from ``residual`` in place and return the figures of the sky noise."""
+    spec = truth.spec
+    mean_light = _blocks(signal, block).mean(axis=2)
+    mean_cover = _blocks(coverage, block).mean(axis=2)
+    brightest_star = _blocks(stars, block).max(axis=2)
+    values = _blocks(residual, block).mean(axis=2)  # NaN where any pixel is
+    rows, columns = values.shape[:2]
+    y, x = np.mgrid[:rows, :columns] * float(block) + (block - 1) / 2 - np.array(spec.centre[::-1])[:, None, None]
+    noise, ideals, counts = [], [], []
+    for c in range(spec.channels):
+        sample = _ideal_sample_sigma(truth, reference, mean_light[..., c], c)
+        ideal = sample / np.sqrt(spec.sample_fraction[c] * block**2 * np.maximum(mean_cover[..., c], 1e-6))
+        use = np.isfinite(values[..., c]) & (mean_cover[..., c] >= 0.5 * len(truth.names))
+        use &= brightest_star[..., c] < ideal * block
+        if use.sum() < 16:
+            noise.append(float("nan"))
+            ideals.append(float("nan"))
+            counts.append(int(use.sum()))
+            continue
+        terms = np.stack([np.ones(use.sum()), x[use], y[use], mean_light[..., c][use]], axis=1)
+        fit, left = _fit_clipped(terms, values[..., c][use])
+        plane_x = (fit[1] * (np.arange(spec.width) - spec.centre[0])).astype(np.float32)
+        plane_y = (fit[0] + fit[2] * (np.arange(spec.height) - spec.centre[1])).astype(np.float32)
+        residual[..., c] -= plane_x[None, :] + plane_y[:, None]
+        typical = float(np.median(ideal[use]))
+        noise.append(_robust_sigma(left / ideal[use]) * typical)
+        ideals.append(typical)
+        counts.append(int(use.sum()))
+    ratio = [n / i for n, i in zip(noise, ideals, strict=True)]
+    return {
+        "sky_noise_adu": noise,
+        "sky_noise_ideal_adu": ideals,
+        "sky_noise_over_ideal": ratio,
+        "sky_blocks": min(counts),
+    }
+
+
+def _ideal_sample_sigma(truth: SimulationTruth, reference: int, light: np.ndarray, channel: int) -> np.ndarray:
+    """Noise of one raw sample averaged over the frames, times sqrt(frames), where the signal is ``light``; ADU.
+
+    Frames are brought to the reference's transparency and weighted with their inverse variance.
+    """
+    information = np.zeros_like(light, dtype=np.float64)
+    for gain, sigma in zip(truth.gains / truth.gains[reference], truth.sample_sigma[:, channel], strict=True):
+        information += gain**2 / (sigma**2 + gain * light / truth.spec.electrons_per_adu)
+    return np.sqrt(len(truth.names) / information)
+
+
+def _fit_clipped(terms: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Least squares with two rounds of 4-sigma clipping: coefficients, and what is left of all values."""
+    keep = np.ones(values.size, bool)
+    for _ in range(3):
+        fit = np.linalg.lstsq(terms[keep], values[keep], rcond=None)[0]
+        left = values - terms @ fit
+        keep = np.abs(left - np.median(left)) <= 4.0 * _robust_sigma(left) + 1e-12
+    return fit, left
+
+
+def _good_stars(scene: _Scene) -> np.ndarray:
+    """Positions (n, 2) on the result's grid of stars fit for photometry."""
+    truth, spec, fwhm = scene.truth, scene.truth.spec, scene.fwhm
+    position = map_points(truth.transforms[scene.reference], truth.star_xy)
+    alpha = truth.fwhm.min() / MOFFAT_FWHM_PER_ALPHA
+    peak = truth.star_flux.max(axis=1) * truth.gains.max() * 2.0 / (np.pi * alpha * alpha)
+    room = FULL_SCALE - truth.sky.max() - spec.gradient - truth.gains.max() * 3.0 * spec.nebula
+    samples = np.pi * (APERTURE_FWHM * fwhm) ** 2 * np.array(spec.sample_fraction) * len(truth.names)
+    noise = truth.sample_sigma.max(axis=0) / np.sqrt(samples) * np.pi * (APERTURE_FWHM * fwhm) ** 2
+    edge = ANNULUS_FWHM[1] * fwhm + 2
+    good = (peak < room) & np.all(truth.star_flux > MIN_STAR_SNR * noise, axis=1)
+    good &= np.all((position > edge) & (position < np.array([spec.width, spec.height]) - 1 - edge), axis=1)
+    chosen = []
+    for star in np.flatnonzero(good):
+        near = np.sum((position - position[star]) ** 2, axis=1) < (4.0 * fwhm) ** 2
+        others = truth.star_flux[near].sum(axis=0) - truth.star_flux[star]
+        if np.all(others < MAX_NEIGHBOUR * truth.star_flux[star]):
+            chosen.append(position[star])
+    return np.array(chosen).reshape(-1, 2)
+
+
+def _judge_stars(scene: _Scene) -> Figures:
+    """Photometry and width of the stars that are fit for it."""
+    fwhm, full = scene.fwhm, 0.9 * float(np.nanmax(scene.coverage))
+    reach = int(np.ceil(ANNULUS_FWHM[1] * fwhm))
+    ratios, widths = [], []
+    for x, y in _good_stars(scene):
+        x0, y0 = round(x) - reach, round(y) - reach
+        box = np.s_[y0 : y0 + 2 * reach + 1, x0 : x0 + 2 * reach + 1]
+        residual, signal = scene.residual[box].astype(float), scene.signal[box].astype(float)
+        if not np.isfinite(residual).all() or np.min(scene.coverage[box]) < full:
+            continue
+        dy, dx = np.mgrid[y0 : y0 + 2 * reach + 1, x0 : x0 + 2 * reach + 1] - np.array([y, x])[:, None, None]
+        square = dx * dx + dy * dy
+        aperture = square <= (APERTURE_FWHM * fwhm) ** 2
+        annulus = (square >= (ANNULUS_FWHM[0] * fwhm) ** 2) & (square <= (ANNULUS_FWHM[1] * fwhm) ** 2)
+        residual -= np.median(residual[annulus], axis=0)
+        true = signal - np.median(signal[annulus], axis=0)
+        ratios.append(1.0 + residual[aperture].sum(axis=0) / true[aperture].sum(axis=0))
+        weight = np.exp(-square / (2.0 * (fwhm / 1.5) ** 2))
+        widths.append(_width(true + residual, square, weight, fwhm) / _width(true, square, weight, fwhm))
+    empty: list[float] = []
+    if not ratios:
+        nan = float("nan")
+        return {"photometric_error": empty, "photometric_error_worst": nan, "photometric_scatter": nan,
+                "channel_balance_error": nan, "fwhm_over_truth": empty, "fwhm_over_truth_mean": nan,
+                "photometric_stars": 0}  # fmt: skip
+    median = np.median(ratios, axis=0)
+    width = np.median(widths, axis=0)
+    return {
+        "photometric_error": (median - 1.0).tolist(),
+        "photometric_error_worst": float(np.abs(median - 1.0).max()),
+        "photometric_scatter": max(_robust_sigma(column) for column in np.array(ratios).T),
+        "channel_balance_error": float(median.max() / median.min() - 1.0),
+        "fwhm_over_truth": width.tolist(),
+        "fwhm_over_truth_mean": float(width.mean()),
+        "photometric_stars": len(ratios),
+    }
+
+
+def _width(light: np.ndarray, square: np.ndarray, weight: np.ndarray, fwhm: float) -> np.ndarray:
+    """Sigma (C,) from second moments under a Gaussian weight of sigma ``fwhm / 1.5``, the weight taken out again."""
+    weighted = light * weight[..., None]
+    moment = (weighted * square[..., None]).sum(axis=(0, 1)) / (2.0 * weighted.sum(axis=(0, 1)))
+    return np.sqrt(1.0 / np.maximum(1.0 / moment - 1.0 / (fwhm / 1.5) ** 2, 1e-6))
+
+
+def _judge_trails(scene: _Scene) -> Figures:
+    """What is left of the satellite trails."""
+    truth = scene.truth
+    shape = scene.image.shape[:2]
+    sigma = np.median(truth.sample_sigma / np.sqrt(len(truth.names)), axis=0).max()
+    usable = np.isfinite(scene.residual).all(axis=2) & (scene.stars.max(axis=2) < sigma)
+    grey = scene.residual.mean(axis=2)
+    pixel_sigma = _robust_sigma(grey[usable])
+    worst_adu, worst_sigma, measured = float("nan"), float("nan"), 0
+    for k, ends, width in zip(truth.trail_frame, truth.trail_ends, truth.trail_fwhm, strict=True):
+        here = truth.transforms[scene.reference] @ np.linalg.inv(truth.transforms[k])
+        distance = _distance_to_line(shape, map_points(here, ends))
+        on_path = _strip_mean(grey, usable, distance, 0.0, width)
+        beside = np.array([_strip_mean(grey, usable, distance, offset, width) for offset in STRIP_OFFSETS_PX])
+        beside = beside[np.isfinite(beside)]
+        if not np.isfinite(on_path) or beside.size < 8:
+            continue
+        measured += 1
+        left = on_path - float(np.median(beside))
+        worst_adu = left if not abs(left) <= abs(worst_adu) else worst_adu
+        worst_sigma = np.fmax(worst_sigma, abs(left) / _robust_sigma(beside))
+    return {
+        "trail_residual_adu": worst_adu,
+        "trail_residual_sigma": float(worst_sigma),
+        "trail_residual_pixel_sigma": abs(worst_adu) / pixel_sigma,
+        "trails": measured,
+    }
+
+
+def _strip_mean(grey: np.ndarray, usable: np.ndarray, distance: np.ndarray, offset: float, width: float) -> float:
+    """Mean over usable pixels within ``width / 2`` of the line ``offset`` pixels beside the axis; nan if under 50."""
+    inside = usable & (np.abs(distance - np.float32(offset)) <= width / 2)
+    return float(grey[inside].mean()) if np.count_nonzero(inside) >= 50 else float("nan")

@@ -1,0 +1,433 @@
+"""Vocabulary of the library: what may be asked for, what a frame and a tile report carry, and the errors.
+
+Everything here is a value: frozen dataclasses, names and the adapters that turn the dictionaries of
+existing ZeMosaic runs into them. Nothing is opened, measured or computed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final, Literal, get_args
+
+import numpy as np
+
+__version__: Final = "0.1.0"
+
+# --------------------------------------------------------------------------- errors
+
+
+class ZeMosaicError(RuntimeError):
+    """Base of every error this library raises on purpose."""
+
+
+class SpecError(ZeMosaicError, ValueError):
+    """An option is unknown or outside its range; the message names the value and what is allowed."""
+
+
+class FrameError(ZeMosaicError):
+    """One frame cannot be used; the rest of the run goes on.
+
+    Parameters
+    ----------
+    name : str
+        File or descriptor the frame came from.
+    reason : str
+        What is wrong and what would help, in one sentence.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name = name
+        self.reason = reason
+
+
+class NoFramesError(ZeMosaicError, ValueError):
+    """Nothing is left to stack; the message lists what was dropped and why."""
+
+
+class PlanError(ZeMosaicError):
+    """The work cannot fit into the memory it may use; the message gives needed and allowed bytes."""
+
+
+class OutputError(ZeMosaicError):
+    """A result could not be written; the message names the path and the remedy."""
+
+
+class StackCancelled(ZeMosaicError):
+    """Raised by a progress callback, or on an abort event, to stop a tile cleanly."""
+
+
+# --------------------------------------------------------------------------- names
+
+RejectName = Literal["none", "kappa_sigma", "winsorized_sigma_clip"]
+WscImpl = Literal["legacy_quantile", "pixinsight"]
+NormalizeName = Literal["none", "linear_fit", "sky_mean", "additive_scaling"]
+WeightName = Literal["none", "noise_variance"]
+CombineName = Literal["mean", "median", "min", "max"]
+InterpolationName = Literal["lanczos3", "bicubic", "bilinear", "nearest"]
+RegisterMode = Literal["auto", "stars", "wcs", "none"]
+TransformName = Literal["similarity", "affine", "homography"]
+DeviceName = Literal["auto", "cpu", "gpu"]
+
+ALIASES: Final[Mapping[str, str]] = {
+    "winsorized": "winsorized_sigma_clip",
+    "winsor": "winsorized_sigma_clip",
+    "kappa": "kappa_sigma",
+    "": "none",
+}
+"""Other spellings of method names that existing runs use."""
+
+DEFAULT_KAPPA: Final[Mapping[str, tuple[float, float]]] = {
+    "none": (3.0, 3.0),
+    "kappa_sigma": (3.0, 3.0),
+    "winsorized_sigma_clip": (4.0, 3.0),
+}
+"""Low and high limit in units of sigma, where the caller gives none."""
+
+WSC_ENVIRONMENT: Final = "ZEMOSAIC_WSC_IMPL"
+
+
+def canonical(kind: str, value: object, allowed: object) -> str:
+    """Return the canonical spelling of a method name.
+
+    Parameters
+    ----------
+    kind : str
+        What the name chooses, for the message ("rejection", "weight", ...).
+    value : object
+        The name as given; case, surrounding blanks and ``-`` for ``_`` do not matter. None means "none".
+    allowed : typing.Literal
+        The names that exist.
+
+    Raises
+    ------
+    SpecError
+        The name is unknown.
+    """
+    names = get_args(allowed)
+    text = "none" if value is None else str(value).strip().lower().replace("-", "_")
+    text = text if text in names else ALIASES.get(text, text)
+    if text not in names:
+        raise SpecError(f"unknown {kind} {value!r}; choose one of: {', '.join(names)}")
+    return text
+
+
+def _in_range(name: str, value: float, low: float, high: float, *, open_high: bool = False) -> float:
+    number = float(value)
+    inside = low <= number < high if open_high else low <= number <= high
+    if not inside:
+        bracket = ")" if open_high else "]"
+        raise SpecError(f"{name} = {value!r} is outside [{low:g}, {high:g}{bracket}")
+    return number
+
+
+def winsor_limits(value: object) -> tuple[float, float]:
+    """Return winsorizing limits as two fractions; None means the default (0.05, 0.05).
+
+    Raises
+    ------
+    SpecError
+        Not a pair of numbers, each in [0, 0.5).
+    """
+    if value is None:
+        return (0.05, 0.05)
+    try:
+        low, high = (float(v) for v in value)  # type: ignore[attr-defined]
+    except (TypeError, ValueError) as exc:
+        raise SpecError(f"winsor limits {value!r} are not two numbers, e.g. 0.05,0.05") from exc
+    return (
+        _in_range("winsor limit (low)", low, 0.0, 0.5, open_high=True),
+        _in_range("winsor limit (high)", high, 0.0, 0.5, open_high=True),
+    )
+
+
+_TRUE = frozenset({"1", "true", "yes", "on"})
+_FALSE = frozenset({"0", "false", "no", "off"})
+
+
+def as_bool(value: object, default: bool) -> bool:
+    """Read a switch as existing configurations write it: a bool, a number or 1/true/yes/on, 0/false/no/off."""
+    if value is None:
+        return default
+    if isinstance(value, str):
+        text = value.strip().lower()
+        return text in _TRUE if text in _TRUE | _FALSE else default
+    return bool(value)
+
+
+# --------------------------------------------------------------------------- specifications
+
+
+@dataclass(frozen=True)
+class StackSpec:
+    """How registered frames become one image. Checked when made; see ``docs/algorithms.md``.
+
+    ``kappa_low``/``kappa_high`` None means the method's own default.
+    """
+
+    normalize: NormalizeName = "additive_scaling"
+    weight: WeightName = "noise_variance"
+    reject: RejectName = "winsorized_sigma_clip"
+    wsc_impl: WscImpl = "pixinsight"
+    kappa_low: float | None = None
+    kappa_high: float | None = None
+    winsor_limits: tuple[float, float] = (0.05, 0.05)
+    apply_rewinsor: bool = True
+    combine: CombineName = "mean"
+    equalize_rgb: bool = False
+    radial_weight: bool = False
+    radial_feather: float = 0.8
+    radial_power: float = 2.0
+    radial_floor: float = 0.05
+    interpolation: InterpolationName = "lanczos3"
+
+    def __post_init__(self) -> None:
+        put = object.__setattr__
+        put(self, "normalize", canonical("normalisation", self.normalize, NormalizeName))
+        put(self, "weight", canonical("weight", self.weight, WeightName))
+        put(self, "reject", canonical("rejection", self.reject, RejectName))
+        put(self, "wsc_impl", canonical("winsorizing (wsc_impl)", self.wsc_impl, WscImpl))
+        put(self, "combine", canonical("combination", self.combine, CombineName))
+        put(self, "interpolation", canonical("interpolation", self.interpolation, InterpolationName))
+        put(self, "winsor_limits", winsor_limits(self.winsor_limits))
+        default = (3.0, 3.0) if self.is_legacy_winsor else DEFAULT_KAPPA[self.reject]
+        low = default[0] if self.kappa_low is None else self.kappa_low
+        high = default[1] if self.kappa_high is None else self.kappa_high
+        put(self, "kappa_low", _in_range("kappa (low)", low, 0.0, 1000.0))
+        put(self, "kappa_high", _in_range("kappa (high)", high, 0.0, 1000.0))
+        put(self, "radial_feather", _in_range("radial feather fraction", self.radial_feather, 1e-3, 100.0))
+        put(self, "radial_power", _in_range("radial shape power", self.radial_power, 0.0, 100.0))
+        put(self, "radial_floor", _in_range("minimum radial weight", self.radial_floor, 0.0, 1.0))
+
+    @property
+    def is_legacy_winsor(self) -> bool:
+        """True when rejection is ZeMosaic's quantile winsorizing."""
+        return self.reject == "winsorized_sigma_clip" and self.wsc_impl == "legacy_quantile"
+
+    @property
+    def kappas(self) -> tuple[float, float]:
+        """Low and high rejection limit, units of sigma, never None."""
+        return float(self.kappa_low or 0.0), float(self.kappa_high or 0.0)
+
+
+@dataclass(frozen=True)
+class RegisterSpec:
+    """How frames are brought onto the reference, and when a fit counts as supported."""
+
+    mode: RegisterMode = "auto"
+    transform: TransformName = "similarity"
+    detection_sigma: float = 5.0  # detection threshold, units of the background rms
+    min_area: int = 5  # connected pixels above the threshold
+    max_stars: int = 400  # brightest stars kept per frame
+    min_matched: int = 6  # fewer matched stars cannot support a fit
+    max_rms_px: float = 1.0  # rms of star positions after the fit, pixels of the reference
+    max_scale_error: float = 0.05  # largest abs(scale - 1) that one telescope can produce
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mode", canonical("registration", self.mode, RegisterMode))
+        object.__setattr__(self, "transform", canonical("transform", self.transform, TransformName))
+        _in_range("detection sigma", self.detection_sigma, 0.5, 1000.0)
+        _in_range("max rms", self.max_rms_px, 1e-6, 100.0)
+
+
+@dataclass(frozen=True)
+class CropSpec:
+    """Cropping and alt-az cleanup of a finished tile (lengths in pixels unless said)."""
+
+    quality_crop: bool = False
+    band_px: int = 32
+    k_sigma: float = 2.0
+    margin_px: int = 8
+    min_run: int = 2
+    altaz_cleanup: bool = False
+    altaz_margin_percent: float = 5.0
+    altaz_decay: float = 0.15
+    altaz_nanize: bool = True
+
+
+@dataclass(frozen=True)
+class GateSpec:
+    """Quality gate of a finished tile: accept at score <= threshold, 0 = good."""
+
+    enabled: bool = False
+    threshold: float = 0.48
+    edge_band_px: int = 64
+    k_sigma: float = 2.5
+    erode_px: int = 3
+    move_rejects: bool = True
+
+
+# --------------------------------------------------------------------------- what is known of frames and tiles
+
+
+@dataclass(frozen=True)
+class FrameStats:
+    """Levels of one frame before normalisation; arrays are ``(C,) float64``, ADU (``variance`` ADU^2).
+
+    ``median`` and ``mad_sigma`` (1.4826 MAD), ``p25`` and ``p90`` (linear-interpolated percentiles),
+    ``variance`` (population, after 5 rounds of 3-sigma median-centred clipping), all of valid pixels;
+    ``luminance_p25``: 25th percentile of 0.299 R + 0.587 G + 0.114 B (the pixel itself when mono).
+    """
+
+    median: np.ndarray
+    mad_sigma: np.ndarray
+    p25: np.ndarray
+    p90: np.ndarray
+    variance: np.ndarray
+    luminance_p25: float
+
+
+IDENTITY: Final = np.eye(3)
+
+
+@dataclass(frozen=True)
+class Registration:
+    """Verdict on one frame: the map from reference pixels to its own pixels, and the evidence.
+
+    Attributes
+    ----------
+    ok : bool
+        False means a failed frame; ``transform`` is then not to be used.
+    transform : ndarray (3, 3) float64
+        Homogeneous map of a reference pixel (x, y, 1) to this frame's pixel; pixel centres are integers, 0-based.
+    method : str
+        "stars", "wcs", "none" or "reference".
+    matched : int
+        Stars that support the fit.
+    rms_px : float
+        Root mean square distance of matched stars after the fit, pixels (nan without stars).
+    reason : str
+        Why the frame failed, with its numbers; empty when ok.
+    """
+
+    ok: bool
+    transform: np.ndarray = field(default_factory=IDENTITY.copy)
+    method: str = "none"
+    matched: int = 0
+    rms_px: float = float("nan")
+    reason: str = ""
+
+
+@dataclass
+class FrameTable:
+    """One row per frame that is stacked; computed once, the same for every device.
+
+    ``normalised = scale * raw + offset``. Shapes: ``transform (N, 3, 3)``, ``scale, offset, weight (N, C)``, all float64;
+    scale dimensionless, offset ADU, weight dimensionless and >= 0.
+    """
+
+    names: list[str]
+    transform: np.ndarray
+    scale: np.ndarray
+    offset: np.ndarray
+    weight: np.ndarray
+    weight_method: str = "none"
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class TileReport:
+    """What happened to one tile, for the end-of-run table, ``--json`` and the FITS header."""
+
+    n_input: int = 0
+    n_used: int = 0
+    dropped: list[tuple[str, str]] = field(default_factory=list)  # name, reason
+    reference: str = ""
+    device: str = "cpu"
+    gpu_attempts: int = 0
+    device_reason: str = ""
+    spec: dict[str, Any] = field(default_factory=dict)
+    noise_before: list[float] = field(default_factory=list)  # per channel, ADU, reference frame
+    noise_after: list[float] = field(default_factory=list)  # per channel, ADU, result
+    rejected_low_percent: list[float] = field(default_factory=list)
+    rejected_high_percent: list[float] = field(default_factory=list)
+    all_rejected_pixels: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)  # per stage
+    peak_rss_bytes: int = 0
+    rows_per_slab: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain lists and numbers, ready for JSON."""
+        return asdict(self)
+
+
+# --------------------------------------------------------------------------- adapters
+
+
+def wsc_impl_choice(zconfig: object = None, stacking_params: Mapping[str, Any] | None = None) -> str:
+    """Which winsorizing the ZeMosaic entry points use: params, then zconfig, then environment, then legacy."""
+    for value in (
+        (stacking_params or {}).get("wsc_impl"),
+        getattr(zconfig, "wsc_impl", None),
+        os.environ.get(WSC_ENVIRONMENT),
+    ):
+        if value:
+            return canonical("winsorizing (wsc_impl)", value, WscImpl)
+    return "legacy_quantile"
+
+
+def stack_spec_from_params(params: Mapping[str, Any], zconfig: object = None) -> StackSpec:
+    """Turn a ``stacking_params`` dictionary of existing runs into a :class:`StackSpec`.
+
+    Absent keys take the defaults of the ZeMosaic entry points (no normalisation, weight or rejection, kappa 3/3,
+    limits 0.05/0.05, mean, RGB equalised). Keys of ours, all optional: ``wsc_impl``, ``apply_rewinsor``,
+    ``min_radial_weight_floor``, ``interpolation``.
+
+    Raises
+    ------
+    SpecError
+        A name or a value is not allowed.
+    """
+    get = params.get
+    equalize = getattr(zconfig, "poststack_equalize_rgb", None) if "poststack_equalize_rgb" not in params else None
+
+    def number(key: str, default: float) -> float:
+        value = get(key)
+        return default if value is None else float(value)
+
+    return StackSpec(
+        normalize=get("stack_norm_method", "none"),
+        weight=get("stack_weight_method", "none"),
+        reject=get("stack_reject_algo", "none"),
+        wsc_impl=wsc_impl_choice(zconfig, params),  # type: ignore[arg-type]
+        kappa_low=number("stack_kappa_low", 3.0),
+        kappa_high=number("stack_kappa_high", 3.0),
+        winsor_limits=get("parsed_winsor_limits"),  # type: ignore[arg-type]
+        apply_rewinsor=as_bool(get("apply_rewinsor"), True),
+        combine=get("stack_final_combine") or "mean",  # type: ignore[arg-type]
+        equalize_rgb=as_bool(get("poststack_equalize_rgb", equalize), True),
+        radial_weight=as_bool(get("apply_radial_weight"), False),
+        radial_feather=number("radial_feather_fraction", 0.8),
+        radial_power=number("radial_shape_power", 2.0),
+        radial_floor=number("min_radial_weight_floor", 0.05),
+        interpolation=get("interpolation") or "lanczos3",  # type: ignore[arg-type]
+    )
+
+
+def params_from_stack_spec(spec: StackSpec) -> dict[str, Any]:
+    """Return the ``stacking_params`` dictionary that means the same as ``spec``."""
+    return {
+        "stack_norm_method": spec.normalize,
+        "stack_weight_method": spec.weight,
+        "stack_reject_algo": spec.reject,
+        "wsc_impl": spec.wsc_impl,
+        "stack_kappa_low": spec.kappa_low,
+        "stack_kappa_high": spec.kappa_high,
+        "parsed_winsor_limits": spec.winsor_limits,
+        "apply_rewinsor": spec.apply_rewinsor,
+        "stack_final_combine": spec.combine,
+        "poststack_equalize_rgb": spec.equalize_rgb,
+        "apply_radial_weight": spec.radial_weight,
+        "radial_feather_fraction": spec.radial_feather,
+        "radial_shape_power": spec.radial_power,
+        "min_radial_weight_floor": spec.radial_floor,
+        "interpolation": spec.interpolation,
+    }
+
+
+def with_changes(spec: StackSpec, **changes: Any) -> StackSpec:
+    """Return a checked copy of ``spec`` with some fields replaced."""
+    return replace(spec, **changes)

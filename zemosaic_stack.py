@@ -1,0 +1,160 @@
+"""What both engines share: descriptors become frames and a table of numbers, a result becomes an image and its metadata.
+
+Everything here is decided before a device is chosen, so that bad input raises the same error wherever the tile is made.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from zemosaic_spec import FrameTable, NoFramesError, SpecError, StackCancelled, StackSpec, stack_spec_from_params
+from zemosaic_utils import Frame, FrameSource, open_source
+from zemosaic_weights import build_frame_table, measure_levels, measuring_view
+
+logger = logging.getLogger("ZeMosaicWorker")
+
+Callback = Callable[..., Any]
+
+
+def notify(callback: Callback | None, *args: Any, **keywords: Any) -> None:
+    """Call a progress callback; one that raises never breaks a stack, unless it asks to stop with ``StackCancelled``."""
+    if callback is None:
+        return
+    try:
+        callback(*args, **keywords)
+    except StackCancelled:
+        raise
+    except Exception as exc:  # noqa: BLE001 - the callback is the caller's code; its faults are not the tile's
+        logger.debug("progress callback raised %s: %s", type(exc).__name__, exc)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stack that is ready to run: which pixels, which numbers, which methods."""
+
+    sources: list[FrameSource]
+    table: FrameTable
+    spec: StackSpec
+    shape: tuple[int, ...]  # of the result: (H, W) or (H, W, 3)
+    dropped: list[tuple[str, str]] = field(default_factory=list)
+    sample_weight: np.ndarray | None = None  # (N, *shape), multiplies the frame weights
+    clipped_kappa: bool = False  # kappa_sigma with sigma-clipped statistics, as stack_aligned_images has it
+
+    @property
+    def channels(self) -> int:
+        """1 or 3."""
+        return self.shape[2] if len(self.shape) == 3 else 1
+
+
+@dataclass
+class StackResult:
+    """One stacked image and its evidence. Arrays ``(H, W)`` or ``(H, W, 3)``; image float32, ADU, NaN where nothing is.
+
+    ``coverage``, ``rejected_low``, ``rejected_high`` int32 (samples); ``weight`` float32 (sum of weights);
+    ``frame_hits (N, 2)`` int64, samples of each frame rejected low and high; ``frame_samples (N,)`` int64, valid samples.
+    """
+
+    image: np.ndarray
+    coverage: np.ndarray
+    weight: np.ndarray
+    rejected_low: np.ndarray
+    rejected_high: np.ndarray
+    frame_hits: np.ndarray
+    all_rejected: int = 0
+    rows_per_slab: int = 0
+
+
+def as_frames(descriptors: Sequence[Any] | np.ndarray | None) -> list[Frame]:
+    """Open what a caller hands over as a stack; see :func:`zemosaic_utils.open_source` for what a descriptor may be.
+
+    Raises
+    ------
+    NoFramesError
+        None or an empty list.
+    FrameError
+        A descriptor cannot be opened.
+    SpecError
+        Frames of different shape.
+    """
+    if descriptors is None or len(descriptors) == 0:
+        raise NoFramesError("no frames to stack: the list of image descriptors is empty")
+    frames = [d if isinstance(d, Frame) else Frame(open_source(d)) for d in descriptors]
+    first = frames[0].source
+    for frame in frames:
+        if frame.source.shape != first.shape:
+            raise SpecError(
+                f"{frame.source.name} has shape {frame.source.shape}, but {first.name} has {first.shape}: "
+                "frames of one stack must have one shape"
+            )
+    return frames
+
+
+def check_descriptors(
+    image_descriptors: Sequence[Any] | np.ndarray | None, stacking_params: Mapping[str, Any], zconfig: object = None
+) -> None:
+    """Raise now what would be raised on either device: no frames, unreadable or differing ones, an unknown method."""
+    stack_spec_from_params(stacking_params, zconfig)
+    as_frames(image_descriptors)
+
+
+def prepare(
+    image_descriptors: Sequence[Any] | np.ndarray | None, stacking_params: Mapping[str, Any], zconfig: object = None
+) -> Job:
+    """Turn descriptors and parameters of existing runs into a job; frames are measured where they have not been."""
+    spec = stack_spec_from_params(stacking_params, zconfig)
+    frames = as_frames(image_descriptors)
+    return make_job(frames, spec, reference=int(stacking_params.get("reference_index") or 0))
+
+
+def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) -> Job:
+    """Measure what has not been measured and compute the frame table."""
+    needed = spec.normalize != "none" or spec.weight != "none"
+    blank = measure_levels(np.zeros((1, 1, frames[0].source.channels), np.float32))
+    stats = [f.stats or (measure_levels(measuring_view(f.source)) if needed else blank) for f in frames]
+    table, used, dropped = build_frame_table(
+        [f.source.name for f in frames], [f.transform for f in frames], stats, spec, reference
+    )
+    return Job([frames[i].source for i in used], table, spec, frames[0].source.shape, dropped)
+
+
+def _percent(part: np.ndarray, whole: np.ndarray, channels: int) -> list[float]:
+    """Percent of samples per channel."""
+    sums = [(float(p.sum()), float(w.sum())) for p, w in zip(_planes(part, channels), _planes(whole, channels), strict=True)]
+    return [100.0 * p / w if w > 0 else 0.0 for p, w in sums]
+
+
+def _planes(image: np.ndarray, channels: int) -> list[np.ndarray]:
+    return [image[..., c] for c in range(channels)] if image.ndim == 3 else [image]
+
+
+def describe(job: Job, result: StackResult) -> dict[str, Any]:
+    """Return the metadata of a stack: methods as used, statistics, maps and the frame table."""
+    table, spec = job.table, job.spec
+    samples = max(float(result.coverage.sum()) / max(len(table.names), 1), 1.0)
+    rejected = result.frame_hits.sum(axis=1)
+    return {
+        "normalize_method": spec.normalize,
+        "weight_method": table.weight_method,
+        "weight_stats": {"min": float(table.weight.min()), "max": float(table.weight.max()), "frames": len(table.names)},
+        "rejection_method": spec.reject,
+        "wsc_impl": spec.wsc_impl if spec.reject == "winsorized_sigma_clip" else None,
+        "combine_method": spec.combine,
+        "frames_used": len(table.names),
+        "frames_dropped": list(job.dropped),
+        "warnings": list(table.notes),
+        "rejected_low_percent": _percent(result.rejected_low, result.coverage, job.channels),
+        "rejected_high_percent": _percent(result.rejected_high, result.coverage, job.channels),
+        "frame_rejected_percent": (100.0 * rejected / samples).tolist(),
+        "all_rejected_pixels": int(result.all_rejected),
+        "rows_per_slab": int(result.rows_per_slab),
+        "coverage": result.coverage,
+        "weight_map": result.weight,
+        "rejected_low": result.rejected_low,
+        "rejected_high": result.rejected_high,
+        "frame_table": table,
+    }

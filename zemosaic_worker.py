@@ -1,0 +1,439 @@
+"""One tile from front door to back, and the choice of the device that stacks it.
+
+Chapters: caches; Mode C (which device stacks a tile, and what happens when it fails).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+import cuda_utils
+import parallel_utils
+from zemosaic_spec import FrameError, NoFramesError, SpecError, StackCancelled, ZeMosaicError
+from zemosaic_stack import Callback, notify
+from zemosaic_utils import open_source
+
+try:
+    from zemosaic_align_stack_gpu import GPUStackingError as _P3GPUStackingError  # type: ignore[import-not-found]
+    from zemosaic_align_stack_gpu import _gpu_is_usable as _p3_gpu_is_usable
+    from zemosaic_align_stack_gpu import gpu_stack_from_paths as _p3_gpu_stack_from_paths
+except ImportError as _exc:
+    _P3_GPU_HELPERS_AVAILABLE = False
+    _P3_GPU_HELPERS_REASON = f"the GPU engine cannot be imported ({_exc})"
+
+    class _P3GPUStackingError(RuntimeError):  # type: ignore[no-redef]
+        """Stands in for the error of the GPU engine."""
+
+    def _p3_gpu_is_usable(logger: logging.Logger | None = None) -> bool:
+        return False
+
+    def _p3_gpu_stack_from_paths(*_args: Any, **_keywords: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        raise _P3GPUStackingError(_P3_GPU_HELPERS_REASON)
+else:
+    _P3_GPU_HELPERS_AVAILABLE = True
+    _P3_GPU_HELPERS_REASON = ""
+
+LOGGER = logging.getLogger("ZeMosaicWorker")
+
+Descriptors = Sequence[Any]
+
+# =========================================================================== caches
+
+
+def _safe_load_cache(path: str | os.PathLike[str], *, pcb: Callback | None = None, tile_id: int | None = None) -> Any:
+    """Return the array of a ``.npy`` cache, memory-mapped read-only.
+
+    Windows refuses a mapping (error 1455) when its page file is too small; the cache is then read into memory, and
+    ``pcb`` is told by the key ``stack_mem_fallback_memmap_to_ram``.
+
+    Raises
+    ------
+    OSError, ValueError
+        The file cannot be read, or is no ``.npy`` array of numbers.
+    """
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as exc:
+        if getattr(exc, "winerror", None) != 1455 and "1455" not in str(exc):
+            raise
+        reason = str(exc)
+    notify(pcb, "stack_mem_fallback_memmap_to_ram", None, "WARN", path=os.fspath(path), tile_id=tile_id, error=reason)
+    return np.load(path, allow_pickle=False)
+
+
+# =========================================================================== Mode C
+#
+# A tile goes to the GPU if there is one, and is recomputed whole on the CPU if the GPU fails twice; then the GPU is
+# off for the rest of the run. CPU and GPU give the same bits, so nobody downstream can tell.
+
+_P3_GPU_FRESH: Final[Mapping[str, bool]] = {
+    "allowed": True,
+    "hard_disabled": False,
+    "health_checked": False,
+    "healthy": False,
+    "candidate_announced": False,
+    "success_announced": False,
+}
+_P3_GPU_STATE: dict[str, Any] = dict(_P3_GPU_FRESH)
+"""What the tiles of one run know of the GPU; read and changed under ``_P3_GPU_LOCK``."""
+
+_P3_GPU_LOCK = threading.RLock()
+
+# The data, not the device, is to blame: the CPU gives the final word on them and the GPU stays on.
+_INPUT_ERRORS: Final = (FrameError, NoFramesError, SpecError)
+
+
+@dataclass(frozen=True)
+class _GpuTile:
+    """A tile the GPU has stacked: float32 image (H, W) or (H, W, C), ADU, and the engine's metadata."""
+
+    image: np.ndarray
+    metadata: dict[str, Any]
+
+
+@dataclass
+class _GpuVerdict:
+    """How the GPU fared with one tile: the tile, or the last error."""
+
+    attempts: int
+    tile: _GpuTile | None = None
+    error: Exception | None = None
+
+
+def reset_phase3_gpu_state() -> None:
+    """Start a new run: the GPU is allowed, and its health is checked again with the first tile.
+
+    A sticky CUDA error outlives the run. It is the health check that refuses then (``cuda_utils.is_poisoned``).
+    """
+    with _P3_GPU_LOCK:
+        _P3_GPU_STATE.clear()
+        _P3_GPU_STATE.update(_P3_GPU_FRESH)
+
+
+def _once(key: str) -> bool:
+    """Return True for the first caller of the run only."""
+    with _P3_GPU_LOCK:
+        first = not _P3_GPU_STATE.get(key, False)
+        _P3_GPU_STATE[key] = True
+    return first
+
+
+def _phase3_gpu_refusal(parallel_plan: object) -> str:
+    """Return why a tile cannot go to the GPU as far as is known, empty if nothing speaks against it."""
+    with _P3_GPU_LOCK:
+        if _is_hard_disabled():
+            return "the GPU was disabled after failures earlier in this run"
+        if not _P3_GPU_STATE.get("allowed", True):
+            return "the GPU is not allowed in this run"
+        if not _P3_GPU_HELPERS_AVAILABLE:
+            return _P3_GPU_HELPERS_REASON or "the GPU engine cannot be imported"
+        if not getattr(parallel_plan, "use_gpu", False):
+            return "the plan does not use the GPU"
+        if _P3_GPU_STATE.get("health_checked", False) and not _P3_GPU_STATE.get("healthy", False):
+            return "the GPU failed its health check"
+    return ""
+
+
+def _phase3_gpu_is_healthy(logger: logging.Logger) -> bool:
+    try:
+        return bool(_p3_gpu_is_usable(logger))
+    except Exception as exc:  # noqa: BLE001 - the check is a GPU attempt: whatever it raises means no
+        if cuda_utils.classify_failure(exc) == "sticky":
+            cuda_utils.mark_sticky()
+        logger.warning("[P3][GPU] the health check failed: %s: %s", type(exc).__name__, exc)
+        return False
+
+
+def _phase3_gpu_candidate(parallel_plan: object, logger: logging.Logger | None = None) -> bool:
+    """Return True if the next tile should try the GPU.
+
+    The health check runs once per run, with the first tile that asks; tiles in other threads wait for its answer.
+
+    Parameters
+    ----------
+    parallel_plan : ParallelPlan or object
+        Its ``use_gpu`` decides; None means no.
+    """
+    with _P3_GPU_LOCK:
+        if _phase3_gpu_refusal(parallel_plan):
+            return False
+        if not _P3_GPU_STATE.get("health_checked", False):
+            _P3_GPU_STATE["healthy"] = _phase3_gpu_is_healthy(logger or LOGGER)
+            _P3_GPU_STATE["health_checked"] = True
+        return bool(_P3_GPU_STATE.get("healthy", False))
+
+
+def _inputs_hold(descriptors: Descriptors, wanted: Callable[[np.ndarray], np.ndarray], rows: int = 256) -> bool:
+    """Return True if a sample of any frame is wanted; reads no further than the first."""
+    for descriptor in descriptors:
+        source = open_source(descriptor)
+        for start in range(0, source.height, rows):
+            if wanted(source.read_rows(start, min(start + rows, source.height))).any():
+                return True
+    return False
+
+
+def _check_gpu_result(image: object, metadata: object, descriptors: Descriptors) -> _GpuTile:
+    """Return what the GPU engine returned if it can be a stack of these frames.
+
+    Raises
+    ------
+    GPUStackingError
+        Another type, shape or dtype; no valid pixel, or zeros only, although the frames hold more.
+    """
+    expected = open_source(descriptors[0]).shape
+    if not isinstance(image, np.ndarray) or image.shape != expected or image.dtype != np.float32:
+        found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise _P3GPUStackingError(f"the GPU returned {found} where float32 {expected} was due")
+    if not isinstance(metadata, Mapping):
+        raise _P3GPUStackingError(f"the GPU returned metadata of type {type(metadata).__name__}, not a mapping")
+    finite = np.isfinite(image)
+    if not finite.any() and _inputs_hold(descriptors, np.isfinite):
+        raise _P3GPUStackingError("the GPU returned no valid pixel, although the frames hold some")
+    only_zeros = finite.any() and not np.any(image, where=finite)
+    if only_zeros and _inputs_hold(descriptors, lambda block: np.isfinite(block) & (block != 0)):
+        raise _P3GPUStackingError("the GPU returned zeros only, although the frames hold more")
+    return _GpuTile(image, dict(metadata))
+
+
+def _gpu_attempt(
+    descriptors: Descriptors, params: Mapping[str, Any], *, free_first: bool, **keywords: Any
+) -> _GpuTile | Exception:
+    """Try the GPU once; an error is returned, so that recovery runs outside of its ``except`` block."""
+    try:
+        if free_first:
+            cuda_utils.free_pools()
+        image, metadata = _p3_gpu_stack_from_paths(descriptors, params, **keywords)
+        return _check_gpu_result(image, metadata, descriptors)
+    except StackCancelled:
+        raise
+    except Exception as exc:  # noqa: BLE001 - the one per attempt: whatever goes wrong on the GPU, the CPU can redo
+        return exc
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Drop the local variables an exception keeps alive: they hold the arrays whose memory the retry needs."""
+    for link in cuda_utils.exception_chain(error):
+        traceback.clear_frames(link.__traceback__)
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _is_hard_disabled() -> bool:
+    with _P3_GPU_LOCK:
+        return bool(_P3_GPU_STATE.get("hard_disabled", False))
+
+
+def _hard_disable(logger: logging.Logger) -> None:
+    """Turn the GPU off for the rest of the run; says so once, whoever comes first."""
+    if _once("hard_disabled"):
+        logger.warning("[P3][GPU] GPU disabled for remaining Phase 3 tiles after repeated failures.")
+
+
+def _give_up(error: Exception, logger: logging.Logger, *, second: bool) -> None:
+    """Judge a failure after which there is no further attempt: log it, disable the GPU if it is to blame."""
+    kind = cuda_utils.classify_failure(error)
+    if kind == "sticky":
+        cuda_utils.mark_sticky()
+    elif isinstance(error, _INPUT_ERRORS):
+        logger.warning("[P3][GPU] %s; this concerns the frames, the CPU decides", _text(error))
+        return
+    if second:
+        logger.error(
+            "[P3][GPU] Second GPU attempt failed; disabling Phase 3 GPU for this run: %s", _text(error), exc_info=error
+        )
+    else:
+        logger.error(
+            "[P3][GPU] CUDA cannot be used again in this process; disabling Phase 3 GPU for this run: %s",
+            _text(error),
+            exc_info=error,
+        )
+    _hard_disable(logger)
+
+
+def _release_pools(logger: logging.Logger) -> None:
+    """Give pooled device and pinned host memory back before the CPU recomputes the tile."""
+    try:
+        cuda_utils.free_pools()
+    except RuntimeError as exc:  # CuPy's CUDARuntimeError
+        if cuda_utils.classify_failure(exc) == "sticky":
+            cuda_utils.mark_sticky()
+        logger.warning("[P3][GPU] the memory pools could not be freed: %s", _text(exc))
+
+
+def _try_gpu(
+    descriptors: Descriptors, params: Mapping[str, Any], logger: logging.Logger, parallel_plan: object, **keywords: Any
+) -> _GpuVerdict:
+    """Stack one tile on the GPU: at most two attempts, the second with less memory if that was the trouble."""
+    keywords["logger"] = logger
+    outcome = _gpu_attempt(descriptors, params, free_first=False, parallel_plan=parallel_plan, **keywords)
+    if isinstance(outcome, _GpuTile):
+        return _GpuVerdict(1, tile=outcome)
+    first = outcome
+    kind = cuda_utils.classify_failure(first)
+    if kind == "sticky" or isinstance(first, _INPUT_ERRORS):
+        _give_up(first, logger, second=False)
+        _forget_frames(first)
+        return _GpuVerdict(1, error=first)
+    _forget_frames(first)
+    if _is_hard_disabled():  # by another tile, meanwhile
+        logger.warning("[P3][GPU] %s; the GPU is disabled by now, no retry", _text(first))
+        return _GpuVerdict(1, error=first)
+
+    out_of_memory = kind == "out_of_memory"
+    plan = parallel_utils.tighter(parallel_plan) if out_of_memory else parallel_plan
+    remedy = " with freed pools and a tighter plan" if out_of_memory else ""
+    logger.warning("[P3][GPU] %s, retrying once%s: %s", type(first).__name__, remedy, first)
+    outcome = _gpu_attempt(descriptors, params, free_first=out_of_memory, parallel_plan=plan, **keywords)
+    if isinstance(outcome, _GpuTile):
+        return _GpuVerdict(2, tile=outcome, error=first)
+    _give_up(outcome, logger, second=True)
+    _forget_frames(outcome)
+    if cuda_utils.is_oom_error(outcome):
+        _release_pools(logger)
+    return _GpuVerdict(2, error=outcome)
+
+
+def _stack_master_tile_cpu(
+    image_descriptors: Descriptors,
+    stacking_params: Mapping[str, Any],
+    parallel_plan: object = None,
+    logger: logging.Logger | None = None,
+    pcb_tile: Callback | None = None,
+    zconfig: object = None,
+    tile_id: int | None = None,
+    progress_callback: Callback | None = None,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Stack a whole tile on the CPU.
+
+    Parameters
+    ----------
+    image_descriptors, stacking_params, parallel_plan, logger, pcb_tile, zconfig, tile_id, progress_callback
+        As in :func:`_stack_master_tile_auto`.
+
+    Returns
+    -------
+    stacked : ndarray (H, W) or (H, W, C) float32, ADU
+    stack_metadata : dict
+    """
+    from zemosaic_align_stack import stack_descriptors
+
+    return stack_descriptors(
+        image_descriptors,
+        stacking_params,
+        parallel_plan=parallel_plan,
+        logger=logger or LOGGER,
+        pcb_tile=pcb_tile,
+        zconfig=zconfig,
+        tile_id=tile_id,
+        progress_callback=progress_callback,
+    )
+
+
+def _stack_master_tile_auto(
+    image_descriptors: Descriptors,
+    stacking_params: Mapping[str, Any],
+    parallel_plan: object = None,
+    logger: logging.Logger | None = None,
+    pcb_tile: Callback | None = None,
+    zconfig: object = None,
+    tile_id: int | None = None,
+    progress_callback: Callback | None = None,
+) -> tuple[np.ndarray, dict[str, Any], bool]:
+    """Stack a tile on the GPU if there is a healthy one, else, or if that fails, the whole tile on the CPU.
+
+    Parameters
+    ----------
+    image_descriptors : sequence
+        Frames: arrays, paths, dictionaries or frame objects; the first gives the shape.
+    stacking_params : Mapping
+        Keys of existing runs; ``device`` "cpu" keeps the tile off the GPU, ``require_gpu`` forbids the CPU.
+    parallel_plan : ParallelPlan or object, optional
+        Never changed. Without ``use_gpu`` the tile is stacked on the CPU.
+    logger : logging.Logger, optional
+        Default ``ZeMosaicWorker``.
+    pcb_tile, progress_callback : callable, optional
+        Told of events of this tile, and of progress.
+    zconfig : object, optional
+        Configuration of existing runs.
+    tile_id : int, optional
+        For events and messages.
+
+    Returns
+    -------
+    stacked : ndarray (H, W) or (H, W, C) float32, ADU
+    stack_metadata : dict
+        What the engine reports, ``phase3_used_gpu``, ``phase3_gpu_attempts`` and ``phase3_device_reason``.
+    used_gpu : bool
+
+    Raises
+    ------
+    ZeMosaicError
+        Bad input, found before a device is chosen; or ``require_gpu`` and the GPU did not stack the tile.
+    """
+    from zemosaic_align_stack import check_descriptors
+
+    check_descriptors(image_descriptors, stacking_params, zconfig)
+    log = logger or LOGGER
+    verdict = _GpuVerdict(0)
+    wants_cpu = str(stacking_params.get("device") or "auto").lower() == "cpu"
+    if not wants_cpu and _phase3_gpu_candidate(parallel_plan, log):
+        if _once("candidate_announced"):
+            log.info("[P3][GPU] Phase 3 GPU auto mode enabled (mode=C, candidate=True)")
+        # Existing stack functions know four keywords; the tile's number goes along only when there is one.
+        extra = {} if tile_id is None else {"tile_id": tile_id}
+        verdict = _try_gpu(
+            image_descriptors, stacking_params, log, parallel_plan, pcb_tile=pcb_tile, zconfig=zconfig, **extra
+        )
+    if verdict.tile is not None:
+        if _once("success_announced"):
+            log.info("[P3][GPU] Using GPU stacker for Phase 3 (mode=auto)")
+        reason = "GPU" if verdict.error is None else f"GPU, second attempt after {_text(verdict.error)}"
+        return verdict.tile.image, _with_device(verdict.tile.metadata, True, verdict.attempts, reason), True
+
+    reason = _cpu_reason(verdict, wants_cpu, parallel_plan)
+    if stacking_params.get("require_gpu"):
+        if isinstance(verdict.error, _INPUT_ERRORS):
+            raise verdict.error
+        raise ZeMosaicError(
+            f"the GPU is required, but {reason}; see `zemosaic-phase3 doctor`, or allow the CPU"
+        ) from verdict.error
+    stacked, metadata = _stack_master_tile_cpu(
+        image_descriptors,
+        stacking_params,
+        parallel_plan=parallel_plan,
+        logger=log,
+        pcb_tile=pcb_tile,
+        zconfig=zconfig,
+        tile_id=tile_id,
+        progress_callback=progress_callback,
+    )
+    return stacked, _with_device(metadata, False, verdict.attempts, reason), False
+
+
+def _cpu_reason(verdict: _GpuVerdict, wants_cpu: bool, parallel_plan: object) -> str:
+    """Say in a few words why the CPU stacks a tile."""
+    if wants_cpu:
+        return "the CPU was asked for"
+    if verdict.error is not None:
+        return f"the GPU failed: {_text(verdict.error)}"
+    return _phase3_gpu_refusal(parallel_plan) or "the tile is no GPU candidate"
+
+
+def _with_device(metadata: Mapping[str, Any] | None, used_gpu: bool, attempts: int, reason: str) -> dict[str, Any]:
+    return {
+        **(metadata or {}),
+        "phase3_used_gpu": used_gpu,
+        "phase3_gpu_attempts": attempts,
+        "phase3_device_reason": reason,
+    }
