@@ -205,6 +205,13 @@ def peak_rss_bytes() -> int:
     return int(peak) if sys.platform == "darwin" else int(peak) * 1024  # Linux counts in KiB, macOS in bytes
 
 
+def current_rss_bytes() -> int:
+    """Return the resident memory of this process now, bytes."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
 _UNITS: Final[Mapping[str, int]] = {
     "": 1,
     "B": 1,

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 MIN_SIDE_PX: Final = 8  # a file with a shorter side is no sky frame
 MAX_DEFLATE_RATIO: Final = 1032  # no deflate stream expands more (RFC 1951: 258 bytes from two bits)
+_DRAIN_BYTES: Final = 65536  # read at a time from the rest of a .gz
 FRAME_SUFFIXES: Final = (".fits", ".fit", ".fts", ".fz", ".npy")
 _ARRAY_KEYS: Final = ("data", "array")
 _PATH_KEYS: Final = ("path_preprocessed_cache", "path")  # the cache first: it is the frame made ready
@@ -312,9 +313,7 @@ def _open_path(path: str, label: object, bayer: str, header: Cards) -> FrameSour
         return opener(stream, place, name, bayer, header, largest)
 
 
-def _open_npy(
-    stream: BufferedIOBase, place: _Place, name: str, bayer: str, header: Cards, largest: int
-) -> FrameSource:
+def _open_npy(stream: BufferedIOBase, place: _Place, name: str, bayer: str, header: Cards, largest: int) -> FrameSource:
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         version = np.lib.format.read_magic(stream)
@@ -339,7 +338,9 @@ def _open_fits(
 ) -> FrameSource:
     primary, unit, hdu = headers.find_image(stream, name)
     size, planar = _layout(hdu.shape, name, minimum=MIN_SIDE_PX)
-    _check_file_size(name, hdu.data_offset + hdu.data_bytes, largest, hdu.shape)
+    # Plain pixels are whole without the padding of their last block; astropy, which reads tiles, wants that too.
+    stored_bytes = hdu.padded_bytes if hdu.is_compressed else hdu.data_bytes
+    _check_file_size(name, hdu.data_offset + stored_bytes, largest, hdu.shape)
     cfa = _cfa(bayer, size, name, primary, hdu.cards, header)
     codec = _fits_codec(hdu, name)
     place = place._replace(
@@ -491,20 +492,27 @@ class _PixelFile(FrameSource):
         self._place = place
 
     def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
-        planes = prod(shape[2:])
         with _file_errors(self.name), self._open() as stream:
-            if self._place.order == "columns":
-                return self._read_columns(stream, y0, shape)
-            if self._place.order == "rows" or planes == 1:
-                block = np.empty(shape, self._codec.stored)
-                self._fill(stream, y0 * self.width * planes, block)
-                return self._codec.decode(block)
-            out = np.empty(shape, self.dtype)
-            plane = np.empty(shape[:2], self._codec.stored)
-            for c in range(planes):
-                self._fill(stream, (c * self.height + y0) * self.width, plane)
-                out[..., c] = self._codec.decode(plane)
-            return out
+            rows = self._read_stream(stream, y0, shape)
+            # The checksum of a .gz stands behind its last byte; only there does a damaged one show.
+            while self._place.gzipped and y1 == self.height and stream.read(_DRAIN_BYTES):
+                continue
+        return rows
+
+    def _read_stream(self, stream: BufferedIOBase, y0: int, shape: tuple[int, ...]) -> np.ndarray:
+        planes = prod(shape[2:])
+        if self._place.order == "columns":
+            return self._read_columns(stream, y0, shape)
+        if self._place.order == "rows" or planes == 1:
+            block = np.empty(shape, self._codec.stored)
+            self._fill(stream, y0 * self.width * planes, block)
+            return self._codec.decode(block)
+        out = np.empty(shape, self.dtype)
+        plane = np.empty(shape[:2], self._codec.stored)
+        for c in range(planes):
+            self._fill(stream, (c * self.height + y0) * self.width, plane)
+            out[..., c] = self._codec.decode(plane)
+        return out
 
     def _read_columns(self, stream: BufferedIOBase, y0: int, shape: tuple[int, ...]) -> np.ndarray:
         """Read a Fortran-ordered array: its rows are scattered, so the whole is read and cut."""

@@ -6,11 +6,12 @@ costs seconds, not minutes. What the cards claim is checked here for being possi
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import threading
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -76,6 +77,11 @@ class Hdu(NamedTuple):
         return abs(self.cards["BITPIX"]) // 8 * self.cards.get("GCOUNT", 1) * numbers
 
     @property
+    def padded_bytes(self) -> int:
+        """Bytes of the data with the padding of the last block."""
+        return -(-self.data_bytes // FITS_BLOCK) * FITS_BLOCK
+
+    @property
     def is_image(self) -> bool:
         """True when the unit holds pixels on two or three axes."""
         is_pixels = self.is_compressed or str(self.cards.get("XTENSION", "IMAGE")).strip() == "IMAGE"
@@ -114,7 +120,7 @@ def find_image(stream: BufferedIOBase, name: str) -> tuple[dict[str, Any], int, 
         if hdu.is_image:
             _check_storage(hdu, name)
             return seen[0].cards, len(seen) - 1, hdu
-        offset = hdu.data_offset + -(-hdu.data_bytes // FITS_BLOCK) * FITS_BLOCK
+        offset = hdu.data_offset + hdu.padded_bytes
     found = "; ".join(hdu.describe() for hdu in seen)
     raise FrameError(name, f"holds no image with 2 or 3 axes (found: {found}); convert it to one image per file")
 
@@ -253,12 +259,23 @@ def _named_pattern(cards: Mapping[str, Any]) -> str | None:
 # --------------------------------------------------------------------------- whole headers
 
 
+@contextlib.contextmanager
+def _without_warnings(*categories: type[Warning]) -> Iterator[None]:
+    with _WARNINGS_LOCK, warnings.catch_warnings():
+        for category in categories:
+            warnings.simplefilter("ignore", category)
+        yield
+
+
 def parse_header(raw: bytes) -> Header:
     """Return the header in these bytes; characters that FITS does not allow become question marks."""
     from astropy.io import fits
+    from astropy.utils.exceptions import AstropyUserWarning
 
     # Cameras write place names in Latin-1; astropy would do the same replacement, with a warning per file.
-    return fits.Header.fromstring(raw.decode("latin-1").encode("ascii", "replace"))
+    text = raw.decode("latin-1").encode("ascii", "replace")
+    with _without_warnings(AstropyUserWarning):  # keywords that break the standard are kept as they are
+        return fits.Header.fromstring(text)
 
 
 def inherit(header: Header, primary: Header) -> Header:
@@ -303,18 +320,17 @@ def celestial_wcs(header: Header, pixel_shape: tuple[int, int], name: str) -> WC
     if "CTYPE1" not in header:
         return None
     from astropy.io import fits
+    from astropy.utils.exceptions import AstropyUserWarning
     from astropy.wcs import WCS, FITSFixedWarning
 
     is_colour_first = "-" in str(header.get("CTYPE3", ""))  # axes 2 and 3 are the sky
-    with _WARNINGS_LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore", FITSFixedWarning)
-        warnings.simplefilter("ignore", fits.verify.VerifyWarning)
-        try:
+    try:
+        with _without_warnings(FITSFixedWarning, AstropyUserWarning):
             # naxis=2 keeps a SIP polynomial, which astropy refuses beside a third axis.
             wcs = WCS(header).celestial if is_colour_first else WCS(header, naxis=2)
-        except (ValueError, MemoryError, fits.VerifyError) as exc:  # wcslib reports some broken headers as MemoryError
-            logger.warning("%s: its WCS cannot be used (%s)", name, exc)
-            return None
+    except (ValueError, MemoryError, fits.VerifyError) as exc:  # wcslib reports some broken headers as MemoryError
+        logger.warning("%s: its WCS cannot be used (%s)", name, exc)
+        return None
     if not wcs.has_celestial:
         return None
     wcs.pixel_shape = pixel_shape

@@ -71,6 +71,7 @@ class TileRequest:
     abort: Any = None  # an event with is_set()
     heartbeat: Callback | None = None
     extreme_group_frames: int = EXTREME_GROUP_FRAMES
+    wants_center_out: bool = False
 
     def tell(self, key: str, progress: float | None = None, level: str = "INFO", **details: Any) -> None:
         """Send one progress key of this tile; an abort request is answered here."""
@@ -243,6 +244,8 @@ def _finish(request: TileRequest, group: Group, tile: Tile) -> tuple[str | None,
     if coverage is None:
         coverage = np.isfinite(image).astype(np.int32)
     alpha = alpha_from_coverage(coverage, mask)
+    if request.wants_center_out:
+        request.tell("center_out_skipped", None, "INFO_DETAIL", tile_id=request.tile_id, reason="not applied")
     metrics = _judge(request, image, alpha)
     header = _cards(request, group, tile, wcs, box, metrics)
     path = request.folder / f"master_tile_{request.tile_id:03d}.fits"

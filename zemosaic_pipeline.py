@@ -23,6 +23,7 @@ from zemosaic_spec import (
     FrameError,
     FrameStats,
     NoFramesError,
+    OutputError,
     RegisterSpec,
     Registration,
     StackSpec,
@@ -33,7 +34,7 @@ from zemosaic_spec import (
 from zemosaic_stack import Callback, notify
 from zemosaic_tile import alpha_from_coverage, measure_noise
 from zemosaic_utils import Frame, FrameSource, open_source, tile_hdus, write_fits_atomically
-from zemosaic_weights import measure_levels, measuring_view
+from zemosaic_weights import measure_levels, measuring_view, quanta
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -89,7 +90,7 @@ def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool) -> 
         The frame cannot be read, has no valid pixel, or is blank.
     """
     view = measuring_view(source)
-    stats = measure_levels(view)
+    stats = measure_levels(view, quantum=quanta(source))
     if not np.isfinite(stats.median).all():
         raise FrameError(source.name, "no valid pixel in at least one channel (all NaN); leave it out")
     low, high = float(np.nanmin(view)), float(np.nanmax(view))
@@ -577,6 +578,23 @@ def frames_columns(rows: Sequence[FrameRow]) -> dict[str, Any]:
 
 
 # --------------------------------------------------------------------------- writing
+
+
+def check_output(output: str | Path, *, overwrite: bool) -> None:
+    """Refuse before the work starts what could not be written at its end.
+
+    Raises
+    ------
+    OutputError
+        The file exists and ``overwrite`` is False, it is a folder, or its folder does not exist.
+    """
+    path = Path(output)
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: folder {path.parent} does not exist; create it first")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path}: exists already; choose another name, or allow --overwrite")
 
 
 def write_tile(tile: Tile, output: str | Path, *, maps: bool = False, overwrite: bool = False) -> Path:

@@ -318,8 +318,6 @@ def _window_pixinsight(t, sum1, sum2, centre, j, n, k_low, k_high):  # type: ign
             s = 1.134 * _clipped_deviation(sum1, sum2, centre, j, first, last, a, b, low, high, 1)
             if r > 0 and abs(s - before) <= 0.0005 * before:
                 break
-        if s == 0.0:
-            break
         f = _skip_below(t, j, first, last, m - k_low * s)
         g = _skip_above(t, j, f, last, m + k_high * s)
         if f == first and g == last:

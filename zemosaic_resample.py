@@ -207,11 +207,24 @@ def _demosaic_inner_row(raw, r, width, on_red_row, red_col, out, o) -> None:  # 
 
 
 @kernel
-def _careful(src, row0, height, width, channels, c, ix, iy, px, py, table) -> float:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _larger(a: float, b: float) -> float:
+    return a if a > b else b
+
+
+@kernel
+def _smaller(a: float, b: float) -> float:
+    return a if a < b else b
+
+
+@kernel
+def _careful(src, row0, height, width, channels, c, ix, iy, px, py, table, clamp) -> float:  # type: ignore[no-untyped-def]  # noqa: ANN001
     """One sample near an edge or an invalid pixel: edge pixels repeated, invalid ones left out and the rest renormalised.
 
-    NaN when one of the up to four nearest pixels, those with weight in the inner taps, is invalid.
+    NaN when one of the up to four nearest pixels, those with weight in the inner taps, is invalid. With ``clamp`` held to
+    the range of the valid pixels among the 4x4 around it.
     """
+    low = np.float32(np.inf)
+    high = np.float32(-np.inf)
     total = np.float32(0.0)
     norm = np.float32(0.0)
     for j in range(6):
@@ -228,19 +241,15 @@ def _careful(src, row0, height, width, channels, c, ix, iy, px, py, table) -> fl
             if v == v:
                 total += w * v
                 norm += w
+                if 0 < i < 5 and 0 < j < 5:
+                    low = _smaller(low, v)
+                    high = _larger(high, v)
             elif (i == 2 or i == 3) and (j == 2 or j == 3):
                 return np.nan
-    return total / norm if norm > 0.25 else np.nan
-
-
-@kernel
-def _larger(a: float, b: float) -> float:
-    return a if a > b else b
-
-
-@kernel
-def _smaller(a: float, b: float) -> float:
-    return a if a < b else b
+    if not norm > 0.25:
+        return np.nan
+    value = total / norm
+    return _smaller(_larger(value, low), high) if clamp else value
 
 
 @kernel
@@ -352,7 +361,7 @@ def resample_rows(  # type: ignore[no-untyped-def]
             top = iy - 2 - row0
             if ix < 2 or ix + 3 >= width or iy < 2 or iy + 3 >= height or top < 0 or top + 6 > rows_held:
                 for c in range(channels):
-                    v = _careful(src, row0, height, width, channels, c, ix, iy, px, py, table)
+                    v = _careful(src, row0, height, width, channels, c, ix, iy, px, py, table, clamp)
                     out[o + c] = np.float32(v * scale[c] + offset[c])
                 continue
             b = top * stride + (ix - 2) * channels
@@ -378,7 +387,7 @@ def resample_rows(  # type: ignore[no-untyped-def]
                 v = v + table[px, 4] * column[4 * channels + c]
                 v = v + table[px, 5] * column[5 * channels + c]
                 if not (v == v):
-                    v = np.float32(_careful(src, row0, height, width, channels, c, ix, iy, px, py, table))
+                    v = np.float32(_careful(src, row0, height, width, channels, c, ix, iy, px, py, table, clamp))
                 elif clamp:
                     v = _clamped(v, r1, r2, r3, r4, c + channels, channels)
                 out[o + c] = np.float32(v * scale[c] + offset[c])
@@ -388,14 +397,16 @@ def resample_rows(  # type: ignore[no-untyped-def]
 def radial_weight_table(feather: float, power: float, floor: float, nodes: int = 4096) -> np.ndarray:
     """Return the radial weight on a grid of distances, its step appended.
 
-    ``w(d) = max(cos(pi/2 clip(d/feather, 0, 1))**power, floor)``, d in units of half the diagonal.
+    ``w(d) = max(cos(pi/2 clip(d/feather, 0, 1))**power, floor)``, d in units of half the diagonal. As in
+    ``make_radial_weight_map`` the feather counts as 0.1 .. 1 and the floor as at most 0.99.
 
     Returns
     -------
     ndarray (nodes + 2,) float64
         Weight at ``d = k / (nodes/d_max)``, k = 0..nodes; last element: nodes per unit of d.
     """
-    d_max = min(feather, 1.001)  # beyond the feather the weight is constant; beyond 1 there are no pixels
+    feather, floor = min(max(feather, 0.1), 1.0), min(floor, 0.99)
+    d_max = feather  # beyond the feather the weight is constant
     d = np.arange(nodes + 1) / nodes * d_max
     weight = np.maximum(np.cos(0.5 * np.pi * np.clip(d / feather, 0.0, 1.0)) ** power, floor)
     table = np.append(weight, nodes / d_max)

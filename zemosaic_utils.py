@@ -222,9 +222,7 @@ def _table_hdu(columns: Mapping[str, Sequence[Any] | np.ndarray], units: Mapping
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"columns of different lengths: {lengths}")
-    rows = np.empty(
-        next(iter(lengths.values()), 0), dtype=[(name, a.dtype, a.shape[1:]) for name, a in arrays.items()]
-    )
+    rows = np.empty(next(iter(lengths.values()), 0), dtype=[(name, a.dtype, a.shape[1:]) for name, a in arrays.items()])
     for name, array in arrays.items():
         rows[name] = array
     table = fits.BinTableHDU(rows, name="FRAMES")
@@ -260,6 +258,8 @@ def write_fits_atomically(hdus: HDUList, path: str | os.PathLike[str], *, overwr
     target = Path(path)
     if target.name.lower().endswith(_COMPRESSED_SUFFIXES):
         raise OutputError(f"{target}: tiles are written uncompressed; choose a name that ends in .fits")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target}: folder {target.parent} does not exist; create it first")
     temporary = target.parent / f".zemosaic-{os.getpid()}-{secrets.token_hex(6)}.tmp"
     try:
         with _output_errors(target):
@@ -284,7 +284,7 @@ def _refuse_if_too_large(hdus: HDUList, target: Path) -> None:
 
 
 def _write_to_disk(hdus: HDUList, temporary: Path) -> None:
-    with temporary.open("xb") as stream:
+    with temporary.open("wb") as stream:
         hdus.writeto(stream, checksum=True, output_verify="silentfix+ignore")
         stream.flush()
         os.fsync(stream.fileno())
@@ -330,15 +330,13 @@ def _output_errors(target: Path) -> Iterator[None]:
         yield
     except FileExistsError as exc:
         raise OutputError(f"{target}: exists already; choose another name, or allow --overwrite") from exc
-    except (FileNotFoundError, NotADirectoryError) as exc:
-        raise OutputError(f"{target}: folder {target.parent} does not exist; create it first") from exc
     except IsADirectoryError as exc:
         raise OutputError(f"{target}: is a folder; name a file in it") from exc
     except OSError as exc:
         if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             reason = f"folder {target.parent} may not be written; choose another one"
-        elif exc.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            reason = f"no room left ({exc.strerror}); free space or choose another disk"
+        elif exc.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # None: numpy reports a short write so
+            reason = f"no room left ({exc}); free space or choose another disk"
         else:
             reason = f"could not be written ({exc}); check the disk"
         raise OutputError(f"{target}: {reason}") from exc

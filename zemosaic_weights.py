@@ -56,6 +56,28 @@ def cell_view(mosaic: np.ndarray, cfa: str) -> np.ndarray:
     return view
 
 
+def quanta(source: FrameSource) -> tuple[float, ...]:
+    """Step between neighbouring levels of each channel of :func:`measuring_view`, ADU; 0 where levels are continuous."""
+    if source.dtype != np.uint16:
+        return (0.0,) * source.channels
+    return (1.0, 0.5, 1.0) if source.cfa is not None else (1.0,) * source.channels
+
+
+def _ungrouped(ordered: np.ndarray, quantum: float) -> np.ndarray:
+    """Spread equal levels of sorted, quantised samples evenly over their step.
+
+    The median and MAD of a camera's integers are integers too, good to half a step; a scale taken from a MAD of 21 would
+    be wrong by 2 %. Samples of one level are assumed to be spread evenly over it: the median of grouped data (any
+    textbook; Kenney and Keeping, "Mathematics of Statistics", part 1).
+    """
+    if quantum == 0.0:
+        return ordered
+    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    counts = np.diff(np.append(starts, ordered.size))
+    rank = np.arange(ordered.size) - np.repeat(starts, counts)
+    return ordered + quantum * ((rank + 0.5) / np.repeat(counts, counts) - 0.5)
+
+
 def _percentile(ordered: np.ndarray, percent: float) -> float:
     """Linear-interpolated percentile of sorted samples."""
     at = percent / 100.0 * (ordered.size - 1)
@@ -94,13 +116,17 @@ def clipped_variance(ordered: np.ndarray, sigma: float = 3.0, rounds: int = 5) -
     return variance
 
 
-def measure_levels(view: np.ndarray, *, max_samples: int | None = MAX_SAMPLES) -> FrameStats:
+def measure_levels(
+    view: np.ndarray, *, quantum: Sequence[float] | None = None, max_samples: int | None = MAX_SAMPLES
+) -> FrameStats:
     """Measure the levels of one frame.
 
     Parameters
     ----------
     view : ndarray (h, w, C) float32, ADU
         NaN and infinity are left out.
+    quantum : sequence of float, optional
+        Step between levels of each channel, from :func:`quanta`; None: continuous.
     max_samples : int or None
         Look at every k-th row, so that at most about this many pixels count; None looks at all.
 
@@ -119,12 +145,13 @@ def measure_levels(view: np.ndarray, *, max_samples: int | None = MAX_SAMPLES) -
         ordered = np.sort(samples[np.isfinite(samples)])
         if ordered.size == 0:
             continue
+        levels["variance"][c] = clipped_variance(ordered)
+        ordered = _ungrouped(ordered, quantum[c] if quantum is not None else 0.0)
         median = _percentile(ordered, 50.0)
         levels["median"][c] = median
-        levels["mad_sigma"][c] = MAD_TO_SIGMA * float(np.median(np.abs(ordered.astype(np.float64) - median)))
+        levels["mad_sigma"][c] = MAD_TO_SIGMA * float(np.median(np.abs(ordered - np.float64(median))))
         levels["p25"][c] = _percentile(ordered, 25.0)
         levels["p90"][c] = _percentile(ordered, 90.0)
-        levels["variance"][c] = clipped_variance(ordered)
     return FrameStats(luminance_p25=_luminance_p25(rows), **levels)
 
 

@@ -1,6 +1,7 @@
 """One tile from front door to back, and the choice of the device that stacks it.
 
-Chapters: caches; Mode C (which device stacks a tile, and what happens when it fails).
+Chapters: caches; Mode C (which device stacks a tile, and what happens when it fails); the whole job from files to a
+file; the call of existing ZeMosaic runs.
 """
 
 from __future__ import annotations
@@ -11,14 +12,34 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 import cuda_utils
 import parallel_utils
-from zemosaic_spec import FrameError, NoFramesError, SpecError, StackCancelled, ZeMosaicError
+from zemosaic_frames import Frame, expand_inputs
+from zemosaic_master_tile import EXTREME_GROUP_FRAMES, TileRequest, TileResult, make_master_tile
+from zemosaic_pipeline import Tile, build_tile, check_output, timed, write_tile
+from zemosaic_spec import (
+    CropSpec,
+    DeviceName,
+    FrameError,
+    GateSpec,
+    NoFramesError,
+    RegisterSpec,
+    SpecError,
+    StackCancelled,
+    StackSpec,
+    ZeMosaicError,
+    as_bool,
+    canonical,
+    wsc_impl_choice,
+)
 from zemosaic_stack import Callback, notify
+from zemosaic_tile import _apply_lecropper_pipeline as _apply_lecropper_pipeline
+from zemosaic_tile import evaluate_quality_gate_metrics as _evaluate_quality_gate_metrics  # noqa: F401
 from zemosaic_utils import open_source
 
 try:
@@ -437,3 +458,238 @@ def _with_device(metadata: Mapping[str, Any] | None, used_gpu: bool, attempts: i
         "phase3_gpu_attempts": attempts,
         "phase3_device_reason": reason,
     }
+
+
+# =========================================================================== the whole job
+
+
+def stack_files(
+    inputs: Sequence[Any],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    stack: StackSpec | None = None,
+    register: RegisterSpec | None = None,
+    bayer: str = "auto",
+    reference: str | None = None,
+    device: str = "auto",
+    require_gpu: bool = False,
+    memory: str | int | None = None,
+    workers: int | None = None,
+    maps: bool = False,
+    overwrite: bool = False,
+    progress: Callback | None = None,
+) -> Tile:
+    """Register and stack frames into one tile, and write it: what ``zemosaic-phase3 stack`` does.
+
+    Parameters
+    ----------
+    inputs : sequence
+        Files, folders, globs; or arrays and other descriptors (:func:`zemosaic_frames.open_source`).
+    output : path, optional
+        FITS file to write; None only returns the tile.
+    stack, register : StackSpec, RegisterSpec, optional
+        Methods; the defaults of the command line.
+    bayer : str
+        "auto" (header), "none", or a pattern such as "GRBG".
+    reference : str, optional
+        File the others are registered on; None chooses the best.
+    device : {"auto", "cpu", "gpu"}
+        "gpu" is "auto" with ``require_gpu``.
+    require_gpu : bool
+        Turn every fall back to the CPU into an error.
+    memory : int or str, optional
+        Bytes, or text such as "4GB" or "50%"; half of what is available.
+    workers : int, optional
+        Threads; as many as this process may use.
+    maps : bool
+        Write COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and FRAMES too.
+    overwrite : bool
+        Replace an existing output.
+    progress : callable, optional
+        Called as ``progress(stage, done, total)``; may raise :class:`StackCancelled`.
+
+    Returns
+    -------
+    Tile
+        Image, masks, maps, header and report.
+
+    Raises
+    ------
+    NoFramesError
+        Nothing could be stacked.
+    OutputError
+        The output exists, or cannot be written.
+    PlanError
+        The memory is too small for one row.
+    SpecError
+        An option is not allowed.
+    """
+    choice = canonical("device", device, DeviceName)
+    if output is not None:
+        check_output(output, overwrite=overwrite)
+    descriptors = [d for item in inputs for d in (expand_inputs([item]) if _is_path(item) else [item])]
+    limit = parallel_utils.parse_memory("50%" if memory is None else memory)
+    allowed = max(limit - parallel_utils.current_rss_bytes(), 0)
+    n_workers = workers or parallel_utils.usable_cpus()
+    plan = parallel_utils.ParallelPlan(
+        cpu_workers=n_workers, use_memmap=False, max_chunk_bytes=allowed, use_gpu=choice != "cpu"
+    )
+
+    def stacker(frames: list[Frame], params: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any], bool]:
+        params = {**params, "memory_bytes": allowed, "device": choice, "require_gpu": require_gpu or choice == "gpu"}
+        return _stack_master_tile_auto(frames, params, parallel_plan=plan, progress_callback=progress)
+
+    tile = build_tile(
+        descriptors, stacker, stack=stack, register=register, bayer=bayer, reference=reference, workers=n_workers,
+        progress=progress,
+    )  # fmt: skip
+    if output is not None:
+        with timed(tile.report, "write"):
+            write_tile(tile, output, maps=maps, overwrite=overwrite)
+    return tile
+
+
+def _is_path(item: object) -> bool:
+    return isinstance(item, (str, os.PathLike))
+
+
+# =========================================================================== as existing ZeMosaic runs call it
+
+
+def create_master_tile(
+    seestar_stack_group_info: Sequence[Mapping[str, Any]],
+    tile_id: int,
+    output_temp_dir: str | os.PathLike[str],
+    stack_norm_method: str,
+    stack_weight_method: str,
+    stack_reject_algo: str,
+    stack_kappa_low: float,
+    stack_kappa_high: float,
+    parsed_winsor_limits: tuple[float, float] | None,
+    stack_final_combine: str,
+    poststack_equalize_rgb: bool = True,
+    apply_radial_weight: bool = False,
+    radial_feather_fraction: float = 0.8,
+    radial_shape_power: float = 2.0,
+    min_radial_weight_floor: float = 0.05,
+    quality_crop_enabled: bool = False,
+    quality_crop_band_px: int = 32,
+    quality_crop_k_sigma: float = 2.0,
+    quality_crop_margin_px: int = 8,
+    quality_crop_min_run: int = 2,
+    altaz_cleanup_enabled: bool = False,
+    altaz_margin_percent: float = 5.0,
+    altaz_decay: float = 0.15,
+    altaz_nanize: bool = True,
+    quality_gate_enabled: bool = False,
+    quality_gate_threshold: float = 0.48,
+    quality_gate_edge_band_px: int = 64,
+    quality_gate_k_sigma: float = 2.5,
+    quality_gate_erode_px: int = 3,
+    quality_gate_move_rejects: bool = True,
+    astap_exe_path_global: str = "",
+    astap_data_dir_global: str = "",
+    astap_search_radius_global: float = 0.0,
+    astap_downsample_global: int = 0,
+    astap_sensitivity_global: int = 0,
+    astap_timeout_seconds_global: int = 0,
+    winsor_pool_workers: int = 1,
+    winsor_max_frames_per_pass: int = 0,
+    progress_callback: Callback | None = None,
+    resource_strategy: Mapping[str, Any] | None = None,
+    center_out_context: object = None,
+    center_out_settings: Mapping[str, Any] | None = None,
+    center_out_rank: int | None = None,
+    parallel_plan: object = None,
+    allow_batch_duplication: bool = False,
+    target_stack_size: int | None = None,
+    min_safe_stack_size: int | None = None,
+    dbg_tile_ids: object = None,
+    abort_event: object = None,
+    heartbeat_callback: Callback | None = None,
+) -> TileResult:
+    """Make one master tile from a group of cached frames, as ZeMosaic's Phase 3 calls it.
+
+    Parameters
+    ----------
+    seestar_stack_group_info : sequence of mapping
+        Group entries: ``path_preprocessed_cache`` (``.npy`` float32 (H, W, 3), ADU), ``path_raw``, ``wcs``, ``header`` and more.
+    tile_id, output_temp_dir
+        Number of the tile, folder of ``master_tile_%03d.fits``.
+    stack_norm_method ... quality_gate_move_rejects
+        Methods and finishing, under the names of ZeMosaic's configuration.
+    astap_*, winsor_pool_workers, winsor_max_frames_per_pass, allow_batch_duplication, target_stack_size,
+    min_safe_stack_size, dbg_tile_ids, center_out_rank
+        Accepted; none changes a value.
+    progress_callback, heartbeat_callback : callable, optional
+        ``progress_callback(key, progress, level, **details)``; the heartbeat is called at every step.
+    resource_strategy : mapping, optional
+        ``extreme_group_threshold``: frames from which a group is announced as extreme (1000).
+    center_out_context, center_out_settings : object, mapping
+        Accepted; centre-out normalisation is not applied, and the header and a progress key say so.
+    parallel_plan : object, optional
+        ``cpu_workers``, ``rows_per_chunk``, ``use_gpu`` are honoured.
+    abort_event : object, optional
+        With ``is_set()``; stops the tile cleanly.
+
+    Returns
+    -------
+    ((path or None, wcs or None), retry_groups)
+        At most one retry group: copies of the entries that failed to register.
+    """
+    stack = StackSpec(
+        normalize=stack_norm_method,  # type: ignore[arg-type]
+        weight=stack_weight_method,  # type: ignore[arg-type]
+        reject=stack_reject_algo,  # type: ignore[arg-type]
+        wsc_impl=wsc_impl_choice(),  # type: ignore[arg-type]
+        kappa_low=stack_kappa_low,
+        kappa_high=stack_kappa_high,
+        winsor_limits=parsed_winsor_limits,  # type: ignore[arg-type]
+        combine=stack_final_combine,  # type: ignore[arg-type]
+        equalize_rgb=as_bool(poststack_equalize_rgb, True),
+        radial_weight=as_bool(apply_radial_weight, False),
+        radial_feather=radial_feather_fraction,
+        radial_power=radial_shape_power,
+        radial_floor=min_radial_weight_floor,
+    )
+    crop = CropSpec(
+        quality_crop=as_bool(quality_crop_enabled, False),
+        band_px=quality_crop_band_px,
+        k_sigma=quality_crop_k_sigma,
+        margin_px=quality_crop_margin_px,
+        min_run=quality_crop_min_run,
+        altaz_cleanup=as_bool(altaz_cleanup_enabled, False),
+        altaz_margin_percent=altaz_margin_percent,
+        altaz_decay=altaz_decay,
+        altaz_nanize=as_bool(altaz_nanize, True),
+    )
+    gate = GateSpec(
+        enabled=as_bool(quality_gate_enabled, False),
+        threshold=quality_gate_threshold,
+        edge_band_px=quality_gate_edge_band_px,
+        k_sigma=quality_gate_k_sigma,
+        erode_px=quality_gate_erode_px,
+        move_rejects=as_bool(quality_gate_move_rejects, True),
+    )
+    request = TileRequest(
+        entries=list(seestar_stack_group_info or []),
+        tile_id=int(tile_id),
+        folder=Path(output_temp_dir),
+        stack=stack,
+        crop=crop,
+        gate=gate,
+        workers=int(getattr(parallel_plan, "cpu_workers", 0) or 0),
+        progress=progress_callback,
+        abort=abort_event,
+        heartbeat=heartbeat_callback,
+        extreme_group_frames=int((resource_strategy or {}).get("extreme_group_threshold") or EXTREME_GROUP_FRAMES),
+        wants_center_out=as_bool((center_out_settings or {}).get("enabled"), False) and center_out_context is not None,
+    )
+
+    def stacker(frames: list[Frame], params: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any], bool]:
+        return _stack_master_tile_auto(
+            frames, params, parallel_plan=parallel_plan, pcb_tile=progress_callback, tile_id=tile_id,
+            progress_callback=request.step,
+        )  # fmt: skip
+
+    return make_master_tile(request, stacker)

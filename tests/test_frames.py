@@ -7,6 +7,7 @@ import os
 import threading
 import tracemalloc
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -82,7 +83,7 @@ FITS_KINDS = {
         fits.PrimaryHDU(),
         fits.CompImageHDU((COUNTS / 7).astype(np.float32), compression_type="GZIP_1", quantize_level=0),
     ],
-    "tiles planar": lambda: [fits.PrimaryHDU(), fits.CompImageHDU(PLANES.astype(np.uint16))],
+    "tiles planar u16": lambda: [fits.PrimaryHDU(), fits.CompImageHDU(PLANES.astype(np.uint16))],
 }
 KINDS = [*FITS_KINDS, *(f"{kind}.gz" for kind in ("u16", "planar f32", "extension", "tiles u16"))]
 
@@ -518,6 +519,14 @@ def test_characters_that_fits_does_not_allow(tmp_path):
     assert open_source(path).read_header()["SITE"] == "Orl?ans"
 
 
+def test_keywords_that_break_the_standard_do_not_warn(tmp_path):
+    path = save(tmp_path / "a.fits", with_cards(fits.PrimaryHDU(COUNTS.astype(np.uint16)), **celestial_cards(SITE=1)))
+    bad = b"ESO-LOG 00:00:00> DATE = '1992-10-26' / Mon".ljust(80)
+    path.write_bytes(path.read_bytes().replace(b"SITE    =                    1".ljust(80), bad))
+    source = open_source(path)
+    assert "ESO-LOG" in source.read_header().tostring() and source.wcs() is not None
+
+
 @pytest.mark.parametrize("kind", ["mono", "planar", "planar with three axes", "interleaved", "tiles", "sip"])
 def test_celestial_wcs(tmp_path, kind):
     cards = celestial_cards()
@@ -582,6 +591,11 @@ def test_wcs_of_a_descriptor_loses_its_colour_axis():
 # --------------------------------------------------------------------------- many sources
 
 
+def open_handles():
+    folder = Path("/proc/self/fd")  # Linux; elsewhere only the memory is checked
+    return len(list(folder.iterdir())) if folder.is_dir() else 0
+
+
 def test_ten_thousand_sources_are_cheap(tmp_path):
     names = []
     path = make(tmp_path, "u16")
@@ -589,7 +603,7 @@ def test_ten_thousand_sources_are_cheap(tmp_path):
         names.append(str(tmp_path / f"light_{number:05d}.fits"))
         os.link(path, names[-1])
     open_source(names[0])
-    handles = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    handles = open_handles()
     tracemalloc.start()
     try:
         sources = [open_source(name) for name in names]
@@ -597,7 +611,7 @@ def test_ten_thousand_sources_are_cheap(tmp_path):
     finally:
         tracemalloc.stop()
     assert each < 2000
-    assert handles is None or len(os.listdir("/proc/self/fd")) == handles
+    assert open_handles() == handles
     assert all(isinstance(source, FrameSource) for source in sources)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import types
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -86,6 +87,7 @@ class FakeGpu:
     def is_usable(self, logger: logging.Logger | None = None) -> bool:
         with self.lock:
             self.health_checks += 1
+        time.sleep(0.02)  # long enough for another thread to ask as well
         return True
 
     def stack(self, descriptors, params, **keywords):
@@ -361,7 +363,7 @@ def assert_disabled_after(gpu: FakeGpu, log, second: BaseException, *, tried: in
 
 
 @pytest.mark.parametrize("error", ORDINARY, ids=lambda e: type(e).__name__)
-def test_two_failures_disable_the_gpu_and_the_cpu_makes_the_whole_tile(use, log, error):
+def test_two_failures_disable_the_gpu_and_the_cpu_makes_the_whole_tile(use, log, pools, error):
     before = stack()[0] if use(FakeGpu()) else None
     worker.reset_phase3_gpu_state()
     log.clear()
@@ -371,6 +373,7 @@ def test_two_failures_disable_the_gpu_and_the_cpu_makes_the_whole_tile(use, log,
     np.testing.assert_array_equal(image, before)
     assert (gpu.calls, metadata["phase3_gpu_attempts"], metadata["phase3_used_gpu"]) == (2, 2, False)
     assert str(error) in metadata["phase3_device_reason"]
+    assert pools.freed == []
     assert_disabled_after(gpu, log, error)
     assert lines(log, logging.ERROR)[0].startswith(SECOND)
     assert lines(log, logging.INFO) == [ENABLED]
@@ -705,6 +708,18 @@ def test_a_thread_that_fails_after_the_disable_does_not_retry(use, log, monkeypa
     assert lines(log).count(DISABLED) == 1
 
 
+def test_the_hard_disable_is_told_once_however_threads_interleave(log, monkeypatch):
+    class Slow(dict):
+        def get(self, key, default=None):
+            value = super().get(key, default)
+            time.sleep(0.01)  # between the question and the change
+            return value
+
+    monkeypatch.setattr(worker, "_P3_GPU_STATE", Slow(worker._P3_GPU_STATE))
+    run_together(4, lambda _: worker._hard_disable(worker.LOGGER))
+    assert lines(log) == [DISABLED]
+
+
 def test_a_failure_beside_a_success_leaves_both_tiles_right(use, log):
     gpu = use(FakeGpu(*[GPUStackingError("x")] * 3))
     for tile, (image, _, _) in enumerate(run_together(6, lambda i: stack(frames(i)))):
@@ -743,7 +758,10 @@ RUN = """
     for name in ("_p3_gpu_stack_from_paths", "_P3GPUStackingError", "_p3_gpu_is_usable"):
         assert getattr(worker, name) is not None
     assert issubclass(worker._P3GPUStackingError, RuntimeError)
-    sys.modules.setdefault("zemosaic_align_stack", STUB)
+    try:
+        import zemosaic_align_stack
+    except ModuleNotFoundError:
+        sys.modules["zemosaic_align_stack"] = STUB
     tile = list(np.arange(3 * 4 * 5, dtype=np.float32).reshape(3, 4, 5))
     image, metadata, used = worker._stack_master_tile_auto(tile, {}, ParallelPlan(1, False, 0, use_gpu=True))
     assert not used and metadata["phase3_device_reason"]
@@ -762,9 +780,7 @@ def broken_cupy(folder: Path, body: str) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "body", ["raise ImportError('libcudart')", "raise RuntimeError('broken')", "import ctypes; 1/0"]
-)
+@pytest.mark.parametrize("body", ["raise ImportError('libcudart')", "raise RuntimeError('broken')", "1 / 0"])
 def test_a_broken_cupy_costs_nothing_but_one_look(tmp_path, body):
     run_python(STUB + RUN, broken_cupy(tmp_path, body))
     touched = tmp_path / "touched"

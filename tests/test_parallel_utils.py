@@ -244,6 +244,7 @@ def test_more_used_than_allowed_leaves_nothing(tmp_path):
 def test_quota_and_affinity_bound_the_cores(cpus, cores):
     everything = pu.usable_cpus(pu.ContainerLimits())
     assert pu.usable_cpus(pu.ContainerLimits(cpus=cpus)) == (cores or everything)
+    assert pu.usable_cpus(pu.ContainerLimits(cpus=1.2)) == min(2, everything), "a part of a core is one more"
 
 
 def test_container_limits_count_not_the_hosts_totals(monkeypatch):

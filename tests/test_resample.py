@@ -1,0 +1,259 @@
+"""Demosaicing and interpolation: exact where exactness is possible, flux, clamping, footprints, slabs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import zemosaic_resample as resample
+
+NAMES = ("lanczos3", "bicubic", "bilinear", "nearest")
+NOTHING = np.empty(0, np.float32)
+
+
+def padded(image):
+    flat = np.ascontiguousarray(image, np.float32).reshape(-1)
+    return np.concatenate([flat, np.zeros(resample.PAD, np.float32)])
+
+
+def warp(image, matrix, name="lanczos3", rows=None, clamp=None, scale=None, offset=None, radial=None):
+    """Resample a whole image in memory; ``rows`` (y0, y1) gives only those, from just the source rows they need."""
+    height, width = image.shape[:2]
+    channels = image.shape[2] if image.ndim == 3 else 1
+    y0, y1 = rows or (0, height)
+    first, last = resample.source_rows(matrix, y0, y1, width, height)
+    out = np.full((y1 - y0) * width * channels, 7.0, np.float32)
+    table = resample.radial_weight_table(*(radial or (0.8, 2.0, 0.05)))
+    weights = np.empty((y1 - y0) * width, np.float32) if radial else NOTHING
+    if last <= first:
+        return np.full((y1 - y0, *image.shape[1:]), np.nan, np.float32)
+    resample.resample_rows(
+        padded(image[first:last]), first, height, width, channels, np.asarray(matrix, float),
+        resample.weight_table(name), resample.needs_clamp(name) if clamp is None else clamp,
+        np.ones(channels) if scale is None else scale, np.zeros(channels) if offset is None else offset,
+        y0, y1, width, out, weights, table,
+    )  # fmt: skip
+    shaped = out.reshape(y1 - y0, *image.shape[1:])
+    return (shaped, weights.reshape(y1 - y0, width)) if radial else shaped
+
+
+def similarity(angle_deg=0.0, dx=0.0, dy=0.0, scale=1.0):
+    c, s = scale * np.cos(np.deg2rad(angle_deg)), scale * np.sin(np.deg2rad(angle_deg))
+    return np.array([[c, -s, dx], [s, c, dy], [0.0, 0.0, 1.0]])
+
+
+def star_field(height=90, width=120, fwhm=3.0, seed=3, n=12, channels=1):
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    image = np.full((height, width), 1000.0)
+    sigma = fwhm / 2.3548
+    for cx, cy, flux in zip(rng.uniform(20, width - 20, n), rng.uniform(20, height - 20, n), rng.uniform(1e3, 2e5, n), strict=True):
+        image += flux / (2 * np.pi * sigma**2) * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * sigma**2))
+    image = image if channels == 1 else np.stack([image, 1.5 * image, 0.7 * image], axis=2)
+    return image.astype(np.float32)
+
+
+# ------------------------------------------------------------------ interpolation
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_identity_and_whole_shifts_are_exact(name, channels):
+    image = star_field(channels=channels)
+    np.testing.assert_array_equal(warp(image, np.eye(3), name), image)
+    shifted = warp(image, similarity(dx=4.0, dy=-3.0), name)
+    np.testing.assert_array_equal(shifted[3:, :-4], image[:-3, 4:])
+    assert np.isnan(shifted[:3]).all()
+    assert np.isnan(shifted[:, -4:]).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_flat_field_stays_flat(name):
+    flat = np.full((40, 50), 1234.5, np.float32)
+    out = warp(flat, similarity(3.7, 1.3, 0.6), name)
+    inside = np.isfinite(out)
+    assert inside.mean() > 0.8
+    np.testing.assert_allclose(out[inside], 1234.5, rtol=1e-6)  # weights rounded to float32
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("lanczos3", 1e-3), ("bicubic", 1e-3), ("bilinear", 1e-3)])
+def test_flux_is_conserved(name, tolerance):
+    image = star_field(n=1, seed=5) - np.float32(1000.0)
+    y, x = np.unravel_index(image.argmax(), image.shape)
+    total = image[y - 12 : y + 13, x - 12 : x + 13].sum(dtype=float)
+    worst = 0.0
+    for angle, dx, dy in ((0.0, 0.5, 0.5), (0.0, 0.25, 0.75), (2.0, 0.3, 0.1), (30.0, 5.2, -4.4)):
+        out = warp(image, similarity(angle, dx, dy), name)
+        worst = max(worst, abs(np.nansum(out, dtype=float) / total - 1.0)) if angle < 5 else worst
+    assert worst < tolerance
+
+
+def test_lanczos_is_sharper_than_bilinear():
+    image = star_field(n=6, seed=8)
+    half = similarity(dx=0.5, dy=0.5)
+    back = np.linalg.inv(half)
+    error = {n: np.nanstd(warp(np.nan_to_num(warp(image, half, n), nan=1000.0), back, n)[10:-10, 10:-10] - image[10:-10, 10:-10]) for n in ("lanczos3", "bilinear")}
+    assert error["lanczos3"] < 0.3 * error["bilinear"]
+
+
+def test_saturated_plateau_does_not_ring():
+    image = np.full((60, 60), 1000.0, np.float32)
+    y, x = np.mgrid[:60, :60]
+    image[(y - 30) ** 2 + (x - 30) ** 2 < 40] = 65535.0
+    out = warp(image, similarity(11.0, 8.3, -4.4), "lanczos3")
+    assert np.nanmax(out) <= 65535.0
+    assert np.nanmin(out) >= 1000.0
+    free = warp(image, similarity(11.0, 8.3, -4.4), "lanczos3", clamp=False)
+    assert np.nanmin(free) < 900.0  # without the clamp it would
+
+
+def test_clamp_keeps_the_peak_of_a_star():
+    image = star_field(n=1, seed=5)
+    half = similarity(dx=0.5, dy=0.5)
+    free, held = warp(image, half, clamp=False), warp(image, half, clamp=True)
+    y, x = np.unravel_index(np.nanargmax(free), free.shape)
+    assert held[y, x] == free[y, x]
+
+
+def test_normalisation_is_applied_per_channel():
+    image = star_field(channels=3)
+    scale, offset = np.array([1.1, 0.9, 2.0]), np.array([-3.0, 5.0, 0.25])
+    out = warp(image, np.eye(3), scale=scale, offset=offset)
+    np.testing.assert_array_equal(out, (image * scale + offset).astype(np.float32))
+
+
+# ------------------------------------------------------------------ footprint and holes
+
+
+def test_footprint_is_the_hull_of_pixel_centres():
+    image = np.ones((20, 30), np.float32)
+    out = warp(image, similarity(dx=0.25, dy=0.0), "lanczos3")
+    assert np.isfinite(out[:, :-1]).all()
+    assert np.isnan(out[:, -1]).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hole_spoils_only_the_pixels_beside_it(name):
+    image = star_field()
+    image[40, 60] = np.nan
+    out = warp(image, similarity(dx=0.5, dy=0.5), name)
+    bad = np.argwhere(np.isnan(out[5:-5, 5:-5])) + 5
+    assert 1 <= len(bad) <= 4
+    assert (np.abs(bad - [40, 60]).max(axis=1) <= 1).all()
+    clean = warp(np.nan_to_num(image, nan=1000.0), similarity(dx=0.5, dy=0.5), name)
+    far = np.ones(out.shape, bool)
+    far[36:45, 56:65] = False
+    np.testing.assert_array_equal(out[far], clean[far])
+
+
+def test_an_unrelated_place_gives_nothing():
+    assert np.isnan(warp(np.ones((20, 30), np.float32), similarity(dx=500.0))).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    angle=st.floats(-180, 180),
+    dx=st.floats(-40, 40),
+    dy=st.floats(-40, 40),
+    cut=st.integers(1, 89),
+    name=st.sampled_from(NAMES),
+    channels=st.sampled_from([1, 3]),
+)
+def test_any_slab_equals_the_whole(angle, dx, dy, cut, name, channels):
+    image = star_field(channels=channels)
+    image[50, 30] = np.nan
+    centre = np.array([[1, 0, 59.5], [0, 1, 44.5], [0, 0, 1.0]])
+    matrix = centre @ similarity(angle, dx, dy) @ np.linalg.inv(centre)
+    whole = warp(image, matrix, name)
+    parts = np.concatenate([warp(image, matrix, name, (0, cut)), warp(image, matrix, name, (cut, 90))])
+    np.testing.assert_array_equal(parts, whole)
+
+
+def test_homography_slabs_equal_the_whole():
+    image = star_field()
+    matrix = np.array([[1.0, 0.01, 2.0], [-0.02, 1.0, 3.0], [1e-4, -2e-4, 1.0]])
+    whole = warp(image, matrix)
+    parts = [warp(image, matrix, rows=(y, min(y + 7, 90))) for y in range(0, 90, 7)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    assert np.isfinite(whole).mean() > 0.7
+
+
+# ------------------------------------------------------------------ radial weights
+
+
+def test_radial_weight_follows_the_frame():
+    from zemosaic_utils import make_radial_weight_map
+
+    image = np.ones((41, 61), np.float32)
+    _, weights = warp(image, np.eye(3), radial=(0.8, 2.0, 0.05))
+    np.testing.assert_allclose(weights, make_radial_weight_map(41, 61, 0.8, 2.0, 0.05), rtol=2e-6)
+    out, moved = warp(image, similarity(dx=10.0, dy=5.0), radial=(0.8, 2.0, 0.05))
+    np.testing.assert_allclose(moved[:-5, :-10], weights[5:, 10:], rtol=1e-6)
+    assert (moved[np.isnan(out)] == 0.0).all()
+
+
+# ------------------------------------------------------------------ demosaicing
+
+
+def mosaic_of(colour, pattern):
+    raw = np.empty(colour.shape[:2], np.float32)
+    for k, letter in enumerate(pattern):
+        raw[k // 2 :: 2, k % 2 :: 2] = colour[k // 2 :: 2, k % 2 :: 2, "RGB".index(letter)]
+    return raw
+
+
+def demosaic(raw, pattern, rows=None):
+    height, width = raw.shape
+    y0, y1 = rows or (0, height)
+    top, bottom = max(y0 - resample.CFA_MARGIN, 0), min(y1 + resample.CFA_MARGIN, height)
+    out = np.zeros((y1 - y0) * width * 3 + resample.PAD, np.float32)
+    resample.demosaic_rows(
+        np.ascontiguousarray(raw[top:bottom]), top, height, width, y0, y1, *resample.red_position(pattern), out
+    )
+    return out[: (y1 - y0) * width * 3].reshape(y1 - y0, width, 3)
+
+
+@pytest.mark.parametrize("pattern", ["RGGB", "GRBG", "GBRG", "BGGR"])
+def test_demosaic_keeps_samples_and_linear_ramps(pattern):
+    y, x = np.mgrid[:30, :41]
+    colour = np.stack([1000 + 4 * x + 2 * y, 2000 + 4 * x + 2 * y, 500 + 4 * x + 2 * y], axis=2).astype(np.float32)
+    out = demosaic(mosaic_of(colour, pattern), pattern)
+    np.testing.assert_allclose(out[2:-2, 2:-2], colour[2:-2, 2:-2], rtol=1e-6)
+    for k, letter in enumerate(pattern):
+        c = "RGB".index(letter)
+        np.testing.assert_array_equal(out[k // 2 :: 2, k % 2 :: 2, c], colour[k // 2 :: 2, k % 2 :: 2, c])
+
+
+def test_demosaic_is_the_published_filter():
+    """Impulse responses: the coefficients of Malvar, He and Cutler, eighths, for red at a green and at a blue sample."""
+    raw = np.zeros((12, 12), np.float32)
+    raw[6, 6] = 8.0  # RGGB: red
+    out = demosaic(raw, "RGGB")
+    np.testing.assert_array_equal(out[6, 4:9, 1], [-1, 0, 4, 0, -1])
+    np.testing.assert_array_equal(out[5:8, 6, 1], [0, 4, 0])
+    np.testing.assert_array_equal(out[6, 4:9, 0], [0, 4, 8, 4, 0])
+    np.testing.assert_array_equal(out[5, 4:9, 0], [0, 2, 4, 2, 0])
+    np.testing.assert_array_equal(out[6, 4:9, 2], [-1.5, 0, 6, 0, -1.5])
+    np.testing.assert_array_equal(out[4:9, 6, 0], [0, 4, 8, 4, 0])
+
+
+@pytest.mark.parametrize("pattern", ["RGGB", "GRBG"])
+def test_demosaic_keeps_the_flux_of_every_colour(pattern):
+    """Over all places of a star on the 2x2 cell, each colour's flux is the true one."""
+    y, x = np.mgrid[:40, :40]
+    total = np.zeros(3)
+    for sy in (0.0, 1.0):
+        for sx in (0.0, 1.0):
+            star = 1e4 * np.exp(-((x - 20 - sx) ** 2 + (y - 20 - sy) ** 2) / 3.2)
+            total += demosaic(mosaic_of(np.stack([star, 2 * star, 0.5 * star], axis=2), pattern), pattern).sum(axis=(0, 1), dtype=float)
+    np.testing.assert_allclose(total / (4 * star.sum()), [1.0, 2.0, 0.5], rtol=1e-3)
+
+
+@settings(max_examples=20, deadline=None)
+@given(y0=st.integers(0, 20), rows=st.integers(1, 21), pattern=st.sampled_from(["RGGB", "GRBG", "GBRG", "BGGR"]))
+def test_demosaiced_rows_equal_the_whole(y0, rows, pattern):
+    raw = np.random.default_rng(1).normal(1000, 100, (21, 17)).astype(np.float32)
+    y1 = min(y0 + rows, 21)
+    np.testing.assert_array_equal(demosaic(raw, pattern, (y0, y1)), demosaic(raw, pattern)[y0:y1])
