@@ -33,6 +33,7 @@ METHOD_CODES: Final = {
     "kappa_sigma_clipped": 2,
     "legacy_quantile": 3,
     "pixinsight": 4,
+    "sigma_clip": 5,
 }
 COMBINE_CODES: Final = {"mean": 0, "median": 1, "min": 2, "max": 3}
 
@@ -207,6 +208,33 @@ def _window_kappa_sigma_clipped(t, sum1, sum2, j, n, k_low, k_high):  # type: ig
     return first, _skip_above(t, j, first, n, m + k_high * s)
 
 
+# --------------------------------------------------------------------------- sigma_clip
+
+
+@kernel
+def _window_sigma_clip(t, sum1, sum2, j, n, k_low, k_high):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Iterated sigma clipping about the median: reject ``x < m - k_low s`` or ``x > m + k_high s``, s = std(n - 1), repeat.
+
+    Ends when nothing falls, the deviation is zero or fewer than 3 samples are left.
+    Source: the textbook method, as Siril's ``rej s``. NOTE: Siril keeps at least 4 samples in file order.
+    """
+    first = 0
+    last = n
+    while last - first >= 3:
+        k = last - first
+        s = _deviation(sum1[last, j] - sum1[first, j], sum2[last, j] - sum2[first, j], k, 1)
+        if s == 0.0:
+            break
+        m = _median_of(t, j, first, last)
+        f = _skip_below(t, j, first, last, m - k_low * s)
+        g = _skip_above(t, j, f, last, m + k_high * s)
+        if f == first and g == last:
+            break
+        first = f
+        last = g
+    return first, last
+
+
 # --------------------------------------------------------------------------- winsorized_sigma_clip, legacy_quantile
 
 
@@ -349,6 +377,8 @@ def _find_windows(t, n_frames, n_valid, centre, sum1, sum2, width, method, par, 
                 f, g = _window_legacy_quantile(t, sum1, sum2, centre, j, n, par[0], par[1], par[2], par[3], limits)
             elif method == 4:
                 f, g = _window_pixinsight(t, sum1, sum2, centre, j, n, par[0], par[1])
+            elif method == 5:
+                f, g = _window_sigma_clip(t, sum1, sum2, j, n, par[0], par[1])
         first[j] = f
         last[j] = g
         clip[0, j] = limits[0]

@@ -60,6 +60,7 @@ def weight_table(name: str) -> np.ndarray:
     """
     phase = np.arange(PHASES)[:, None] / PHASES
     taps = _FUNCTIONS[name](phase - (np.arange(TAPS)[None, :] - 2))
+    taps[np.abs(taps) < 1e-12] = 0.0  # sinc(1) is 0, not 4e-17: a pixel without weight must not count
     table = (taps / taps.sum(axis=1, keepdims=True)).astype(np.float32)
     table.flags.writeable = False
     return table

@@ -61,7 +61,7 @@ class StackCancelled(ZeMosaicError):
 
 # --------------------------------------------------------------------------- names
 
-RejectName = Literal["none", "kappa_sigma", "winsorized_sigma_clip"]
+RejectName = Literal["none", "kappa_sigma", "winsorized_sigma_clip", "sigma_clip"]
 WscImpl = Literal["legacy_quantile", "pixinsight"]
 NormalizeName = Literal["none", "linear_fit", "sky_mean", "additive_scaling"]
 WeightName = Literal["none", "noise_variance"]
@@ -83,6 +83,7 @@ DEFAULT_KAPPA: Final[Mapping[str, tuple[float, float]]] = {
     "none": (3.0, 3.0),
     "kappa_sigma": (3.0, 3.0),
     "winsorized_sigma_clip": (4.0, 3.0),
+    "sigma_clip": (3.0, 3.0),
 }
 """Low and high limit in units of sigma, where the caller gives none."""
 

@@ -39,6 +39,7 @@ MAD_TO_SIGMA: Final = 1.4826  # standard deviation of a Gaussian over its median
 
 # Noise
 NOISE_LAG_PX: Final = 4  # beyond the reach of debayering and interpolation, which correlate neighbours
+STAR_REACH_PX: Final = 5  # faint wings around the pixels that stand out
 NOISE_ROUNDS: Final = 5
 CLIPPED_STD: Final = 0.986578  # std of a unit Gaussian cut at +-3
 NOISE_SAMPLES: Final = 1_000_000  # differences used per channel; gives sigma to 0.1 %
@@ -122,7 +123,7 @@ def poststack_rgb_equalization(stacked: np.ndarray, enabled: bool) -> dict[str, 
 def _poststack_rgb_equalization(
     stacked: np.ndarray, zconfig: object = None, stack_metadata: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Inherited form: ``zconfig.poststack_equalize_rgb`` (default True) is the switch; the answer also goes to metadata."""
+    """Inherited form: switched by ``zconfig.poststack_equalize_rgb`` (default True), answers in the metadata too."""
     info = poststack_rgb_equalization(stacked, as_bool(getattr(zconfig, "poststack_equalize_rgb", None), True))
     if stack_metadata is not None:
         stack_metadata["rgb_equalization"] = info
@@ -136,9 +137,10 @@ def measure_noise(image: np.ndarray) -> list[float]:
     """Noise of the sky, per channel, little affected by stars, gradients and interpolation.
 
     The standard deviation of differences between pixels 4 apart in x and in y, divided by sqrt 2. A gradient is a
-    constant in the differences; stars are outliers, removed by five rounds of 3-sigma clipping that start from the MAD
-    (the std after a cut is corrected for the cut). Neighbours are not compared because debayering and interpolation
-    make them alike, which would flatter the image.
+    constant in the differences. Stars (5 sigma above a smooth background, and 5 px around) are left out; what remains
+    of them are outliers, removed by five rounds of 3-sigma clipping that start from the MAD (the std after a cut is
+    corrected for the cut). Neighbours are not compared because debayering and interpolation make them alike, which
+    would flatter the image. Where stars leave little sky the figure rests on little.
 
     Parameters
     ----------
@@ -151,10 +153,29 @@ def measure_noise(image: np.ndarray) -> list[float]:
         One standard deviation per channel, ADU; nan where fewer than 16 differences are valid.
     """
     planes = image[..., None] if image.ndim == 2 else image
-    return [_sky_sigma(planes[..., c], NOISE_LAG_PX) for c in range(planes.shape[-1])]
+    if min(planes.shape[:2]) <= NOISE_LAG_PX:
+        return [math.nan] * planes.shape[-1]
+    stars = _near_stars(_luminance(planes))
+    return [_sky_sigma(np.where(stars, np.nan, planes[..., c])) for c in range(planes.shape[-1])]
 
 
-def _sky_sigma(plane: np.ndarray, lag: int) -> float:
+def _near_stars(lum: np.ndarray) -> np.ndarray:
+    """Pixels within 5 px of one that is brighter than its surroundings by 5 sigma; sigma is refined as stars leave."""
+    from scipy import ndimage
+
+    signal = lum - _background(lum, BACKGROUND_BLOCK_PX)
+    near = np.zeros(lum.shape, bool)
+    for _ in range(3):
+        sigma = _sky_sigma(np.where(near, np.nan, lum))
+        if not sigma > 0:
+            break
+        near = ndimage.maximum_filter(signal > OBJECT_SIGMA * sigma, size=2 * STAR_REACH_PX + 1)
+    return near
+
+
+def _sky_sigma(plane: np.ndarray) -> float:
+    """Clipped standard deviation of the differences of one plane (see :func:`measure_noise`), nan without evidence."""
+    lag = max(1, min(NOISE_LAG_PX, min(plane.shape) - 1))
     step = max(1, plane.size // NOISE_SAMPLES)
     with np.errstate(invalid="ignore"):  # infinite minus infinite is dropped with the NaN
         difference = plane[lag:, lag:][::step].astype(np.float64) - plane[:-lag, :-lag][::step]
@@ -264,7 +285,7 @@ def _poorly_covered_border(coverage: np.ndarray, fraction: float) -> np.ndarray:
     from scipy import ndimage
 
     most = float(np.max(coverage, initial=0.0, where=np.isfinite(coverage)))
-    poor = ~(coverage >= fraction * most) if most > 0 else np.zeros(coverage.shape, bool)
+    poor = ~np.asarray(coverage >= fraction * most) if most > 0 else np.zeros(coverage.shape, bool)
     border = _touching_border(poor)
     padded = ndimage.binary_opening(np.pad(border, 4, constant_values=True), np.ones((5, 5), bool))
     return border & padded[4:-4, 4:-4]
@@ -282,9 +303,11 @@ def _sound_pixels(
         return sound  # too few blocks to know what is typical
     lum = np.where(finite, lum, np.nan)
     level = _block_medians(lum, block)
-    noise = _block_medians(np.abs(np.diff(lum, axis=1, append=np.nan)), block) * MAD_TO_SIGMA / math.sqrt(2.0)
+    noise = _block_noise(lum, block)
     with np.errstate(invalid="ignore"):  # comparisons with NaN are False: an empty block is judged by its pixels
         typical = _finite_median(noise[noise > 0])
+        starry = lum > _whole_blocks(level, block, lum.shape) + 3.0 * typical
+        noise = _block_noise(np.where(starry, np.nan, lum), block)
         constant = (noise == 0) & (typical > 0)
         excess, limit = _against_smooth_sky(np.where(constant, np.nan, level), typical, k_sigma)
         bad = noise > typical * (1.0 + NOISE_PER_K * k_sigma)
@@ -295,14 +318,25 @@ def _sound_pixels(
         bad &= excess <= limit  # nebulae and bright stars are noisy and coloured too
         bad |= constant | (excess < -limit)
     bad = _touching_border(bad, max(1, int(min_run)))
-    return sound & ~np.kron(bad, np.ones((block, block), bool))[:height, :width]
+    return sound & ~_whole_blocks(bad, block, lum.shape)
+
+
+def _whole_blocks(grid: np.ndarray, block: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Give every pixel the value of its block."""
+    return grid.repeat(block, axis=0).repeat(block, axis=1)[: shape[0], : shape[1]]
+
+
+def _block_noise(lum: np.ndarray, block: int) -> np.ndarray:
+    """Noise per block from differences of neighbours; good for comparing blocks, not as an absolute figure."""
+    return _block_medians(np.abs(np.diff(lum, axis=1, append=np.nan)), block) * MAD_TO_SIGMA / math.sqrt(2.0)
 
 
 def _block_medians(plane: np.ndarray, block: int) -> np.ndarray:
     """Median of the finite pixels of each ``block`` x ``block`` cell, nan for a cell that has fewer than an eighth."""
     rows, columns = (-(-length // block) for length in plane.shape)
     pad = ((0, rows * block - plane.shape[0]), (0, columns * block - plane.shape[1]))
-    padded = np.pad(plane.astype(np.float32, copy=False), pad, constant_values=np.nan)
+    finite = np.where(np.isfinite(plane), plane, np.nan).astype(np.float32, copy=False)
+    padded = np.pad(finite, pad, constant_values=np.nan)
     cells = padded.reshape(rows, block, columns, block).swapaxes(1, 2).reshape(rows, columns, -1)
     cells = np.sort(cells, axis=-1)  # NaN last
     count = np.isfinite(cells).sum(axis=-1, keepdims=True)
@@ -403,9 +437,10 @@ def altaz_alpha(
 
     ``alpha = clip(distance to the nearest poor pixel / band, 0, 1)``, band = max(4, ``margin_percent`` of the shorter
     side) pixels. With ``coverage``, poor is what touches the border and has none or less than ``decay`` of the largest
-    coverage. Without it, poor is what within ``band`` of the edge is not finite or has a luminance (mean of the channels)
-    below median - 1.4826 MAD of the inner 60 %, after a binary opening with a cross; ``decay`` then has no effect. The
-    pixels alone cannot tell a poor border from the darker side of a gradient: give the coverage where there is one.
+    coverage. Without it, poor is what within ``band`` of the edge is not finite or has a luminance (mean of the
+    channels) below median - 1.4826 MAD of the inner 60 %, after a binary opening with a cross; ``decay`` then has no
+    effect. The pixels alone cannot tell a poor border from the darker side of a gradient: give the coverage where there
+    is one.
 
     Parameters
     ----------
@@ -631,7 +666,7 @@ def evaluate_quality_gate_metrics(
     valid = _holds_data(lum, alpha)
     lum = np.where(valid, lum, np.nan)
     band = max(1, min(int(edge_band_px), min(lum.shape) // 4))
-    noise = _sky_sigma(lum, min(NOISE_LAG_PX, min(lum.shape) - 1)) if min(lum.shape) > 1 else math.nan
+    noise = _sky_sigma(lum)
     metrics: dict[str, Any] = {"EOC": 0.0, "TRL": 0.0, "NBR": 1.0, "objects": 0}
     if noise > 0:
         metrics["TRL"], metrics["objects"] = _trailing(lum, noise)
@@ -687,8 +722,12 @@ def _background(lum: np.ndarray, block: int) -> np.ndarray:
     grid = _block_medians(lum, block)
     grid = np.where(np.isfinite(grid), grid, _finite_median(lum))
     grid = ndimage.median_filter(grid, 3, mode="nearest")
-    at = np.meshgrid(*((np.arange(n) + 0.5) / block - 0.5 for n in lum.shape), indexing="ij")
-    return ndimage.map_coordinates(grid, at, order=1, mode="nearest")
+    for length in lum.shape:  # rows, then columns: the transposes bring each axis to the front and back
+        at = np.clip((np.arange(length) + 0.5) / block - 0.5, 0.0, grid.shape[0] - 1.0)
+        before = at.astype(int)
+        after = np.minimum(before + 1, grid.shape[0] - 1)
+        grid = (grid[before] + (at - before)[:, None] * (grid[after] - grid[before])).T
+    return grid
 
 
 def _trailing(lum: np.ndarray, noise: float) -> tuple[float, int]:
@@ -736,7 +775,7 @@ def _extended_fraction(lum: np.ndarray, noise: float, k_sigma: float, erode_px: 
 def _border_noise_ratio(lum: np.ndarray, band: int) -> float:
     inside = np.zeros(lum.shape, bool)
     inside[band:-band, band:-band] = True
-    border = _sky_sigma(np.where(inside, np.nan, lum), min(NOISE_LAG_PX, min(lum.shape) - 1))
-    rest = _sky_sigma(np.where(inside, lum, np.nan), min(NOISE_LAG_PX, min(lum.shape) - 1))
+    border = _sky_sigma(np.where(inside, np.nan, lum))
+    rest = _sky_sigma(np.where(inside, lum, np.nan))
     ratio = border / rest if rest > 0 else math.nan
     return ratio if math.isfinite(ratio) else 1.0

@@ -82,8 +82,8 @@ def _percentile(ordered: np.ndarray, percent: float) -> float:
     """Linear-interpolated percentile of sorted samples."""
     at = percent / 100.0 * (ordered.size - 1)
     k = min(int(at), ordered.size - 2) if ordered.size > 1 else 0
-    high = ordered[min(k + 1, ordered.size - 1)]
-    return float(ordered[k] + (at - k) * (float(high) - float(ordered[k])))
+    low, high = float(ordered[k]), float(ordered[min(k + 1, ordered.size - 1)])
+    return low + (at - k) * (high - low)
 
 
 def clipped_variance(ordered: np.ndarray, sigma: float = 3.0, rounds: int = 5) -> float:

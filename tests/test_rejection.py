@@ -22,6 +22,7 @@ METHODS = {  # kernel method -> oracle name and how the parameters translate
         lambda p: {"kappa_low": p[0], "kappa_high": p[1], "limits": (p[2], p[3]), "apply_rewinsor": False},
     ),
     "pixinsight": ("winsorized_pixinsight", lambda p: {"kappa_low": p[0], "kappa_high": p[1]}),
+    "sigma_clip": ("sigma_clip", lambda p: {"kappa_low": p[0], "kappa_high": p[1]}),
 }
 SET_A = (145, 125, 190, 135, 220, 130, 210, 3, 165, 165, 150, 350, 170, 180, 195, 440, 215, 135, 410, 40, 140, 175)
 

@@ -1,0 +1,276 @@
+"""The CPU engine: slabs never show, memory is what the plan says, and the inherited functions keep their promises."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import oracle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import zemosaic_align_stack as engine
+from parallel_utils import ParallelPlan
+from zemosaic_spec import NoFramesError, PlanError, SpecError, StackSpec
+from zemosaic_stack import as_frames, make_job
+from zemosaic_utils import Frame, open_source
+
+
+def cube(n=7, height=24, width=31, channels=3, seed=0):
+    rng = np.random.default_rng(seed)
+    frames = 1000 + 30 * rng.standard_normal((n, height, width, channels))
+    frames[rng.random(frames.shape) < 0.02] += 3000
+    frames[rng.random(frames.shape) < 0.02] = np.nan
+    frames = frames.astype(np.float32)
+    return frames if channels == 3 else frames[..., 0]
+
+
+def tilted(frames, angle=1.5):
+    """The same frames as registered ones, each with its own small rotation and shift."""
+    out = []
+    for k, frame in enumerate(frames):
+        a = np.deg2rad(angle * (k - 2))
+        matrix = np.array([[np.cos(a), -np.sin(a), 0.3 * k], [np.sin(a), np.cos(a), -0.7 * k], [0, 0, 1.0]])
+        out.append(Frame(open_source(frame), matrix))
+    return out
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    workers=st.integers(1, 3),
+    reject=st.sampled_from(["none", "kappa_sigma", "winsorized_sigma_clip"]),
+    channels=st.sampled_from([1, 3]),
+    radial=st.booleans(),
+    combine=st.sampled_from(["mean", "median"]),
+)
+def test_slabs_and_workers_never_show(rows, workers, reject, channels, radial, combine):
+    spec = StackSpec(reject=reject, radial_weight=radial, combine=combine)
+    job = make_job(tilted(cube(channels=channels)), spec)
+    whole = engine.stack_job(job, allowed_bytes=1 << 30)
+    parts = engine.stack_job(job, allowed_bytes=1 << 30, max_rows=rows, workers=workers)
+    for name in ("image", "coverage", "weight", "rejected_low", "rejected_high", "frame_hits"):
+        np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name), err_msg=name)
+    assert parts.rows_per_slab <= rows
+
+
+def test_order_of_frames_matters_only_by_rounding():
+    frames = cube(20)
+    spec = StackSpec(normalize="none", weight="none")
+    first = engine.stack_job(make_job(as_frames(list(frames)), spec)).image
+    other = engine.stack_job(make_job(as_frames(list(frames[::-1])), spec)).image
+    np.testing.assert_allclose(first, other, rtol=2.4e-7, equal_nan=True)
+
+
+def test_a_single_frame_is_itself_even_with_radial_weights():
+    frame = cube(1)[0]
+    image = engine.stack_aligned_images([frame], apply_radial_weight=True, zconfig=_no_equalising())
+    np.testing.assert_array_equal(image, frame)
+
+
+def _no_equalising():
+    from types import SimpleNamespace
+
+    return SimpleNamespace(poststack_equalize_rgb=False)
+
+
+def test_inputs_are_never_modified():
+    frames = cube()
+    before = frames.copy()
+    engine.stack_aligned_images(list(frames), "linear_fit", "noise_variance", "winsorized_sigma_clip")
+    engine.stack_winsorized_sigma_clip(frames)
+    engine.stack_kappa_sigma_clip(list(frames), weight_method="noise_variance")
+    engine._reject_outliers_winsorized_sigma_clip(frames, (0.05, 0.05), 3.0, 3.0)
+    engine._normalize_images_sky_mean(list(frames))
+    np.testing.assert_array_equal(frames, before)
+
+
+@pytest.mark.parametrize("shape", [(7,), (7, 1, 1), (7, 1, 1, 1), (7, 1, 1, 3), (7, 24, 31, 3)])
+def test_weights_of_every_shape(shape):
+    frames = cube()
+    weights = np.random.default_rng(1).uniform(0.1, 1.0, shape)
+    image, _ = engine.stack_kappa_sigma_clip(list(frames), weights=weights, zconfig=_no_equalising())
+    expected = oracle.stack(frames, weights, "kappa_sigma", kappa_low=3.0, kappa_high=3.0)
+    np.testing.assert_allclose(image, expected.value.astype(np.float32), rtol=3e-7, equal_nan=True)
+
+
+def test_rejected_percent_is_counted():
+    frames = np.full((20, 10, 10), 100.0, np.float32) + np.random.default_rng(0).normal(0, 1, (20, 10, 10)).astype(np.float32)
+    frames[3] = 5000.0
+    metadata: dict = {}
+    _, rejected = engine.stack_kappa_sigma_clip(list(frames), stack_metadata=metadata)
+    assert rejected == pytest.approx(5.0, abs=0.2)
+    assert metadata["frame_rejected_percent"][3] == pytest.approx(100.0)
+    assert metadata["rejected_high_percent"][0] == pytest.approx(5.0, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("call", "names"),
+    [
+        (lambda f: engine.stack_kappa_sigma_clip(None), "no frames"),
+        (lambda f: engine.stack_kappa_sigma_clip([]), "no frames"),
+        (lambda f: engine.stack_kappa_sigma_clip([np.zeros(5)]), "neither"),
+        (lambda f: engine.stack_kappa_sigma_clip(f, weights=[1.0]), "length 1"),
+        (lambda f: engine.stack_winsorized_sigma_clip(f, winsor_limits=(0.6, 0.1)), "0.6"),
+        (lambda f: engine.stack_winsorized_sigma_clip(f, winsor_limits=(-0.1, 0.1)), "-0.1"),
+        (lambda f: engine.stack_aligned_images(f, rejection_algorithm="nonsense"), "nonsense"),
+        (lambda f: engine.stack_aligned_images(f, final_combine_method="sum"), "sum"),
+    ],
+)
+def test_bad_input_is_a_value_error_that_names_it(call, names):
+    with pytest.raises(ValueError, match=names):
+        call(list(cube()))
+
+
+def test_limits_of_none_mean_the_default():
+    frames = list(cube())
+    assert np.array_equal(
+        engine.stack_winsorized_sigma_clip(frames, winsor_limits=None)[0],
+        engine.stack_winsorized_sigma_clip(frames)[0],
+        equal_nan=True,
+    )
+
+
+def test_frames_of_another_shape_are_left_out_with_a_warning(caplog):
+    frames = [*cube(), np.zeros((5, 5, 3), np.float32)]
+    image, _ = engine.stack_kappa_sigma_clip(frames)
+    assert image.shape == (24, 31, 3)
+    assert "left out" in caplog.text
+    with pytest.raises(SpecError, match=r"\(5, 5, 3\)"):
+        engine.stack_descriptors(frames, {})
+
+
+def test_hints_of_old_configurations_change_no_value():
+    frames = list(cube())
+    plain, _ = engine.stack_winsorized_sigma_clip(frames)
+    hinted, _ = engine.stack_winsorized_sigma_clip(
+        frames, winsor_max_frames_per_pass=2, winsor_max_workers=3,
+        parallel_plan=ParallelPlan(cpu_workers=2, use_memmap=False, max_chunk_bytes=1, rows_per_chunk=3),
+    )  # fmt: skip
+    np.testing.assert_array_equal(plain, hinted)
+
+
+def test_minimum_signal_lifts_the_image():
+    frames = list(cube(channels=1) - 5000)
+    plain = engine.stack_aligned_images(frames)
+    lifted = engine.stack_aligned_images(frames, minimum_signal_adu_target=12.0)
+    assert np.nanmin(lifted) == pytest.approx(12.0, abs=1e-3)
+    np.testing.assert_allclose(lifted - plain, np.nanmedian(lifted - plain), atol=2e-3)
+
+
+def test_none_entries_are_skipped():
+    frames = list(cube())
+    with_none = engine.stack_aligned_images([None, *frames, None])
+    np.testing.assert_array_equal(with_none, engine.stack_aligned_images(frames))
+    assert engine.stack_aligned_images([None, None]) is None
+    assert engine.stack_aligned_images([]) is None
+
+
+@pytest.mark.parametrize("combine", ["min", "max"])
+def test_min_and_max_give_an_image(combine):
+    frames = cube()
+    image = engine.stack_aligned_images(
+        list(frames), rejection_algorithm="none", final_combine_method=combine, zconfig=_no_equalising()
+    )
+    np.testing.assert_array_equal(image, getattr(np, f"nan{combine}")(frames, axis=0))
+
+
+def test_one_nan_does_not_switch_winsorizing_off():
+    frames = np.full((12, 4, 4), 100.0, np.float32) + np.random.default_rng(0).normal(0, 1, (12, 4, 4)).astype(np.float32)
+    frames[5] = 10_000.0
+    frames[6, 2, 2] = np.nan
+    from types import SimpleNamespace
+
+    image, rejected = engine.stack_winsorized_sigma_clip(list(frames), zconfig=SimpleNamespace(wsc_impl="pixinsight"))
+    assert np.abs(image - 100.0).max() < 2.0
+    assert rejected > 7.0
+
+
+def test_a_plan_that_cannot_fit_says_needed_and_allowed_bytes_before_reading(tmp_path):
+    path = tmp_path / "f.npy"
+    np.save(path, cube(1)[0])
+    job = make_job(as_frames([path, path]), StackSpec(normalize="none", weight="none"))
+    path.unlink()  # reading would raise a FrameError
+    with pytest.raises(PlanError, match=r"needs \d+ bytes.*allowed are 1000"):
+        engine.stack_job(job, allowed_bytes=1000)
+
+
+def test_a_frame_that_vanishes_while_stacking_is_left_out(tmp_path):
+    frames = cube(5)
+    paths = []
+    for k, frame in enumerate(frames):
+        paths.append(tmp_path / f"f{k}.npy")
+        np.save(paths[-1], frame)
+    job = make_job(as_frames(paths), StackSpec(normalize="none", weight="none", reject="none"))
+    paths[2].unlink()
+    left, result = engine.run_job(job)
+    assert len(left.sources) == 4
+    assert left.dropped[0][0].endswith("f2.npy")
+    np.testing.assert_allclose(result.image, np.nanmean(np.delete(frames, 2, axis=0), axis=0), rtol=1e-6)
+
+
+def test_descriptors_of_every_kind_give_the_same(tmp_path):
+    frames = cube(4)
+    path = tmp_path / "a.npy"
+    np.save(path, frames[0])
+    kinds = [path, {"data": frames[1]}, Frame(open_source(frames[2])), frames[3]]
+    image, metadata = engine.stack_descriptors(kinds, {"poststack_equalize_rgb": False})
+    plain, _ = engine.stack_descriptors(list(frames), {"poststack_equalize_rgb": False})
+    np.testing.assert_array_equal(image, plain)
+    assert metadata["frames_used"] == 4
+
+
+def test_nothing_to_stack_is_an_error():
+    for empty in (None, [], np.empty((0, 4, 4), np.float32)):
+        with pytest.raises(NoFramesError):
+            engine.stack_descriptors(empty, {})
+
+
+def test_alignment_finds_shifts_and_fails_the_unrelated():
+    rng = np.random.default_rng(2)
+    y, x = np.mgrid[:160, :200]
+
+    def field(dx, dy, seed):
+        places = np.random.default_rng(seed)
+        sky = 1000 + 10 * rng.standard_normal((160, 200))
+        for cx, cy, f in zip(places.uniform(0, 200, 40), places.uniform(0, 160, 40), places.uniform(300, 5000, 40), strict=True):
+            sky += f * np.exp(-((x - cx - dx) ** 2 + (y - cy - dy) ** 2) / 3.2)
+        return sky.astype(np.float32)
+
+    reference = field(0, 0, 1)
+    aligned, failed = engine.align_images_in_group([reference, field(6.3, -4.6, 1), field(0, 0, 99), None])
+    assert failed == [2, 3]
+    assert aligned[0] is not reference
+    inside = aligned[1][20:-20, 20:-20] - reference[20:-20, 20:-20]
+    assert np.nanstd(inside) < 25  # two noises of 10, and the rest of the stars' slopes
+    assert np.isnan(aligned[1]).any()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of a stretch of a run is read from /proc")
+def test_peak_memory_stays_within_the_plan(tmp_path):
+    """150 mosaics of 540 x 960, 224 MB on disk as float32: the process stays far below that."""
+    program = f"""
+import numpy as np, sys
+from pathlib import Path
+from parallel_utils import current_rss_bytes
+from zemosaic_align_stack import stack_job
+from zemosaic_spec import StackSpec
+from zemosaic_stack import as_frames, make_job
+import zemosaic_rejection, zemosaic_resample
+path = r"{tmp_path}/f.npy"
+np.save(path, np.random.default_rng(0).integers(900, 1100, (540, 960)).astype(np.float32))
+spec = StackSpec(normalize="none", weight="none")
+job = make_job(as_frames([path] * 150), spec)
+stack_job(make_job(as_frames([path] * 2), spec), max_rows=4)   # compiles
+before = current_rss_bytes()
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: compiling took more than the stack will
+allowed = 60_000_000
+stack_job(job, allowed_bytes=allowed, workers=2)
+peak = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))
+print(int(peak.split()[1]) * 1024 - before, allowed)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    grown, allowed = map(int, done.stdout.split())
+    assert grown < allowed + 16_000_000  # what the allocator keeps per thread
