@@ -1,23 +1,26 @@
-"""``create_master_tile`` as existing ZeMosaic runs call it: group entries in, ``master_tile_%03d.fits`` and retry groups out.
+"""``create_master_tile`` as ZeMosaic calls it: group entries in, ``master_tile_%03d.fits`` and retry groups out.
 
-The pipeline does the work; this room translates: entries to descriptors, stages to progress keys, failures to the return
-values those runs expect. Whatever happens to one tile, the caller gets a return value and the run goes on.
+The pipeline does the work; this room translates: entries to descriptors, stages to progress keys, failures to the
+return values those runs expect. Whatever happens to one tile, the caller gets a return value and the run goes on.
 """
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import logging
 import math
-import shutil
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from parallel_utils import usable_cpus
 from zemosaic_pipeline import (
+    FRAMES_UNITS,
     Group,
     Stacker,
     Tile,
@@ -31,9 +34,9 @@ from zemosaic_pipeline import (
 )
 from zemosaic_spec import (
     CropSpec,
+    FrameError,
     GateSpec,
     NoFramesError,
-    OutputError,
     RegisterSpec,
     StackCancelled,
     StackSpec,
@@ -42,18 +45,23 @@ from zemosaic_spec import (
 )
 from zemosaic_stack import Callback, notify
 from zemosaic_tile import alpha_from_coverage, apply_crop_pipeline, evaluate_quality_gate_metrics, shift_wcs
-from zemosaic_utils import tile_hdus, write_fits_atomically
+from zemosaic_utils import FrameSource, open_source, tile_hdus, write_fits_atomically
 
 if TYPE_CHECKING:
+    from astropy.io.fits import Header
     from astropy.wcs import WCS
 
 logger = logging.getLogger("ZeMosaicWorker")
 
 Entry = Mapping[str, Any]
-TileResult = tuple[tuple[str | None, "WCS | None"], list[list[dict[str, Any]]]]
+RetryGroups = list[list[dict[str, Any]]]
+TileResult = tuple[tuple[str | None, "WCS | None"], RetryGroups]
+Box = tuple[int, int, int, int]
 
-EXTREME_GROUP_FRAMES = 1000  # from here on the run is told that the group is extreme
-NOTHING: TileResult = ((None, None), [])
+EXTREME_GROUP_FRAMES: Final = 1000  # from here on the run is told that the group is extreme
+REJECTS_FOLDER: Final = "rejected_by_quality"
+# What may go wrong with one tile and must not end the run; anything else is a fault of this program.
+_FAILURES: Final = (ZeMosaicError, MemoryError, OSError, ValueError)
 
 
 @dataclass
@@ -73,10 +81,22 @@ class TileRequest:
     extreme_group_frames: int = EXTREME_GROUP_FRAMES
     wants_center_out: bool = False
 
-    def tell(self, key: str, progress: float | None = None, level: str = "INFO", **details: Any) -> None:
-        """Send one progress key of this tile; an abort request is answered here."""
+    def __post_init__(self) -> None:
+        """Accept heartbeats of either form."""
+        self.heartbeat = _beat_without_stage(self.heartbeat)
+
+    def tell(self, key: str, level: str = "INFO", **details: Any) -> None:
+        """Send one progress key of this tile, and beat; a request to stop is answered here."""
         self.check_abort()
-        notify(self.progress, f"mastertile_{key}", progress, level, **details)
+        notify(self.heartbeat, key)
+        notify(self.progress, f"mastertile_{key}", None, level, tile_id=self.tile_id, **details)
+
+    def fail(self, key: str, exc: BaseException) -> None:
+        """Log and tell why the tile is lost; a request to stop is no failure and goes on its way."""
+        if isinstance(exc, StackCancelled):
+            raise exc
+        logger.error("tile %d: %s: %s", self.tile_id, key, exc, exc_info=exc)
+        self.tell(key, "ERROR", error=str(exc) or type(exc).__name__)
 
     def check_abort(self) -> None:
         """Raise when the run was asked to stop.
@@ -90,10 +110,23 @@ class TileRequest:
             raise StackCancelled(f"tile {self.tile_id}: stopped on request")
 
     def step(self, stage: str, done: int, total: int) -> None:
-        """Pass on a step of a stage, and beat."""
+        """Pass on a step of a stage, and beat. Called from several threads."""
         self.check_abort()
         notify(self.heartbeat, stage)
         notify(self.progress, stage, done, total)
+
+
+def _beat_without_stage(heartbeat: Callback | None) -> Callback | None:
+    """Let a heartbeat that takes no argument be called with the stage."""
+    if heartbeat is None:
+        return None
+    try:
+        inspect.signature(heartbeat).bind("stage")
+    except TypeError:
+        return lambda _stage: heartbeat()
+    except ValueError:  # built in, without a signature to look at
+        return heartbeat
+    return heartbeat
 
 
 def make_master_tile(request: TileRequest, stacker: Stacker) -> TileResult:
@@ -101,108 +134,140 @@ def make_master_tile(request: TileRequest, stacker: Stacker) -> TileResult:
     try:
         return _make(request, stacker)
     except StackCancelled as exc:
-        logger.warning("tile %s stopped: %s", request.tile_id, exc)
-        return NOTHING
+        logger.warning("tile %d stopped: %s", request.tile_id, exc)
+        return (None, None), []
 
 
 def _make(request: TileRequest, stacker: Stacker) -> TileResult:
     tell, n = request.tell, len(request.entries)
+    lost: TileResult = (None, None), []
     if n == 0:
-        tell("error_no_images_provided", None, "ERROR", tile_id=request.tile_id)
-        return NOTHING
-    tell("info_creation_started_from_cache", None, "INFO", num_raw=n, tile_id=request.tile_id)
+        tell("error_no_images_provided", "ERROR")
+        return lost
+    tell("info_creation_started_from_cache", num_raw=n)
     if n >= request.extreme_group_frames:
-        tell("extreme_group", None, "WARN", raw_count=n, threshold=request.extreme_group_frames)
+        tell("extreme_group", "WARN", raw_count=n, threshold=request.extreme_group_frames)
     report = TileReport(n_input=n)
-    tell("info_loading_from_cache_started", None, "DEBUG_DETAIL", num_images=n, tile_id=request.tile_id)
-    group = _load(request, report)
-    if group is None:
-        return NOTHING
-    tell("info_reference_set", None, "DEBUG_DETAIL", ref_index=group.reference, tile_id=request.tile_id)
-    register = RegisterSpec()
+    key = "error_saving"
     try:
-        retry = _align(request, group, register, report)
+        request.folder.mkdir(parents=True, exist_ok=True)
+        key = "error_loading_cache"
+        group = _load(request, report)
+        if not _has_reference(request, group):
+            return lost
+        lost = (None, None), _align(request, group, report)
+        key = "error_stacking_failed"
+        tile = _stack(request, group, stacker, report)
+        finished = _finish(request, group, tile)
+        key = "error_saving"
+        return _save(request, tile, finished), lost[1]
+    except MemoryError as exc:
+        request.fail("error_memory_loading_cache" if key == "error_loading_cache" else key, exc)
     except NoFramesError as exc:
-        tell("error_no_valid_images_from_cache", None, "ERROR", tile_id=request.tile_id, error=str(exc))
-        return NOTHING
-    tell("info_stacking_started", None, "DEBUG_DETAIL", num_to_stack=len(group.usable), tile_id=request.tile_id)
-    try:
-        tile = stack_group(group, stacker, request.stack, report)
-    except (ZeMosaicError, MemoryError, ValueError) as exc:
-        logger.exception("tile %s: stacking failed", request.tile_id)
-        tell("error_stacking_failed", None, "ERROR", tile_id=request.tile_id, error=str(exc))
-        return (None, None), retry
-    tell("info_stacking_finished", None, "DEBUG_DETAIL", tile_id=request.tile_id, shape=str(tile.image.shape))
-    _log_equalisation(request, tile)
-    return _finish(request, group, tile), retry
+        request.fail("error_no_valid_images_from_cache" if key == "error_loading_cache" else key, exc)
+    except _FAILURES as exc:
+        request.fail(key, exc)
+    return lost
 
 
 # --------------------------------------------------------------------------- load and align
 
 
-def _load(request: TileRequest, report: TileReport) -> Group | None:
-    """Open the caches; the reference is the first that loads, and must have a celestial WCS."""
-    usable, missing = [], 0
-    for entry in request.entries:
-        cache = entry.get("path_preprocessed_cache")
-        if not cache or not Path(cache).is_file():
-            missing += 1
-            request.tell("warn_cache_file_missing", None, "WARN", filename=_label(entry), tile_id=request.tile_id)
-            continue
-        usable.append(entry)
-    if not usable:
-        request.tell("error_no_valid_images_from_cache", None, "ERROR", tile_id=request.tile_id, missing=missing)
-        return None
-    descriptors = [
-        {"path": str(e["path_preprocessed_cache"]), "header": e.get("header"), "wcs": e.get("wcs")} for e in usable
-    ]
-    try:
-        with timed(report, "open"):
-            group = open_group(descriptors, bayer="none")
-    except NoFramesError as exc:
-        request.tell("error_no_valid_images_from_cache", None, "ERROR", tile_id=request.tile_id, error=str(exc))
-        return None
-    for i in group.usable:
-        if group.source(i).channels != 3:
-            group.rows[i].drop(f"a cache must be (H, W, 3), this one is {group.source(i).shape}")
-    for i, row in enumerate(group.rows):
+def _load(request: TileRequest, report: TileReport) -> Group:
+    """Open and measure the caches; row i of the group is entry i, and what cannot be used is told and left out."""
+    request.tell("info_loading_from_cache_started", "DEBUG_DETAIL", num_images=len(request.entries))
+    with timed(report, "open"):
+        group = open_group(request.entries, _open_cache)
+    with timed(report, "measure"):
+        scan_group(group, RegisterSpec(), find_stars=True, workers=_workers(request), progress=request.step)
+    for entry, row in zip(request.entries, group.rows, strict=True):
         if not row.used:
-            request.tell(
-                "warn_invalid_cached_data", None, "WARN",
-                filename=_label(usable[i]), reason=row.reason, tile_id=request.tile_id,
-            )  # fmt: skip
-    if not group.usable:
-        request.tell("error_no_valid_images_from_cache", None, "ERROR", tile_id=request.tile_id)
-        return None
-    group.reference = group.usable[0]
-    if group.source(group.reference).wcs() is None:
-        request.tell("error_invalid_ref_wcs_header", None, "ERROR", tile_id=request.tile_id)
-        return None
-    group.entries = usable
+            key = "warn_invalid_cached_data" if _is_there(entry) else "warn_cache_file_missing"
+            request.tell(key, "WARN", filename=Path(row.name).name, reason=row.reason)
+    group.require_some("loaded")
     return group
 
 
-def _label(entry: Entry) -> str:
-    return Path(str(entry.get("path_raw") or entry.get("path_preprocessed_cache") or "?")).name
+def _workers(request: TileRequest) -> int:
+    return request.workers if request.workers > 0 else usable_cpus()
 
 
-def _align(request: TileRequest, group: Group, register: RegisterSpec, report: TileReport) -> list[list[dict[str, Any]]]:
-    """Measure and register; returns the retry groups: at most one, of the entries that failed to register."""
-    workers = request.workers or usable_cpus()
-    request.tell("info_intra_tile_alignment_started", None, "DEBUG_DETAIL", tile_id=request.tile_id)
-    with timed(report, "measure"):
-        scan_group(group, register, find_stars=True, workers=workers, progress=request.step)
-    if group.reference not in group.usable:
-        group.reference = group.usable[0]
+def _cache_path(entry: Entry) -> str | os.PathLike[str] | None:
+    path = entry.get("path_preprocessed_cache") if isinstance(entry, Mapping) else None
+    return path if isinstance(path, str | os.PathLike) and os.fspath(path) else None
+
+
+def _is_there(entry: Entry) -> bool:
+    path = _cache_path(entry)
+    return path is not None and Path(path).is_file()
+
+
+def _open_cache(entry: Entry) -> FrameSource:
+    """Open the cache of a group entry, under the name of its raw file.
+
+    Raises
+    ------
+    FrameError
+        It is missing, or is not what Phase 1 writes: an ``.npy`` array, float32, (H, W, 3).
+    """
+    path = _cache_path(entry)
+    name = str((entry.get("path_raw") if isinstance(entry, Mapping) else None) or path or "<entry>")
+    if path is None:
+        raise FrameError(name, "the entry names no path_preprocessed_cache; run the preprocessing again")
+    if not Path(path).is_file():
+        raise FrameError(name, f"its cache {path} is missing; run the preprocessing again")
+    shape, dtype = _stored_array(path, name)
+    if len(shape) != 3 or shape[2] != 3 or (dtype.kind, dtype.itemsize) != ("f", 4):
+        raise FrameError(name, f"its cache holds {dtype} {shape}, not float32 (H, W, 3); run the preprocessing again")
+    header = entry.get("header") if hasattr(entry.get("header"), "keys") else None
+    return open_source({"path": path, "name": name, "header": header, "wcs": _celestial(entry.get("wcs"))}, bayer="none")
+
+
+def _celestial(wcs: Any) -> WCS | None:
+    """The WCS if it is one and places pixels on the sky; without one the header is asked."""
+    try:
+        return wcs if wcs.has_celestial else None
+    except (AttributeError, ValueError) as exc:  # wcslib's errors are ValueErrors: a singular matrix, bad axes
+        if wcs is not None:
+            logger.warning("a WCS cannot be used (%s)", exc)
+        return None
+
+
+def _stored_array(path: str | os.PathLike[str], name: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type that the head of an ``.npy`` file states."""
+    readers: dict[tuple[int, int], Callable[..., Any]] = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    try:
+        with Path(path).open("rb") as stream:
+            shape, _, dtype = readers[np.lib.format.read_magic(stream)](stream)
+    except (OSError, ValueError, KeyError) as exc:
+        raise FrameError(name, f"its cache {path} is no .npy array ({exc}); run the preprocessing again") from exc
+    return shape, dtype
+
+
+def _has_reference(request: TileRequest, group: Group) -> bool:
+    """Make the first frame that loaded the reference: pixels, WCS and header are all its own."""
+    group.reference = group.usable[0]
+    if group.source(group.reference).wcs() is None:
+        request.tell("error_invalid_ref_wcs_header", "ERROR", filename=Path(group.rows[group.reference].name).name)
+        return False
+    request.tell("info_reference_set", "DEBUG_DETAIL", ref_index=group.reference)
+    return True
+
+
+def _align(request: TileRequest, group: Group, report: TileReport) -> RetryGroups:
+    """Register on the reference; returns the retry groups: at most one, of the entries that failed to register."""
+    request.tell("info_intra_tile_alignment_started", "DEBUG_DETAIL", num_to_align=len(group.usable))
     before = group.usable
     with timed(report, "register"):
-        register_group(group, register, workers=workers, progress=request.step)
+        register_group(group, RegisterSpec(), workers=_workers(request), progress=request.step)
     failed = [i for i in before if not group.rows[i].used]
     request.tell(
-        "info_intra_tile_alignment_finished", None, "DEBUG_DETAIL",
-        num_aligned=len(group.usable), num_failed=len(failed), tile_id=request.tile_id,
-    )  # fmt: skip
-    return [[_retry(group.entries[i], request.tile_id) for i in failed]] if failed else []
+        "info_intra_tile_alignment_finished", "DEBUG_DETAIL", num_aligned=len(group.usable), num_failed=len(failed)
+    )
+    return [[_retry(request.entries[i], request.tile_id) for i in failed]] if failed else []
 
 
 def _retry(entry: Entry, tile_id: int) -> dict[str, Any]:
@@ -215,59 +280,56 @@ def _retry(entry: Entry, tile_id: int) -> dict[str, Any]:
     }
 
 
-# --------------------------------------------------------------------------- finish and write
+# --------------------------------------------------------------------------- stack, finish, save
 
 
-def _log_equalisation(request: TileRequest, tile: Tile) -> None:
+def _stack(request: TileRequest, group: Group, stacker: Stacker, report: TileReport) -> Tile:
+    request.tell("info_stacking_started", "DEBUG_DETAIL", num_to_stack=len(group.usable))
+    tile = stack_group(group, stacker, request.stack, report)
+    request.tell("info_stacking_finished", "DEBUG_DETAIL", shape=str(tile.image.shape))
     info = tile.metadata.get("rgb_equalization") or {}
     if info.get("applied"):
-        notify(
-            request.progress,
-            f"[RGB-EQ] gains ({info['gain_r']:.6f}, {info['gain_g']:.6f}, {info['gain_b']:.6f}), "
-            f"target {info['target_median']:.6g}",
-            None,
-            "INFO_DETAIL",
-        )
+        gains = ", ".join(f"{info[name]:.6f}" for name in ("gain_r", "gain_g", "gain_b"))
+        text = f"[RGB-EQ] gains ({gains}), target {info['target_median']:.6g}"
+        notify(request.progress, text, None, "INFO_DETAIL")
+    return tile
 
 
-def _finish(request: TileRequest, group: Group, tile: Tile) -> tuple[str | None, WCS | None]:
-    """Crop, mask, judge, write; returns path and WCS, or (None, None)."""
+@dataclass
+class _Finished:
+    """What is saved of a tile: cropped, masked and judged."""
+
+    image: np.ndarray
+    alpha: np.ndarray
+    wcs: WCS | None
+    header: Header
+    accepted: bool
+
+
+def _finish(request: TileRequest, group: Group, tile: Tile) -> _Finished:
     coverage = tile.maps.get("COVERAGE")
-    per_pixel = None if coverage is None else coverage.max(axis=-1) if coverage.ndim == 3 else coverage
-    image, mask, box = apply_crop_pipeline(tile.image, request.crop, coverage=per_pixel)
+    if coverage is None:
+        coverage = np.isfinite(tile.image).astype(np.int32)
+    image, mask, box = apply_crop_pipeline(tile.image, request.crop, coverage=coverage)
     wcs = tile.wcs
     if box is not None:
         y0, x0, y1, x1 = box
-        wcs = None if wcs is None else shift_wcs(wcs, y0, x0, (y1 - y0, x1 - x0))
-        coverage = None if coverage is None else coverage[y0:y1, x0:x1]
+        wcs = shift_wcs(wcs, y0, x0, (y1 - y0, x1 - x0))
+        coverage = coverage[y0:y1, x0:x1]
         notify(request.progress, f"MT_CROP: {y0},{x0},{y1},{x1}", None, "INFO_DETAIL")
-    if coverage is None:
-        coverage = np.isfinite(image).astype(np.int32)
     alpha = alpha_from_coverage(coverage, mask)
     if request.wants_center_out:
-        request.tell("center_out_skipped", None, "INFO_DETAIL", tile_id=request.tile_id, reason="not applied")
+        request.tell("center_out_skipped", "INFO_DETAIL", reason="not applied")
     metrics = _judge(request, image, alpha)
-    header = _cards(request, group, tile, wcs, box, metrics)
-    path = request.folder / f"master_tile_{request.tile_id:03d}.fits"
-    try:
-        request.folder.mkdir(parents=True, exist_ok=True)
-        hdus = tile_hdus(image, header, alpha=alpha, frames_table=frames_columns(tile.rows))
-        write_fits_atomically(hdus, path, overwrite=True)
-    except (OutputError, OSError) as exc:
-        logger.error("tile %s not saved: %s", request.tile_id, exc)  # noqa: TRY400 - the message says it all
-        request.tell("error_saving", None, "ERROR", tile_id=request.tile_id, error=str(exc))
-        return None, None
-    if metrics is not None and not metrics["accepted"]:
-        _move_reject(request, path)
-        return None, None
-    request.tell("info_saved", None, "INFO_DETAIL", tile_id=request.tile_id, format_type="float32", filename=path.name)
-    return str(path), wcs
+    header = _complete_header(request, group, tile, wcs, box, metrics)
+    return _Finished(image, alpha, wcs, header, accepted=bool(metrics.get("accepted", True)))
 
 
-def _judge(request: TileRequest, image: np.ndarray, alpha: np.ndarray) -> dict[str, Any] | None:
+def _judge(request: TileRequest, image: np.ndarray, alpha: np.ndarray) -> Mapping[str, Any]:
+    """Metrics of the quality gate; none where it is off."""
     gate = request.gate
     if not gate.enabled:
-        return None
+        return {}
     metrics = evaluate_quality_gate_metrics(
         image, edge_band_px=gate.edge_band_px, k_sigma=gate.k_sigma, erode_px=gate.erode_px,
         threshold=gate.threshold, alpha=alpha,
@@ -279,52 +341,67 @@ def _judge(request: TileRequest, image: np.ndarray, alpha: np.ndarray) -> dict[s
     return metrics
 
 
-def _move_reject(request: TileRequest, path: Path) -> None:
-    if not request.gate.move_rejects:
-        return
-    target = request.folder / "rejected_by_quality" / path.name
-    try:
-        target.parent.mkdir(exist_ok=True)
-        shutil.move(path, target)
-    except OSError as exc:
-        logger.warning("tile %s: the rejected file stays at %s: %s", request.tile_id, path, exc)
-        return
-    notify(request.progress, "mt_quality_gate_moved", None, "INFO", tile_id=request.tile_id, dest=str(target))
+def _save(request: TileRequest, tile: Tile, finished: _Finished) -> tuple[str | None, WCS | None]:
+    """Write the tile and return path and WCS; (None, None) for one that the quality gate rejected."""
+    folder, is_moved = request.folder, not finished.accepted and request.gate.move_rejects
+    if is_moved:
+        folder = folder / REJECTS_FOLDER
+        folder.mkdir(exist_ok=True)
+    path = folder / f"master_tile_{request.tile_id:03d}.fits"
+    hdus = tile_hdus(
+        finished.image, finished.header, alpha=finished.alpha,
+        frames_table=frames_columns(tile.rows), frames_units=FRAMES_UNITS,
+    )  # fmt: skip
+    request.check_abort()
+    write_fits_atomically(hdus, path, overwrite=True)
+    with contextlib.suppress(StackCancelled):  # too late for this tile, which is complete
+        if is_moved:
+            notify(request.progress, "mt_quality_gate_moved", None, "INFO", tile_id=request.tile_id, dest=str(path))
+        elif finished.accepted:
+            notify(
+                request.progress, "mastertile_info_saved", None, "INFO_DETAIL",
+                tile_id=request.tile_id, format_type="float32", filename=path.name,
+            )  # fmt: skip
+    return (str(path), finished.wcs) if finished.accepted else (None, None)
 
 
-def _cards(
-    request: TileRequest,
-    group: Group,
-    tile: Tile,
-    wcs: WCS | None,
-    box: tuple[int, int, int, int] | None,
-    metrics: Mapping[str, Any] | None,
-) -> Any:
-    """Complete the tile's header with the cards that later phases read."""
-    header = tile.header
-    if wcs is not None and box is not None:
-        header.extend(wcs_cards(wcs), update=True)
+def _complete_header(
+    request: TileRequest, group: Group, tile: Tile, wcs: WCS | None, box: Box | None, metrics: Mapping[str, Any]
+) -> Header:
+    """Return the tile's header with the cards that later phases read."""
+    header = tile.header.copy()
+    if tile.wcs is not None and wcs is not None and box is not None:
+        for key in wcs_cards(tile.wcs):  # all of them: astropy leaves out what has its default, such as CRPIX = 0
+            header.remove(key, ignore_missing=True)
+        header.extend(wcs_cards(wcs))
+    registered = sum(1 for row in group.rows if row.registration is not None and row.registration.ok)
     header["ZMT_TYPE"] = ("Master Tile", "")
     header["ZMT_ID"] = (request.tile_id, "tile")
     header["ZMT_NRAW"] = (len(request.entries), "frames in the group")
-    header["ZMT_NALGN"] = (len(group.usable), "frames registered and stacked")
-    header["HIERARCH MT_NFRAMES"] = (len(group.usable), "frames stacked")
+    header["HIERARCH ZMT_NALGN"] = (registered, "frames registered")
+    header["HIERARCH MT_NFRAMES"] = (tile.report.n_used, "frames stacked")
     info = tile.metadata.get("rgb_equalization") or {}
-    for key, name in (("RGBGAINR", "gain_r"), ("RGBGAING", "gain_g"), ("RGBGAINB", "gain_b"), ("RGBEQMED", "target_median")):
-        value = float(info.get(name, math.nan))
-        if math.isfinite(value):
-            header[key] = (value, "RGB equalisation")
+    if info.get("applied"):
+        _put_finite(header, info, "RGB equalisation", _GAIN_CARDS)
     header.add_history(f"RGB equalisation {'applied' if info.get('applied') else 'not applied'}")
     header["ZMT_P3CO"] = (False, "centre-out normalisation applied")
-    header["ZMT_AGAIN"] = (1.0, "gain to the anchor")
+    header["HIERARCH ZMT_AGAIN"] = (1.0, "gain to the anchor")
     header["ZMT_AOFF"] = (0.0, "offset to the anchor, adu")
     header["ZMT_ANCH"] = (-1, "anchor tile")
     header["ZMT_QCRO"] = (box is not None, "quality crop applied")
     if box is not None:
         header["ZMT_QBOX"] = (",".join(str(v) for v in box), "y0,x0,y1,x1")
-    for key, name in (("ZMT_QS", "score"), ("ZMT_QBD", "NBR"), ("ZMT_EOC", "EOC"), ("ZMT_TRL", "TRL"), ("ZMT_CER", "CER")):
-        value = float((metrics or {}).get(name, math.nan))
-        if math.isfinite(value):
-            header[key] = (value, "quality gate")
+    _put_finite(header, metrics, "quality gate", _GATE_CARDS)
     return header
 
+
+_GAIN_CARDS: Final = {"RGBGAINR": "gain_r", "RGBGAING": "gain_g", "RGBGAINB": "gain_b", "RGBEQMED": "target_median"}
+_GATE_CARDS: Final = {"ZMT_QS": "score", "ZMT_QBD": "NBR", "ZMT_EOC": "EOC", "ZMT_TRL": "TRL", "ZMT_CER": "CER"}
+
+
+def _put_finite(header: Header, values: Mapping[str, Any], comment: str, cards: Mapping[str, str]) -> None:
+    """Write the numbers there are; FITS cards hold no NaN."""
+    for key, name in cards.items():
+        number = float(values.get(name, math.nan))
+        if math.isfinite(number):
+            header[key] = (number, comment)

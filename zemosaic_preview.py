@@ -7,9 +7,9 @@ is measured or saved as data passes through here.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
-import tempfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +137,6 @@ def apply_stretch(image: np.ndarray, levels: StretchLevels) -> np.ndarray:
         x = np.where(invalid, np.float32(black), planes[..., c])
         x = np.clip((x - np.float32(black)) / np.float32(white - black), 0.0, 1.0)
         out[..., c] = np.rint(255.0 * np.clip(_transfer(midtone, x), 0.0, 1.0))
-    out[invalid] = 0
     return out[..., 0] if np.ndim(image) == 2 else out
 
 
@@ -159,9 +158,10 @@ def stretch(
 
 
 def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
-    """Return float32 block means so that no side is longer than ``max_side``; NaN only where a block has no valid pixel.
+    """Return float32 block means so that no side is longer than ``max_side``.
 
-    Blocks are square; a remainder smaller than a block at the far edges is left out.
+    A mean is NaN only where its block has no valid pixel. Blocks are square; a remainder smaller than a block at the
+    far edges is left out.
     """
     planes = _planes(image)
     height, width, channels = planes.shape
@@ -322,19 +322,16 @@ def _write_png(picture: np.ndarray, path: Path, flip_vertical: bool) -> Path:
     """Write through a temporary file in the same folder, so that a reader never sees half a picture."""
     _planes(picture)  # refuse what is not an image before a file is made
     data = encode_png(picture[::-1] if flip_vertical else picture)
-    temporary: Path | None = None
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb") as stream:
+        with temporary.open("wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.chmod(0o644)  # mkstemp makes private files; a preview is for everyone
         temporary.replace(path)
     except OSError as exc:
         raise OutputError(f"cannot write {path}: {exc}; choose a folder you may write to, with room") from exc
     finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone after a success; the error above is the one to report
+            temporary.unlink()
     return path

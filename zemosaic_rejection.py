@@ -23,7 +23,6 @@ from zemosaic_kernels import kernel, sorting_kernel
 from zemosaic_spec import StackSpec
 
 LANES: Final = 96  # pixels sorted at once; a multiple of 3 (colour) and of 16 (SIMD), sized for the L2 cache at N = 200
-_BIG: Final = np.float32(3.4028235e38)  # stands for "no sample" while sorting: nothing finite is larger
 
 # Numbers the kernels use for the methods. They are written out in the kernels, because a compiled cache does not
 # notice a changed global.
@@ -88,8 +87,10 @@ def _load(cube, p0, width, t, n_valid) -> None:  # type: ignore[no-untyped-def] 
     """Copy ``width`` pixels of all frames into ``t``; invalid samples become the largest number and are not counted."""
     big = np.float32(3.4028235e38)
     zero = np.float32(0.0)
+    one = np.int32(1)
+    none = np.int32(0)
     for j in range(96):
-        n_valid[j] = 0
+        n_valid[j] = none
     for i in range(cube.shape[0]):
         s = cube[i, p0 : p0 + width]
         d = t[i]
@@ -97,9 +98,11 @@ def _load(cube, p0, width, t, n_valid) -> None:  # type: ignore[no-untyped-def] 
             v = s[j]
             ok = v - v == zero  # false for NaN and infinity
             d[j] = v + zero if ok else big  # -0 becomes +0: the two must not be told apart by their order
-            n_valid[j] += 1 if ok else 0
+            n_valid[j] += one if ok else none
         for j in range(width, 96):
             d[j] = zero
+    for j in range(width, 96):
+        n_valid[j] = np.int32(cube.shape[0])
 
 
 @kernel
@@ -359,11 +362,18 @@ def _window_pixinsight(t, sum1, sum2, centre, j, n, k_low, k_high):  # type: ign
 
 
 @kernel
-def _find_windows(t, n_frames, n_valid, centre, sum1, sum2, width, method, par, first, last, clip) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    """Fill ``first, last (LANES,)`` with the ranks kept, ``clip (2, LANES)`` with the values that replace rejected samples."""
+def _reject(t, n_valid, method, par, centre, sum1, sum2, first, last, clip, low, high) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """Find what every pixel of a sorted block keeps.
+
+    Fills the ranks ``first, last (LANES,) int32``, the smallest and largest value kept ``low, high (LANES,) float32``, and
+    ``clip (2 LANES,) float64``, the values that replace rejected samples. Where all was rejected the limits are crossed:
+    below ``low`` lies what was rejected low, the rest was rejected high.
+    """
     limits = np.empty(2, np.float64)
-    for j in range(width):
-        n = n_valid[j]
+    _centre(t, n_valid, centre)
+    _running_sums(t, t.shape[0], n_valid, centre, sum1, sum2)
+    for j in range(96):
+        n = np.int64(n_valid[j])
         f = 0
         g = n
         limits[0] = np.nan
@@ -379,74 +389,119 @@ def _find_windows(t, n_frames, n_valid, centre, sum1, sum2, width, method, par, 
                 f, g = _window_pixinsight(t, sum1, sum2, centre, j, n, par[0], par[1])
             elif method == 5:
                 f, g = _window_sigma_clip(t, sum1, sum2, j, n, par[0], par[1])
-        first[j] = f
-        last[j] = g
-        clip[0, j] = limits[0]
-        clip[1, j] = limits[1]
-
-
-@kernel
-def _value_limits(t, n_valid, centre, width, first, last, low, high) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    """The smallest and largest value kept, float32; nothing lies between them where all was rejected."""
-    for j in range(96):
-        if j >= width or n_valid[j] == 0:
+        clip[j] = limits[0]
+        clip[96 + j] = limits[1]
+        if g > f:
+            low[j] = t[f, j]
+            high[j] = t[g - 1, j]
+        elif n == 0:
             low[j] = np.float32(np.inf)
             high[j] = np.float32(-np.inf)
-        elif last[j] > first[j]:
-            low[j] = t[first[j], j]
-            high[j] = t[last[j] - 1, j]
         else:
-            middle = 0
-            while np.float64(t[middle, j]) < centre[j]:
-                middle += 1
-            low[j] = t[middle, j]  # below it: rejected low; from it on: rejected high
+            f = 0
+            while np.float64(t[f, j]) < centre[j]:
+                f += 1
+            g = f
+            low[j] = t[f, j]
             high[j] = np.float32(-np.inf)
-            first[j] = middle
-            last[j] = middle
+        first[j] = f
+        last[j] = g
 
 
 @kernel
-def _average(cube, p0, width, frame_weight, sample_weight, sample_step, low, high, clip, rewinsor, total, weight, plain, hits) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    """Sums over the frames in their order: ``total`` of w x, ``weight`` of w, ``plain`` of x, and rejected samples per frame.
+def _count_hits(cube, p0, width, low, high, hits) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """Add the samples of each frame that were rejected low and high to ``hits (N, 2) int64``."""
+    one = np.int32(1)
+    none = np.int32(0)
+    for i in range(cube.shape[0]):
+        s = cube[i, p0 : p0 + width]
+        n_low = none
+        n_out = none
+        for j in range(width):
+            below = s[j] < low[j]
+            n_low += one if below else none
+            n_out += one if below or s[j] > high[j] else none
+        hits[i, 0] += n_low
+        hits[i, 1] += n_out - n_low
 
-    A rejected sample is left out, or with ``rewinsor`` counts with its value clipped to ``clip``. ``hits (N, 2) int64``
-    grows by the samples rejected low and high.
+
+@kernel
+def _plain_sums(cube, p0, width, low, high, total) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """``total (LANES,) float64``: the sum over the frames, in their order, of the samples kept."""
+    n = cube.shape[0]
+    for j in range(96):
+        total[j] = 0.0
+    i = 0
+    while i + 4 <= n:
+        a = cube[i, p0 : p0 + width]
+        b = cube[i + 1, p0 : p0 + width]
+        c = cube[i + 2, p0 : p0 + width]
+        d = cube[i + 3, p0 : p0 + width]
+        for j in range(width):
+            l = low[j]
+            h = high[j]
+            t = total[j]
+            t += np.float64(a[j]) if a[j] >= l and a[j] <= h else 0.0
+            t += np.float64(b[j]) if b[j] >= l and b[j] <= h else 0.0
+            t += np.float64(c[j]) if c[j] >= l and c[j] <= h else 0.0
+            t += np.float64(d[j]) if d[j] >= l and d[j] <= h else 0.0
+            total[j] = t
+        i += 4
+    while i < n:
+        a = cube[i, p0 : p0 + width]
+        for j in range(width):
+            total[j] += np.float64(a[j]) if a[j] >= low[j] and a[j] <= high[j] else 0.0
+        i += 1
+
+
+@kernel
+def _weighted_sums(cube, p0, width, frame_weight, sample_weight, place, low, high, total, weight) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """``total`` of w x and ``weight`` of w over the frames, in their order, of the samples kept.
+
+    With all weights 1 this is :func:`_plain_sums` to the bit.
     """
     per_sample = sample_weight.shape[0] > 0
-    place = np.empty(96, np.int64)
     for j in range(96):
-        place[j] = (p0 + j) // sample_step
         total[j] = 0.0
         weight[j] = 0.0
-        plain[j] = 0.0
     for i in range(cube.shape[0]):
         s = cube[i, p0 : p0 + width]
         w = frame_weight[i]
-        n_low = 0
-        n_high = 0
-        for j in range(width):
-            x = s[j]
-            below = x < low[j]
-            above = x > high[j] and not below
-            n_low += 1 if below else 0
-            n_high += 1 if above else 0
-        if n_low + n_high > 0:
-            hits[i, 0] += n_low
-            hits[i, 1] += n_high
+        if per_sample:
+            r = sample_weight[i]
+            for j in range(width):
+                keep = s[j] >= low[j] and s[j] <= high[j]
+                wj = w[j] * np.float64(r[place[j]])
+                total[j] += wj * np.float64(s[j]) if keep else 0.0
+                weight[j] += wj if keep else 0.0
+        else:
+            for j in range(width):
+                keep = s[j] >= low[j] and s[j] <= high[j]
+                total[j] += w[j] * np.float64(s[j]) if keep else 0.0
+                weight[j] += w[j] if keep else 0.0
+
+
+@kernel
+def _rewinsorized_sums(cube, p0, width, frame_weight, sample_weight, place, low, high, clip, plain, total, weight) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+    """The same with rejected samples counting with their clipped values, ``clip (2 LANES,)``; all weights 1 if ``plain``."""
+    per_sample = sample_weight.shape[0] > 0
+    for j in range(96):
+        total[j] = 0.0
+        weight[j] = 0.0
+    for i in range(cube.shape[0]):
+        s = cube[i, p0 : p0 + width]
+        w = frame_weight[i]
         for j in range(width):
             x = np.float64(s[j])
-            keep = s[j] >= low[j] and s[j] <= high[j]
-            if rewinsor:
-                rejected = s[j] < low[j] or s[j] > high[j]
-                c = clip[0, j] if x < clip[0, j] else (clip[1, j] if x > clip[1, j] else x)
-                x = c if rejected else x
-                keep = keep or rejected
-            wj = w[j]
-            if per_sample:
+            if not (x - x == 0.0):
+                continue
+            if s[j] < low[j] or s[j] > high[j]:
+                x = clip[j] if x < clip[j] else (clip[96 + j] if x > clip[96 + j] else x)
+            wj = 1.0 if plain else w[j]
+            if per_sample and not plain:
                 wj = wj * np.float64(sample_weight[i, place[j]])
-            total[j] += wj * x if keep else 0.0
-            weight[j] += wj if keep else 0.0
-            plain[j] += x if keep else 0.0
+            total[j] += wj * x
+            weight[j] += wj
 
 
 @kernel
@@ -503,63 +558,89 @@ def combine_block(  # type: ignore[no-untyped-def]
     t = np.empty((n_frames, 96), np.float32)
     sum1 = np.empty((n_frames + 1, 96), np.float64)
     sum2 = np.empty((n_frames + 1, 96), np.float64)
-    n_valid = np.empty(96, np.int64)
-    first = np.empty(96, np.int64)
-    last = np.empty(96, np.int64)
     centre = np.empty(96, np.float64)
-    clip = np.empty((2, 96), np.float64)
+    clip = np.empty(192, np.float64)
+    first = np.empty(96, np.int32)
+    last = np.empty(96, np.int32)
+    n_valid = np.empty(96, np.int32)
+    place = np.empty(96, np.int64)
     low = np.empty(96, np.float32)
     high = np.empty(96, np.float32)
     total = np.empty(96, np.float64)
     weight = np.empty(96, np.float64)
-    plain = np.empty(96, np.float64)
-    scratch = np.empty(n_frames, np.float64)
+    column = np.empty(n_frames, np.float64)
+    uniform = sample_weight.shape[0] == 0 and bool((frame_weight == 1.0).all())
     lost = 0
     for p0 in range(start, stop, 96):
         width = min(96, stop - p0)
+        for j in range(96):
+            place[j] = (p0 + j) // sample_step
         _load(cube, p0, width, t, n_valid)
         if method != 0 or combine != 0:
             sort_rows(t, network)
-            _centre(t, n_valid, centre)
         if method != 0:
-            _running_sums(t, n_frames, n_valid, centre, sum1, sum2)
-            _find_windows(t, n_frames, n_valid, centre, sum1, sum2, width, method, par, first, last, clip)
-            for j in range(width):
-                lost += 1 if n_valid[j] > 0 and last[j] <= first[j] else 0
-            _value_limits(t, n_valid, centre, width, first, last, low, high)
+            _reject(t, n_valid, method, par, centre, sum1, sum2, first, last, clip, low, high)
         else:
             for j in range(96):
                 first[j] = 0
                 last[j] = n_valid[j]
                 low[j] = np.float32(-3.4028235e38)
                 high[j] = np.float32(3.4028235e38)
-        _average(cube, p0, width, frame_weight, sample_weight, sample_step, low, high, clip, rewinsor, total, weight, plain, hits)
+        rejected = 0
+        for j in range(width):
+            rejected += n_valid[j] - (last[j] - first[j])
+        if rejected > 0:
+            _count_hits(cube, p0, width, low, high, hits)
+        if combine == 0:
+            if rewinsor:
+                _rewinsorized_sums(
+                    cube, p0, width, frame_weight, sample_weight, place, low, high, clip, False, total, weight
+                )
+            elif uniform:
+                _plain_sums(cube, p0, width, low, high, total)
+            else:
+                _weighted_sums(cube, p0, width, frame_weight, sample_weight, place, low, high, total, weight)
+        unweighted = False
         for j in range(width):
             n = n_valid[j]
             kept = last[j] - first[j]
+            counted = n if rewinsor else kept
             p = p0 + j
             coverage[p] = n
             rejected_low[p] = first[j]
             rejected_high[p] = n - last[j]
-            weight_map[p] = np.float32(weight[j]) if combine == 0 else np.float32(kept)
+            weight_map[p] = np.float32(kept)
             if n == 0:
-                value = np.nan
-            elif kept == 0 and not rewinsor:
-                value = centre[j]
-                weight_map[p] = np.float32(0.0)
+                image[p] = np.float32(np.nan)
+                continue
+            lost += 1 if kept == 0 else 0
+            if counted == 0:
+                image[p] = np.float32(centre[j])
             elif combine == 0:
-                counted = n if rewinsor else kept
-                value = total[j] / weight[j] if weight[j] > 0.0 else plain[j] / counted
+                divisor = np.float64(counted) if uniform and not rewinsor else weight[j]
+                weight_map[p] = np.float32(divisor)
+                unweighted = unweighted or not divisor > 0.0
+                image[p] = np.float32(total[j] / divisor) if divisor > 0.0 else np.float32(0.0)
             elif combine == 1:
                 if rewinsor:
-                    value = _median_rewinsorized(t, j, n, first[j], last[j], clip[0, j], clip[1, j], scratch)
+                    image[p] = np.float32(_median_rewinsorized(t, j, n, first[j], last[j], clip[j], clip[96 + j], column))
                 else:
-                    value = _median_of(t, j, first[j], last[j])
+                    image[p] = np.float32(_median_of(t, j, first[j], last[j]))
             elif combine == 2:
-                value = np.float64(t[first[j], j])
+                image[p] = t[first[j], j]
             else:
-                value = np.float64(t[last[j] - 1, j])
-            image[p] = np.float32(value)
+                image[p] = t[last[j] - 1, j]
+        if unweighted:  # all weights of some pixel are 0: its plain mean
+            if rewinsor:
+                _rewinsorized_sums(
+                    cube, p0, width, frame_weight, sample_weight, place, low, high, clip, True, total, column
+                )
+            else:
+                _plain_sums(cube, p0, width, low, high, total)
+            for j in range(width):
+                counted = n_valid[j] if rewinsor else last[j] - first[j]
+                if counted > 0 and not weight[j] > 0.0:
+                    image[p0 + j] = np.float32(total[j] / counted)
     return lost
 
 
@@ -570,21 +651,18 @@ def limits_block(cube, network, method, par, low_map, high_map) -> None:  # type
     t = np.empty((n_frames, 96), np.float32)
     sum1 = np.empty((n_frames + 1, 96), np.float64)
     sum2 = np.empty((n_frames + 1, 96), np.float64)
-    n_valid = np.empty(96, np.int64)
-    first = np.empty(96, np.int64)
-    last = np.empty(96, np.int64)
     centre = np.empty(96, np.float64)
-    clip = np.empty((2, 96), np.float64)
+    clip = np.empty(192, np.float64)
+    first = np.empty(96, np.int32)
+    last = np.empty(96, np.int32)
+    n_valid = np.empty(96, np.int32)
     low = np.empty(96, np.float32)
     high = np.empty(96, np.float32)
     for p0 in range(0, cube.shape[1], 96):
         width = min(96, cube.shape[1] - p0)
         _load(cube, p0, width, t, n_valid)
         sort_rows(t, network)
-        _centre(t, n_valid, centre)
-        _running_sums(t, n_frames, n_valid, centre, sum1, sum2)
-        _find_windows(t, n_frames, n_valid, centre, sum1, sum2, width, method, par, first, last, clip)
-        _value_limits(t, n_valid, centre, width, first, last, low, high)
+        _reject(t, n_valid, method, par, centre, sum1, sum2, first, last, clip, low, high)
         for j in range(width):
             low_map[p0 + j] = low[j]
             high_map[p0 + j] = high[j]

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -33,7 +33,8 @@ FRAME_GAP_S: Final = 1.5  # seconds between the end of one exposure and the star
 MOFFAT_FWHM_PER_ALPHA: Final = 1.0196490017862786  # 2 sqrt(2^(1/3) - 1), exponent 3
 STAMP_LIMIT_ADU: Final = 0.02  # a star's stamp ends where its profile falls below this
 STAMP_STEP: Final = 8  # stamp radii are multiples of this, pixels
-CANVAS_MARGIN: Final = 96  # largest stamp radius, pixels; even, so that the mosaic keeps its phase
+STAMP_MAX_RADIUS: Final = 96  # pixels
+SKY_MARGIN: Final = 48  # pixels beyond the frames in which there are stars
 STAMP_BATCH: Final = 512  # stars whose stamps are in memory at one time
 # Gauss-Legendre rule with 3 points on a pixel [-1/2, 1/2]: integrates the profile over the pixel to about 1e-6
 GAUSS_NODES: Final = (-0.3872983346207417, 0.0, 0.3872983346207417)
@@ -88,6 +89,7 @@ class SimulationSpec:
     wcs_error_px: float = 0.0  # standard deviation, per axis, of the header's pointing error
 
     def __post_init__(self) -> None:
+        """Check every value; see Raises."""
         pattern = self.bayer.upper() if self.bayer.upper() in BAYER_PATTERNS else self.bayer.lower()
         if pattern not in (*BAYER_PATTERNS, "none", "rgb"):
             raise SpecError(f"unknown bayer {self.bayer!r}; choose one of: {', '.join(BAYER_PATTERNS)}, none, rgb")
@@ -98,10 +100,12 @@ class SimulationSpec:
         if len(self.sky) != 3 or min(self.sky) <= 0:
             raise SpecError(f"sky = {self.sky!r} must be three positive levels (red, green, blue)")
         least = {"n_frames": 1, "height": 64, "width": 64, "fwhm_px": 1.0, "electrons_per_adu": 1e-3}
+        least |= {"flux_min": 1.0, "scale_arcsec": 1e-3, "sky_drift": -0.9}
         for name, low in least.items():
             if not getattr(self, name) >= low:
                 raise SpecError(f"{name} = {getattr(self, name)!r} must be at least {low:g}")
-        for name in ("saturated_stars", "dither_px", "read_noise_e", "cosmic_rays", "nebula", "wcs_error_px", "gradient"):
+        unsigned = ("saturated_stars", "dither_px", "read_noise_e", "cosmic_rays", "nebula", "wcs_error_px", "gradient")
+        for name in (*unsigned, *(("n_stars",) if self.n_stars is not None else ())):
             if not getattr(self, name) >= 0:
                 raise SpecError(f"{name} = {getattr(self, name)!r} must not be negative")
         for name in ("seeing_variation", "hot_fraction", "cold_fraction", "trail_fraction"):
@@ -267,7 +271,7 @@ def _stars(spec: SimulationSpec, transforms: np.ndarray, rng: np.random.Generato
     """Positions (S, 2) and fluxes (S, C), over all the sky that any frame sees."""
     corners = np.array([[0, 0], [spec.width, 0], [0, spec.height], [spec.width, spec.height]], float)
     seen = np.concatenate([map_points(np.linalg.inv(t), corners) for t in transforms])
-    low, high = np.floor(seen.min(axis=0)) - CANVAS_MARGIN // 2, np.ceil(seen.max(axis=0)) + CANVAS_MARGIN // 2
+    low, high = np.floor(seen.min(axis=0)) - SKY_MARGIN, np.ceil(seen.max(axis=0)) + SKY_MARGIN
     frame_area = spec.height * spec.width
     expected = frame_area / 1000 if spec.n_stars is None else spec.n_stars
     n = round(expected * float(np.prod(high - low)) / frame_area)
@@ -345,17 +349,17 @@ def _moffat_stamps(offset: np.ndarray, radius: int, fwhm: float) -> np.ndarray:
 
 def _paint_stars(spec: SimulationSpec, position: np.ndarray, flux: np.ndarray, fwhm: float) -> np.ndarray:
     """Return the stars alone: (H, W) as the sensor samples them, or (H, W, C) for ``bayer="rgb"``; float32, ADU."""
-    margin, height, width = CANVAS_MARGIN, spec.height, spec.width
-    colours = _colour_map(spec, height + 2 * margin, width + 2 * margin)
-    canvas = np.zeros((height + 2 * margin, width + 2 * margin) + (() if colours is not None else (3,)), np.float32)
+    height, width = spec.height, spec.width
     pixel = np.rint(position).astype(np.intp)
     alpha = fwhm / MOFFAT_FWHM_PER_ALPHA
     peak = flux.max(axis=1) * 2.0 / (np.pi * alpha * alpha)
     reach = alpha * np.sqrt(np.maximum(np.cbrt(peak / STAMP_LIMIT_ADU) - 1.0, 1.0))
-    radius = np.minimum(STAMP_STEP * np.ceil(reach / STAMP_STEP), CANVAS_MARGIN).astype(np.intp)
-    size = np.array([width, height])
-    touches = np.all((pixel + radius[:, None] >= 0) & (pixel - radius[:, None] < size), axis=1)
-    touches &= np.all((pixel >= radius[:, None] - margin) & (pixel < size + margin - radius[:, None]), axis=1)
+    radius = np.minimum(STAMP_STEP * np.ceil(reach / STAMP_STEP), STAMP_MAX_RADIUS).astype(np.intp)
+    touches = np.all((pixel + radius[:, None] >= 0) & (pixel - radius[:, None] < [width, height]), axis=1)
+    # room for every stamp that touches the frame; a multiple of STAMP_STEP and so even: the mosaic keeps its phase
+    margin = 2 * int(radius.max(initial=0))
+    colours = _colour_map(spec, height + 2 * margin, width + 2 * margin)
+    canvas = np.zeros((height + 2 * margin, width + 2 * margin) + (() if colours is not None else (3,)), np.float32)
     light = flux.astype(np.float32)
     for reach_px in np.unique(radius[touches]):
         members = np.flatnonzero(touches & (radius == reach_px))
@@ -415,7 +419,7 @@ def _distance_to_line(shape: tuple[int, int], ends: np.ndarray) -> np.ndarray:
 
 
 def _sensor(spec: SimulationSpec, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Fixed defects: flat indices of cold pixels, and extra level (H * W,) of hot ones, float32 ADU."""
+    """Draw the fixed defects: flat indices of cold pixels, and extra level (H * W,) of hot ones, float32 ADU."""
     n_pixels = spec.height * spec.width
     hot = np.zeros(n_pixels, np.float32)
     where = rng.choice(n_pixels, round(spec.hot_fraction * n_pixels), replace=False)
@@ -594,8 +598,7 @@ def _full_signal(
     spec: SimulationSpec, star_xy: np.ndarray, flux: np.ndarray, nebula: _Nebula, transform: np.ndarray, fwhm: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Stars and nebula of every channel at every pixel: two (H, W) or (H, W, 3) float32 images, ADU."""
-    values = {f.name: getattr(spec, f.name) for f in fields(spec)}
-    dense = spec if spec.bayer == "none" else SimulationSpec(**values | {"bayer": "rgb"})
+    dense = spec if spec.bayer == "none" else replace(spec, bayer="rgb")
     stars = _paint_stars(dense, map_points(transform, star_xy), flux, fwhm)
     return np.ascontiguousarray(stars), _paint_nebula(dense, nebula, transform)
 
@@ -669,7 +672,7 @@ def compare_with_truth(
     The residual is result - that signal - a plane per channel (the sky and its gradient, least squares over starless
     blocks together with a factor for the nebula, so that an error of scale is charged to the photometry alone).
 
-    Figures, scalars unless "list" (one per channel); nan or an empty list where nothing could be measured:
+    Figures, scalars unless "list" (one per channel); nan where nothing could be measured:
 
     ``registration_rms_px``, ``registration_worst_px``
         Distance between where the given transforms and the true ones put every star that falls inside a frame, nothing
@@ -736,9 +739,12 @@ def _robust_sigma(values: np.ndarray) -> float:
     return float(1.4826 * np.median(np.abs(values - np.median(values)))) if values.size else float("nan")
 
 
-def _judge_registration(
-    truth: SimulationTruth, reference: int, transforms: Mapping[str, np.ndarray]
-) -> Figures:
+def _in_units_of(sigma: float, value: float) -> float:
+    """Return ``value / sigma``; nan where there is no noise to compare with."""
+    return value / sigma if sigma > 0 else float("nan")
+
+
+def _judge_registration(truth: SimulationTruth, reference: int, transforms: Mapping[str, np.ndarray]) -> Figures:
     here = map_points(truth.transforms[reference], truth.star_xy)
     squares: list[np.ndarray] = []
     limit = np.array([truth.spec.width, truth.spec.height]) - 0.5
@@ -908,14 +914,9 @@ def _judge_stars(scene: _Scene) -> Figures:
         ratios.append(1.0 + residual[aperture].sum(axis=0) / true[aperture].sum(axis=0))
         weight = np.exp(-square / (2.0 * (fwhm / 1.5) ** 2))
         widths.append(_width(true + residual, square, weight, fwhm) / _width(true, square, weight, fwhm))
-    empty: list[float] = []
-    if not ratios:
-        nan = float("nan")
-        return {"photometric_error": empty, "photometric_error_worst": nan, "photometric_scatter": nan,
-                "channel_balance_error": nan, "fwhm_over_truth": empty, "fwhm_over_truth_mean": nan,
-                "photometric_stars": 0}  # fmt: skip
-    median = np.median(ratios, axis=0)
-    width = np.median(widths, axis=0)
+    if not ratios:  # one star of unknown figures stands for none, so that every key is there
+        ratios, widths = [np.full(scene.truth.spec.channels, np.nan)], [np.full(scene.truth.spec.channels, np.nan)]
+    median, width = np.median(ratios, axis=0), np.median(widths, axis=0)
     return {
         "photometric_error": (median - 1.0).tolist(),
         "photometric_error_worst": float(np.abs(median - 1.0).max()),
@@ -923,7 +924,7 @@ def _judge_stars(scene: _Scene) -> Figures:
         "channel_balance_error": float(median.max() / median.min() - 1.0),
         "fwhm_over_truth": width.tolist(),
         "fwhm_over_truth_mean": float(width.mean()),
-        "photometric_stars": len(ratios),
+        "photometric_stars": len(ratios) if np.isfinite(median).all() else 0,
     }
 
 
@@ -935,7 +936,7 @@ def _width(light: np.ndarray, square: np.ndarray, weight: np.ndarray, fwhm: floa
 
 
 def _judge_trails(scene: _Scene) -> Figures:
-    """What is left of the satellite trails."""
+    """Measure what is left of the satellite trails."""
     truth = scene.truth
     shape = scene.image.shape[:2]
     sigma = np.median(truth.sample_sigma / np.sqrt(len(truth.names)), axis=0).max()
@@ -954,11 +955,11 @@ def _judge_trails(scene: _Scene) -> Figures:
         measured += 1
         left = on_path - float(np.median(beside))
         worst_adu = left if not abs(left) <= abs(worst_adu) else worst_adu
-        worst_sigma = np.fmax(worst_sigma, abs(left) / _robust_sigma(beside))
+        worst_sigma = np.fmax(worst_sigma, _in_units_of(_robust_sigma(beside), abs(left)))
     return {
         "trail_residual_adu": worst_adu,
         "trail_residual_sigma": float(worst_sigma),
-        "trail_residual_pixel_sigma": abs(worst_adu) / pixel_sigma,
+        "trail_residual_pixel_sigma": _in_units_of(pixel_sigma, abs(worst_adu)),
         "trails": measured,
     }
 

@@ -211,8 +211,9 @@ def detect_autocrop_rgb(
     The largest axis-aligned rectangle without poor pixels, less ``margin_px`` on the sides that were cut. Poor is what
     touches the border (through other poor pixels) and, if ``coverage`` is given, has less than half of the largest
     coverage; otherwise is not finite, or lies in a block of ``band_px / 2`` pixels that is constant, or darker than a
-    smooth sky by ``k_sigma`` noise, or not brighter than the sky and noisier than ``1 + k_sigma / 4`` times the typical
-    noise or coloured by ``k_sigma`` noise. Bad blocks count in groups of ``min_run`` or more.
+    smooth sky by ``k_sigma`` noise in a channel (dark or coloured), or not brighter than the sky and noisier than
+    ``1 + k_sigma / 4`` times the typical noise. Bad blocks count in groups of ``min_run`` or more. The pixels
+    can mislead (a nebula as large as the tile, strong vignetting): give the coverage where there is one.
 
     Parameters
     ----------
@@ -306,17 +307,14 @@ def _sound_pixels(
     noise = _block_noise(lum, block)
     with np.errstate(invalid="ignore"):  # comparisons with NaN are False: an empty block is judged by its pixels
         typical = _finite_median(noise[noise > 0])
+        constant = (noise == 0) & (typical > 0)
         starry = lum > _whole_blocks(level, block, lum.shape) + 3.0 * typical
         noise = _block_noise(np.where(starry, np.nan, lum), block)
-        constant = (noise == 0) & (typical > 0)
-        excess, limit = _against_smooth_sky(np.where(constant, np.nan, level), typical, k_sigma)
-        bad = noise > typical * (1.0 + NOISE_PER_K * k_sigma)
-        for one, other in ((0, 1), (2, 1)):
-            colour = _block_medians(np.where(finite, rgb[one] - rgb[other], np.nan), block)
-            tint, tint_limit = _against_smooth_sky(np.where(constant, np.nan, colour), typical, k_sigma)
-            bad |= np.abs(tint) > tint_limit
-        bad &= excess <= limit  # nebulae and bright stars are noisy and coloured too
-        bad |= constant | (excess < -limit)
+        noisy = noise > typical * (1.0 + NOISE_PER_K * k_sigma)
+        bad = constant | (noisy & (_side_of_sky(np.where(constant, np.nan, level), k_sigma, typical) <= 0))
+        for plane in rgb:  # a border that is coloured for want of data lacks one colour; a nebula has one more
+            channel = _block_medians(np.where(finite, plane, np.nan), block)
+            bad |= _side_of_sky(np.where(constant, np.nan, channel), k_sigma, typical) < 0
     bad = _touching_border(bad, max(1, int(min_run)))
     return sound & ~_whole_blocks(bad, block, lum.shape)
 
@@ -345,12 +343,17 @@ def _block_medians(plane: np.ndarray, block: int) -> np.ndarray:
     return np.where(count >= block * block // 8, median, np.nan)[..., 0]
 
 
-def _against_smooth_sky(levels: np.ndarray, noise: float, k_sigma: float) -> tuple[np.ndarray, float]:
-    """Difference of block levels to a robust quadratic surface, and the size from which it counts."""
+def _side_of_sky(levels: np.ndarray, k_sigma: float, noise: float) -> np.ndarray:
+    """Which blocks stand out from a smooth sky: -1 dark, +1 bright, 0 part of it (or unknown).
+
+    To stand out, a block differs by ``k_sigma`` times the noise (or the scatter, if larger) from a robust quadratic
+    surface, which allows for gradients and vignetting. A surface that bends under a nebula leaves innocent sky beside
+    it, so a dark block is also darker, by ``k_sigma`` noise, than anything in the middle half of the tile (5th
+    percentile, less its distance to the median).
+    """
     y, x = (axis / max(1, n - 1) - 0.5 for axis, n in zip(np.indices(levels.shape), levels.shape, strict=True))
     terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
-    excess = levels - _finite_median(levels)
-    scatter = 0.0
+    excess, scatter = levels - _finite_median(levels), 0.0
     for _ in range(5):
         scatter = MAD_TO_SIGMA * _finite_median(np.abs(excess))
         used = np.abs(excess) <= 3.0 * max(scatter, 1e-12)
@@ -358,7 +361,15 @@ def _against_smooth_sky(levels: np.ndarray, noise: float, k_sigma: float) -> tup
             break
         fit, *_ = np.linalg.lstsq(terms[used], levels[used], rcond=None)
         excess = levels - terms @ fit
-    return excess, k_sigma * max(scatter, noise)
+    limit = k_sigma * max(scatter, noise)
+    rows, columns = levels.shape
+    middle = levels[rows // 4 : -(-3 * rows // 4), columns // 4 : -(-3 * columns // 4)]
+    middle = middle[np.isfinite(middle)]
+    if not middle.size:
+        return np.zeros(levels.shape, int)
+    low, median = np.percentile(middle, (5.0, 50.0))
+    dark = (excess < -limit) & (levels < 2.0 * low - median - k_sigma * noise)
+    return (excess > limit).astype(int) - dark
 
 
 def _largest_rectangle(good: np.ndarray) -> Box:
@@ -369,7 +380,7 @@ def _largest_rectangle(good: np.ndarray) -> Box:
     height, width = good.shape
     cell = max(1, -(-max(height, width) // RECTANGLE_CELLS))
     rows, columns = height // cell, width // cell
-    cells = good[: rows * cell, : columns * cell].reshape(rows, cell, columns, cell).all(axis=(1, 3))
+    cells = np.all(good[: rows * cell, : columns * cell].reshape(rows, cell, columns, cell), axis=(1, 3))
     best, box = 0, (0, 0, 0, 0)
     depth = np.zeros(columns + 1, int)  # the extra column, always 0, ends every open bar
     for row in range(rows):
@@ -494,8 +505,9 @@ def _low_signal_border(lum: np.ndarray, band: int) -> np.ndarray:
     height, width = lum.shape
     inner = lum[int(0.2 * height) : math.ceil(0.8 * height), int(0.2 * width) : math.ceil(0.8 * width)]
     middle = _finite_median(inner)
-    sigma = MAD_TO_SIGMA * _finite_median(np.abs(inner - middle))
-    low = ~(lum >= middle - sigma) if math.isfinite(middle) else ~np.isfinite(lum)
+    if math.isnan(middle):
+        return np.ones(lum.shape, bool)  # a tile without a middle has nothing to save
+    low = ~(lum >= middle - MAD_TO_SIGMA * _finite_median(np.abs(inner - middle)))
     low[band:-band, band:-band] = False
     return ndimage.binary_opening(low)
 

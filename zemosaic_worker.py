@@ -28,6 +28,7 @@ from zemosaic_spec import (
     FrameError,
     GateSpec,
     NoFramesError,
+    OutputError,
     RegisterSpec,
     SpecError,
     StackCancelled,
@@ -484,9 +485,9 @@ def stack_files(
     Parameters
     ----------
     inputs : sequence
-        Files, folders, globs; or arrays and other descriptors (:func:`zemosaic_frames.open_source`).
+        Files, folders, globs, each file once; or arrays and other descriptors (:func:`zemosaic_frames.open_source`).
     output : path, optional
-        FITS file to write; None only returns the tile.
+        FITS file to write; None only returns the tile. An earlier one in a folder of inputs is not stacked.
     stack, register : StackSpec, RegisterSpec, optional
         Methods; the defaults of the command line.
     bayer : str
@@ -518,7 +519,7 @@ def stack_files(
     NoFramesError
         Nothing could be stacked.
     OutputError
-        The output exists, or cannot be written.
+        The output exists, is itself an input, or cannot be written.
     PlanError
         The memory is too small for one row.
     SpecError
@@ -527,7 +528,7 @@ def stack_files(
     choice = canonical("device", device, DeviceName)
     if output is not None:
         check_output(output, overwrite=overwrite)
-    descriptors = [d for item in inputs for d in (expand_inputs([item]) if _is_path(item) else [item])]
+    descriptors = _descriptors([inputs] if _is_path(inputs) else inputs, output)
     limit = parallel_utils.parse_memory("50%" if memory is None else memory)
     allowed = max(limit - parallel_utils.current_rss_bytes(), 0)
     n_workers = workers or parallel_utils.usable_cpus()
@@ -541,12 +542,32 @@ def stack_files(
 
     tile = build_tile(
         descriptors, stacker, stack=stack, register=register, bayer=bayer, reference=reference, workers=n_workers,
-        progress=progress,
+        allowed_bytes=allowed, progress=progress,
     )  # fmt: skip
     if output is not None:
         with timed(tile.report, "write"):
             write_tile(tile, output, maps=maps, overwrite=overwrite)
     return tile
+
+
+def _descriptors(inputs: Sequence[Any], output: str | os.PathLike[str] | None) -> list[Any]:
+    """List the frames: files first, in natural order and each once, then what did not come as a path.
+
+    Raises
+    ------
+    NoFramesError
+        Folders and patterns hold no frame.
+    OutputError
+        The output is an input by name.
+    """
+    named = [Path(item) for item in inputs if _is_path(item)]
+    paths = expand_inputs(named) if named else []
+    if output is not None:
+        target = Path(output).resolve()
+        if any(path.resolve() == target for path in named):
+            raise OutputError(f"{output}: is an input too, and inputs are never overwritten; choose another name")
+        paths = [path for path in paths if path.resolve() != target]
+    return [*paths, *(item for item in inputs if not _is_path(item))]
 
 
 def _is_path(item: object) -> bool:
@@ -613,16 +634,19 @@ def create_master_tile(
     Parameters
     ----------
     seestar_stack_group_info : sequence of mapping
-        Group entries: ``path_preprocessed_cache`` (``.npy`` float32 (H, W, 3), ADU), ``path_raw``, ``wcs``, ``header`` and more.
+        Group entries: ``path_preprocessed_cache`` (``.npy`` float32 (H, W, 3), ADU), ``path_raw``, ``wcs``, ``header``
+        and more. None of them is changed.
     tile_id, output_temp_dir
-        Number of the tile, folder of ``master_tile_%03d.fits``.
+        Number of the tile, folder of ``master_tile_%03d.fits`` (made if absent).
     stack_norm_method ... quality_gate_move_rejects
         Methods and finishing, under the names of ZeMosaic's configuration.
     astap_*, winsor_pool_workers, winsor_max_frames_per_pass, allow_batch_duplication, target_stack_size,
     min_safe_stack_size, dbg_tile_ids, center_out_rank
         Accepted; none changes a value.
     progress_callback, heartbeat_callback : callable, optional
-        ``progress_callback(key, progress, level, **details)``; the heartbeat is called at every step.
+        ``progress_callback(key, progress, level, **details)``, and ``progress_callback(stage, done, total)`` at every
+        step, from several threads; raising :class:`StackCancelled` stops the tile. The heartbeat is called at every
+        step with what is being done, or without argument if it takes none.
     resource_strategy : mapping, optional
         ``extreme_group_threshold``: frames from which a group is announced as extreme (1000).
     center_out_context, center_out_settings : object, mapping
@@ -635,7 +659,14 @@ def create_master_tile(
     Returns
     -------
     ((path or None, wcs or None), retry_groups)
-        At most one retry group: copies of the entries that failed to register.
+        At most one retry group: copies of the entries that failed to register. ((None, None), []) when the tile was
+        stopped or nothing could be used.
+
+    Raises
+    ------
+    SpecError
+        A method name or a limit is not allowed; before anything is read. All other failures are the tile's alone:
+        a progress key tells them, and no path is returned.
     """
     stack = StackSpec(
         normalize=stack_norm_method,  # type: ignore[arg-type]
@@ -645,7 +676,7 @@ def create_master_tile(
         kappa_low=stack_kappa_low,
         kappa_high=stack_kappa_high,
         winsor_limits=parsed_winsor_limits,  # type: ignore[arg-type]
-        combine=stack_final_combine,  # type: ignore[arg-type]
+        combine=stack_final_combine or "mean",  # type: ignore[arg-type]
         equalize_rgb=as_bool(poststack_equalize_rgb, True),
         radial_weight=as_bool(apply_radial_weight, False),
         radial_feather=radial_feather_fraction,
