@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEMO   ?= demo
 
-.PHONY: demo test lint types architecture clean
+.PHONY: demo picture test lint types architecture clean
 .DEFAULT_GOAL := test
 
 # Made again when the dependencies change, not on every call.
@@ -19,6 +19,10 @@ $(READY): pyproject.toml
 # Simulate frames, stack them, compare with the truth, print the figures; the picture is $(DEMO)/.
 demo: $(READY)
 	@$(BIN)/zemosaic-phase3 demo $(DEMO)
+
+# Make the picture of the README again.
+picture: demo
+	@cp $(DEMO)/before_after.png docs/before_after.png
 
 test: $(READY)
 	@$(BIN)/python -m pytest -q $(ARGS)

@@ -1,26 +1,25 @@
-"""The CPU engine, slab by slab, and the stacking functions that existing programs call by name.
+"""The stacking functions that existing programs call by name, on the engine of ``zemosaic_slabs``.
 
-``stack_job`` is the engine: for every slab of rows it fills a cube with the registered, normalised samples of all frames,
-then rejects and combines. Frames are read where the slab needs them, by several threads; the sources stay on disk.
+Each takes frames in memory and keeps the parameters and returns it always had; the engine's own functions are here
+under their names too.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from parallel_utils import available_memory, parallel_map, plan_slabs, row_slabs, usable_cpus
 from zemosaic_register import detect_stars, register_stars
-from zemosaic_spec import FrameError, NoFramesError, RegisterSpec, SpecError, StackSpec, as_bool, wsc_impl_choice
-from zemosaic_stack import Callback, Job, StackResult, as_frames, describe, make_job, notify, prepare
-from zemosaic_stack import check_descriptors as check_descriptors  # the worker finds both under one name
+from zemosaic_slabs import fill_samples, frame_block, run_job, stack_descriptors, stack_job
+from zemosaic_spec import NoFramesError, RegisterSpec, SpecError, StackSpec, wsc_impl_choice
+from zemosaic_stack import Callback, Job, as_frames, check_descriptors, describe, make_job, notify
 from zemosaic_tile import _poststack_rgb_equalization, equalize_rgb_medians_inplace
 from zemosaic_utils import FrameSource, open_source
-from zemosaic_weights import build_frame_table, measure_levels, noise_variance_weights
+from zemosaic_weights import build_frame_table, measure_levels, noise_variance_weights, normalisation
 
 __all__ = [
     "_calculate_image_weights_noise_variance",
@@ -34,6 +33,7 @@ __all__ = [
     "check_descriptors",
     "equalize_rgb_medians_inplace",
     "frame_block",
+    "run_job",
     "stack_aligned_images",
     "stack_descriptors",
     "stack_job",
@@ -42,293 +42,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger("ZeMosaicWorker")
-
-CHUNKS_PER_WORKER = 4  # pieces of a slab each worker gets, so that none waits long for the slowest
-SLAB_BYTES = 256 << 20  # samples in one slab; more memory than this does not make a stack faster
-MIN_ROWS = 8  # but a slab is not cut thinner than this for it: a rotated frame is read again for every slab it crosses
-
-# --------------------------------------------------------------------------- the engine
-
-
-def frame_block(source: FrameSource, first: int, last: int) -> np.ndarray:
-    """Read rows of a frame, demosaiced: ``((last - first) * W * C + PAD,) float32``, channels interleaved, ADU."""
-    from zemosaic_resample import CFA_MARGIN, PAD, demosaic_rows, red_position
-
-    size = (last - first) * source.width * source.channels
-    block = np.empty(size + PAD, np.float32)
-    block[size:] = 0.0
-    if source.cfa is None:
-        block[:size] = source.read_rows(first, last).ravel()
-        return block
-    top, bottom = max(first - CFA_MARGIN, 0), min(last + CFA_MARGIN, source.height)
-    raw = source.read_rows(top, bottom).astype(np.float32, copy=False)
-    red_row, red_column = red_position(source.cfa)
-    demosaic_rows(raw, top, source.height, source.width, first, last, red_row, red_column, block)
-    return block
-
-
-def _fill(job: Job, i: int, rows: slice, samples: np.ndarray, radial: np.ndarray) -> None:
-    """Fill ``samples (rows * W * C,)`` with frame i on the reference grid, normalised; NaN outside its footprint."""
-    from zemosaic_resample import needs_clamp, radial_weight_table, resample_rows, source_rows, weight_table
-
-    source, spec, table = job.sources[i], job.spec, job.table
-    matrix = table.transform[i]
-    width = job.shape[1]
-    if radial.size == 0 and np.array_equal(matrix, np.eye(3)):
-        pixels = source.width * (rows.stop - rows.start)
-        block = frame_block(source, rows.start, rows.stop)[: pixels * job.channels].reshape(pixels, job.channels)
-        samples.reshape(block.shape)[:] = block * table.scale[i] + table.offset[i]
-        return
-    first, last = source_rows(matrix, rows.start, rows.stop, width, source.height)
-    if last <= first:
-        samples.fill(np.nan)
-        radial.fill(0.0)
-        return
-    resample_rows(
-        frame_block(source, first, last),
-        first,
-        source.height,
-        source.width,
-        job.channels,
-        matrix,
-        weight_table(spec.interpolation),
-        needs_clamp(spec.interpolation),
-        table.scale[i],
-        table.offset[i],
-        rows.start,
-        rows.stop,
-        width,
-        samples,
-        radial,
-        radial_weight_table(spec.radial_feather, spec.radial_power, spec.radial_floor),
-    )
-
-
-def _source_margin(job: Job) -> int:
-    """Source rows that the most rotated frame needs beyond the rows of a slab."""
-    from zemosaic_resample import CFA_MARGIN, source_rows
-
-    middle = job.shape[0] // 2
-    spans = [
-        last - first - 1
-        for first, last in (
-            source_rows(m, middle, middle + 1, job.shape[1], s.height)
-            for m, s in zip(job.table.transform, job.sources, strict=True)
-        )
-    ]
-    return max([*spans, 0]) + 2 * CFA_MARGIN
-
-
-def _sample_weights(job: Job, rows: slice, radial: np.ndarray) -> tuple[np.ndarray, int]:
-    """Weights per sample of a slab and how many neighbouring elements share one; empty when there are none."""
-    if job.sample_weight is None:
-        return radial, job.channels
-    weights = np.ascontiguousarray(job.sample_weight[:, rows], dtype=np.float32)
-    return weights.reshape(weights.shape[0], -1), 1
-
-
-def _lanes(weight: np.ndarray) -> np.ndarray:
-    """Spread frame weights ``(N, C)`` over the kernel's lanes."""
-    from zemosaic_rejection import LANES
-
-    return np.ascontiguousarray(np.tile(weight, (1, LANES // weight.shape[1])))
-
-
-def stack_job(
-    job: Job,
-    *,
-    workers: int = 1,
-    allowed_bytes: int | None = None,
-    max_rows: int | None = None,
-    progress: Callback | None = None,
-) -> StackResult:
-    """Stack a job on the CPU.
-
-    Parameters
-    ----------
-    job : Job
-        From :func:`zemosaic_stack.make_job`.
-    workers : int
-        Threads.
-    allowed_bytes : int or None
-        Memory it may take; None: half of what is available.
-    max_rows : int or None
-        No slab is higher. Slabs never change a value.
-    progress : callable or None
-        Called as ``progress("stack", slabs_done, slabs)``.
-
-    Raises
-    ------
-    PlanError
-        Not even one row fits; raised before a frame is read.
-    FrameError
-        A frame can no longer be read.
-    """
-    from zemosaic_rejection import COMBINE_CODES, LANES, METHOD_CODES, combine_block, method_code, sorting_network
-
-    height, width = job.shape[:2]
-    channels, n_frames, spec = job.channels, len(job.sources), job.spec
-    plan = plan_slabs(
-        height,
-        allowed_bytes=available_memory() // 2 if allowed_bytes is None else allowed_bytes,
-        n_frames=n_frames,
-        width=width,
-        channels=channels,
-        workers=workers,
-        sample_weights=spec.radial_weight,
-        source_margin=_source_margin(job),
-        raw_bytes=max(s.dtype.itemsize for s in job.sources) * (1 if job.sources[0].cfa else channels),
-        max_rows=max_rows or max(MIN_ROWS, SLAB_BYTES // (4 * n_frames * width * channels)),
-    )
-    logger.debug("CPU stack: %s", plan)
-    maps = {name: np.empty(job.shape, np.int32) for name in ("coverage", "rejected_low", "rejected_high")}
-    result = StackResult(
-        image=np.empty(job.shape, np.float32),
-        weight=np.empty(job.shape, np.float32),
-        frame_hits=np.zeros((n_frames, 2), np.int64),
-        rows_per_slab=plan.rows_per_slab,
-        **maps,
-    )
-    method = METHOD_CODES["kappa_sigma_clipped"] if job.clipped_kappa else method_code(spec)
-    parameters = np.array([*spec.kappas, *spec.winsor_limits], np.float64)
-    rewinsor = spec.is_legacy_winsor and spec.apply_rewinsor
-    network, lanes = sorting_network(n_frames), _lanes(job.table.weight)
-    line = width * channels
-    cube_memory = np.empty(n_frames * plan.rows_per_slab * line, np.float32)
-    radial_memory = np.empty(n_frames * plan.rows_per_slab * width if spec.radial_weight else 0, np.float32)
-    for done, rows in enumerate(row_slabs(height, plan.rows_per_slab)):
-        n_rows = rows.stop - rows.start
-        size = n_rows * line
-        cube = cube_memory[: n_frames * size].reshape(n_frames, size)
-        radial = radial_memory[: n_frames * n_rows * width if spec.radial_weight else 0]
-        radial = radial.reshape(n_frames, -1) if radial.size else np.empty((0, 0), np.float32)
-        nothing = np.empty(0, np.float32)
-        parallel_map(
-            lambda i, rows=rows, cube=cube, radial=radial, nothing=nothing: _fill(
-                job, i, rows, cube[i], radial[i] if radial.size else nothing
-            ),
-            range(n_frames),
-            workers,
-        )
-        sample_weight, step = _sample_weights(job, rows, radial)
-        out = [
-            a.reshape(-1)[rows.start * line : rows.stop * line]
-            for a in (result.image, result.coverage, result.weight, result.rejected_low, result.rejected_high)
-        ]
-        piece = -(-size // (workers * CHUNKS_PER_WORKER * LANES)) * LANES
-
-        def combine(start: int, cube=cube, sample_weight=sample_weight, step=step, out=out, size=size, piece=piece):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-            hits = np.zeros((n_frames, 2), np.int64)
-            lost = combine_block(
-                cube, start, min(start + piece, size), network, method, parameters, rewinsor,
-                COMBINE_CODES[spec.combine], lanes, sample_weight, step, *out, hits,
-            )  # fmt: skip
-            return lost, hits
-
-        for lost, hits in parallel_map(combine, range(0, size, piece), workers):
-            result.all_rejected += lost
-            result.frame_hits += hits
-        notify(progress, "stack", done + 1, plan.n_slabs)
-    return result
-
-
-def _hint(plan: object, name: str) -> int | None:
-    """A positive hint of a duck-typed plan, else None."""
-    value = getattr(plan, name, None)
-    return int(value) if isinstance(value, (int, float)) and value > 0 else None
-
-
-def run_job(
-    job: Job, *, parallel_plan: object = None, allowed_bytes: int | None = None, progress: Callback | None = None
-) -> tuple[Job, StackResult]:
-    """Stack a job within the hints of a plan; a frame that can no longer be read is dropped and the stack starts anew."""
-    while True:
-        try:
-            return job, stack_job(
-                job,
-                workers=_hint(parallel_plan, "cpu_workers") or usable_cpus(),
-                allowed_bytes=allowed_bytes,
-                max_rows=_hint(parallel_plan, "rows_per_chunk"),
-                progress=progress,
-            )
-        except FrameError as exc:
-            keep = [k for k, source in enumerate(job.sources) if source.name != exc.name]
-            if len(keep) in (0, len(job.sources)):
-                raise
-            logger.warning("left out while stacking: %s", exc)
-            job = without_others(job, keep, (exc.name, exc.reason))
-
-
-def without_others(job: Job, keep: Sequence[int], dropped: tuple[str, str]) -> Job:
-    """Return the job with only the frames ``keep``; the one left out is listed as dropped."""
-    table = job.table
-    return replace(
-        job,
-        sources=[job.sources[k] for k in keep],
-        table=replace(
-            table,
-            names=[table.names[k] for k in keep],
-            transform=table.transform[keep],
-            scale=table.scale[keep],
-            offset=table.offset[keep],
-            weight=table.weight[keep],
-        ),
-        sample_weight=None if job.sample_weight is None else job.sample_weight[keep],
-        dropped=[*job.dropped, dropped],
-    )
-
-
-def stack_descriptors(
-    image_descriptors: Sequence[Any] | np.ndarray,
-    stacking_params: Mapping[str, Any],
-    *,
-    parallel_plan: object = None,
-    logger: logging.Logger | None = None,
-    pcb_tile: Callback | None = None,
-    zconfig: object = None,
-    tile_id: object = None,
-    progress_callback: Callback | None = None,
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Stack descriptors on the CPU: the twin of ``gpu_stack_from_paths``.
-
-    Parameters
-    ----------
-    image_descriptors : sequence
-        Arrays, paths, dictionaries or :class:`zemosaic_utils.Frame` objects, of one shape.
-    stacking_params : mapping
-        See :func:`zemosaic_spec.stack_spec_from_params`; of ours, optional: ``reference_index`` (frame the others are
-        normalised to), ``memory_bytes``.
-    parallel_plan, zconfig : object
-        Hints and configuration by attribute.
-    logger, pcb_tile, tile_id : object
-        Not needed here; the same for every engine.
-    progress_callback : callable or None
-        Called as ``progress_callback("stack", slabs_done, slabs)``.
-
-    Returns
-    -------
-    image : ndarray (H, W) or (H, W, 3) float32, ADU
-        NaN where no frame has a valid sample.
-    metadata : dict
-        Methods, statistics, maps; see :func:`zemosaic_stack.describe`.
-    """
-    job = prepare(image_descriptors, stacking_params, zconfig)
-    job, result = run_job(
-        job,
-        parallel_plan=parallel_plan,
-        allowed_bytes=stacking_params.get("memory_bytes"),
-        progress=progress_callback,
-    )
-    metadata = describe(job, result)
-    metadata["rgb_equalization"] = _equalise(result.image, job.spec)
-    return result.image, metadata
-
-
-def _equalise(image: np.ndarray, spec: StackSpec) -> dict[str, Any]:
-    from types import SimpleNamespace
-
-    return _poststack_rgb_equalization(image, SimpleNamespace(poststack_equalize_rgb=spec.equalize_rgb))
-
 
 # --------------------------------------------------------------------------- inherited: one stack in memory
 
@@ -346,8 +59,10 @@ def _same_shape(frames: Any, what: str) -> tuple[list[np.ndarray], list[int]]:
     return [np.asarray(frames[i]) for i in kept], kept
 
 
-def _frame_weights(weights: Any, n_frames: int, kept: list[int], shape: tuple[int, ...]) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Split weights given by a caller into frame weights ``(N, C)`` and sample weights; see contract of the functions."""
+def _frame_weights(
+    weights: Any, n_frames: int, kept: list[int], shape: tuple[int, ...]
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Split weights given by a caller into frame weights ``(N, C)`` and sample weights of full shape."""
     if weights is None:
         return None, None
     given = np.asarray(weights, np.float64)
@@ -357,13 +72,17 @@ def _frame_weights(weights: Any, n_frames: int, kept: list[int], shape: tuple[in
         raise SpecError("weights must be finite and not negative")
     given = given[kept]
     channels = shape[2] if len(shape) == 3 else 1
-    if given.size == len(kept) or (given.ndim >= 2 and given.size == len(kept) * given.shape[-1] == len(kept) * channels):
+    if given.size == len(kept) or (
+        given.ndim >= 2 and given.size == len(kept) * given.shape[-1] == len(kept) * channels
+    ):
         per_frame = given.reshape(len(kept), -1)
         return np.ascontiguousarray(np.broadcast_to(per_frame, (len(kept), channels))), None
     try:
         full = np.broadcast_to(given if given.ndim == len(shape) + 1 else given[..., None], (len(kept), *shape))
     except ValueError as exc:
-        raise SpecError(f"weights of shape {given.shape} fit neither {len(kept)} frames nor frames of shape {shape}") from exc
+        raise SpecError(
+            f"weights of shape {given.shape} fit neither {len(kept)} frames nor frames of shape {shape}"
+        ) from exc
     return None, full
 
 
@@ -471,10 +190,10 @@ def stack_winsorized_sigma_clip(
 ) -> tuple[np.ndarray, float]:
     """Winsorized sigma clipping, weighted mean, RGB equalisation. No normalisation.
 
-    ``kappa`` is the limit on both sides. ``winsor_limits`` None means (0.05, 0.05). ``zconfig.wsc_impl`` or the environment
-    choose the implementation, ZeMosaic's own by default. The ``winsor_*`` sizes, workers and strategies are accepted
-    as hints of old configurations; memory is bounded anyway and none of them changes a value. For the other parameters,
-    the returns and the errors see :func:`stack_kappa_sigma_clip`.
+    ``kappa`` is the limit on both sides. ``winsor_limits`` None means (0.05, 0.05). ``zconfig.wsc_impl`` or the
+    environment choose the implementation, ZeMosaic's own by default. The ``winsor_*`` sizes, workers and strategies are
+    accepted as hints of old configurations; memory is bounded anyway and none of them changes a value. For the other
+    parameters, the returns and the errors see :func:`stack_kappa_sigma_clip`.
     """
     spec = StackSpec(
         normalize="none",
@@ -513,8 +232,8 @@ def stack_aligned_images(
 ) -> np.ndarray | None:
     """Normalise, weight, reject and combine aligned frames; None entries are skipped, None is returned if none is left.
 
-    ``minimum_signal_adu_target > 0`` lifts the image so that its minimum is that, ADU. ``kappa_sigma`` takes its limits from
-    sigma-clipped statistics here, unlike :func:`stack_kappa_sigma_clip`.
+    ``minimum_signal_adu_target > 0`` lifts the image so that its minimum is that, ADU. ``kappa_sigma`` takes its limits
+    from sigma-clipped statistics here, unlike :func:`stack_kappa_sigma_clip`.
     """
     frames = [f for f in aligned_image_data_list or [] if f is not None]
     if not frames:
@@ -604,11 +323,12 @@ def _luminance(source: FrameSource) -> np.ndarray:
 
 def _resampled(source: FrameSource, matrix: np.ndarray) -> np.ndarray:
     """One frame on the reference grid."""
-    table, _, _ = build_frame_table([source.name], [matrix], [measure_levels(np.zeros((1, 1, source.channels), np.float32))],
-                                    StackSpec(normalize="none", weight="none"))  # fmt: skip
-    job = Job([source], table, StackSpec(normalize="none", weight="none"), source.shape)
+    spec = StackSpec(normalize="none", weight="none")
+    levels = measure_levels(np.zeros((1, 1, source.channels), np.float32))  # not looked at: nothing is normalised
+    table, _, _ = build_frame_table([source.name], [matrix], [levels], spec)
+    job = Job([source], table, spec, source.shape)
     out = np.empty(source.shape, np.float32)
-    _fill(job, 0, slice(0, source.height), out.reshape(-1), np.empty(0, np.float32))
+    fill_samples(job, 0, slice(0, source.height), out.reshape(-1), np.empty(0, np.float32))
     return out
 
 
@@ -620,8 +340,6 @@ def _normalized_copies(images: Sequence[Any], reference_index: int, method: str)
     views = {i: np.asarray(images[i], np.float32).reshape(*np.shape(images[i])[:2], -1) for i in present}
     spec = StackSpec(normalize=method, weight="none")  # type: ignore[arg-type]
     stats = [measure_levels(views[i], max_samples=None) for i in present]
-    from zemosaic_weights import normalisation
-
     scale, offset = normalisation(spec, stats, present.index(reference_index))
     copies: list[np.ndarray | None] = [None] * len(images)
     for k, i in enumerate(present):
@@ -670,7 +388,9 @@ def _normalize_images_sky_mean(
 
 def _calculate_image_weights_noise_variance(image_list: Sequence[Any]) -> np.ndarray:
     """Return ``min(v) / v`` of every frame, ``(N,)`` or ``(N, 3) float32``; v = sigma-clipped variance, ADU^2."""
-    stats = [measure_levels(np.asarray(f, np.float32).reshape(*np.shape(f)[:2], -1), max_samples=None) for f in image_list]
+    stats = [
+        measure_levels(np.asarray(f, np.float32).reshape(*np.shape(f)[:2], -1), max_samples=None) for f in image_list
+    ]
     weights = noise_variance_weights(np.stack([s.variance for s in stats])).astype(np.float32)
     return weights[:, 0] if np.ndim(image_list[0]) == 2 else weights
 
@@ -707,7 +427,9 @@ def _reject_outliers_kappa_sigma(
     The limits are those of :func:`stack_aligned_images`, from sigma-clipped statistics.
     """
     stack = np.asarray(stacked_array_NHDWC, np.float32)
-    keep = _kept_mask(stack, StackSpec(reject="kappa_sigma", kappa_low=sigma_low, kappa_high=sigma_high), "kappa_sigma_clipped")
+    keep = _kept_mask(
+        stack, StackSpec(reject="kappa_sigma", kappa_low=sigma_low, kappa_high=sigma_high), "kappa_sigma_clipped"
+    )
     return np.where(keep, stack, np.float32(np.nan)), keep
 
 
@@ -722,7 +444,7 @@ def _reject_outliers_winsorized_sigma_clip(
     weights_chunk: np.ndarray | None = None,
     streaming_state: object = None,
 ) -> tuple[np.ndarray, None]:
-    """Return a float32 copy in which rejected samples are NaN, or with ``apply_rewinsor`` their clipped values, and None."""
+    """Return a float32 copy, rejected samples NaN or with ``apply_rewinsor`` their clipped values; and None."""
     stack = np.asarray(stacked_array_NHDWC, np.float32)
     spec = StackSpec(
         reject="winsorized_sigma_clip",

@@ -27,11 +27,10 @@ def _compile(function: Callable[..., Any], **options: Any) -> Any:
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a kernel with strict IEEE arithmetic: no contraction, no reordering, division by zero gives inf or nan."""
+    """Compile a kernel with strict IEEE arithmetic: nothing contracted or reordered, x / 0 is inf or nan."""
     return _compile(function, nogil=True, fastmath=False, error_model="numpy")
 
 
 def sorting_kernel(function: Callable[..., Any]) -> Any:
     """Compile a kernel that only compares and moves finite values."""
     return _compile(function, nogil=True, fastmath=_SORTING, error_model="numpy")
-

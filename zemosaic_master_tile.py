@@ -19,19 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from parallel_utils import usable_cpus
-from zemosaic_pipeline import (
-    FRAMES_UNITS,
-    Group,
-    Stacker,
-    Tile,
-    frames_columns,
-    open_group,
-    register_group,
-    scan_group,
-    stack_group,
-    timed,
-    wcs_cards,
-)
+from zemosaic_gate import evaluate_quality_gate_metrics
+from zemosaic_group import Group, open_group, register_group, scan_group
+from zemosaic_pipeline import FRAMES_UNITS, Stacker, Tile, frames_columns, stack_group, timed, wcs_cards
 from zemosaic_spec import (
     CropSpec,
     FrameError,
@@ -44,7 +34,7 @@ from zemosaic_spec import (
     ZeMosaicError,
 )
 from zemosaic_stack import Callback, notify
-from zemosaic_tile import alpha_from_coverage, apply_crop_pipeline, evaluate_quality_gate_metrics, shift_wcs
+from zemosaic_tile import alpha_from_coverage, apply_crop_pipeline, shift_wcs
 from zemosaic_utils import FrameSource, open_source, tile_hdus, write_fits_atomically
 
 if TYPE_CHECKING:
@@ -219,12 +209,13 @@ def _open_cache(entry: Entry) -> FrameSource:
     shape, dtype = _stored_array(path, name)
     if len(shape) != 3 or shape[2] != 3 or (dtype.kind, dtype.itemsize) != ("f", 4):
         raise FrameError(name, f"its cache holds {dtype} {shape}, not float32 (H, W, 3); run the preprocessing again")
-    header = entry.get("header") if hasattr(entry.get("header"), "keys") else None
-    return open_source({"path": path, "name": name, "header": header, "wcs": _celestial(entry.get("wcs"))}, bayer="none")
+    header = entry.get("header")
+    descriptor = {"path": path, "name": name, "header": header if hasattr(header, "keys") else None}
+    return open_source({**descriptor, "wcs": _celestial(entry.get("wcs"))}, bayer="none")
 
 
 def _celestial(wcs: Any) -> WCS | None:
-    """The WCS if it is one and places pixels on the sky; without one the header is asked."""
+    """Return a WCS if it is one and places pixels on the sky; without one the header is asked."""
     try:
         return wcs if wcs.has_celestial else None
     except (AttributeError, ValueError) as exc:  # wcslib's errors are ValueErrors: a singular matrix, bad axes
@@ -370,10 +361,8 @@ def _complete_header(
 ) -> Header:
     """Return the tile's header with the cards that later phases read."""
     header = tile.header.copy()
-    if tile.wcs is not None and wcs is not None and box is not None:
-        for key in wcs_cards(tile.wcs):  # all of them: astropy leaves out what has its default, such as CRPIX = 0
-            header.remove(key, ignore_missing=True)
-        header.extend(wcs_cards(wcs))
+    if wcs is not None and box is not None:
+        header.extend(wcs_cards(wcs), update=True)
     registered = sum(1 for row in group.rows if row.registration is not None and row.registration.ok)
     header["ZMT_TYPE"] = ("Master Tile", "")
     header["ZMT_ID"] = (request.tile_id, "tile")

@@ -1,33 +1,29 @@
 """From descriptors to a finished tile: open, scan, register, stack, finish. Shared by the command line and ZeMosaic.
 
 Every frame is read twice: once whole, to find its stars and measure its levels, and by rows when the stack needs them.
-What can go wrong with one frame is kept with its name and its reason; the rest goes on.
 """
 
 from __future__ import annotations
 
-import copy
-import logging
 import math
+import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from parallel_utils import available_memory, parallel_map, peak_rss_bytes
+from parallel_utils import peak_rss_bytes, plan_slabs
+from zemosaic_group import FrameRow, Group, Scan, card_value, open_group, register_group, scan_group
 from zemosaic_headers import FITS_CARD
-from zemosaic_register import StarList, choose_reference, detect_stars, register_stars, register_wcs
+from zemosaic_slabs import frame_block
 from zemosaic_spec import (
     FrameError,
-    FrameStats,
-    NoFramesError,
     OutputError,
     RegisterSpec,
     Registration,
@@ -36,373 +32,16 @@ from zemosaic_spec import (
     __version__,
     params_from_stack_spec,
 )
-from zemosaic_stack import Callback, notify
+from zemosaic_stack import Callback
 from zemosaic_tile import alpha_from_coverage, measure_noise
 from zemosaic_utils import Frame, FrameSource, open_source, tile_hdus, write_fits_atomically
-from zemosaic_weights import measure_levels, measuring_view, quanta
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
     from astropy.wcs import WCS
 
-logger = logging.getLogger("ZeMosaicWorker")
-
 Stacker = Callable[[list[Frame], dict[str, Any]], tuple[np.ndarray, dict[str, Any], bool]]
 """Stacks registered frames with parameters of existing runs: image, metadata, whether on the GPU."""
-
-Opener = Callable[[Any], FrameSource]
-"""Opens one descriptor, or raises FrameError."""
-
-MOST_REFERENCES: Final = 3  # frames tried as reference before the run settles for the best of them
-
-# --------------------------------------------------------------------------- one frame
-
-
-@dataclass(frozen=True)
-class Scan:
-    """What one whole reading of a frame tells: levels, stars, and when and how long it was exposed."""
-
-    stats: FrameStats
-    stars: StarList | None  # None: nobody looked
-    start: datetime | None = None  # of the exposure, UTC
-    exposure: float = math.nan  # seconds
-    has_wcs: bool = False
-
-
-@dataclass
-class FrameRow:
-    """One input and what became of it."""
-
-    name: str
-    used: bool = False
-    reason: str = ""
-    scan: Scan | None = None
-    registration: Registration | None = None
-    scale: list[float] = field(default_factory=list)
-    offset: list[float] = field(default_factory=list)
-    weight: list[float] = field(default_factory=list)
-    rejected_percent: float = float("nan")
-
-    def drop(self, reason: str) -> None:
-        """Leave the frame out, and keep why."""
-        self.used, self.reason = False, reason
-        logger.warning("left out: %s: %s", self.name, reason)
-
-
-def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool) -> Scan:
-    """Read a frame once; measure its levels and find its stars.
-
-    Stars of a Bayer mosaic are found on the mean of the two greens of each 2x2 cell, which is centred on the cell
-    whatever the colour of the star; of a colour frame on the mean of its channels.
-
-    Raises
-    ------
-    FrameError
-        The frame cannot be read, has no valid pixel, or is blank.
-    """
-    view = measuring_view(source)
-    stats = measure_levels(view, quantum=quanta(source))
-    if not np.isfinite(stats.median).all():
-        raise FrameError(source.name, "no valid pixel in at least one channel (all NaN); leave it out")
-    low, high = np.nanmin(view, axis=(0, 1)), np.nanmax(view, axis=(0, 1))
-    if (low == high).all():
-        levels = ", ".join(f"{level:g}" for level in low)
-        raise FrameError(source.name, f"blank frame: every pixel is {levels}; leave it out")
-    header = source.read_header()
-    return Scan(
-        stats,
-        _stars(source, view, spec) if find_stars else None,
-        _moment(card_value(header, "DATE-OBS")),
-        _seconds(card_value(header, "EXPTIME"), card_value(header, "EXPOSURE")),
-        source.wcs() is not None,
-    )
-
-
-def _stars(source: FrameSource, view: np.ndarray, spec: RegisterSpec) -> StarList:
-    if source.cfa is not None:
-        return detect_stars(np.ascontiguousarray(view[:, :, 1]), spec, scale=2.0, offset=0.5)
-    grey = view[:, :, 0] if view.shape[2] == 1 else view.mean(axis=2, dtype=np.float32)
-    return detect_stars(np.ascontiguousarray(grey), spec)
-
-
-def scan_bytes(source: FrameSource) -> int:
-    """Return the bytes that scanning a frame takes: two copies of what is measured, and four planes to find stars."""
-    cells = source.height * source.width // (1 if source.cfa is None else 4)
-    return cells * (8 * source.channels + 16)
-
-
-def card_value(header: Header, key: str) -> Any:
-    """Return the value of a card; None where it is absent, empty, or breaks the standard."""
-    from astropy.io.fits import VerifyError
-    from astropy.io.fits.card import Undefined
-
-    try:
-        value = header.get(key)
-    except VerifyError as exc:
-        logger.debug("card %s is not used: %s", key, exc)
-        return None
-    return None if isinstance(value, Undefined) or str(value).strip() == "" else value
-
-
-def _moment(text: object) -> datetime | None:
-    """Time of an ISO 8601 text, UTC; None where it is none."""
-    try:
-        moment = datetime.fromisoformat(str(text).strip())
-        return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
-    except (ValueError, OverflowError):
-        return None
-
-
-def _seconds(*values: object) -> float:
-    """First of the values that is a length of time, seconds; nan where none is."""
-    for value in values:
-        try:
-            number = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            continue
-        if math.isfinite(number) and number >= 0:
-            return number
-    return math.nan
-
-
-# --------------------------------------------------------------------------- all frames
-
-
-@dataclass
-class Group:
-    """The frames of one tile. ``rows`` has one entry per input, ``sources[i]`` is None where it could not be opened."""
-
-    rows: list[FrameRow]
-    sources: list[FrameSource | None]
-    reference: int = -1
-
-    @property
-    def usable(self) -> list[int]:
-        """Positions of the inputs that are still in."""
-        return [i for i, row in enumerate(self.rows) if row.used]
-
-    def source(self, i: int) -> FrameSource:
-        """Return an opened source."""
-        found = self.sources[i]
-        if found is None:
-            raise FrameError(self.rows[i].name, "was not opened")
-        return found
-
-    def scan(self, i: int) -> Scan:
-        """Return what was measured of a frame."""
-        found = self.rows[i].scan
-        if found is None:
-            raise FrameError(self.rows[i].name, "was not scanned")
-        return found
-
-    def dropped(self) -> list[tuple[str, str]]:
-        """Names and reasons of the inputs left out."""
-        return [(row.name, row.reason) for row in self.rows if not row.used]
-
-    def require_some(self, what: str) -> None:
-        """Raise when nothing is left.
-
-        Raises
-        ------
-        NoFramesError
-            With the first reasons.
-        """
-        if self.usable:
-            return
-        if not self.rows:
-            raise NoFramesError("no frames were given; name files, folders or globs")
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in self.dropped()[:3])
-        raise NoFramesError(f"none of {len(self.rows)} frames could be {what}: {reasons}")
-
-
-def open_group(
-    descriptors: Iterable[Any], opener: Opener = open_source, *, reference: str | Path | None = None
-) -> Group:
-    """Open every descriptor; those that are not images, or of another size than the rest, are left out with the reason.
-
-    The size is that of ``reference`` where one is named, else the commonest. Every frame gets a name of its own.
-
-    Raises
-    ------
-    NoFramesError
-        The reference that was named is not among the frames.
-    """
-    group = Group([], [])
-    names: Counter[str] = Counter()
-    for descriptor in descriptors:
-        try:
-            source = _distinct(opener(descriptor), names)
-            group.rows.append(FrameRow(source.name, used=True))
-            group.sources.append(source)
-        except FrameError as exc:
-            group.rows.append(FrameRow(exc.name))
-            group.rows[-1].drop(exc.reason)
-            group.sources.append(None)
-    if reference is not None:
-        group.reference = _named(group, Path(reference))
-    shapes = Counter(group.source(i).shape for i in group.usable)
-    if len(shapes) > 1:
-        wanted = shapes.most_common(1)[0][0] if group.reference < 0 else group.source(group.reference).shape
-        for i in group.usable:
-            shape = group.source(i).shape
-            if shape != wanted:
-                group.rows[i].drop(f"shape {shape} is not the {wanted} of the others; stack it on its own")
-    return group
-
-
-def _distinct(source: FrameSource, names: Counter[str]) -> FrameSource:
-    """Rename a source whose name is taken: the stack tells by name what became of each frame."""
-    name = source.name
-    while names[name]:
-        names[source.name] += 1
-        name = f"{source.name} ({names[source.name]})"
-    names[name] += 1
-    if name != source.name:
-        source = copy.copy(source)
-        source.name = name
-    return source
-
-
-def _named(group: Group, wanted: Path) -> int:
-    """Position of the reference that a user named, by path or by file name."""
-    paths = {i: Path(group.rows[i].name) for i in group.usable}
-    same = [i for i, path in paths.items() if path == wanted or path.resolve() == wanted.resolve()]
-    found = same or [i for i, path in paths.items() if path.name == str(wanted)]
-    if found:
-        return found[0]
-    left_out = [f"{row.name}: {row.reason}" for row in group.rows if Path(row.name).name == wanted.name]
-    reason = "; ".join(left_out) or f"it is not among the {len(paths)} that could be opened"
-    raise NoFramesError(f"the reference {wanted} cannot be used: {reason}")
-
-
-def scan_group(
-    group: Group,
-    spec: RegisterSpec,
-    *,
-    find_stars: bool,
-    workers: int = 1,
-    allowed_bytes: int | None = None,
-    progress: Callback | None = None,
-) -> None:
-    """Read every frame once, in parallel; fills the rows' scans.
-
-    ``allowed_bytes`` (half of what is available) limits how many frames are in memory at a time; one always may be.
-    """
-    todo = group.usable
-    done = iter(range(1, len(todo) + 1))
-    limit = available_memory() // 2 if allowed_bytes is None else allowed_bytes
-    most = limit // max((scan_bytes(group.source(i)) for i in todo), default=1)
-
-    def scan(i: int) -> Scan | FrameError:
-        found: Scan | FrameError
-        try:
-            found = scan_frame(group.source(i), spec, find_stars=find_stars)
-        except FrameError as exc:
-            found = exc
-        notify(progress, "measure", next(done), len(todo))
-        return found
-
-    for i, found in zip(todo, parallel_map(scan, todo, min(workers, most)), strict=True):
-        if isinstance(found, FrameError):
-            group.rows[i].drop(found.reason)
-        else:
-            group.rows[i].scan = found
-
-
-def register_group(group: Group, spec: RegisterSpec, *, workers: int = 1, progress: Callback | None = None) -> None:
-    """Register every frame on the reference, choosing one where none was named; fills the rows' registrations.
-
-    A reference that was chosen here must bring in most of the frames: if it does not (it shows another field, or is
-    the one spoilt frame), others are tried, and the one with the most frames is kept.
-
-    Raises
-    ------
-    NoFramesError
-        The named reference could not be used.
-    """
-    usable = group.usable
-    if group.reference >= 0:
-        if group.reference not in usable:
-            row = group.rows[group.reference]
-            raise NoFramesError(f"the reference {row.name} cannot be used: {row.reason}")
-        verdicts = _register_on(group, group.reference, spec, workers, progress)
-    else:
-        group.reference, verdicts = _best_reference(group, spec, workers, progress)
-    for i, verdict in verdicts.items():
-        group.rows[i].registration = verdict
-        if not verdict.ok:
-            group.rows[i].drop(f"not registered: {verdict.reason}")
-
-
-def _best_reference(
-    group: Group, spec: RegisterSpec, workers: int, progress: Callback | None
-) -> tuple[int, dict[int, Registration]]:
-    """Return the first of a few references that half of the frames register on, else the best of them."""
-    candidates = group.usable
-    best, best_verdicts, most = -1, {}, 0
-    for _ in range(MOST_REFERENCES):
-        reference = _choose(group, candidates, spec)
-        verdicts = _register_on(group, reference, spec, workers, progress)
-        count = sum(verdict.ok for verdict in verdicts.values())
-        if count > most:
-            best, best_verdicts, most = reference, verdicts, count
-        # What did register shows the same field, and would fare no better.
-        candidates = [i for i in candidates if not verdicts[i].ok]
-        if 2 * count >= len(verdicts) or not candidates:
-            break
-        logger.info("%d of %d frames register on %s", count, len(verdicts), group.rows[reference].name)
-    return best, best_verdicts
-
-
-def _choose(group: Group, candidates: list[int], spec: RegisterSpec) -> int:
-    """Sharp, well populated, and with a WCS where any frame has one: the tile gets the reference's."""
-    if spec.mode in ("auto", "wcs"):
-        candidates = [i for i in candidates if group.scan(i).has_wcs] or candidates
-    stars = [found for i in candidates if (found := group.scan(i).stars) is not None]
-    return candidates[choose_reference(stars, group.source(candidates[0]).shape)] if stars else candidates[0]
-
-
-def _register_on(
-    group: Group, reference: int, spec: RegisterSpec, workers: int, progress: Callback | None
-) -> dict[int, Registration]:
-    """Verdict on every usable frame against one reference."""
-    usable = group.usable
-    wcs = group.source(reference).wcs() if spec.mode in ("auto", "wcs") else None
-    done = iter(range(1, len(usable) + 1))
-
-    def register(i: int) -> Registration:
-        if i == reference:
-            verdict = Registration(ok=True, method="reference", rms_px=0.0)
-        elif spec.mode == "none":
-            verdict = Registration(ok=True)
-        else:
-            verdict = _register(group, i, reference, wcs, spec)
-        notify(progress, "register", next(done), len(usable))
-        return verdict
-
-    return dict(zip(usable, parallel_map(register, usable, workers), strict=True))
-
-
-def _register(group: Group, i: int, reference: int, reference_wcs: WCS | None, spec: RegisterSpec) -> Registration:
-    """Register by the stars, seeded by the WCS; by the WCS alone where asked for, or where there are too few stars."""
-    shape = group.source(i).shape
-    by_wcs = None
-    if reference_wcs is not None and group.scan(i).has_wcs:
-        try:
-            wcs = group.source(i).wcs()
-        except FrameError as exc:
-            return Registration(ok=False, reason=exc.reason)
-        by_wcs = None if wcs is None else register_wcs(reference_wcs, wcs, shape, spec)
-    known, stars = group.scan(reference).stars, group.scan(i).stars
-    if known is None or stars is None:
-        who = "the reference" if reference_wcs is None else "the frame"
-        reason = f"{who} has no celestial WCS; use --register stars"
-        return by_wcs or Registration(ok=False, method="wcs", reason=reason)
-    seed = by_wcs if by_wcs is not None and by_wcs.ok else None
-    if seed is not None and min(len(known), len(stars)) < spec.min_matched:
-        return seed
-    return register_stars(known, stars, shape, spec, None if seed is None else seed.transform)
-
 
 # --------------------------------------------------------------------------- the tile
 
@@ -463,7 +102,7 @@ def build_tile(
     workers : int
         Threads.
     allowed_bytes : int or None
-        Memory for the frames that are scanned at a time; None: half of what is available.
+        Memory the frames and the stack may take; None: half of what is available.
     progress : callable or None
         Called as ``progress(stage, done, total)``.
 
@@ -471,12 +110,16 @@ def build_tile(
     ------
     NoFramesError
         Nothing is left to stack; the message says why.
+    PlanError
+        Not one row of the stack fits into the memory; before a frame is read.
     """
     stack, register = stack or StackSpec(), register or RegisterSpec()
     report = TileReport(n_input=len(descriptors), spec={**asdict(stack), "register": asdict(register)})
     with timed(report, "open"):
         group = open_group(descriptors, partial(open_source, bayer=bayer), reference=reference)
         group.require_some("opened")
+        if allowed_bytes is not None:
+            _check_memory(group, stack, workers, allowed_bytes)
     with timed(report, "measure"):
         scan_group(
             group, register, find_stars=register.mode in ("auto", "stars"), workers=workers,
@@ -488,13 +131,16 @@ def build_tile(
     return stack_group(group, stacker, stack, report)
 
 
-def stack_group(
-    group: Group,
-    stacker: Stacker,
-    stack: StackSpec,
-    report: TileReport,
-    extra_params: Mapping[str, Any] | None = None,
-) -> Tile:
+def _check_memory(group: Group, stack: StackSpec, workers: int, allowed_bytes: int) -> None:
+    """Raise PlanError where the stack could not run for lack of memory, from the headers alone."""
+    some = group.source(group.usable[0])
+    plan_slabs(
+        some.height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=some.width,
+        channels=some.channels, workers=workers, sample_weights=stack.radial_weight,
+    )  # fmt: skip
+
+
+def stack_group(group: Group, stacker: Stacker, stack: StackSpec, report: TileReport) -> Tile:
     """Stack the registered frames of a group and finish the tile, on the grid of the reference.
 
     What is wanted of the reference's file is read before the stack, so that a reference that vanishes meanwhile is one
@@ -503,7 +149,7 @@ def stack_group(
     usable = group.usable
     reference = group.source(group.reference)
     frames = [Frame(group.source(i), _registration(group, i).transform, group.scan(i).stats) for i in usable]
-    params = {**params_from_stack_spec(stack), "reference_index": usable.index(group.reference), **(extra_params or {})}
+    params = {**params_from_stack_spec(stack), "reference_index": usable.index(group.reference)}
     with timed(report, "finish"):
         header, wcs = reference.read_header(), _tile_wcs(reference)
         report.noise_before = measure_noise(_whole(reference))
@@ -584,8 +230,6 @@ def _fill_report(
 
 def _whole(source: FrameSource) -> np.ndarray:
     """Read a frame as an image, demosaiced."""
-    from zemosaic_align_stack import frame_block
-
     size = source.height * source.width * source.channels
     return frame_block(source, 0, source.height)[:size].reshape(source.shape)
 
@@ -724,7 +368,6 @@ def frames_columns(rows: Sequence[FrameRow]) -> dict[str, Any]:
         return np.array([getattr(row, name) or [np.nan] * channels for row in rows], np.float64)
 
     registrations = [row.registration or Registration(ok=False) for row in rows]
-    stars = [row.scan.stars if row.scan is not None else None for row in rows]
     nowhere = np.full((3, 3), np.nan)
     return {
         "NAME": [row.name for row in rows],
@@ -737,8 +380,8 @@ def frames_columns(rows: Sequence[FrameRow]) -> dict[str, Any]:
         "SCALE": per_channel("scale"),
         "OFFSET": per_channel("offset"),
         "WEIGHT": per_channel("weight"),
-        "FWHM": np.array([float(np.median(s.fwhm)) if s is not None and len(s) else np.nan for s in stars]),
-        "STARS": np.array([len(s) if s is not None else 0 for s in stars], np.int32),
+        "FWHM": np.array([math.nan if row.scan is None else row.scan.fwhm for row in rows], np.float64),
+        "STARS": np.array([0 if row.scan is None else row.scan.n_stars for row in rows], np.int32),
         "REJECTED": np.array([row.rejected_percent for row in rows], np.float64),
     }
 
@@ -746,7 +389,7 @@ def frames_columns(rows: Sequence[FrameRow]) -> dict[str, Any]:
 # --------------------------------------------------------------------------- writing
 
 
-def check_output(output: str | Path, *, overwrite: bool) -> None:
+def check_output(output: str | os.PathLike[str], *, overwrite: bool) -> None:
     """Refuse before the work starts what could not be written at its end.
 
     Raises
@@ -763,7 +406,7 @@ def check_output(output: str | Path, *, overwrite: bool) -> None:
         raise OutputError(f"{path}: exists already; choose another name, or allow --overwrite")
 
 
-def write_tile(tile: Tile, output: str | Path, *, maps: bool = False, overwrite: bool = False) -> Path:
+def write_tile(tile: Tile, output: str | os.PathLike[str], *, maps: bool = False, overwrite: bool = False) -> Path:
     """Write a tile as FITS, atomically; with ``maps`` also COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and the FRAMES table.
 
     Raises

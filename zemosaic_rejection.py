@@ -9,7 +9,8 @@ order, of the samples inside the window's values.
 Order of additions (part of every definition, so that devices agree to the bit). The running sums of
 ``d = x - m`` and ``d * d``, m the median of the valid samples, all float64, start at rank ``n_frames // 2`` and grow
 outward, so that an outlier at one end never enters the sum of the samples kept. The average adds ``w * x`` and ``w`` in
-frame order in float64. A pixel's result depends on its own samples and weights and the number of frames, on nothing else.
+frame order in float64. A pixel's result depends on its own samples and weights and the number of frames, on nothing
+else.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def sorting_network(n: int) -> np.ndarray:
     while p < n:
         k = p
         while k >= 1:
-            low = np.concatenate([np.arange(j, min(j + k, n - k)) for j in range(k % p, n - k, 2 * k)] or [np.empty(0, int)])
+            low = np.concatenate(
+                [np.arange(j, min(j + k, n - k)) for j in range(k % p, n - k, 2 * k)] or [np.empty(0, int)]
+            )
             keep = low // (2 * p) == (low + k) // (2 * p)
             pairs.append(np.stack([low[keep], low[keep] + k], axis=1))
             k //= 2
@@ -83,7 +86,7 @@ def sort_rows(t: np.ndarray, network: np.ndarray) -> None:
 
 
 @kernel
-def _load(cube, p0, width, t, n_valid) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _load(cube, p0, width, t, n_valid) -> None:
     """Copy ``width`` pixels of all frames into ``t``; invalid samples become the largest number and are not counted."""
     big = np.float32(3.4028235e38)
     zero = np.float32(0.0)
@@ -106,7 +109,7 @@ def _load(cube, p0, width, t, n_valid) -> None:  # type: ignore[no-untyped-def] 
 
 
 @kernel
-def _centre(t, n_valid, centre) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _centre(t, n_valid, centre) -> None:
     """Median of the valid samples of every pixel, float64; 0 where there is none."""
     for j in range(96):
         n = n_valid[j]
@@ -114,8 +117,8 @@ def _centre(t, n_valid, centre) -> None:  # type: ignore[no-untyped-def]  # noqa
 
 
 @kernel
-def _running_sums(t, n_frames, n_valid, centre, sum1, sum2) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    """``sum[k]`` such that ``sum[last] - sum[first]`` is the sum over ranks first .. last - 1, from the middle outward."""
+def _running_sums(t, n_frames, n_valid, centre, sum1, sum2) -> None:
+    """Fill sums such that ``sum[last] - sum[first]`` adds ranks first .. last - 1, from the middle outward."""
     middle = n_frames // 2
     for j in range(96):
         sum1[middle, j] = 0.0
@@ -136,21 +139,21 @@ def _running_sums(t, n_frames, n_valid, centre, sum1, sum2) -> None:  # type: ig
 
 
 @kernel
-def _median_of(t, j, first, last) -> float:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _median_of(t, j, first, last) -> float:
     """Median of the sorted samples of ranks first .. last - 1; the mean of the two middle ones when even."""
     k = last - first
     return 0.5 * (np.float64(t[first + (k - 1) // 2, j]) + np.float64(t[first + k // 2, j]))
 
 
 @kernel
-def _deviation(s1, s2, k, free) -> float:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    """Standard deviation from k samples' sums of d and d*d; divisor k - free. 0 where rounding made it negative."""
+def _deviation(s1, s2, k, free) -> float:
+    """Return the deviation of k samples from their sums of d and d*d, divisor k - free; 0 where rounding went below."""
     ss = s2 - s1 * (s1 / k)
     return np.sqrt(ss / (k - free)) if ss > 0.0 else 0.0
 
 
 @kernel
-def _skip_below(t, j, first, last, limit) -> int:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _skip_below(t, j, first, last, limit) -> int:
     """First rank in first .. last whose sample is not below ``limit``."""
     while first < last and np.float64(t[first, j]) < limit:
         first += 1
@@ -158,7 +161,7 @@ def _skip_below(t, j, first, last, limit) -> int:  # type: ignore[no-untyped-def
 
 
 @kernel
-def _skip_above(t, j, first, last, limit) -> int:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _skip_above(t, j, first, last, limit) -> int:
     """One past the last rank in first .. last whose sample is not above ``limit``."""
     while last > first and np.float64(t[last - 1, j]) > limit:
         last -= 1
@@ -169,10 +172,11 @@ def _skip_above(t, j, first, last, limit) -> int:  # type: ignore[no-untyped-def
 
 
 @kernel
-def _window_kappa_sigma(t, sum1, sum2, j, n, k_low, k_high):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _window_kappa_sigma(t, sum1, sum2, j, n, k_low, k_high):
     """ZeMosaic's single pass: keep ``m - k_low s <= x <= m + k_high s``, m median, s population deviation of all valid.
 
-    Source: the recorded behaviour of ZeMosaic's ``stack_kappa_sigma_clip``. At least 3 samples. Zero deviation keeps all.
+    Source: the recorded behaviour of ZeMosaic's ``stack_kappa_sigma_clip``. At least 3 samples. Zero deviation keeps
+    all.
     The limits are rounded to float32, the type of the samples, before they are compared, as in the recorded numbers.
     NOTE: one pass at 3 sigma cannot reject a single outlier for n <= 7: the outlier inflates the deviation itself.
     """
@@ -185,8 +189,8 @@ def _window_kappa_sigma(t, sum1, sum2, j, n, k_low, k_high):  # type: ignore[no-
 
 
 @kernel
-def _window_kappa_sigma_clipped(t, sum1, sum2, j, n, k_low, k_high):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """The same limits about sigma-clipped statistics: median and population deviation after at most 5 rounds.
+def _window_kappa_sigma_clipped(t, sum1, sum2, j, n, k_low, k_high):
+    """Set the same limits about sigma-clipped statistics: median and population deviation after at most 5 rounds.
 
     What ZeMosaic's ``stack_aligned_images`` calls kappa_sigma.
     """
@@ -215,8 +219,8 @@ def _window_kappa_sigma_clipped(t, sum1, sum2, j, n, k_low, k_high):  # type: ig
 
 
 @kernel
-def _window_sigma_clip(t, sum1, sum2, j, n, k_low, k_high):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Iterated sigma clipping about the median: reject ``x < m - k_low s`` or ``x > m + k_high s``, s = std(n - 1), repeat.
+def _window_sigma_clip(t, sum1, sum2, j, n, k_low, k_high):
+    """Iterate: reject ``x < m - k_low s`` or ``x > m + k_high s``, m median, s = std(n - 1) of what is kept.
 
     Ends when nothing falls, the deviation is zero or fewer than 3 samples are left.
     Source: the textbook method, as Siril's ``rej s``. NOTE: Siril keeps at least 4 samples in file order.
@@ -242,7 +246,7 @@ def _window_sigma_clip(t, sum1, sum2, j, n, k_low, k_high):  # type: ignore[no-u
 
 
 @kernel
-def _quantile(t, j, n, fraction) -> float:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _quantile(t, j, n, fraction) -> float:
     """Linear-interpolated quantile of n sorted samples (Hyndman and Fan's type 7, NumPy's default)."""
     at = fraction * (n - 1)
     k = int(np.floor(at))
@@ -253,14 +257,14 @@ def _quantile(t, j, n, fraction) -> float:  # type: ignore[no-untyped-def]  # no
 
 
 @kernel
-def _clipped_sample(t, j, i, low, high) -> float:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _clipped_sample(t, j, i, low, high) -> float:
     x = np.float64(t[i, j])
     return low if x < low else (high if x > high else x)
 
 
 @kernel
-def _clipped_deviation(sum1, sum2, centre, j, first, last, a, b, low, high, free) -> float:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    """Deviation of ranks first .. last - 1 when those below rank a count as ``low`` and those from rank b on as ``high``."""
+def _clipped_deviation(sum1, sum2, centre, j, first, last, a, b, low, high, free) -> float:
+    """Return the deviation of ranks first .. last - 1: those below a counting as ``low``, from b on as ``high``."""
     i0 = min(max(a, first), last)
     i1 = max(min(b, last), i0)
     n_low = i0 - first
@@ -273,12 +277,12 @@ def _clipped_deviation(sum1, sum2, centre, j, first, last, a, b, low, high, free
 
 
 @kernel
-def _window_legacy_quantile(t, sum1, sum2, centre, j, n, k_low, k_high, low_fraction, high_fraction, limits):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _window_legacy_quantile(t, sum1, sum2, centre, j, n, k_low, k_high, low_fraction, high_fraction, limits):
     """ZeMosaic's winsorized sigma clip; writes the clip values into ``limits[0..1]``.
 
     Clip the samples to their quantiles l and 1 - h; m, s = median and population deviation of the clipped samples after
-    sigma-clipping them (3 sigma about the median, at most 5 rounds); reject originals outside ``m - k_low s .. m + k_high s``.
-    Source: the recorded behaviour of ZeMosaic's ``stack_winsorized_sigma_clip``. At least 3 samples.
+    sigma-clipping them (3 sigma about the median, at most 5 rounds); reject originals outside ``m - k_low s .. m +
+    k_high s``. Source: the recorded behaviour of ZeMosaic's ``stack_winsorized_sigma_clip``. At least 3 samples.
     """
     low = _quantile(t, j, n, low_fraction)
     high = _quantile(t, j, n, 1.0 - high_fraction)
@@ -318,10 +322,11 @@ def _window_legacy_quantile(t, sum1, sum2, centre, j, n, k_low, k_high, low_frac
 
 
 @kernel
-def _window_pixinsight(t, sum1, sum2, centre, j, n, k_low, k_high):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _window_pixinsight(t, sum1, sum2, centre, j, n, k_low, k_high):
     """Winsorized sigma clipping with Huber's winsorisation, as PixInsight and Siril have it.
 
-    Outer round: m = median and s = std(n - 1) of the kept samples; inner rounds: clip cumulatively to ``m -+ 1.5 s``, then
+    Outer round: m = median and s = std(n - 1) of the kept samples; inner rounds: clip cumulatively to ``m -+ 1.5
+    s``, then
     ``s = 1.134 std(n - 1)`` of the clipped, at least twice, until s changes by less than 0.0005 of itself; reject
     ``x < m - k_low s`` or ``x > m + k_high s``; repeat on the survivors until none falls or fewer than 3 are left.
     1.134 undoes what clipping a Gaussian at 1.5 sigma takes from its deviation.
@@ -362,12 +367,13 @@ def _window_pixinsight(t, sum1, sum2, centre, j, n, k_low, k_high):  # type: ign
 
 
 @kernel
-def _reject(t, n_valid, method, par, centre, sum1, sum2, first, last, clip, low, high) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _reject(t, n_valid, method, par, centre, sum1, sum2, first, last, clip, low, high) -> None:
     """Find what every pixel of a sorted block keeps.
 
-    Fills the ranks ``first, last (LANES,) int32``, the smallest and largest value kept ``low, high (LANES,) float32``, and
-    ``clip (2 LANES,) float64``, the values that replace rejected samples. Where all was rejected the limits are crossed:
-    below ``low`` lies what was rejected low, the rest was rejected high.
+    Fills the ranks ``first, last (LANES,) int32``, the smallest and largest value kept ``low, high (LANES,)
+    float32``, and
+    ``clip (2 LANES,) float64``, the values that replace rejected samples. Where all was rejected the limits are
+    crossed: below ``low`` lies what was rejected low, the rest was rejected high.
     """
     limits = np.empty(2, np.float64)
     _centre(t, n_valid, centre)
@@ -409,7 +415,7 @@ def _reject(t, n_valid, method, par, centre, sum1, sum2, first, last, clip, low,
 
 
 @kernel
-def _count_hits(cube, p0, width, low, high, hits) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _count_hits(cube, p0, width, low, high, hits) -> None:
     """Add the samples of each frame that were rejected low and high to ``hits (N, 2) int64``."""
     one = np.int32(1)
     none = np.int32(0)
@@ -426,7 +432,7 @@ def _count_hits(cube, p0, width, low, high, hits) -> None:  # type: ignore[no-un
 
 
 @kernel
-def _plain_sums(cube, p0, width, low, high, total) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _plain_sums(cube, p0, width, low, high, total) -> None:
     """``total (LANES,) float64``: the sum over the frames, in their order, of the samples kept."""
     n = cube.shape[0]
     for j in range(96):
@@ -438,13 +444,13 @@ def _plain_sums(cube, p0, width, low, high, total) -> None:  # type: ignore[no-u
         c = cube[i + 2, p0 : p0 + width]
         d = cube[i + 3, p0 : p0 + width]
         for j in range(width):
-            l = low[j]
-            h = high[j]
+            lo = low[j]
+            hi = high[j]
             t = total[j]
-            t += np.float64(a[j]) if a[j] >= l and a[j] <= h else 0.0
-            t += np.float64(b[j]) if b[j] >= l and b[j] <= h else 0.0
-            t += np.float64(c[j]) if c[j] >= l and c[j] <= h else 0.0
-            t += np.float64(d[j]) if d[j] >= l and d[j] <= h else 0.0
+            t += np.float64(a[j]) if a[j] >= lo and a[j] <= hi else 0.0
+            t += np.float64(b[j]) if b[j] >= lo and b[j] <= hi else 0.0
+            t += np.float64(c[j]) if c[j] >= lo and c[j] <= hi else 0.0
+            t += np.float64(d[j]) if d[j] >= lo and d[j] <= hi else 0.0
             total[j] = t
         i += 4
     while i < n:
@@ -455,7 +461,7 @@ def _plain_sums(cube, p0, width, low, high, total) -> None:  # type: ignore[no-u
 
 
 @kernel
-def _weighted_sums(cube, p0, width, frame_weight, sample_weight, place, low, high, total, weight) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _weighted_sums(cube, p0, width, frame_weight, sample_weight, place, low, high, total, weight) -> None:
     """``total`` of w x and ``weight`` of w over the frames, in their order, of the samples kept.
 
     With all weights 1 this is :func:`_plain_sums` to the bit.
@@ -482,8 +488,10 @@ def _weighted_sums(cube, p0, width, frame_weight, sample_weight, place, low, hig
 
 
 @kernel
-def _rewinsorized_sums(cube, p0, width, frame_weight, sample_weight, place, low, high, clip, plain, total, weight) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    """The same with rejected samples counting with their clipped values, ``clip (2 LANES,)``; all weights 1 if ``plain``."""
+def _rewinsorized_sums(
+    cube, p0, width, frame_weight, sample_weight, place, low, high, clip, plain, total, weight
+) -> None:
+    """Sum with rejected samples counting with their clipped values, ``clip (2 LANES,)``; all weights 1 if ``plain``."""
     per_sample = sample_weight.shape[0] > 0
     for j in range(96):
         total[j] = 0.0
@@ -493,7 +501,7 @@ def _rewinsorized_sums(cube, p0, width, frame_weight, sample_weight, place, low,
         w = frame_weight[i]
         for j in range(width):
             x = np.float64(s[j])
-            if not (x - x == 0.0):
+            if x - x != 0.0:
                 continue
             if s[j] < low[j] or s[j] > high[j]:
                 x = clip[j] if x < clip[j] else (clip[96 + j] if x > clip[96 + j] else x)
@@ -505,7 +513,7 @@ def _rewinsorized_sums(cube, p0, width, frame_weight, sample_weight, place, low,
 
 
 @kernel
-def _median_rewinsorized(t, j, n, first, last, low, high, scratch) -> float:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _median_rewinsorized(t, j, n, first, last, low, high, scratch) -> float:
     """Median after rejected samples were replaced by their clipped values, which may disorder them a little."""
     for i in range(n):
         x = np.float64(t[i, j])
@@ -520,10 +528,25 @@ def _median_rewinsorized(t, j, n, first, last, low, high, scratch) -> float:  # 
 
 
 @kernel
-def combine_block(  # type: ignore[no-untyped-def]
-    cube, start, stop, network, method, par, rewinsor, combine, frame_weight, sample_weight, sample_step,
-    image, coverage, weight_map, rejected_low, rejected_high, hits
-) -> int:  # noqa: ANN001
+def combine_block(
+    cube,
+    start,
+    stop,
+    network,
+    method,
+    par,
+    rewinsor,
+    combine,
+    frame_weight,
+    sample_weight,
+    sample_step,
+    image,
+    coverage,
+    weight_map,
+    rejected_low,
+    rejected_high,
+    hits,
+) -> int:
     """Reject and combine pixels ``start .. stop - 1``; returns how many had every sample rejected.
 
     Parameters
@@ -623,7 +646,9 @@ def combine_block(  # type: ignore[no-untyped-def]
                 image[p] = np.float32(total[j] / divisor) if divisor > 0.0 else np.float32(0.0)
             elif combine == 1:
                 if rewinsor:
-                    image[p] = np.float32(_median_rewinsorized(t, j, n, first[j], last[j], clip[j], clip[96 + j], column))
+                    image[p] = np.float32(
+                        _median_rewinsorized(t, j, n, first[j], last[j], clip[j], clip[96 + j], column)
+                    )
                 else:
                     image[p] = np.float32(_median_of(t, j, first[j], last[j]))
             elif combine == 2:
@@ -645,8 +670,8 @@ def combine_block(  # type: ignore[no-untyped-def]
 
 
 @kernel
-def limits_block(cube, network, method, par, low_map, high_map) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    """Write the smallest and largest value that each pixel of ``cube (N, P) float32`` keeps; low > high where none is kept."""
+def limits_block(cube, network, method, par, low_map, high_map) -> None:
+    """Write the smallest and largest value each pixel of ``cube (N, P) float32`` keeps; crossed where it keeps none."""
     n_frames = cube.shape[0]
     t = np.empty((n_frames, 96), np.float32)
     sum1 = np.empty((n_frames + 1, 96), np.float64)

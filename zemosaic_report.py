@@ -215,15 +215,15 @@ def shown_log(console: Console, *, quiet: bool = False, verbose: bool = False) -
 
 
 def print_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:
-    """Print labels and texts in two columns; an empty label continues the one above."""
-    from rich.table import Table
+    """Print labels and texts, one line each; an empty label continues the one above.
 
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column(overflow="fold")
+    Lines are left to the terminal to break, so that a path can be copied, or searched for, in one piece.
+    """
+    from rich.text import Text
+
+    width = max((len(label) for label, _ in facts), default=0)
     for label, text in facts:
-        table.add_row(label, text)
-    console.print(table)
+        console.print(Text.assemble((label.ljust(width), "bold"), "  ", text), soft_wrap=True)
 
 
 def print_columns(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -44,7 +44,7 @@ def _bilinear(x: np.ndarray) -> np.ndarray:
 
 
 def _nearest(x: np.ndarray) -> np.ndarray:
-    """The pixel whose centre is nearest; the left one of two equally near."""
+    """Take the pixel whose centre is nearest; the left one of two equally near."""
     return ((x > -0.5) & (x <= 0.5)).astype(np.float64)
 
 
@@ -67,7 +67,7 @@ def weight_table(name: str) -> np.ndarray:
 
 
 def needs_clamp(name: str) -> bool:
-    """True for interpolations with negative weights, which ring unless clamped."""
+    """Return True for interpolations with negative weights, which ring unless clamped."""
     return name in ("lanczos3", "bicubic")
 
 
@@ -99,7 +99,7 @@ def _at(raw: np.ndarray, row0: int, height: int, width: int, y: int, x: int) -> 
 
 
 @kernel
-def _demosaic_pixel(raw, row0, height, width, y, x, red_row, red_col, out) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _demosaic_pixel(raw, row0, height, width, y, x, red_row, red_col, out) -> None:
     """Red, green, blue at one pixel (Malvar, He, Cutler 2004), into ``out[0..2]``."""
     eighth = np.float32(0.125)
     half = np.float32(0.5)
@@ -110,9 +110,9 @@ def _demosaic_pixel(raw, row0, height, width, y, x, red_row, red_col, out) -> No
     e1 = _at(raw, row0, height, width, y, x + 1)
     vertical2 = _at(raw, row0, height, width, y - 2, x) + _at(raw, row0, height, width, y + 2, x)
     horizontal2 = _at(raw, row0, height, width, y, x - 2) + _at(raw, row0, height, width, y, x + 2)
-    diagonal = (
-        _at(raw, row0, height, width, y - 1, x - 1) + _at(raw, row0, height, width, y - 1, x + 1)
-    ) + (_at(raw, row0, height, width, y + 1, x - 1) + _at(raw, row0, height, width, y + 1, x + 1))
+    diagonal = (_at(raw, row0, height, width, y - 1, x - 1) + _at(raw, row0, height, width, y - 1, x + 1)) + (
+        _at(raw, row0, height, width, y + 1, x - 1) + _at(raw, row0, height, width, y + 1, x + 1)
+    )
     vertical1 = n1 + s1
     horizontal1 = w1 + e1
     on_red_row = ((y ^ red_row) & 1) == 0
@@ -140,7 +140,7 @@ def _demosaic_pixel(raw, row0, height, width, y, x, red_row, red_col, out) -> No
 
 
 @kernel
-def demosaic_rows(raw, row0, height, width, y0, y1, red_row, red_col, out) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def demosaic_rows(raw, row0, height, width, y0, y1, red_row, red_col, out) -> None:
     """Demosaic rows y0..y1 of a Bayer frame by the gradient-corrected linear method.
 
     Parameters
@@ -174,8 +174,8 @@ def demosaic_rows(raw, row0, height, width, y0, y1, red_row, red_col, out) -> No
 
 
 @kernel
-def _demosaic_inner_row(raw, r, width, on_red_row, red_col, out, o) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    """The same sums as :func:`_demosaic_pixel`, in the same order, for the columns that need no mirror."""
+def _demosaic_inner_row(raw, r, width, on_red_row, red_col, out, o) -> None:
+    """Do the sums of :func:`_demosaic_pixel`, in the same order, for the columns that need no mirror."""
     eighth = np.float32(0.125)
     half = np.float32(0.5)
     three_halves = np.float32(1.5)
@@ -218,11 +218,11 @@ def _smaller(a: float, b: float) -> float:
 
 
 @kernel
-def _careful(src, row0, height, width, channels, c, ix, iy, px, py, table, clamp) -> float:  # type: ignore[no-untyped-def]  # noqa: ANN001
-    """One sample near an edge or an invalid pixel: edge pixels repeated, invalid ones left out and the rest renormalised.
+def _careful(src, row0, height, width, channels, c, ix, iy, px, py, table, clamp) -> float:
+    """Interpolate near an edge or an invalid pixel: edge pixels repeated, invalid ones left out, the rest renormalised.
 
-    NaN when one of the up to four nearest pixels, those with weight in the inner taps, is invalid. With ``clamp`` held to
-    the range of the valid pixels among the 4x4 around it.
+    NaN when one of the up to four nearest pixels, those with weight in the inner taps, is invalid. With ``clamp``
+    held to the range of the valid pixels among the 4x4 around it.
     """
     low = np.float32(np.inf)
     high = np.float32(-np.inf)
@@ -254,7 +254,7 @@ def _careful(src, row0, height, width, channels, c, ix, iy, px, py, table, clamp
 
 
 @kernel
-def _clamped(v, r1, r2, r3, r4, k, step) -> float:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def _clamped(v, r1, r2, r3, r4, k, step) -> float:
     """Hold an interpolated sample to the 4x4 pixels around it: rows r1..r4, columns k, k + step, ... of one channel."""
     k1 = k + step
     k2 = k1 + step
@@ -278,9 +278,24 @@ def _clamped(v, r1, r2, r3, r4, k, step) -> float:  # type: ignore[no-untyped-de
 
 
 @kernel
-def resample_rows(  # type: ignore[no-untyped-def]
-    src, row0, height, width, channels, matrix, table, clamp, scale, offset, y0, y1, out_width, out, radial, radial_table
-) -> None:  # noqa: ANN001
+def resample_rows(
+    src,
+    row0,
+    height,
+    width,
+    channels,
+    matrix,
+    table,
+    clamp,
+    scale,
+    offset,
+    y0,
+    y1,
+    out_width,
+    out,
+    radial,
+    radial_table,
+) -> None:
     """Fill rows y0..y1 of the reference grid from one frame, normalised; NaN outside the frame's footprint.
 
     Parameters
@@ -387,7 +402,7 @@ def resample_rows(  # type: ignore[no-untyped-def]
                 v = v + table[px, 3] * column[3 * channels + c]
                 v = v + table[px, 4] * column[4 * channels + c]
                 v = v + table[px, 5] * column[5 * channels + c]
-                if not (v == v):
+                if v != v:
                     v = np.float32(_careful(src, row0, height, width, channels, c, ix, iy, px, py, table, clamp))
                 elif clamp:
                     v = _clamped(v, r1, r2, r3, r4, c + channels, channels)

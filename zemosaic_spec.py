@@ -184,7 +184,7 @@ class StackSpec:
     radial_floor: float = 0.05
     interpolation: InterpolationName = "lanczos3"
 
-    def __post_init__(self) -> None:
+    def __post_init__(self) -> None:  # noqa: D105
         put = object.__setattr__
         put(self, "normalize", canonical("normalisation", self.normalize, NormalizeName))
         put(self, "weight", canonical("weight", self.weight, WeightName))
@@ -226,7 +226,7 @@ class RegisterSpec:
     max_rms_px: float = 1.0  # rms of star positions after the fit, pixels of the reference
     max_scale_error: float = 0.05  # largest abs(scale - 1) that one telescope can produce
 
-    def __post_init__(self) -> None:
+    def __post_init__(self) -> None:  # noqa: D105
         object.__setattr__(self, "mode", canonical("registration", self.mode, RegisterMode))
         object.__setattr__(self, "transform", canonical("transform", self.transform, TransformName))
         _in_range("detection sigma", self.detection_sigma, 0.5, 1000.0)
@@ -315,8 +315,8 @@ class Registration:
 class FrameTable:
     """One row per frame that is stacked; computed once, the same for every device.
 
-    ``normalised = scale * raw + offset``. Shapes: ``transform (N, 3, 3)``, ``scale, offset, weight (N, C)``, all float64;
-    scale dimensionless, offset ADU, weight dimensionless and >= 0.
+    ``normalised = scale * raw + offset``. Shapes: ``transform (N, 3, 3)``, ``scale, offset, weight (N, C)``, all
+    float64; scale dimensionless, offset ADU, weight dimensionless and >= 0.
     """
 
     names: list[str]
@@ -398,13 +398,13 @@ def stack_spec_from_params(params: Mapping[str, Any], zconfig: object = None) ->
         kappa_high=number("stack_kappa_high", 3.0),
         winsor_limits=get("parsed_winsor_limits"),  # type: ignore[arg-type]
         apply_rewinsor=as_bool(get("apply_rewinsor"), True),
-        combine=get("stack_final_combine") or "mean",  # type: ignore[arg-type]
+        combine=get("stack_final_combine") or "mean",
         equalize_rgb=as_bool(get("poststack_equalize_rgb", equalize), True),
         radial_weight=as_bool(get("apply_radial_weight"), False),
         radial_feather=number("radial_feather_fraction", 0.8),
         radial_power=number("radial_shape_power", 2.0),
         radial_floor=number("min_radial_weight_floor", 0.05),
-        interpolation=get("interpolation") or "lanczos3",  # type: ignore[arg-type]
+        interpolation=get("interpolation") or "lanczos3",
     )
 
 

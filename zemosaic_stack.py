@@ -1,4 +1,4 @@
-"""What both engines share: descriptors become frames and a table of numbers, a result becomes an image and its metadata.
+"""What both engines share: descriptors become frames and a table, a result becomes an image and its metadata.
 
 Everything here is decided before a device is chosen, so that bad input raises the same error wherever the tile is made.
 """
@@ -22,7 +22,7 @@ Callback = Callable[..., Any]
 
 
 def notify(callback: Callback | None, *args: Any, **keywords: Any) -> None:
-    """Call a progress callback; one that raises never breaks a stack, unless it asks to stop with ``StackCancelled``."""
+    """Call a progress callback; one that raises never breaks a stack, unless it raises ``StackCancelled``."""
     if callback is None:
         return
     try:
@@ -56,7 +56,8 @@ class StackResult:
     """One stacked image and its evidence. Arrays ``(H, W)`` or ``(H, W, 3)``; image float32, ADU, NaN where nothing is.
 
     ``coverage``, ``rejected_low``, ``rejected_high`` int32 (samples); ``weight`` float32 (sum of weights);
-    ``frame_hits (N, 2)`` int64, samples of each frame rejected low and high; ``frame_samples (N,)`` int64, valid samples.
+    ``frame_hits (N, 2)`` int64, samples of each frame rejected low and high; ``frame_samples (N,)`` int64, valid
+    samples.
     """
 
     image: np.ndarray
@@ -127,7 +128,9 @@ def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) ->
 
 def _percent(part: np.ndarray, whole: np.ndarray, channels: int) -> list[float]:
     """Percent of samples per channel."""
-    sums = [(float(p.sum()), float(w.sum())) for p, w in zip(_planes(part, channels), _planes(whole, channels), strict=True)]
+    sums = [
+        (float(p.sum()), float(w.sum())) for p, w in zip(_planes(part, channels), _planes(whole, channels), strict=True)
+    ]
     return [100.0 * p / w if w > 0 else 0.0 for p, w in sums]
 
 
@@ -143,7 +146,11 @@ def describe(job: Job, result: StackResult) -> dict[str, Any]:
     return {
         "normalize_method": spec.normalize,
         "weight_method": table.weight_method,
-        "weight_stats": {"min": float(table.weight.min()), "max": float(table.weight.max()), "frames": len(table.names)},
+        "weight_stats": {
+            "min": float(table.weight.min()),
+            "max": float(table.weight.max()),
+            "frames": len(table.names),
+        },
         "rejection_method": spec.reject,
         "wsc_impl": spec.wsc_impl if spec.reject == "winsorized_sigma_clip" else None,
         "combine_method": spec.combine,

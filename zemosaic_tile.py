@@ -1,8 +1,8 @@
 """After the stack: everything that is done to one finished image, as functions of arrays.
 
-RGB equalisation, quality crop, alt-az cleanup, alpha, quality gate, noise. Nothing is read, written or displayed, and
-no input is modified but by :func:`equalize_rgb_medians_inplace` (and the two functions that apply it). Where a coverage
-map is given it is used instead of the pixels: it *knows* what the pixels only suggest.
+RGB equalisation, noise, quality crop, alt-az cleanup, alpha. Nothing is read, written or displayed, and no input is
+modified but by :func:`equalize_rgb_medians_inplace` (and the two functions that apply it). Where a coverage map is
+given it is used instead of the pixels: it *knows* what the pixels only suggest.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ __all__ = [
     "crop_spec_from_config",
     "detect_autocrop_rgb",
     "equalize_rgb_medians_inplace",
-    "evaluate_quality_gate_metrics",
     "measure_noise",
     "poststack_rgb_equalization",
     "shift_wcs",
@@ -37,7 +36,9 @@ Box = tuple[int, int, int, int]
 
 MAD_TO_SIGMA: Final = 1.4826  # standard deviation of a Gaussian over its median absolute deviation
 
-# Noise
+# Noise, stars
+BACKGROUND_BLOCK_PX: Final = 64
+OBJECT_SIGMA: Final = 5.0  # a pixel this far above the smooth background belongs to a star, units of the sky noise
 NOISE_LAG_PX: Final = 4  # beyond the reach of debayering and interpolation, which correlate neighbours
 STAR_REACH_PX: Final = 5  # faint wings around the pixels that stand out
 NOISE_ROUNDS: Final = 5
@@ -53,16 +54,6 @@ RECTANGLE_CELLS: Final = 256  # the exact search for the largest rectangle is do
 
 # Alt-az cleanup
 ALPHA_EMPTY: Final = 1e-3  # alpha at or below this carries no data
-
-# Quality gate
-BACKGROUND_BLOCK_PX: Final = 64
-OBJECT_SIGMA: Final = 5.0  # detection threshold of a star whose shape is measured, units of the sky noise
-CORE_FRACTION: Final = 0.1  # the shape is measured above this fraction of the peak, which parts close neighbours
-LEAST_CORE_PX: Final = 9  # smaller cores are hot pixels, or too coarsely sampled for a shape
-SHAPED_OBJECTS: Final = (5, 500)  # fewer objects are no evidence; more than the brightest so many add none
-EMPTY_WEIGHT: Final = 1.5  # a tile is rejected at the default threshold 0.48 when 32 % of it is empty
-CORNER_WEIGHT: Final = 0.4  # four empty corners alone do not reject: field rotation makes them
-BORDER_WEIGHT: Final = (0.1, 0.4)  # score per unit of excess border noise, and its limit: does not reject alone
 
 
 # --------------------------------------------------------------------------- RGB equalisation
@@ -93,7 +84,7 @@ def equalize_rgb_medians_inplace(img: np.ndarray) -> tuple[float, float, float, 
         return 1.0, 1.0, 1.0, math.nan
     if not np.issubdtype(img.dtype, np.floating):
         raise TypeError(f"cannot equalise an image of dtype {img.dtype} in place; convert it to float32 first")
-    medians = np.array([_finite_median(img[..., c]) for c in range(3)])
+    medians = np.array([finite_median(img[..., c]) for c in range(3)])
     usable = np.isfinite(medians) & (medians > 0)
     if not usable.any():
         return 1.0, 1.0, 1.0, math.nan
@@ -130,6 +121,50 @@ def _poststack_rgb_equalization(
     return info
 
 
+# --------------------------------------------------------------------------- levels
+
+
+def luminance(image: np.ndarray) -> np.ndarray:
+    """Mean of the channels, (H, W); float64, so that nothing depends on how a sum of float32 was ordered."""
+    return image.mean(axis=-1, dtype=np.float64) if image.ndim == 3 else image.astype(np.float64)
+
+
+def finite_median(values: np.ndarray) -> float:
+    """Median of the finite values, nan when there is none."""
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if finite.size else math.nan
+
+
+def _block_medians(plane: np.ndarray, block: int) -> np.ndarray:
+    """Median of the finite pixels of each ``block`` x ``block`` cell, nan for a cell that has fewer than an eighth."""
+    rows, columns = (-(-length // block) for length in plane.shape)
+    pad = ((0, rows * block - plane.shape[0]), (0, columns * block - plane.shape[1]))
+    finite = np.where(np.isfinite(plane), plane, np.nan).astype(np.float32, copy=False)
+    padded = np.pad(finite, pad, constant_values=np.nan)
+    cells = padded.reshape(rows, block, columns, block).swapaxes(1, 2).reshape(rows, columns, -1)
+    cells = np.sort(cells, axis=-1)  # NaN last
+    count = np.isfinite(cells).sum(axis=-1, keepdims=True)
+    middle = [np.take_along_axis(cells, np.maximum(count - 1 + i, 0) // 2, axis=-1) for i in (0, 1)]
+    median = 0.5 * (middle[0].astype(np.float64) + middle[1])
+    return np.where(count >= block * block // 8, median, np.nan)[..., 0]
+
+
+def smooth_background(lum: np.ndarray, block: int) -> np.ndarray:
+    """Smooth background: block medians, median of 3 x 3 blocks, bilinear between the block centres."""
+    from scipy import ndimage
+
+    block = max(1, min(block, *lum.shape))
+    grid = _block_medians(lum, block)
+    grid = np.where(np.isfinite(grid), grid, finite_median(lum))
+    grid = ndimage.median_filter(grid, 3, mode="nearest")
+    for length in lum.shape:  # rows, then columns: the transposes bring each axis to the front and back
+        at = np.clip((np.arange(length) + 0.5) / block - 0.5, 0.0, grid.shape[0] - 1.0)
+        before = at.astype(int)
+        after = np.minimum(before + 1, grid.shape[0] - 1)
+        grid = (grid[before] + (at - before)[:, None] * (grid[after] - grid[before])).T
+    return grid
+
+
 # --------------------------------------------------------------------------- noise
 
 
@@ -155,25 +190,25 @@ def measure_noise(image: np.ndarray) -> list[float]:
     planes = image[..., None] if image.ndim == 2 else image
     if min(planes.shape[:2]) <= NOISE_LAG_PX:
         return [math.nan] * planes.shape[-1]
-    stars = _near_stars(_luminance(planes))
-    return [_sky_sigma(np.where(stars, np.nan, planes[..., c])) for c in range(planes.shape[-1])]
+    stars = _near_stars(luminance(planes))
+    return [sky_sigma(np.where(stars, np.nan, planes[..., c])) for c in range(planes.shape[-1])]
 
 
 def _near_stars(lum: np.ndarray) -> np.ndarray:
     """Pixels within 5 px of one that is brighter than its surroundings by 5 sigma; sigma is refined as stars leave."""
     from scipy import ndimage
 
-    signal = lum - _background(lum, BACKGROUND_BLOCK_PX)
+    signal = lum - smooth_background(lum, BACKGROUND_BLOCK_PX)
     near = np.zeros(lum.shape, bool)
     for _ in range(3):
-        sigma = _sky_sigma(np.where(near, np.nan, lum))
+        sigma = sky_sigma(np.where(near, np.nan, lum))
         if not sigma > 0:
             break
         near = ndimage.maximum_filter(signal > OBJECT_SIGMA * sigma, size=2 * STAR_REACH_PX + 1)
     return near
 
 
-def _sky_sigma(plane: np.ndarray) -> float:
+def sky_sigma(plane: np.ndarray) -> float:
     """Clipped standard deviation of the differences of one plane (see :func:`measure_noise`), nan without evidence."""
     lag = max(1, min(NOISE_LAG_PX, min(plane.shape) - 1))
     step = max(1, plane.size // NOISE_SAMPLES)
@@ -306,7 +341,7 @@ def _sound_pixels(
     level = _block_medians(lum, block)
     noise = _block_noise(lum, block)
     with np.errstate(invalid="ignore"):  # comparisons with NaN are False: an empty block is judged by its pixels
-        typical = _finite_median(noise[noise > 0])
+        typical = finite_median(noise[noise > 0])
         constant = (noise == 0) & (typical > 0)
         starry = lum > _whole_blocks(level, block, lum.shape) + 3.0 * typical
         noise = _block_noise(np.where(starry, np.nan, lum), block)
@@ -329,20 +364,6 @@ def _block_noise(lum: np.ndarray, block: int) -> np.ndarray:
     return _block_medians(np.abs(np.diff(lum, axis=1, append=np.nan)), block) * MAD_TO_SIGMA / math.sqrt(2.0)
 
 
-def _block_medians(plane: np.ndarray, block: int) -> np.ndarray:
-    """Median of the finite pixels of each ``block`` x ``block`` cell, nan for a cell that has fewer than an eighth."""
-    rows, columns = (-(-length // block) for length in plane.shape)
-    pad = ((0, rows * block - plane.shape[0]), (0, columns * block - plane.shape[1]))
-    finite = np.where(np.isfinite(plane), plane, np.nan).astype(np.float32, copy=False)
-    padded = np.pad(finite, pad, constant_values=np.nan)
-    cells = padded.reshape(rows, block, columns, block).swapaxes(1, 2).reshape(rows, columns, -1)
-    cells = np.sort(cells, axis=-1)  # NaN last
-    count = np.isfinite(cells).sum(axis=-1, keepdims=True)
-    middle = [np.take_along_axis(cells, np.maximum(count - 1 + i, 0) // 2, axis=-1) for i in (0, 1)]
-    median = 0.5 * (middle[0].astype(np.float64) + middle[1])
-    return np.where(count >= block * block // 8, median, np.nan)[..., 0]
-
-
 def _side_of_sky(levels: np.ndarray, k_sigma: float, noise: float) -> np.ndarray:
     """Which blocks stand out from a smooth sky: -1 dark, +1 bright, 0 part of it (or unknown).
 
@@ -353,9 +374,9 @@ def _side_of_sky(levels: np.ndarray, k_sigma: float, noise: float) -> np.ndarray
     """
     y, x = (axis / max(1, n - 1) - 0.5 for axis, n in zip(np.indices(levels.shape), levels.shape, strict=True))
     terms = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], axis=-1)
-    excess, scatter = levels - _finite_median(levels), 0.0
+    excess, scatter = levels - finite_median(levels), 0.0
     for _ in range(5):
-        scatter = MAD_TO_SIGMA * _finite_median(np.abs(excess))
+        scatter = MAD_TO_SIGMA * finite_median(np.abs(excess))
         used = np.abs(excess) <= 3.0 * max(scatter, 1e-12)
         if used.sum() < 2 * terms.shape[-1]:
             break
@@ -485,7 +506,7 @@ def altaz_alpha(
             raise SpecError(f"{name} = {value!r} is outside [0, {top:g}]")
     band = max(4, int(min(image.shape[:2]) * margin_percent / 100.0))
     if coverage is None:
-        poor = _low_signal_border(_luminance(image), band)
+        poor = _low_signal_border(luminance(image), band)
     else:
         per_pixel = _coverage_2d(coverage, image.shape)
         # "less than 0 of the largest" would be nothing: an uncovered border is poor whatever the decay
@@ -504,10 +525,10 @@ def _low_signal_border(lum: np.ndarray, band: int) -> np.ndarray:
 
     height, width = lum.shape
     inner = lum[int(0.2 * height) : math.ceil(0.8 * height), int(0.2 * width) : math.ceil(0.8 * width)]
-    middle = _finite_median(inner)
+    middle = finite_median(inner)
     if math.isnan(middle):
         return np.ones(lum.shape, bool)  # a tile without a middle has nothing to save
-    low = ~(lum >= middle - MAD_TO_SIGMA * _finite_median(np.abs(inner - middle)))
+    low = ~(lum >= middle - MAD_TO_SIGMA * finite_median(np.abs(inner - middle)))
     low[band:-band, band:-band] = False
     return ndimage.binary_opening(low)
 
@@ -591,9 +612,9 @@ def apply_crop_pipeline(
     spec = cfg if isinstance(cfg, CropSpec) else crop_spec_from_config(cfg)
     image, box = arr, None
     if spec.quality_crop:
-        planes = [arr[..., c] for c in range(3)] if arr.ndim == 3 and arr.shape[-1] == 3 else [_luminance(arr)] * 3
+        planes = [arr[..., c] for c in range(3)] if arr.ndim == 3 and arr.shape[-1] == 3 else [luminance(arr)] * 3
         found = detect_autocrop_rgb(
-            _luminance(arr), planes[0], planes[1], planes[2], spec.band_px, spec.k_sigma, spec.margin_px,
+            luminance(arr), planes[0], planes[1], planes[2], spec.band_px, spec.k_sigma, spec.margin_px,
             spec.min_run, coverage,
         )  # fmt: skip
         if found != (0, 0, *arr.shape[:2]):
@@ -622,172 +643,3 @@ def _apply_lecropper_pipeline(arr: np.ndarray, cfg: Mapping[str, Any] | None) ->
     return altaz_alpha(
         arr, margin_percent=spec.altaz_margin_percent, decay=spec.altaz_decay, nanize=spec.altaz_nanize
     )  # fmt: skip
-
-
-# --------------------------------------------------------------------------- quality gate
-
-
-def evaluate_quality_gate_metrics(
-    image: np.ndarray,
-    *,
-    edge_band_px: int = 64,
-    k_sigma: float = 2.5,
-    erode_px: int = 3,
-    threshold: float = 0.48,
-    alpha: np.ndarray | None = None,
-) -> dict[str, Any]:
-    """Judge a finished tile: 0 = good, accepted at ``score <= threshold``.
-
-    The score is that of the worst fault, so that small blemishes do not add up to a rejection:
-    ``max(TRL, 1.5 EMPTY, 0.4 CER, min(0.4, 0.1 (NBR - 1)))``, at most 1.
-
-    - ``TRL``, trailing: median over the brightest stars of 1 - smaller / larger eigenvalue of the second moments, 0 for
-      round stars, 0.48 at an axis ratio of 0.72, 0.75 at 0.5. Each object is measured by itself: the moments of all
-      bright pixels at once describe where the stars are, not how they look. 0 when fewer than 5 can be measured.
-    - ``EMPTY``: fraction of the tile without data (not finite, alpha 0, or a constant darker than the sky).
-    - ``CER``, empty corners: the same fraction, of the four corner squares of side ``edge_band_px``.
-    - ``NBR``: noise of the border ``edge_band_px`` wide over noise of the rest; 1 when it cannot be measured.
-    - ``EOC``, extended-object coverage: fraction of the data brighter than the sky by ``k_sigma`` noise that outlives
-      an opening by ``erode_px``. For information: a nebula is no fault.
-
-    Parameters
-    ----------
-    image : ndarray (H, W) or (H, W, C)
-        Tile, ADU; NaN = invalid.
-    edge_band_px, erode_px : int
-        Pixels.
-    k_sigma : float
-        Units of the sky noise.
-    threshold : float
-        Largest score that is accepted.
-    alpha : ndarray (H, W), optional
-        0 where the tile holds no data.
-
-    Returns
-    -------
-    dict
-        ``score``, ``threshold``, ``EOC``, ``TRL``, ``CER``, ``NBR``, ``EMPTY`` (finite floats), ``objects`` (int, stars
-        behind TRL), ``accepted`` (bool). A tile without data has score 1.
-
-    Raises
-    ------
-    ValueError
-        ``alpha`` is of another shape than the image.
-    """
-    lum = _luminance(image)
-    valid = _holds_data(lum, alpha)
-    lum = np.where(valid, lum, np.nan)
-    band = max(1, min(int(edge_band_px), min(lum.shape) // 4))
-    noise = _sky_sigma(lum)
-    metrics: dict[str, Any] = {"EOC": 0.0, "TRL": 0.0, "NBR": 1.0, "objects": 0}
-    if noise > 0:
-        metrics["TRL"], metrics["objects"] = _trailing(lum, noise)
-        metrics["EOC"] = _extended_fraction(lum, noise, k_sigma, int(erode_px))
-        metrics["NBR"] = _border_noise_ratio(lum, band)
-    ends = (slice(band), slice(-band, None))
-    metrics["CER"] = 1.0 - float(np.mean([valid[rows, columns] for rows in ends for columns in ends]))
-    metrics["EMPTY"] = 1.0 - float(np.mean(valid))
-    rate, most = BORDER_WEIGHT
-    faults = (
-        metrics["TRL"],
-        EMPTY_WEIGHT * metrics["EMPTY"],
-        CORNER_WEIGHT * metrics["CER"],
-        min(most, rate * (metrics["NBR"] - 1.0)),
-    )
-    score = min(1.0, max(0.0, *faults))
-    return {"score": score, "threshold": float(threshold), **metrics, "accepted": score <= threshold}
-
-
-def _luminance(image: np.ndarray) -> np.ndarray:
-    """Mean of the channels, (H, W); float64, so that nothing depends on how a sum of float32 was ordered."""
-    return image.mean(axis=-1, dtype=np.float64) if image.ndim == 3 else image.astype(np.float64)
-
-
-def _finite_median(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if finite.size else math.nan
-
-
-def _holds_data(lum: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
-    """Pixels that are finite, not masked, and not part of a dead-flat area below the sky, which is filler."""
-    from scipy import ndimage
-
-    valid = np.isfinite(lum)
-    if alpha is not None:
-        if alpha.shape != lum.shape:
-            raise ValueError(f"alpha has shape {alpha.shape}, the image {lum.shape}; they must agree")
-        valid &= alpha > 0
-    filled = np.where(valid, lum, np.inf)
-    flat = valid & (ndimage.minimum_filter(filled, 3) == ndimage.maximum_filter(np.where(valid, lum, -np.inf), 3))
-    if flat.all():
-        return ~flat
-    sky = _finite_median(lum[valid & ~flat])
-    filler = ndimage.binary_opening(flat & (lum < sky), np.ones((3, 3), bool))
-    return valid & ~ndimage.binary_dilation(filler, np.ones((3, 3), bool), mask=valid & (lum < sky))
-
-
-def _background(lum: np.ndarray, block: int) -> np.ndarray:
-    """Smooth background: block medians, median of 3 x 3 blocks, bilinear between the block centres."""
-    from scipy import ndimage
-
-    block = max(1, min(block, *lum.shape))
-    grid = _block_medians(lum, block)
-    grid = np.where(np.isfinite(grid), grid, _finite_median(lum))
-    grid = ndimage.median_filter(grid, 3, mode="nearest")
-    for length in lum.shape:  # rows, then columns: the transposes bring each axis to the front and back
-        at = np.clip((np.arange(length) + 0.5) / block - 0.5, 0.0, grid.shape[0] - 1.0)
-        before = at.astype(int)
-        after = np.minimum(before + 1, grid.shape[0] - 1)
-        grid = (grid[before] + (at - before)[:, None] * (grid[after] - grid[before])).T
-    return grid
-
-
-def _trailing(lum: np.ndarray, noise: float) -> tuple[float, int]:
-    """Median trailing of the brightest well-measured objects, and their number."""
-    from scipy import ndimage
-
-    signal = np.nan_to_num(lum - _background(lum, BACKGROUND_BLOCK_PX), nan=0.0)
-    labels, count = ndimage.label(signal > OBJECT_SIGMA * noise)
-    peaks = np.zeros(count + 1)
-    np.maximum.at(peaks, labels.ravel(), signal.ravel())
-    cores, count = ndimage.label((labels > 0) & (signal > CORE_FRACTION * peaks[labels]))
-    y, x = np.nonzero(cores)
-    core, weight = cores[y, x], signal[y, x]
-
-    def per_core(values: np.ndarray) -> np.ndarray:
-        return np.bincount(core, weight * values, minlength=count + 1)[1:]
-
-    flux = per_core(np.ones_like(weight))
-    cx, cy = per_core(x) / flux, per_core(y) / flux
-    dx, dy = x - cx[core - 1], y - cy[core - 1]
-    xx, yy, xy = (per_core(values) / flux for values in (dx * dx, dy * dy, dx * dy))
-    half_sum, root = 0.5 * (xx + yy), np.hypot(0.5 * (xx - yy), xy)
-    pixels = np.bincount(core, minlength=count + 1)[1:]
-    whole = np.ones(count + 1, bool)  # not cut by the edge of the data
-    whole[cores[ndimage.binary_dilation(np.pad(np.isnan(lum), 1, constant_values=True))[1:-1, 1:-1]]] = False
-    usable = np.flatnonzero(whole[1:] & (pixels >= LEAST_CORE_PX))
-    fewest, most = SHAPED_OBJECTS
-    if usable.size < fewest:
-        return 0.0, 0
-    usable = usable[np.argsort(-flux[usable], kind="stable")[:most]]
-    trailing = 1.0 - (half_sum - root)[usable] / (half_sum + root)[usable]
-    return float(np.median(trailing)), int(usable.size)
-
-
-def _extended_fraction(lum: np.ndarray, noise: float, k_sigma: float, erode_px: int) -> float:
-    from scipy import ndimage
-
-    with np.errstate(invalid="ignore"):
-        bright = lum - _background(lum, max(BACKGROUND_BLOCK_PX, min(lum.shape) // 4)) > k_sigma * noise
-    if erode_px > 0:
-        bright = ndimage.binary_opening(bright, iterations=erode_px)
-    return float(bright.sum() / np.isfinite(lum).sum())
-
-
-def _border_noise_ratio(lum: np.ndarray, band: int) -> float:
-    inside = np.zeros(lum.shape, bool)
-    inside[band:-band, band:-band] = True
-    border = _sky_sigma(np.where(inside, np.nan, lum))
-    rest = _sky_sigma(np.where(inside, lum, np.nan))
-    ratio = border / rest if rest > 0 else math.nan
-    return ratio if math.isfinite(ratio) else 1.0

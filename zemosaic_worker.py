@@ -20,6 +20,7 @@ import numpy as np
 import cuda_utils
 import parallel_utils
 from zemosaic_frames import Frame, expand_inputs
+from zemosaic_gate import evaluate_quality_gate_metrics as _evaluate_quality_gate_metrics  # noqa: F401
 from zemosaic_master_tile import EXTREME_GROUP_FRAMES, TileRequest, TileResult, make_master_tile
 from zemosaic_pipeline import Tile, build_tile, check_output, timed, write_tile
 from zemosaic_spec import (
@@ -40,7 +41,6 @@ from zemosaic_spec import (
 )
 from zemosaic_stack import Callback, notify
 from zemosaic_tile import _apply_lecropper_pipeline as _apply_lecropper_pipeline
-from zemosaic_tile import evaluate_quality_gate_metrics as _evaluate_quality_gate_metrics  # noqa: F401
 from zemosaic_utils import open_source
 
 try:
@@ -528,7 +528,7 @@ def stack_files(
     choice = canonical("device", device, DeviceName)
     if output is not None:
         check_output(output, overwrite=overwrite)
-    descriptors = _descriptors([inputs] if _is_path(inputs) else inputs, output)
+    descriptors = _descriptors([inputs] if _is_path(inputs) else list(inputs), output)
     limit = parallel_utils.parse_memory("50%" if memory is None else memory)
     allowed = max(limit - parallel_utils.current_rss_bytes(), 0)
     n_workers = workers or parallel_utils.usable_cpus()

@@ -97,7 +97,9 @@ def test_weights_of_every_shape(shape):
 
 
 def test_rejected_percent_is_counted():
-    frames = np.full((20, 10, 10), 100.0, np.float32) + np.random.default_rng(0).normal(0, 1, (20, 10, 10)).astype(np.float32)
+    frames = np.full((20, 10, 10), 100.0, np.float32) + np.random.default_rng(0).normal(0, 1, (20, 10, 10)).astype(
+        np.float32
+    )
     frames[3] = 5000.0
     metadata: dict = {}
     _, rejected = engine.stack_kappa_sigma_clip(list(frames), stack_metadata=metadata)
@@ -178,7 +180,9 @@ def test_min_and_max_give_an_image(combine):
 
 
 def test_one_nan_does_not_switch_winsorizing_off():
-    frames = np.full((12, 4, 4), 100.0, np.float32) + np.random.default_rng(0).normal(0, 1, (12, 4, 4)).astype(np.float32)
+    frames = np.full((12, 4, 4), 100.0, np.float32) + np.random.default_rng(0).normal(0, 1, (12, 4, 4)).astype(
+        np.float32
+    )
     frames[5] = 10_000.0
     frames[6, 2, 2] = np.nan
     from types import SimpleNamespace
@@ -235,7 +239,9 @@ def test_alignment_finds_shifts_and_fails_the_unrelated():
     def field(dx, dy, seed):
         places = np.random.default_rng(seed)
         sky = 1000 + 10 * rng.standard_normal((160, 200))
-        for cx, cy, f in zip(places.uniform(0, 200, 40), places.uniform(0, 160, 40), places.uniform(300, 5000, 40), strict=True):
+        for cx, cy, f in zip(
+            places.uniform(0, 200, 40), places.uniform(0, 160, 40), places.uniform(300, 5000, 40), strict=True
+        ):
             sky += f * np.exp(-((x - cx - dx) ** 2 + (y - cy - dy) ** 2) / 3.2)
         return sky.astype(np.float32)
 

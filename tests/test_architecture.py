@@ -19,19 +19,60 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_headers": {"zemosaic_spec"},
     "zemosaic_frames": {"zemosaic_spec", "zemosaic_headers"},
     "zemosaic_tile": {"zemosaic_spec"},
+    "zemosaic_gate": {"zemosaic_tile"},
     "zemosaic_preview": {"zemosaic_spec"},
     "parallel_utils": {"zemosaic_spec", "cuda_utils"},
     "zemosaic_utils": {"zemosaic_spec", "cuda_utils", "zemosaic_headers", "zemosaic_frames"},
-    "zemosaic_register": {"zemosaic_spec", "zemosaic_utils"},
+    "zemosaic_stars": {"zemosaic_spec"},
+    "zemosaic_register": {"zemosaic_spec", "zemosaic_stars"},
+    "zemosaic_register_wcs": {"zemosaic_spec", "zemosaic_register"},
     "zemosaic_resample": {"zemosaic_spec", "zemosaic_kernels"},
     "zemosaic_weights": {"zemosaic_spec", "zemosaic_kernels", "zemosaic_utils"},
     "zemosaic_rejection": {"zemosaic_spec", "zemosaic_kernels"},
-    "zemosaic_simulate": {"zemosaic_spec", "zemosaic_utils"},
+    "zemosaic_simulate": {"zemosaic_spec"},
+    "zemosaic_truth": {"zemosaic_simulate"},
     "zemosaic_stack": {"zemosaic_spec", "zemosaic_utils", "zemosaic_weights"},
+    # The CPU engine: it neither knows where a transform came from nor what becomes of the image.
+    "zemosaic_slabs": {
+        "zemosaic_spec",
+        "zemosaic_tile",
+        "parallel_utils",
+        "zemosaic_utils",
+        "zemosaic_resample",
+        "zemosaic_rejection",
+        "zemosaic_stack",
+    },
+    # The frames before they are stacked: knows no engine.
+    "zemosaic_group": {
+        "zemosaic_spec",
+        "parallel_utils",
+        "zemosaic_utils",
+        "zemosaic_stars",
+        "zemosaic_register",
+        "zemosaic_register_wcs",
+        "zemosaic_weights",
+        "zemosaic_stack",
+    },
 }
-for upper in ("zemosaic_align_stack", "zemosaic_pipeline", "zemosaic_master_tile", "zemosaic_worker", "zemosaic_cli"):
+for upper in (
+    "zemosaic_align_stack",
+    "zemosaic_pipeline",
+    "zemosaic_master_tile",
+    "zemosaic_worker",
+    "zemosaic_report",
+    "zemosaic_demo",
+    "zemosaic_cli",
+):
     ROOMS[upper] = set(ROOMS)  # anything below
-ROOMS["zemosaic_align_stack"] -= {"cuda_utils", "zemosaic_simulate", "zemosaic_preview"}  # the CPU engine
+TRUTH = {"zemosaic_simulate", "zemosaic_truth"}  # real frames have none: only the demonstration may look
+for real in ("zemosaic_align_stack", "zemosaic_pipeline", "zemosaic_master_tile", "zemosaic_worker", "zemosaic_report"):
+    ROOMS[real] -= TRUTH
+ROOMS["zemosaic_align_stack"] -= {
+    "cuda_utils",
+    "zemosaic_preview",
+    "zemosaic_gate",
+    "zemosaic_group",
+}  # stacks on the CPU
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
 HEAVY = ("cupy", "dask", "cv2", "matplotlib", "numba", "astropy")
 

@@ -27,7 +27,9 @@ METHODS = {  # kernel method -> oracle name and how the parameters translate
 SET_A = (145, 125, 190, 135, 220, 130, 210, 3, 165, 165, 150, 350, 170, 180, 195, 440, 215, 135, 410, 40, 140, 175)
 
 
-def run(cube, method="none", combine="mean", par=(3.0, 3.0, 0.05, 0.05), weights=None, rewinsor=False, start=0, stop=None):
+def run(
+    cube, method="none", combine="mean", par=(3.0, 3.0, 0.05, 0.05), weights=None, rewinsor=False, start=0, stop=None
+):
     """Combine a cube (N, P) float32 with one channel; returns a dictionary of the kernel's outputs."""
     cube = np.ascontiguousarray(cube, np.float32)
     n, p = cube.shape

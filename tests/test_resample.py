@@ -49,7 +49,9 @@ def star_field(height=90, width=120, fwhm=3.0, seed=3, n=12, channels=1):
     y, x = np.mgrid[:height, :width]
     image = np.full((height, width), 1000.0)
     sigma = fwhm / 2.3548
-    for cx, cy, flux in zip(rng.uniform(20, width - 20, n), rng.uniform(20, height - 20, n), rng.uniform(1e3, 2e5, n), strict=True):
+    for cx, cy, flux in zip(
+        rng.uniform(20, width - 20, n), rng.uniform(20, height - 20, n), rng.uniform(1e3, 2e5, n), strict=True
+    ):
         image += flux / (2 * np.pi * sigma**2) * np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * sigma**2))
     image = image if channels == 1 else np.stack([image, 1.5 * image, 0.7 * image], axis=2)
     return image.astype(np.float32)
@@ -94,7 +96,12 @@ def test_lanczos_is_sharper_than_bilinear():
     image = star_field(n=6, seed=8)
     half = similarity(dx=0.5, dy=0.5)
     back = np.linalg.inv(half)
-    error = {n: np.nanstd(warp(np.nan_to_num(warp(image, half, n), nan=1000.0), back, n)[10:-10, 10:-10] - image[10:-10, 10:-10]) for n in ("lanczos3", "bilinear")}
+    error = {
+        n: np.nanstd(
+            warp(np.nan_to_num(warp(image, half, n), nan=1000.0), back, n)[10:-10, 10:-10] - image[10:-10, 10:-10]
+        )
+        for n in ("lanczos3", "bilinear")
+    }
     assert error["lanczos3"] < 0.3 * error["bilinear"]
 
 
@@ -227,7 +234,7 @@ def test_demosaic_keeps_samples_and_linear_ramps(pattern):
 
 
 def test_demosaic_is_the_published_filter():
-    """Impulse responses: the coefficients of Malvar, He and Cutler, eighths, for red at a green and at a blue sample."""
+    """Impulse responses: the coefficients of Malvar, He and Cutler, in eighths, for one red sample."""
     raw = np.zeros((12, 12), np.float32)
     raw[6, 6] = 8.0  # RGGB: red
     out = demosaic(raw, "RGGB")
@@ -247,7 +254,9 @@ def test_demosaic_keeps_the_flux_of_every_colour(pattern):
     for sy in (0.0, 1.0):
         for sx in (0.0, 1.0):
             star = 1e4 * np.exp(-((x - 20 - sx) ** 2 + (y - 20 - sy) ** 2) / 3.2)
-            total += demosaic(mosaic_of(np.stack([star, 2 * star, 0.5 * star], axis=2), pattern), pattern).sum(axis=(0, 1), dtype=float)
+            total += demosaic(mosaic_of(np.stack([star, 2 * star, 0.5 * star], axis=2), pattern), pattern).sum(
+                axis=(0, 1), dtype=float
+            )
     np.testing.assert_allclose(total / (4 * star.sum()), [1.0, 2.0, 0.5], rtol=1e-3)
 
 

@@ -14,12 +14,12 @@ from zemosaic_simulate import (
     FULL_SCALE,
     SimulationSpec,
     SimulationTruth,
-    compare_with_truth,
     load_truth,
     map_points,
     simulate,
 )
 from zemosaic_spec import OutputError, SpecError
+from zemosaic_truth import compare_with_truth
 
 SMALL = SimulationSpec(n_frames=4, height=240, width=320, seed=7)
 # no defects, so that every pixel must be the expected level plus the expected noise

@@ -25,16 +25,12 @@ def siril_stack(frames, folder, command):
         fits.PrimaryHDU(frame / np.float32(65535.0)).writeto(folder / f"s_{k + 1:05d}.fit")
     script = folder / "go.ssf"
     script.write_text(f"requires 1.0.0\nset32bits\nstack s_ {command} -nonorm -out=result\n", encoding="ascii")
-    subprocess.run(
-        [str(SIRIL), "-d", str(folder), "-s", str(script)], check=True, capture_output=True, timeout=120
-    )
+    subprocess.run([str(SIRIL), "-d", str(folder), "-s", str(script)], check=True, capture_output=True, timeout=120)
     with fits.open(folder / "result.fit") as hdus:
         return np.asarray(hdus[0].data, np.float32) * np.float32(65535.0)
 
 
-@pytest.mark.parametrize(
-    ("command", "reject"), [("rej s 3 3", "sigma_clip"), ("rej w 3 3", "winsorized_sigma_clip")]
-)
+@pytest.mark.parametrize(("command", "reject"), [("rej s 3 3", "sigma_clip"), ("rej w 3 3", "winsorized_sigma_clip")])
 def test_agrees_to_rounding(command, reject, tmp_path):
     rng = np.random.default_rng(6)
     frames = 1000 + 30 * rng.standard_normal((24, 96, 128))

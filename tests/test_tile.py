@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zemosaic_tile as tile
+from zemosaic_gate import evaluate_quality_gate_metrics
 from zemosaic_spec import CropSpec, SpecError
 
 ROOT = Path(__file__).parents[1]
@@ -344,12 +345,12 @@ def test_fault_registration_borders_counted_as_data():
     assert (alpha[30:] == 255).all()
     image = sky()
     image[:30] = 0.0
-    assert tile.evaluate_quality_gate_metrics(image)["EMPTY"] == pytest.approx(30 / 240, abs=1e-3)
+    assert evaluate_quality_gate_metrics(image)["EMPTY"] == pytest.approx(30 / 240, abs=1e-3)
 
 
 def test_negative_and_zero_sky_is_data():
     image = sky() - 1100.0
-    assert tile.evaluate_quality_gate_metrics(image)["EMPTY"] == 0.0
+    assert evaluate_quality_gate_metrics(image)["EMPTY"] == 0.0
     assert crop(image) == WHOLE
 
 
@@ -417,7 +418,7 @@ def test_mono_tile_goes_the_same_way():
     out, mask, box = tile.apply_crop_pipeline(mono, {"quality_crop_enabled": True, "altaz_cleanup_enabled": True})
     assert box == (0, 38, *SHAPE)
     assert out.shape == mask.shape == inside(mono, box).shape
-    assert tile.evaluate_quality_gate_metrics(mono)["EMPTY"] == pytest.approx(30 / 320)
+    assert evaluate_quality_gate_metrics(mono)["EMPTY"] == pytest.approx(30 / 320)
 
 
 def test_fault_inputs_modified():
@@ -429,7 +430,7 @@ def test_fault_inputs_modified():
     for given_coverage in (None, coverage):
         tile.apply_crop_pipeline(image, cfg, given_coverage)
     tile._apply_lecropper_pipeline(image, cfg)
-    tile.evaluate_quality_gate_metrics(image, alpha=tile.alpha_from_coverage(coverage))
+    evaluate_quality_gate_metrics(image, alpha=tile.alpha_from_coverage(coverage))
     tile.measure_noise(image)
     tile.poststack_rgb_equalization(image, enabled=False)
     np.testing.assert_array_equal(image, before)
@@ -441,7 +442,7 @@ def test_fault_inputs_modified():
 
 @pytest.mark.parametrize("fwhm", [1.8, 2.5, 4.0, 7.0])
 def test_good_tile_is_accepted(fwhm):
-    metrics = tile.evaluate_quality_gate_metrics(sky(fwhm=fwhm))
+    metrics = evaluate_quality_gate_metrics(sky(fwhm=fwhm))
     assert metrics["accepted"]
     assert metrics["score"] < 0.25
     assert metrics["objects"] >= 20
@@ -451,7 +452,7 @@ def test_good_tile_is_accepted(fwhm):
 
 @pytest.mark.parametrize(("trail", "angle"), [(6.0, 0.0), (6.0, 0.8), (12.0, 1.6), (25.0, 2.5)])
 def test_trailed_tile_is_rejected(trail, angle):
-    metrics = tile.evaluate_quality_gate_metrics(sky(trail=trail, angle=angle, stars=40))
+    metrics = evaluate_quality_gate_metrics(sky(trail=trail, angle=angle, stars=40))
     assert not metrics["accepted"]
     assert metrics["score"] == pytest.approx(metrics["TRL"])
 
@@ -461,7 +462,7 @@ def test_trailing_follows_the_axis_ratio_of_the_stars():
     sigma2 = (4.0 / 2.3548) ** 2
     for trail in (2.0, 3.0, 4.0):
         expected = 1.0 - sigma2 / (sigma2 + trail**2 / 12)
-        measured = tile.evaluate_quality_gate_metrics(sky(fwhm=4.0, trail=trail))["TRL"]
+        measured = evaluate_quality_gate_metrics(sky(fwhm=4.0, trail=trail))["TRL"]
         assert measured == pytest.approx(expected, abs=0.08)
 
 
@@ -472,7 +473,7 @@ def test_round_stars_in_a_row_are_not_trailing():
     for k in range(12):
         star = 3000 * np.exp(-0.5 * ((x - 20.3 - 25 * k) ** 2 + (y - 117.6) ** 2) / 1.6**2)
         image += star.astype(np.float32)[..., None]
-    metrics = tile.evaluate_quality_gate_metrics(image)
+    metrics = evaluate_quality_gate_metrics(image)
     assert metrics["objects"] == 12
     assert metrics["TRL"] < 0.15
 
@@ -485,7 +486,7 @@ def test_half_empty_tile_is_rejected(how):
         alpha[:, :160] = 0
     else:
         image[:, :160] = np.nan if how == "nan" else 0.0
-    metrics = tile.evaluate_quality_gate_metrics(image, alpha=alpha)
+    metrics = evaluate_quality_gate_metrics(image, alpha=alpha)
     assert not metrics["accepted"]
     assert metrics["EMPTY"] == pytest.approx(0.5, abs=0.01)
     assert metrics["CER"] == pytest.approx(0.5, abs=0.01)
@@ -495,7 +496,7 @@ def test_corners_lost_to_rotation_do_not_reject():
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
     image = sky()
     image[np.minimum(x, SHAPE[1] - 1 - x) + np.minimum(y, SHAPE[0] - 1 - y) < 50] = np.nan
-    metrics = tile.evaluate_quality_gate_metrics(image, edge_band_px=24)
+    metrics = evaluate_quality_gate_metrics(image, edge_band_px=24)
     assert metrics["CER"] > 0.9
     assert metrics["accepted"]
 
@@ -503,7 +504,7 @@ def test_corners_lost_to_rotation_do_not_reject():
 def test_nebula_is_reported_and_not_a_fault():
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
     nebula = 800 * np.exp(-((x - 150) ** 2 + (y - 120) ** 2) / (2 * 25.0**2))
-    plain, with_nebula = (tile.evaluate_quality_gate_metrics(image) for image in (sky(), sky() + nebula[..., None]))
+    plain, with_nebula = (evaluate_quality_gate_metrics(image) for image in (sky(), sky() + nebula[..., None]))
     assert with_nebula["EOC"] > plain["EOC"] + 0.05
     assert with_nebula["accepted"]
 
@@ -512,7 +513,7 @@ def test_noisy_border_is_measured(rng):
     image = sky(stars=10)
     noisy = image + rng.normal(0, 20, image.shape)
     noisy[40:-40, 40:-40] = image[40:-40, 40:-40]
-    metrics = tile.evaluate_quality_gate_metrics(noisy, edge_band_px=40)
+    metrics = evaluate_quality_gate_metrics(noisy, edge_band_px=40)
     assert metrics["NBR"] == pytest.approx(math.sqrt(5), rel=0.05)  # hypot(10, 20) / 10
     assert metrics["accepted"]
 
@@ -523,7 +524,7 @@ def test_noisy_border_is_measured(rng):
 def test_tile_without_data_is_rejected_with_numbers_that_fit_a_header(image):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        metrics = tile.evaluate_quality_gate_metrics(image)
+        metrics = evaluate_quality_gate_metrics(image)
     assert not metrics["accepted"]
     assert metrics["score"] == 1.0
     assert all(math.isfinite(value) for value in metrics.values())
@@ -531,11 +532,11 @@ def test_tile_without_data_is_rejected_with_numbers_that_fit_a_header(image):
 
 def test_threshold_decides_and_a_wrong_alpha_is_refused():
     image = sky(trail=6.0)
-    score = tile.evaluate_quality_gate_metrics(image)["score"]
-    assert tile.evaluate_quality_gate_metrics(image, threshold=score)["accepted"]
-    assert not tile.evaluate_quality_gate_metrics(image, threshold=score - 1e-9)["accepted"]
+    score = evaluate_quality_gate_metrics(image)["score"]
+    assert evaluate_quality_gate_metrics(image, threshold=score)["accepted"]
+    assert not evaluate_quality_gate_metrics(image, threshold=score - 1e-9)["accepted"]
     with pytest.raises(ValueError, match="alpha has shape"):
-        tile.evaluate_quality_gate_metrics(image, alpha=np.ones((3, 3)))
+        evaluate_quality_gate_metrics(image, alpha=np.ones((3, 3)))
 
 
 # --------------------------------------------------------------------------- real sky
@@ -546,7 +547,7 @@ def test_real_frame_is_left_whole_and_accepted():
 
     image = fits.getdata(DATA / "isaac_cutout.fits").astype(np.float32)
     assert tile.apply_crop_pipeline(image, CropSpec(quality_crop=True))[2] is None
-    metrics = tile.evaluate_quality_gate_metrics(image)
+    metrics = evaluate_quality_gate_metrics(image)
     assert metrics["accepted"]
     assert metrics["objects"] >= 50
     rng = np.random.default_rng(1)

@@ -98,7 +98,9 @@ def stats_of(variance, median=100.0):
 def table(variances, **spec):
     spec = StackSpec(**{"normalize": "none", "weight": "noise_variance", **spec})
     n = len(variances)
-    return weights.build_frame_table([f"f{i}" for i in range(n)], [np.eye(3)] * n, [stats_of(v) for v in variances], spec)
+    return weights.build_frame_table(
+        [f"f{i}" for i in range(n)], [np.eye(3)] * n, [stats_of(v) for v in variances], spec
+    )
 
 
 def test_unmeasurable_frames_are_dropped_never_given_weight_one():

@@ -1,0 +1,394 @@
+"""The frames of one tile before they are stacked: opened, measured, registered.
+
+What can go wrong with one frame is kept with its name and its reason, and the rest goes on; only when nothing is left,
+or the reference that was asked for, is that an error.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from parallel_utils import available_memory, parallel_map
+from zemosaic_register import register_stars
+from zemosaic_register_wcs import register_wcs
+from zemosaic_spec import FrameError, FrameStats, NoFramesError, RegisterSpec, Registration
+from zemosaic_stack import Callback, notify
+from zemosaic_stars import StarList, choose_reference, detect_stars
+from zemosaic_utils import FrameSource, open_source
+from zemosaic_weights import measure_levels, measuring_view, quanta
+
+if TYPE_CHECKING:
+    from astropy.io.fits import Header
+    from astropy.wcs import WCS
+
+logger = logging.getLogger("ZeMosaicWorker")
+
+Opener = Callable[[Any], FrameSource]
+"""Opens one descriptor, or raises FrameError."""
+
+MOST_REFERENCES: Final = 3  # frames tried as reference before the run settles for the best of them
+
+# --------------------------------------------------------------------------- one frame
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one whole reading of a frame tells: levels, stars, and when and how long it was exposed."""
+
+    stats: FrameStats
+    stars: StarList | None  # None: nobody looked, or they have served; 10,000 lists are 200 MB
+    n_stars: int = 0
+    fwhm: float = math.nan  # median of the stars, pixels
+    start: datetime | None = None  # of the exposure, UTC
+    exposure: float = math.nan  # seconds
+    has_wcs: bool = False
+
+
+@dataclass
+class FrameRow:
+    """One input and what became of it."""
+
+    name: str
+    used: bool = False
+    reason: str = ""
+    scan: Scan | None = None
+    registration: Registration | None = None
+    scale: list[float] = field(default_factory=list)
+    offset: list[float] = field(default_factory=list)
+    weight: list[float] = field(default_factory=list)
+    rejected_percent: float = float("nan")
+
+    def drop(self, reason: str) -> None:
+        """Leave the frame out, and keep why."""
+        self.used, self.reason = False, reason
+        logger.warning("left out: %s: %s", self.name, reason)
+
+
+def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool) -> Scan:
+    """Read a frame once; measure its levels and find its stars.
+
+    Stars of a Bayer mosaic are found on the mean of the two greens of each 2x2 cell, which is centred on the cell
+    whatever the colour of the star; of a colour frame on the mean of its channels.
+
+    Raises
+    ------
+    FrameError
+        The frame cannot be read, has no valid pixel, or is blank.
+    """
+    view = measuring_view(source)
+    stats = measure_levels(view, quantum=quanta(source))
+    if not np.isfinite(stats.median).all():
+        raise FrameError(source.name, "no valid pixel in at least one channel (all NaN); leave it out")
+    planes = [view[:, :, c] for c in range(view.shape[2])]  # numpy is ten times slower over two axes of three
+    if all(np.nanmin(plane) == np.nanmax(plane) for plane in planes):
+        levels = ", ".join(f"{np.nanmin(plane):g}" for plane in planes)
+        raise FrameError(source.name, f"blank frame: every pixel is {levels}; leave it out")
+    header = source.read_header()
+    stars = _stars(source, view, spec) if find_stars else None
+    return Scan(
+        stats,
+        stars,
+        len(stars) if stars is not None else 0,
+        float(np.median(stars.fwhm)) if stars is not None and len(stars) else math.nan,
+        _moment(card_value(header, "DATE-OBS")),
+        _seconds(card_value(header, "EXPTIME"), card_value(header, "EXPOSURE")),
+        source.wcs() is not None,
+    )
+
+
+def _stars(source: FrameSource, view: np.ndarray, spec: RegisterSpec) -> StarList:
+    if source.cfa is not None:
+        return detect_stars(np.ascontiguousarray(view[:, :, 1]), spec, scale=2.0, offset=0.5)
+    grey = view[:, :, 0] if view.shape[2] == 1 else view.mean(axis=2, dtype=np.float32)
+    return detect_stars(np.ascontiguousarray(grey), spec)
+
+
+def scan_bytes(source: FrameSource) -> int:
+    """Return the bytes that scanning a frame takes: two copies of what is measured, and four planes to find stars."""
+    cells = source.height * source.width // (1 if source.cfa is None else 4)
+    return cells * (8 * source.channels + 16)
+
+
+def card_value(header: Header, key: str) -> Any:
+    """Return the value of a card; None where it is absent, empty, or breaks the standard."""
+    from astropy.io.fits import VerifyError
+    from astropy.io.fits.card import Undefined
+
+    try:
+        value = header.get(key)
+    except VerifyError as exc:
+        logger.debug("card %s is not used: %s", key, exc)
+        return None
+    return None if isinstance(value, Undefined) or str(value).strip() == "" else value
+
+
+def _moment(text: object) -> datetime | None:
+    """Time of an ISO 8601 text, UTC; None where it is none."""
+    try:
+        moment = datetime.fromisoformat(str(text).strip())
+        return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _seconds(*values: object) -> float:
+    """First of the values that is a length of time, seconds; nan where none is."""
+    for value in values:
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            continue
+        if math.isfinite(number) and number >= 0:
+            return number
+    return math.nan
+
+
+# --------------------------------------------------------------------------- all frames
+
+
+@dataclass
+class Group:
+    """The frames of one tile. ``rows`` has one entry per input, ``sources[i]`` is None where it could not be opened."""
+
+    rows: list[FrameRow]
+    sources: list[FrameSource | None]
+    reference: int = -1
+
+    @property
+    def usable(self) -> list[int]:
+        """Positions of the inputs that are still in."""
+        return [i for i, row in enumerate(self.rows) if row.used]
+
+    def source(self, i: int) -> FrameSource:
+        """Return an opened source."""
+        found = self.sources[i]
+        if found is None:
+            raise FrameError(self.rows[i].name, "was not opened")
+        return found
+
+    def scan(self, i: int) -> Scan:
+        """Return what was measured of a frame."""
+        found = self.rows[i].scan
+        if found is None:
+            raise FrameError(self.rows[i].name, "was not scanned")
+        return found
+
+    def dropped(self) -> list[tuple[str, str]]:
+        """Names and reasons of the inputs left out."""
+        return [(row.name, row.reason) for row in self.rows if not row.used]
+
+    def require_some(self, what: str) -> None:
+        """Raise when nothing is left.
+
+        Raises
+        ------
+        NoFramesError
+            With the first reasons.
+        """
+        if self.usable:
+            return
+        if not self.rows:
+            raise NoFramesError("no frames were given; name files, folders or globs")
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in self.dropped()[:3])
+        raise NoFramesError(f"none of {len(self.rows)} frames could be {what}: {reasons}")
+
+
+def open_group(
+    descriptors: Iterable[Any], opener: Opener = open_source, *, reference: str | Path | None = None
+) -> Group:
+    """Open every descriptor; those that are not images, or of another size than the rest, are left out with the reason.
+
+    The size is that of ``reference`` where one is named, else the commonest. Every frame gets a name of its own.
+
+    Raises
+    ------
+    NoFramesError
+        The reference that was named is not among the frames.
+    """
+    group = Group([], [])
+    names: Counter[str] = Counter()
+    for descriptor in descriptors:
+        try:
+            source = _distinct(opener(descriptor), names)
+            group.rows.append(FrameRow(source.name, used=True))
+            group.sources.append(source)
+        except FrameError as exc:
+            group.rows.append(FrameRow(exc.name))
+            group.rows[-1].drop(exc.reason)
+            group.sources.append(None)
+    if reference is not None:
+        group.reference = _named(group, Path(reference))
+    shapes = Counter(group.source(i).shape for i in group.usable)
+    if len(shapes) > 1:
+        wanted = shapes.most_common(1)[0][0] if group.reference < 0 else group.source(group.reference).shape
+        for i in group.usable:
+            shape = group.source(i).shape
+            if shape != wanted:
+                group.rows[i].drop(f"shape {shape} is not the {wanted} of the others; stack it on its own")
+    return group
+
+
+def _distinct(source: FrameSource, names: Counter[str]) -> FrameSource:
+    """Rename a source whose name is taken: the stack tells by name what became of each frame."""
+    name = source.name
+    while names[name]:
+        names[source.name] += 1
+        name = f"{source.name} ({names[source.name]})"
+    names[name] += 1
+    if name != source.name:
+        source = copy.copy(source)
+        source.name = name
+    return source
+
+
+def _named(group: Group, wanted: Path) -> int:
+    """Position of the reference that a user named, by path or by file name."""
+    paths = {i: Path(group.rows[i].name) for i in group.usable}
+    same = [i for i, path in paths.items() if path == wanted or path.resolve() == wanted.resolve()]
+    found = same or [i for i, path in paths.items() if path.name == str(wanted)]
+    if found:
+        return found[0]
+    left_out = [f"{name}: {why}" for name, why in group.dropped() if Path(name).name == wanted.name]
+    reason = "; ".join(left_out) or f"it is not among the {len(paths)} that could be opened"
+    raise NoFramesError(f"the reference {wanted} cannot be used: {reason}")
+
+
+def scan_group(
+    group: Group,
+    spec: RegisterSpec,
+    *,
+    find_stars: bool,
+    workers: int = 1,
+    allowed_bytes: int | None = None,
+    progress: Callback | None = None,
+) -> None:
+    """Read every frame once, in parallel; fills the rows' scans.
+
+    ``allowed_bytes`` (half of what is available) limits how many frames are in memory at a time; one always may be.
+    """
+    todo = group.usable
+    done = iter(range(1, len(todo) + 1))
+    limit = available_memory() // 2 if allowed_bytes is None else allowed_bytes
+    most = limit // max([scan_bytes(group.source(i)) for i in todo] + [1])
+
+    def scan(i: int) -> Scan | FrameError:
+        found: Scan | FrameError
+        try:
+            found = scan_frame(group.source(i), spec, find_stars=find_stars)
+        except FrameError as exc:
+            found = exc
+        notify(progress, "measure", next(done), len(todo))
+        return found
+
+    for i, found in zip(todo, parallel_map(scan, todo, min(workers, most)), strict=True):
+        if isinstance(found, FrameError):
+            group.rows[i].drop(found.reason)
+        else:
+            group.rows[i].scan = found
+
+
+def register_group(group: Group, spec: RegisterSpec, *, workers: int = 1, progress: Callback | None = None) -> None:
+    """Register every frame on the reference, choosing one where none was named; fills the rows' registrations.
+
+    The star lists have served then and are given up. A reference that was chosen here must bring in most of the frames:
+    if it does not (it shows another field, or is the one spoilt frame), others are tried, and the one with the most
+    frames is kept.
+
+    Raises
+    ------
+    NoFramesError
+        The named reference could not be used.
+    """
+    usable = group.usable
+    if group.reference >= 0:
+        if group.reference not in usable:
+            row = group.rows[group.reference]
+            raise NoFramesError(f"the reference {row.name} cannot be used: {row.reason}")
+        verdicts = _register_on(group, group.reference, spec, workers, progress)
+    else:
+        group.reference, verdicts = _best_reference(group, spec, workers, progress)
+    for i, verdict in verdicts.items():
+        group.rows[i].registration = verdict
+        group.rows[i].scan = replace(group.scan(i), stars=None)
+        if not verdict.ok:
+            group.rows[i].drop(f"not registered: {verdict.reason}")
+
+
+def _best_reference(
+    group: Group, spec: RegisterSpec, workers: int, progress: Callback | None
+) -> tuple[int, dict[int, Registration]]:
+    """Return the first of a few references that half of the frames register on, else the best of them."""
+    candidates = group.usable
+    best, best_verdicts, most = -1, {}, 0
+    for _ in range(MOST_REFERENCES):
+        reference = _choose(group, candidates, spec)
+        verdicts = _register_on(group, reference, spec, workers, progress)
+        count = sum(verdict.ok for verdict in verdicts.values())
+        if count > most:
+            best, best_verdicts, most = reference, verdicts, count
+        # What did register shows the same field, and would fare no better.
+        candidates = [i for i in candidates if not verdicts[i].ok]
+        if 2 * count >= len(verdicts) or not candidates:
+            break
+        logger.info("%d of %d frames register on %s", count, len(verdicts), group.rows[reference].name)
+    return best, best_verdicts
+
+
+def _choose(group: Group, candidates: list[int], spec: RegisterSpec) -> int:
+    """Sharp, well populated, and with a WCS where any frame has one: the tile gets the reference's."""
+    if spec.mode in ("auto", "wcs"):
+        candidates = [i for i in candidates if group.scan(i).has_wcs] or candidates
+    stars = [found for i in candidates if (found := group.scan(i).stars) is not None]
+    return candidates[choose_reference(stars, group.source(candidates[0]).shape)] if stars else candidates[0]
+
+
+def _register_on(
+    group: Group, reference: int, spec: RegisterSpec, workers: int, progress: Callback | None
+) -> dict[int, Registration]:
+    """Verdict on every usable frame against one reference."""
+    usable = group.usable
+    wcs = group.source(reference).wcs() if spec.mode in ("auto", "wcs") else None
+    done = iter(range(1, len(usable) + 1))
+
+    def register(i: int) -> Registration:
+        if i == reference:
+            verdict = Registration(ok=True, method="reference", rms_px=0.0)
+        elif spec.mode == "none":
+            verdict = Registration(ok=True)
+        else:
+            verdict = _register(group, i, reference, wcs, spec)
+        notify(progress, "register", next(done), len(usable))
+        return verdict
+
+    return dict(zip(usable, parallel_map(register, usable, workers), strict=True))
+
+
+def _register(group: Group, i: int, reference: int, reference_wcs: WCS | None, spec: RegisterSpec) -> Registration:
+    """Register by the stars, seeded by the WCS; by the WCS alone where asked for, or where there are too few stars."""
+    shape = group.source(i).shape
+    by_wcs = None
+    if reference_wcs is not None and group.scan(i).has_wcs:
+        try:
+            wcs = group.source(i).wcs()
+        except FrameError as exc:
+            return Registration(ok=False, reason=exc.reason)
+        by_wcs = None if wcs is None else register_wcs(reference_wcs, wcs, shape, spec)
+    known, stars = group.scan(reference).stars, group.scan(i).stars
+    if known is None or stars is None:
+        who = "the reference" if reference_wcs is None else "the frame"
+        reason = f"{who} has no celestial WCS; use --register stars"
+        return by_wcs or Registration(ok=False, method="wcs", reason=reason)
+    seed = by_wcs if by_wcs is not None and by_wcs.ok else None
+    if seed is not None and min(len(known), len(stars)) < spec.min_matched:
+        return seed
+    return register_stars(known, stars, shape, spec, None if seed is None else seed.transform)
