@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Half a Seestar's sides. The headers' pointing is a pixel off, as a plate solution is: the stars have to find the rest.
 SESSION: Final = SimulationSpec(n_frames=20, height=960, width=540, seed=1, wcs_error_px=1.0)
 STAGES: Final = ("simulate", "measure", "register", "stack")
-PICTURE_PX: Final = 900  # longest side of the before/after picture
+PICTURE_PX: Final = 800  # side of the picture, px
 MARK: Final = "README.txt"
 MARK_TEXT: Final = "Made by `zemosaic-phase3 demo`. The next demo in this folder replaces everything in it.\n"
 FILES: Final = frozenset({MARK, "subs", "master.fits", "master.png", "before_after.png"})

@@ -208,6 +208,10 @@ def side_by_side(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     matched = _planes(before) + shift
     left = apply_stretch(matched if np.ndim(before) == 3 else matched[..., 0], levels)
     right = apply_stretch(after, levels)
+    return _beside(left, right)
+
+
+def _beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     line = np.full((left.shape[0], SEPARATOR_PX, *left.shape[2:]), SEPARATOR_GREY, np.uint8)
     return np.concatenate([left, line, right], axis=1)
 
@@ -290,10 +294,10 @@ def before_after_png(
     height, width = np.shape(after)[:2]
     rows, columns = min(height, max_side), min(width, wide)
     y, x = (height - rows) // 2, (width - columns) // 2
-    part = np.s_[y : y + rows, x : x + columns]
-    if np.shape(before) != np.shape(after):
-        raise ValueError(f"before {np.shape(before)} and after {np.shape(after)} differ in shape; show the same field")
-    return _write_png(side_by_side(np.asarray(before)[part], np.asarray(after)[part]), Path(path), flip_vertical)
+    whole = side_by_side(before, after)  # stretched before it is cut: a part may be all nebula, without sky to go by
+    halves = whole[:, :width], whole[:, width + SEPARATOR_PX :]
+    cut = [half[y : y + rows, x : x + columns] for half in halves]
+    return _write_png(_beside(*cut), Path(path), flip_vertical)
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
