@@ -19,7 +19,15 @@ from zemosaic_spec import NoFramesError, RegisterSpec, SpecError, StackSpec, wsc
 from zemosaic_stack import Callback, Job, as_frames, check_descriptors, describe, make_job, notify
 from zemosaic_tile import _poststack_rgb_equalization, equalize_rgb_medians_inplace
 from zemosaic_utils import FrameSource, open_source
-from zemosaic_weights import build_frame_table, measure_levels, noise_variance_weights, normalisation
+from zemosaic_weights import (
+    build_frame_table,
+    frame_weights,
+    measure_frame,
+    measure_levels,
+    noise_variance_weights,
+    normalisation,
+    why_unmeasured,
+)
 
 __all__ = [
     "_calculate_image_weights_noise_variance",
@@ -107,6 +115,8 @@ def _stack_in_memory(
         sample_weight=per_sample,
         clipped_kappa=clipped_kappa,
     )
+    for name, reason in job.dropped:
+        logger.warning("%s: left out: %s: %s", what, name, reason)
     if per_frame is not None:
         job = replace(job, table=replace(job.table, weight=per_frame))
     job, result = run_job(job, parallel_plan=parallel_plan, progress=progress_callback)
@@ -138,7 +148,7 @@ def stack_kappa_sigma_clip(
     ----------
     frames : sequence of (H, W) or (H, W, 3) arrays, or a 3-D or 4-D array, ADU
     weight_method : str
-        "none" or "noise_variance"; ignored when ``weights`` are given.
+        A :data:`zemosaic_spec.WeightName`; ignored when ``weights`` are given.
     zconfig : object
         ``poststack_equalize_rgb`` is honoured (default True).
     stack_metadata : dict or None
@@ -398,24 +408,44 @@ def _calculate_image_weights_noise_variance(image_list: Sequence[Any]) -> np.nda
 def _compute_quality_weights(
     image_list: Sequence[Any], requested_method: str, progress_callback: Callback | None = None
 ) -> tuple[np.ndarray | None, str, dict[str, float] | None]:
-    """Return weights that broadcast over the frames ``(N, 1, 1[, C]) float32``, the method, and their statistics."""
+    """Return weights that broadcast over the frames ``(N, 1, 1[, C]) float32``, the method, and their statistics.
+
+    A frame that cannot be measured weighs 0, which leaves it out of a mean, and is warned of; it is not in the
+    statistics.
+
+    Raises
+    ------
+    SpecError
+        The method is unknown.
+    NoFramesError
+        No frame could be measured.
+    """
     spec = StackSpec(normalize="none", weight=requested_method)  # type: ignore[arg-type]
     if spec.weight == "none":
         return None, "none", None
-    weights = _calculate_image_weights_noise_variance(image_list)
-    shaped = weights.reshape(len(image_list), 1, 1, *weights.shape[1:])
-    finite = weights[np.isfinite(weights)]
-    return shaped, spec.weight, {"min": float(finite.min()), "max": float(finite.max()), "frames": len(image_list)}
+    if len(image_list) == 0:
+        raise NoFramesError("no frames to weigh: the list of images is empty")
+    frames = [open_source(np.asarray(image, np.float32)) for image in image_list]
+    stats = [measure_frame(frame, with_its_stars=spec.needs_stars, max_samples=None) for frame in frames]
+    weights = frame_weights(spec.weight, stats, np.ones((len(frames), frames[0].channels))).astype(np.float32)
+    measured = np.isfinite(weights.sum(axis=1))
+    reasons = [f"frame {i}: {why_unmeasured(stats[i], spec.weight)}" for i in np.flatnonzero(~measured)]
+    for reason in reasons:
+        logger.warning("_compute_quality_weights: weight 0: %s", reason)
+    if not measured.any():
+        raise NoFramesError(f"none of {len(frames)} frames could be measured: {'; '.join(reasons[:3])}")
+    found = {"min": float(weights[measured].min()), "max": float(weights[measured].max()), "frames": len(frames)}
+    shape = (len(frames), 1, 1, *np.shape(image_list[0])[2:])
+    return np.where(measured[:, None], weights, np.float32(0.0)).reshape(shape), spec.weight, found
 
 
 def _kept_mask(stack: np.ndarray, spec: StackSpec, method: str) -> np.ndarray:
     """Boolean mask of the samples that a rejection keeps, of the stack's shape."""
-    from zemosaic_rejection import METHOD_CODES, limits_block, sorting_network
+    from zemosaic_rejection import METHOD_CODES, limits_block, method_parameters, sorting_network
 
     cube = np.ascontiguousarray(stack.reshape(stack.shape[0], -1), dtype=np.float32)
     low, high = np.empty(cube.shape[1], np.float32), np.empty(cube.shape[1], np.float32)
-    parameters = np.array([*spec.kappas, *spec.winsor_limits], np.float64)
-    limits_block(cube, sorting_network(stack.shape[0]), METHOD_CODES[method], parameters, low, high)
+    limits_block(cube, sorting_network(stack.shape[0]), METHOD_CODES[method], method_parameters(spec), low, high)
     return ((cube >= low) & (cube <= high)).reshape(stack.shape)
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``zemosaic-phase3 stack``, ``demo``, ``simulate`` and ``doctor``.
+"""The command line: ``zemosaic-phase3 stack``, ``demo``, ``simulate``, ``doctor`` and ``bench``.
 
 Exit status: 0 done, 1 nothing stacked or failed, 2 wrong usage, 130 interrupted. Whatever can be known to be wrong is
 said before the first frame is read.
@@ -23,6 +23,7 @@ from zemosaic_spec import (
     CombineName,
     DeviceName,
     InterpolationName,
+    LineFit,
     NoFramesError,
     NormalizeName,
     OutputError,
@@ -48,6 +49,7 @@ OUTPUT_SUFFIXES: Final = (".fits", ".fit", ".fts")
 NO_PREVIEW: Final = Path("none")
 STANDARD_OUTPUT: Final = Path("-")
 STACK_STAGES: Final = ("measure", "register", "stack")
+BENCH_STAGES: Final = ("make", "bench")
 
 # --------------------------------------------------------------------------- values
 
@@ -135,6 +137,7 @@ def build_parser() -> argparse.ArgumentParser:
         (_add_demo, run_demo, "demo", "[DIR]", "simulate frames, stack them, compare the result with the truth"),
         (_add_simulate, run_simulate, "simulate", "DIR [options]", "write seeded Seestar-like frames and their truth"),
         (_add_doctor, run_doctor, "doctor", "", "show versions, cores, memory, GPU, and what stack would choose"),
+        (_add_bench, run_bench, "bench", "[options]", "time every method on this machine and say what limits it"),
     ):
         command = commands.add_parser(
             name,
@@ -203,6 +206,7 @@ def _add_stacking(group: Group) -> None:
         help="fractions winsorized at each end; only for --wsc-impl legacy_quantile (default: 0.05,0.05)",
     )  # fmt: skip
     _add_choice(group, "--wsc-impl", "winsorizing (wsc_impl)", WscImpl, default.wsc_impl, "kind of winsorizing")
+    _add_choice(group, "--line-fit", "line fit", LineFit, default.line_fit, "how linear_fit_clip fits its line")
     _add_choice(group, "--normalize", "normalisation", NormalizeName, default.normalize, "matching of levels")
     _add_choice(group, "--weight", "weight", WeightName, default.weight, "weights of the frames")
     _add_choice(group, "--combine", "combination", CombineName, default.combine, "combination of what is kept")
@@ -295,6 +299,44 @@ def _add_doctor(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(quiet=False, verbose=False)
 
 
+def _add_bench(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is timed")
+    group.add_argument("--frames", type=_positive, default=50, metavar="N", help="frames of the stack (default: 50)")
+    group.add_argument(
+        "--size", type=_size, default=(1080, 1920), metavar="HxW",
+        help="rows and columns of a frame; fewer rows where the memory is short (default: 1080x1920)",
+    )  # fmt: skip
+    group.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 for grey, 3 for colour (default: 3)")
+    names = ", ".join(["mean", "median", *(name for name in get_args(RejectName) if name != "none")])
+    group.add_argument(
+        "--methods", type=_methods, metavar="LIST", help=f"names with commas between, of: {names} (default: all)"
+    )
+    group.add_argument(
+        "--files", action="store_true", help="stack from 16-bit FITS files in a temporary folder too (default: no)"
+    )
+    group.add_argument("--repeat", type=_positive, default=3, metavar="K", help="times, for a median (default: 3)")
+    group = parser.add_argument_group("resources and results")
+    group.add_argument(
+        "--workers", type=_positive, metavar="N", help="threads (default: the cores this process may use)"
+    )
+    group.add_argument(
+        "--memory", type=_memory, metavar="SIZE",
+        help="memory for frames and stack together, e.g. 4GB or 50%% of what is available (default: 50%%)",
+    )  # fmt: skip
+    group.add_argument(
+        "--json", type=_path_ending(".json", instead="-"), metavar="FILE",
+        help="write the figures as JSON; - is the standard output, without the table (default: no)",
+    )  # fmt: skip
+    group.add_argument("--overwrite", action="store_true", help="replace FILE if it exists (default: no)")
+    _add_messages(parser)
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    from zemosaic_bench import chosen_methods
+
+    return tuple(_as_argument(lambda: chosen_methods(text.split(","))))
+
+
 # --------------------------------------------------------------------------- stack
 
 
@@ -342,6 +384,7 @@ def _specs(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec]:
         weight=args.weight,
         reject=args.reject,
         wsc_impl=args.wsc_impl,
+        line_fit=args.line_fit,
         kappa_low=args.kappa_low,
         kappa_high=args.kappa_high,
         winsor_limits=args.winsor_limits,
@@ -435,7 +478,7 @@ def run_stack(args: argparse.Namespace, console: Console) -> None:
         )
 
 
-# --------------------------------------------------------------------------- simulate, demo, doctor
+# --------------------------------------------------------------------------- simulate, demo, doctor, bench
 
 
 def run_simulate(args: argparse.Namespace, console: Console) -> None:
@@ -466,6 +509,37 @@ def run_demo(args: argparse.Namespace, console: Console) -> None:
 def run_doctor(_args: argparse.Namespace, _console: Console) -> None:
     """``doctor``: what there is, and what ``stack`` would choose."""
     reporting.print_facts(reporting.make_console(sys.stdout), reporting.machine_facts())
+
+
+def run_bench(args: argparse.Namespace, console: Console) -> None:
+    """``bench``: time every method, say what limits this machine."""
+    import zemosaic_bench
+
+    if args.json not in (None, STANDARD_OUTPUT):
+        check_output(args.json, overwrite=args.overwrite)
+    height, width = args.size
+    spec = zemosaic_bench.BenchSpec(
+        frames=args.frames,
+        height=height,
+        width=width,
+        channels=args.channels,
+        methods=args.methods or (),
+        repeat=args.repeat,
+        workers=args.workers,
+        memory=args.memory,
+        files=args.files,
+    )
+    reporting.announce_compilation(console, quiet=args.quiet)
+    with reporting.shown_progress(console, BENCH_STAGES, quiet=args.quiet) as progress:
+        result = zemosaic_bench.run_bench(spec, progress)
+    text = reporting.json_text(result.as_dict())
+    if args.json == STANDARD_OUTPUT:
+        sys.stdout.write(text)
+        return
+    if args.json is not None:
+        reporting.write_text(text, args.json)
+    if not args.quiet:
+        zemosaic_bench.print_bench(reporting.make_console(sys.stdout), result)
 
 
 # --------------------------------------------------------------------------- front door

@@ -131,7 +131,9 @@ class FrameSource(abc.ABC):
 
     def wcs(self) -> WCS | None:
         """Return the celestial two-axis WCS of the frame, or None when it has none that astropy understands."""
-        if self._wcs is not None:
+        if self._wcs is not None:  # came with the descriptor, so it may be anything
+            if not getattr(self._wcs, "has_celestial", False):
+                return None
             return self._wcs if self._wcs.naxis == 2 else self._wcs.celestial
         return headers.celestial_wcs(self.read_header(), (self.width, self.height), self.name)
 

@@ -23,9 +23,9 @@ from zemosaic_register import register_stars
 from zemosaic_register_wcs import register_wcs
 from zemosaic_spec import FrameError, FrameStats, NoFramesError, RegisterSpec, Registration
 from zemosaic_stack import Callback, notify
-from zemosaic_stars import StarList, choose_reference, detect_stars
+from zemosaic_stars import StarList, choose_reference
 from zemosaic_utils import FrameSource, open_source
-from zemosaic_weights import measure_levels, measuring_view, quanta
+from zemosaic_weights import measure_levels, measuring_view, quanta, stars_in, with_stars
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -46,12 +46,20 @@ class Scan:
     """What one whole reading of a frame tells: levels, stars, and when and how long it was exposed."""
 
     stats: FrameStats
-    stars: StarList | None  # None: nobody looked, or they have served; 10,000 lists are 200 MB
-    n_stars: int = 0
-    fwhm: float = math.nan  # median of the stars, pixels
+    stars: StarList | None  # None: not for registration, or they have served; 10,000 lists are 200 MB
     start: datetime | None = None  # of the exposure, UTC
     exposure: float = math.nan  # seconds
     has_wcs: bool = False
+
+    @property
+    def n_stars(self) -> int:
+        """Stars found."""
+        return self.stats.n_stars
+
+    @property
+    def fwhm(self) -> float:
+        """Median full width at half maximum of the stars, pixels; nan without stars."""
+        return self.stats.fwhm
 
 
 @dataclass
@@ -77,8 +85,8 @@ class FrameRow:
 def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool) -> Scan:
     """Read a frame once; measure its levels and find its stars.
 
-    Stars of a Bayer mosaic are found on the mean of the two greens of each 2x2 cell, which is centred on the cell
-    whatever the colour of the star; of a colour frame on the mean of its channels.
+    The stars' widths and number are part of the levels; the stars themselves are kept where ``spec`` registers by
+    them, so that looking for them to weigh the frames changes nothing else.
 
     Raises
     ------
@@ -94,23 +102,17 @@ def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool) -> 
         levels = ", ".join(f"{np.nanmin(plane):g}" for plane in planes)
         raise FrameError(source.name, f"blank frame: every pixel is {levels}; leave it out")
     header = source.read_header()
-    stars = _stars(source, view, spec) if find_stars else None
+    stars = None
+    if find_stars:
+        stars = stars_in(source, view, spec)
+        stats = with_stars(stats, stars)
     return Scan(
         stats,
-        stars,
-        len(stars) if stars is not None else 0,
-        float(np.median(stars.fwhm)) if stars is not None and len(stars) else math.nan,
+        stars if spec.mode in ("auto", "stars") else None,
         _moment(card_value(header, "DATE-OBS")),
         _seconds(card_value(header, "EXPTIME"), card_value(header, "EXPOSURE")),
         source.wcs() is not None,
     )
-
-
-def _stars(source: FrameSource, view: np.ndarray, spec: RegisterSpec) -> StarList:
-    if source.cfa is not None:
-        return detect_stars(np.ascontiguousarray(view[:, :, 1]), spec, scale=2.0, offset=0.5)
-    grey = view[:, :, 0] if view.shape[2] == 1 else view.mean(axis=2, dtype=np.float32)
-    return detect_stars(np.ascontiguousarray(grey), spec)
 
 
 def scan_bytes(source: FrameSource) -> int:

@@ -34,7 +34,7 @@ from zemosaic_spec import (
 )
 from zemosaic_stack import Callback
 from zemosaic_tile import alpha_from_coverage, measure_noise
-from zemosaic_utils import Frame, FrameSource, open_source, tile_hdus, write_fits_atomically
+from zemosaic_utils import COMPRESSED_SUFFIXES, Frame, FrameSource, open_source, tile_hdus, write_fits_atomically
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -122,7 +122,7 @@ def build_tile(
             _check_memory(group, stack, workers, allowed_bytes)
     with timed(report, "measure"):
         scan_group(
-            group, register, find_stars=register.mode in ("auto", "stars"), workers=workers,
+            group, register, find_stars=stack.needs_stars or register.mode in ("auto", "stars"), workers=workers,
             allowed_bytes=allowed_bytes, progress=progress,
         )  # fmt: skip
         group.require_some("read")
@@ -395,13 +395,18 @@ def check_output(output: str | os.PathLike[str], *, overwrite: bool) -> None:
     Raises
     ------
     OutputError
-        The file exists and ``overwrite`` is False, it is a folder, or its folder does not exist.
+        The file exists and ``overwrite`` is False, it is a folder, its folder does not exist or may not be written,
+        or its name asks for compression.
     """
     path = Path(output)
+    if path.name.lower().endswith(COMPRESSED_SUFFIXES):
+        raise OutputError(f"{path}: tiles are written uncompressed; choose a name that ends in .fits")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name a file in it")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: folder {path.parent} does not exist; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{path}: folder {path.parent} may not be written; choose another one")
     if path.exists() and not overwrite:
         raise OutputError(f"{path}: exists already; choose another name, or allow --overwrite")
 

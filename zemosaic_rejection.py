@@ -34,14 +34,47 @@ METHOD_CODES: Final = {
     "legacy_quantile": 3,
     "pixinsight": 4,
     "sigma_clip": 5,
+    "averaged_sigma": 6,
+    "percentile_clip": 7,
+    "gesd": 8,
+    "linear_fit_ols": 9,
+    "linear_fit_lad": 10,
+    "given_limits": 11,
 }
+RANKED: Final = frozenset({8, 9, 10})  # judged by ``ranked_limits``; ``combine_block`` is then given the limits
 COMBINE_CODES: Final = {"mean": 0, "median": 1, "min": 2, "max": 3}
 
 
 def method_code(spec: StackSpec) -> int:
     """Return the kernels' number for the rejection that ``spec`` asks for."""
-    name = spec.wsc_impl if spec.reject == "winsorized_sigma_clip" else spec.reject
-    return METHOD_CODES[name]
+    names = {"winsorized_sigma_clip": spec.wsc_impl, "linear_fit_clip": f"linear_fit_{spec.line_fit}"}
+    return METHOD_CODES[names.get(spec.reject, spec.reject)]
+
+
+def method_parameters(spec: StackSpec) -> np.ndarray:
+    """Return the numbers of a rejection as the kernels take them, ``(6,) float64``.
+
+    kappa low and high (for ``percentile_clip`` the fractions), winsorizing limit low and high, GESD fraction and alpha.
+    """
+    return np.array([*spec.kappas, *spec.winsor_limits, spec.gesd_fraction, spec.gesd_alpha], np.float64)
+
+
+@lru_cache(maxsize=8)
+def gesd_table(n_frames: int, alpha: float) -> np.ndarray:
+    """Return Rosner's critical values by the number of samples that remain after a step, ``(n_frames + 1,) float64``.
+
+    ``lambda = m t / sqrt((m - 1 + t^2)(m + 1))`` with m samples remaining and t the quantile ``1 - alpha / (2 (m + 1))``
+    of Student's distribution with m - 1 degrees of freedom; infinite for m < 2.
+    """
+    from scipy.stats import t as student_t
+
+    left = np.arange(n_frames + 1, dtype=np.float64)
+    table = np.full(n_frames + 1, np.inf)
+    m = left[2:]
+    t = student_t.ppf(1.0 - alpha / (2.0 * (m + 1.0)), m - 1.0)
+    table[2:] = m * t / np.sqrt((m - 1.0 + t * t) * (m + 1.0))
+    table.flags.writeable = False
+    return table
 
 
 # --------------------------------------------------------------------------- sorting
@@ -363,21 +396,319 @@ def _window_pixinsight(t, sum1, sum2, centre, j, n, k_low, k_high):
     return first, last
 
 
+# --------------------------------------------------------------------------- averaged_sigma
+
+
+@kernel
+def _window_averaged_sigma(t, sum1, sum2, j, n, k_low, k_high):
+    """Clip at a deviation that follows the square root of the level, as photon noise does.
+
+    ``g = sqrt(sum((x - m)^2 / m) / (n - 1))`` once, from all valid samples and their median m; then with the median m of
+    what is kept reject ``x < m - k_low g sqrt(m)`` or ``x > m + k_high g sqrt(m)``; repeat until nothing falls. At least
+    3 samples, all above 0, otherwise all are kept. Source: IRAF imcombine, ``reject = avsigclip``.
+    NOTE: imcombine averages g over the pixels of a line; here every pixel has its own.
+    """
+    if not t[0, j] > 0.0:
+        return 0, n
+    m = _median_of(t, j, 0, n)
+    square = (sum2[n, j] - sum2[0, j]) / m / (n - 1)
+    if not square > 0.0:
+        return 0, n
+    gain = np.sqrt(square)
+    first = 0
+    last = n
+    while last - first >= 3:
+        m = _median_of(t, j, first, last)
+        s = gain * np.sqrt(m)
+        f = _skip_below(t, j, first, last, m - k_low * s)
+        g = _skip_above(t, j, f, last, m + k_high * s)
+        if f == first and g == last:
+            break
+        first = f
+        last = g
+    return first, last
+
+
+# --------------------------------------------------------------------------- percentile_clip
+
+
+@kernel
+def _window_percentile_clip(t, j, n, p_low, p_high):
+    """Reject in one pass ``(m - x) / m > p_low`` and ``(x - m) / m > p_high``, m the median; skipped when m = 0.
+
+    At least 2 samples. Source: Siril's and PixInsight's percentile clipping. NOTE: with a negative median the fraction
+    ``p_high`` bounds the samples below it, as the formula says.
+    """
+    m = _median_of(t, j, 0, n)
+    if m == 0.0:
+        return 0, n
+    below = p_low if m > 0.0 else p_high
+    above = p_high if m > 0.0 else p_low
+    size = abs(m)
+    first = 0
+    last = n
+    while first < last and (m - np.float64(t[first, j])) / size > below:
+        first += 1
+    while last > first and (np.float64(t[last - 1, j]) - m) / size > above:
+        last -= 1
+    return first, last
+
+
+# --------------------------------------------------------------------------- gesd
+
+
+@kernel
+def _window_gesd(t, sum1, sum2, centre, j, n, fraction, critical):
+    """Generalised extreme Studentised deviate test for up to ``floor(fraction n)`` outliers.
+
+    Each step removes the sample farthest from the mean of the rest, R = its distance in units of std(n - 1); rejected
+    is what was removed up to the last step with R above its critical value. At least 10 samples.
+    Source: B. Rosner, "Percentage points for a generalized ESD many-outlier procedure", Technometrics 25 (1983) 165.
+    NOTE: samples equal to one that is kept are kept.
+    """
+    first = 0
+    last = n
+    best_first = 0
+    best_last = n
+    for _ in range(int(np.floor(fraction * n + 1e-9))):
+        k = last - first
+        s1 = sum1[last, j] - sum1[first, j]
+        s = _deviation(s1, sum2[last, j] - sum2[first, j], k, 1)
+        if s == 0.0:
+            break
+        mean = centre[j] + s1 / k
+        low = mean - np.float64(t[first, j])
+        high = np.float64(t[last - 1, j]) - mean
+        if low >= high:
+            first += 1
+        else:
+            last -= 1
+        if max(low, high) / s > critical[k - 1]:
+            best_first = first
+            best_last = last
+    return _with_equals(t, j, n, best_first, best_last)
+
+
+# --------------------------------------------------------------------------- linear_fit_clip
+#
+# The samples of one pixel lie in ``y`` (float64, relative to their median), sorted; sums run over four interleaved
+# partial sums, ``(s0 + s1) + (s2 + s3)``, the rest added last.
+
+
+@kernel
+def _sum_of(y, n) -> float:
+    a = 0.0
+    b = 0.0
+    c = 0.0
+    d = 0.0
+    i = 0
+    while i + 4 <= n:
+        a += y[i]
+        b += y[i + 1]
+        c += y[i + 2]
+        d += y[i + 3]
+        i += 4
+    total = (a + b) + (c + d)
+    while i < n:
+        total += y[i]
+        i += 1
+    return total
+
+
+@kernel
+def _line_least_squares(y, n, work):
+    """Return level at rank 0 and slope of the least-squares line of y against rank."""
+    middle = 0.5 * (n - 1)
+    for i in range(n):
+        work[i] = (i - middle) * y[i]
+    slope = _sum_of(work, n) / (n * (np.float64(n) * n - 1.0) / 12.0)
+    return _sum_of(y, n) / n - slope * middle, slope
+
+
+@kernel
+def _weight_below(slopes, weights, n, bound) -> int:
+    """Sum of the integer weights of the slopes below a bound; exact in any order, so the compiler may choose it."""
+    total = np.int32(0)
+    none = np.int32(0)
+    for i in range(n):
+        total += weights[i] if slopes[i] < bound else none
+    return total
+
+
+@kernel
+def _weighted_median(slopes, weights, n, guess, step) -> int:
+    """Place of the weighted median: the smallest slope at which half of the weight is reached, the first of equal ones.
+
+    A bracket grows from the guess and is halved until few slopes are left in it; those are taken one by one.
+    """
+    total = np.int32(0)
+    for i in range(n):
+        total += weights[i]
+    low = guess - step
+    high = guess + step
+    for _ in range(60):
+        if 2 * _weight_below(slopes, weights, n, low) < total:
+            break
+        low -= step
+        step *= 2.0
+    for _ in range(60):
+        if 2 * _weight_below(slopes, weights, n, high) >= total:
+            break
+        high += step
+        step *= 2.0
+    for _ in range(12):
+        middle = 0.5 * (low + high)
+        if 2 * _weight_below(slopes, weights, n, middle) < total:
+            low = middle
+        else:
+            high = middle
+    place = 0
+    for _ in range(n):  # the weight below ``low`` is less than half, so the median is the first slope that is not
+        smallest = np.inf
+        for i in range(n):
+            if slopes[i] >= low and slopes[i] < smallest:
+                smallest = slopes[i]
+                place = i
+        reached = np.int32(0)
+        following = np.inf
+        for i in range(n):
+            if slopes[i] <= smallest:
+                reached += weights[i]
+            else:
+                following = min(following, slopes[i])
+        if 2 * reached >= total:
+            break
+        low = following
+    return place
+
+
+@kernel
+def _line_least_absolute(y, n, at, level, slope, work, weights):
+    """Return level at rank 0, slope and a sample of a line of least absolute deviation of y against rank.
+
+    Through sample ``at`` the best slope is a weighted median of the slopes to the others; the line then passes through a
+    second sample, which is taken next, until no line is better. ``level, slope``: a line to begin near. ``work (2, n)``
+    float64, ``weights (n,)`` int32.
+    Source: P. Bloomfield, W. Steiger, "Least absolute deviations: theory, applications, and algorithms", 1983.
+    """
+    best = np.inf
+    slopes = work[0]
+    size = work[1]
+    b = slope
+    for _ in range(100):
+        for i in range(n):
+            weights[i] = abs(i - at)
+            slopes[i] = (y[i] - y[at]) / max(np.float64(i - at), 1.0) if i > at else (y[at] - y[i]) / max(at - i, 1)
+        other = _weighted_median(slopes, weights, n, b, 0.1 * abs(b) + 1e-30)
+        b = slopes[other]
+        a = y[at] - b * at
+        for i in range(n):
+            size[i] = abs(y[i] - (a + b * i))
+        cost = _sum_of(size, n)
+        if not cost < best:
+            break
+        best = cost
+        level = a
+        slope = b
+        at = other
+    return level, slope, at
+
+
+@kernel
+def _window_linear_fit(t, centre, j, n, k_low, k_high, absolute, samples, work, weights):
+    """Reject by distance from a line fitted to the sorted samples, refitted on the survivors with ranks renewed.
+
+    sigma = 2 mean(abs(residual)); reject ``residual / sigma >= k_high`` or ``-residual / sigma >= k_low``; repeat until
+    nothing falls or fewer than 5 are left.
+    Source: PixInsight's linear fit clipping; W. H. Press et al., "Numerical Recipes", 15.7, for the line.
+    NOTE: Siril's sigma has no factor 2, and its line keeps the ranks of removed samples. What lies beyond a rejected
+    sample, seen from the middle, is rejected with it; samples equal to one that is kept are kept.
+    """
+    for i in range(n):
+        samples[i] = np.float64(t[i, j]) - centre[j]
+    first = 0
+    last = n
+    residual = work[0]
+    size = work[1]
+    while last - first >= 5:
+        y = samples[first:last]
+        k = last - first
+        level, slope = _line_least_squares(y, k, work[0])
+        if absolute:
+            at = 0
+            nearest = np.inf
+            for i in range(k):  # begin with the sample nearest to the other line
+                distance = abs(y[i] - (level + slope * i))
+                if distance < nearest:
+                    nearest = distance
+                    at = i
+            level, slope, at = _line_least_absolute(y, k, at, level, slope, work, weights)
+        for i in range(k):
+            residual[i] = y[i] - (level + slope * i)
+            size[i] = abs(residual[i])
+        sigma = 2.0 * _sum_of(size, k) / k
+        largest = max(abs(np.float64(t[first, j])), abs(np.float64(t[last - 1, j])))
+        if not sigma > 1e-12 * largest:  # less is the rounding of a perfect fit
+            break
+        f = 0
+        g = k
+        for i in range(k // 2):
+            if residual[i] / sigma >= k_high or -residual[i] / sigma >= k_low:
+                f = i + 1
+        for i in range(k - 1, k // 2 - 1, -1):
+            if residual[i] / sigma >= k_high or -residual[i] / sigma >= k_low:
+                g = i
+        if f == 0 and g == k:
+            break
+        last = first + g
+        first = first + f
+    return _with_equals(t, j, n, first, last)
+
+
+@kernel
+def _with_equals(t, j, n, first, last):
+    """Widen a range of ranks to all samples that equal one inside: equal samples share one fate."""
+    if last > first:
+        while first > 0 and t[first - 1, j] == t[first, j]:
+            first -= 1
+        while last < n and t[last, j] == t[last - 1, j]:
+            last += 1
+    return first, last
+
+
 # --------------------------------------------------------------------------- one block of pixels
 
 
 @kernel
-def _reject(t, n_valid, method, par, centre, sum1, sum2, first, last, clip, low, high) -> None:
+def _crossed(t, j, n, centre, low, high) -> int:
+    """Mark a pixel that lost all samples: below ``low`` lies what was rejected low, the rest was rejected high.
+
+    Returns the rank between the two, or 0 where there was no sample.
+    """
+    if n == 0:
+        low[j] = np.float32(np.inf)
+        high[j] = np.float32(-np.inf)
+        return 0
+    f = 0
+    while np.float64(t[f, j]) < centre:
+        f += 1
+    low[j] = t[f, j]
+    high[j] = np.float32(-np.inf)
+    return f
+
+
+@kernel
+def _reject(t, n_valid, method, par, given_low, given_high, centre, sum1, sum2, first, last, clip, low, high) -> None:
     """Find what every pixel of a sorted block keeps.
 
-    Fills the ranks ``first, last (LANES,) int32``, the smallest and largest value kept ``low, high (LANES,)
-    float32``, and
-    ``clip (2 LANES,) float64``, the values that replace rejected samples. Where all was rejected the limits are
-    crossed: below ``low`` lies what was rejected low, the rest was rejected high.
+    Fills the ranks ``first, last (LANES,) int32``, the smallest and largest value kept ``low, high (LANES,) float32``,
+    and ``clip (2 LANES,) float64``, the values that replace rejected samples. Where all was rejected the limits are
+    crossed, see :func:`_crossed`. ``given_low, given_high``: the limits themselves, for method 11.
     """
     limits = np.empty(2, np.float64)
     _centre(t, n_valid, centre)
-    _running_sums(t, t.shape[0], n_valid, centre, sum1, sum2)
+    if method < 7:
+        _running_sums(t, t.shape[0], n_valid, centre, sum1, sum2)
     for j in range(96):
         n = np.int64(n_valid[j])
         f = 0
@@ -395,21 +726,21 @@ def _reject(t, n_valid, method, par, centre, sum1, sum2, first, last, clip, low,
                 f, g = _window_pixinsight(t, sum1, sum2, centre, j, n, par[0], par[1])
             elif method == 5:
                 f, g = _window_sigma_clip(t, sum1, sum2, j, n, par[0], par[1])
+            elif method == 6:
+                f, g = _window_averaged_sigma(t, sum1, sum2, j, n, par[0], par[1])
+        if method == 7 and n >= 2:
+            f, g = _window_percentile_clip(t, j, n, par[0], par[1])
+        elif method == 11 and j < given_low.size:
+            f = _skip_below(t, j, 0, n, np.float64(given_low[j]))
+            g = _skip_above(t, j, f, n, np.float64(given_high[j]))
         clip[j] = limits[0]
         clip[96 + j] = limits[1]
         if g > f:
             low[j] = t[f, j]
             high[j] = t[g - 1, j]
-        elif n == 0:
-            low[j] = np.float32(np.inf)
-            high[j] = np.float32(-np.inf)
         else:
-            f = 0
-            while np.float64(t[f, j]) < centre[j]:
-                f += 1
+            f = _crossed(t, j, n, centre[j], low, high)
             g = f
-            low[j] = t[f, j]
-            high[j] = np.float32(-np.inf)
         first[j] = f
         last[j] = g
 
@@ -535,6 +866,8 @@ def combine_block(
     network,
     method,
     par,
+    low_map,
+    high_map,
     rewinsor,
     combine,
     frame_weight,
@@ -559,8 +892,10 @@ def combine_block(
         ``sorting_network(N)``.
     method, combine : int
         From ``METHOD_CODES`` and ``COMBINE_CODES``.
-    par : ndarray (4,) float64
-        kappa low, kappa high, winsor limit low, winsor limit high.
+    par : ndarray (6,) float64
+        From :func:`method_parameters`.
+    low_map, high_map : ndarray (P,) float32
+        Limits found by :func:`ranked_limits`, for method 11 ("given_limits"); empty for the other methods.
     rewinsor : bool
         Replace rejected samples by their clipped values (legacy winsorizing only) instead of dropping them.
     frame_weight : ndarray (N, LANES) float64
@@ -602,7 +937,9 @@ def combine_block(
         if method != 0 or combine != 0:
             sort_rows(t, network)
         if method != 0:
-            _reject(t, n_valid, method, par, centre, sum1, sum2, first, last, clip, low, high)
+            given_low = low_map[p0 : p0 + width] if method == 11 else low_map
+            given_high = high_map[p0 : p0 + width] if method == 11 else high_map
+            _reject(t, n_valid, method, par, given_low, given_high, centre, sum1, sum2, first, last, clip, low, high)
         else:
             for j in range(96):
                 first[j] = 0
@@ -683,11 +1020,53 @@ def limits_block(cube, network, method, par, low_map, high_map) -> None:
     n_valid = np.empty(96, np.int32)
     low = np.empty(96, np.float32)
     high = np.empty(96, np.float32)
+    nothing = np.empty(0, np.float32)
     for p0 in range(0, cube.shape[1], 96):
         width = min(96, cube.shape[1] - p0)
         _load(cube, p0, width, t, n_valid)
         sort_rows(t, network)
-        _reject(t, n_valid, method, par, centre, sum1, sum2, first, last, clip, low, high)
+        _reject(t, n_valid, method, par, nothing, nothing, centre, sum1, sum2, first, last, clip, low, high)
         for j in range(width):
+            low_map[p0 + j] = low[j]
+            high_map[p0 + j] = high[j]
+
+
+@kernel
+def ranked_limits(cube, start, stop, network, method, par, critical, low_map, high_map) -> None:
+    """Do the same for pixels ``start .. stop - 1`` by the methods that judge samples one by one: GESD and line fits.
+
+    A kernel of its own, so that nobody waits for its compilation who does not use it. ``critical``: from
+    :func:`gesd_table`; empty for the line.
+    """
+    n_frames = cube.shape[0]
+    t = np.empty((n_frames, 96), np.float32)
+    sum1 = np.empty((n_frames + 1, 96), np.float64)
+    sum2 = np.empty((n_frames + 1, 96), np.float64)
+    centre = np.empty(96, np.float64)
+    n_valid = np.empty(96, np.int32)
+    low = np.empty(96, np.float32)
+    high = np.empty(96, np.float32)
+    work = np.empty((3, n_frames), np.float64)
+    weights = np.empty(n_frames, np.int32)
+    for p0 in range(start, stop, 96):
+        width = min(96, stop - p0)
+        _load(cube, p0, width, t, n_valid)
+        sort_rows(t, network)
+        _centre(t, n_valid, centre)
+        if method == 8:
+            _running_sums(t, n_frames, n_valid, centre, sum1, sum2)
+        for j in range(width):
+            n = np.int64(n_valid[j])
+            f = 0
+            g = n
+            if method == 8 and n >= 10:
+                f, g = _window_gesd(t, sum1, sum2, centre, j, n, par[4], critical)
+            elif method != 8 and n >= 5:
+                f, g = _window_linear_fit(t, centre, j, n, par[0], par[1], method == 10, work[2], work, weights)
+            if g > f:
+                low[j] = t[f, j]
+                high[j] = t[g - 1, j]
+            else:
+                _crossed(t, j, n, centre[j], low, high)
             low_map[p0 + j] = low[j]
             high_map[p0 + j] = high[j]

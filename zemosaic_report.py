@@ -45,7 +45,14 @@ if TYPE_CHECKING:
 
 PLAIN_WIDTH: Final = 100  # characters of a line where the stream is a file or a pipe
 PACKAGES: Final = ("numpy", "numba", "astropy", "scipy", "sep", "rich", "psutil")
-UNITS: Final[Mapping[str, str]] = {"simulate": "frames", "measure": "frames", "register": "frames", "stack": "slabs"}
+UNITS: Final[Mapping[str, str]] = {
+    "simulate": "frames",
+    "measure": "frames",
+    "register": "frames",
+    "stack": "slabs",
+    "make": "frames",
+    "bench": "methods",
+}
 NO_KERNEL_CACHE: Final = "no folder can be written: kernels are compiled at every start; set NUMBA_CACHE_DIR"
 CHANNEL_NAMES: Final[Mapping[int, Sequence[str]]] = {1: ("grey",), 3: ("red", "green", "blue")}
 

@@ -112,20 +112,34 @@ class _Recipe:
 
     method: int
     combine: int
-    parameters: np.ndarray  # kappas and winsor limits, (4,) float64
+    parameters: np.ndarray
+    critical: np.ndarray  # of GESD; empty for the others
+    ranked: bool  # judged by a kernel of its own, which leaves limits to the other
     rewinsor: bool
     network: np.ndarray
     lanes: np.ndarray  # frame weights spread over the kernel's lanes
 
 
 def _recipe(job: Job) -> _Recipe:
-    from zemosaic_rejection import COMBINE_CODES, LANES, METHOD_CODES, method_code, sorting_network
+    from zemosaic_rejection import (
+        COMBINE_CODES,
+        LANES,
+        METHOD_CODES,
+        RANKED,
+        gesd_table,
+        method_code,
+        method_parameters,
+        sorting_network,
+    )
 
     spec, weight = job.spec, job.table.weight
+    method = METHOD_CODES["kappa_sigma_clipped"] if job.clipped_kappa else method_code(spec)
     return _Recipe(
-        method=METHOD_CODES["kappa_sigma_clipped"] if job.clipped_kappa else method_code(spec),
+        method=method,
         combine=COMBINE_CODES[spec.combine],
-        parameters=np.array([*spec.kappas, *spec.winsor_limits], np.float64),
+        parameters=method_parameters(spec),
+        critical=gesd_table(len(job.sources), spec.gesd_alpha) if spec.reject == "gesd" else np.empty(0),
+        ranked=method in RANKED,
         rewinsor=spec.is_legacy_winsor and spec.apply_rewinsor,
         network=sorting_network(len(job.sources)),
         lanes=np.ascontiguousarray(np.tile(weight, (1, LANES // weight.shape[1]))),
@@ -184,7 +198,7 @@ def _combine_slab(
     job: Job, recipe: _Recipe, rows: slice, cube: np.ndarray, radial: np.ndarray, result: StackResult, workers: int
 ) -> None:
     """Reject and combine the samples of one slab into the rows of the result."""
-    from zemosaic_rejection import LANES, combine_block
+    from zemosaic_rejection import LANES, METHOD_CODES, combine_block, ranked_limits
 
     n_frames, size = cube.shape
     line = job.shape[1] * job.channels
@@ -194,11 +208,18 @@ def _combine_slab(
     maps = (result.image, result.coverage, result.weight, result.rejected_low, result.rejected_high)
     out = [a.reshape(-1)[rows.start * line : rows.stop * line] for a in maps]
     piece = -(-size // (workers * CHUNKS_PER_WORKER * LANES)) * LANES
+    low, high = (np.empty(size if recipe.ranked else 0, np.float32) for _ in range(2))
+    method = METHOD_CODES["given_limits"] if recipe.ranked else recipe.method
 
     def combine(start: int) -> tuple[int, np.ndarray]:
         hits = np.zeros((n_frames, 2), np.int64)
+        stop = min(start + piece, size)
+        if recipe.ranked:
+            ranked_limits(
+                cube, start, stop, recipe.network, recipe.method, recipe.parameters, recipe.critical, low, high
+            )
         lost = combine_block(
-            cube, start, min(start + piece, size), recipe.network, recipe.method, recipe.parameters, recipe.rewinsor,
+            cube, start, stop, recipe.network, method, recipe.parameters, low, high, recipe.rewinsor,
             recipe.combine, recipe.lanes, sample_weight, step, *out, hits,
         )  # fmt: skip
         return int(lost), hits

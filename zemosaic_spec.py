@@ -61,10 +61,23 @@ class StackCancelled(ZeMosaicError):
 
 # --------------------------------------------------------------------------- names
 
-RejectName = Literal["none", "kappa_sigma", "winsorized_sigma_clip", "sigma_clip"]
+RejectName = Literal[
+    "none",
+    "kappa_sigma",
+    "winsorized_sigma_clip",
+    "sigma_clip",
+    "linear_fit_clip",
+    "gesd",
+    "averaged_sigma",
+    "percentile_clip",
+]
+LineFit = Literal["lad", "ols"]
 WscImpl = Literal["legacy_quantile", "pixinsight"]
-NormalizeName = Literal["none", "linear_fit", "sky_mean", "additive_scaling"]
-WeightName = Literal["none", "noise_variance"]
+NormalizeName = Literal[
+    "none", "linear_fit", "sky_mean", "additive", "multiplicative", "additive_scaling", "multiplicative_scaling"
+]
+WeightName = Literal["none", "noise_variance", "noise_fwhm", "snr", "stars"]
+STAR_WEIGHTS: Final = frozenset({"noise_fwhm", "snr", "stars"})  # weights that are measured on a frame's stars
 CombineName = Literal["mean", "median", "min", "max"]
 InterpolationName = Literal["lanczos3", "bicubic", "bilinear", "nearest"]
 RegisterMode = Literal["auto", "stars", "wcs", "none"]
@@ -75,6 +88,7 @@ ALIASES: Final[Mapping[str, str]] = {
     "winsorized": "winsorized_sigma_clip",
     "winsor": "winsorized_sigma_clip",
     "kappa": "kappa_sigma",
+    "linear_fit": "linear_fit_clip",
     "": "none",
 }
 """Other spellings of method names that existing runs use."""
@@ -84,8 +98,12 @@ DEFAULT_KAPPA: Final[Mapping[str, tuple[float, float]]] = {
     "kappa_sigma": (3.0, 3.0),
     "winsorized_sigma_clip": (4.0, 3.0),
     "sigma_clip": (3.0, 3.0),
+    "linear_fit_clip": (5.0, 2.5),
+    "gesd": (3.0, 3.0),
+    "averaged_sigma": (4.0, 3.0),
+    "percentile_clip": (0.2, 0.1),
 }
-"""Low and high limit in units of sigma, where the caller gives none."""
+"""Low and high limit where the caller gives none: units of sigma, fractions of the median for percentile_clip."""
 
 WSC_ENVIRONMENT: Final = "ZEMOSAIC_WSC_IMPL"
 
@@ -176,6 +194,9 @@ class StackSpec:
     kappa_high: float | None = None
     winsor_limits: tuple[float, float] = (0.05, 0.05)
     apply_rewinsor: bool = True
+    line_fit: LineFit = "lad"  # linear_fit_clip: least absolute deviations or least squares
+    gesd_fraction: float = 0.3  # gesd: largest fraction of outliers looked for
+    gesd_alpha: float = 0.05  # gesd: significance
     combine: CombineName = "mean"
     equalize_rgb: bool = False
     radial_weight: bool = False
@@ -198,6 +219,9 @@ class StackSpec:
         high = default[1] if self.kappa_high is None else self.kappa_high
         put(self, "kappa_low", _in_range("kappa (low)", low, 0.0, 1000.0))
         put(self, "kappa_high", _in_range("kappa (high)", high, 0.0, 1000.0))
+        put(self, "line_fit", canonical("line fit", self.line_fit, LineFit))
+        put(self, "gesd_fraction", _in_range("GESD fraction", self.gesd_fraction, 0.0, 0.5))
+        put(self, "gesd_alpha", _in_range("GESD alpha", self.gesd_alpha, 1e-9, 0.5))
         put(self, "radial_feather", _in_range("radial feather fraction", self.radial_feather, 1e-3, 100.0))
         put(self, "radial_power", _in_range("radial shape power", self.radial_power, 0.0, 100.0))
         put(self, "radial_floor", _in_range("minimum radial weight", self.radial_floor, 0.0, 1.0))
@@ -206,6 +230,16 @@ class StackSpec:
     def is_legacy_winsor(self) -> bool:
         """True when rejection is ZeMosaic's quantile winsorizing."""
         return self.reject == "winsorized_sigma_clip" and self.wsc_impl == "legacy_quantile"
+
+    @property
+    def frame_weight(self) -> WeightName:
+        """The weight that is applied: only a mean is weighted."""
+        return self.weight if self.combine == "mean" else "none"
+
+    @property
+    def needs_stars(self) -> bool:
+        """True when the weights are measured on the frames' stars."""
+        return self.frame_weight in STAR_WEIGHTS
 
     @property
     def kappas(self) -> tuple[float, float]:
@@ -247,6 +281,12 @@ class CropSpec:
     altaz_decay: float = 0.15
     altaz_nanize: bool = True
 
+    def __post_init__(self) -> None:  # noqa: D105
+        for name in ("band_px", "margin_px", "min_run", "k_sigma"):
+            _in_range(f"crop {name}", getattr(self, name), 0.0, 1e6)
+        _in_range("alt-az margin, percent", self.altaz_margin_percent, 0.0, 50.0)
+        _in_range("alt-az decay", self.altaz_decay, 0.0, 1.0)
+
 
 @dataclass(frozen=True)
 class GateSpec:
@@ -259,6 +299,10 @@ class GateSpec:
     erode_px: int = 3
     move_rejects: bool = True
 
+    def __post_init__(self) -> None:  # noqa: D105
+        for name in ("edge_band_px", "k_sigma", "erode_px"):
+            _in_range(f"quality gate {name}", getattr(self, name), 0.0, 1e6)
+
 
 # --------------------------------------------------------------------------- what is known of frames and tiles
 
@@ -270,6 +314,9 @@ class FrameStats:
     ``median`` and ``mad_sigma`` (1.4826 MAD), ``p25`` and ``p90`` (linear-interpolated percentiles),
     ``variance`` (population, after 5 rounds of 3-sigma median-centred clipping), all of valid pixels;
     ``luminance_p25``: 25th percentile of 0.299 R + 0.587 G + 0.114 B (the pixel itself when mono).
+
+    Of its stars, where they were looked for: ``fwhm``, the median, pixels of the frame (nan: none); ``n_stars``, how
+    many were kept; ``star_flux (k,) float64``, the flux above the sky of the brightest, brightest first, ADU.
     """
 
     median: np.ndarray
@@ -278,6 +325,9 @@ class FrameStats:
     p90: np.ndarray
     variance: np.ndarray
     luminance_p25: float
+    fwhm: float = float("nan")
+    n_stars: int = 0
+    star_flux: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
 IDENTITY: Final = np.eye(3)
@@ -375,7 +425,7 @@ def stack_spec_from_params(params: Mapping[str, Any], zconfig: object = None) ->
 
     Absent keys take the defaults of the ZeMosaic entry points (no normalisation, weight or rejection, kappa 3/3,
     limits 0.05/0.05, mean, RGB equalised). Keys of ours, all optional: ``wsc_impl``, ``apply_rewinsor``,
-    ``min_radial_weight_floor``, ``interpolation``.
+    ``min_radial_weight_floor``, ``interpolation``, ``line_fit``, ``gesd_fraction``, ``gesd_alpha``.
 
     Raises
     ------
@@ -398,6 +448,9 @@ def stack_spec_from_params(params: Mapping[str, Any], zconfig: object = None) ->
         kappa_high=number("stack_kappa_high", 3.0),
         winsor_limits=get("parsed_winsor_limits"),  # type: ignore[arg-type]
         apply_rewinsor=as_bool(get("apply_rewinsor"), True),
+        line_fit=get("line_fit") or "lad",
+        gesd_fraction=number("gesd_fraction", 0.3),
+        gesd_alpha=number("gesd_alpha", 0.05),
         combine=get("stack_final_combine") or "mean",
         equalize_rgb=as_bool(get("poststack_equalize_rgb", equalize), True),
         radial_weight=as_bool(get("apply_radial_weight"), False),
@@ -419,6 +472,9 @@ def params_from_stack_spec(spec: StackSpec) -> dict[str, Any]:
         "stack_kappa_high": spec.kappa_high,
         "parsed_winsor_limits": spec.winsor_limits,
         "apply_rewinsor": spec.apply_rewinsor,
+        "line_fit": spec.line_fit,
+        "gesd_fraction": spec.gesd_fraction,
+        "gesd_alpha": spec.gesd_alpha,
         "stack_final_combine": spec.combine,
         "poststack_equalize_rgb": spec.equalize_rgb,
         "apply_radial_weight": spec.radial_weight,

@@ -14,7 +14,7 @@ import numpy as np
 
 from zemosaic_spec import FrameTable, NoFramesError, SpecError, StackCancelled, StackSpec, stack_spec_from_params
 from zemosaic_utils import Frame, FrameSource, open_source
-from zemosaic_weights import build_frame_table, measure_levels, measuring_view, quanta
+from zemosaic_weights import build_frame_table, measure_frame, measure_levels
 
 logger = logging.getLogger("ZeMosaicWorker")
 
@@ -114,12 +114,9 @@ def prepare(
 
 def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) -> Job:
     """Measure what has not been measured and compute the frame table."""
-    needed = spec.normalize != "none" or spec.weight != "none"
+    needed = spec.normalize != "none" or spec.frame_weight != "none"
     blank = measure_levels(np.zeros((1, 1, frames[0].source.channels), np.float32))
-    stats = [
-        f.stats or (measure_levels(measuring_view(f.source), quantum=quanta(f.source)) if needed else blank)
-        for f in frames
-    ]
+    stats = [f.stats or (measure_frame(f.source, with_its_stars=spec.needs_stars) if needed else blank) for f in frames]
     table, used, dropped = build_frame_table(
         [f.source.name for f in frames], [f.transform for f in frames], stats, spec, reference
     )

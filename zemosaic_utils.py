@@ -46,7 +46,7 @@ __all__ = [
 
 logger = logging.getLogger("zemosaic.utils")
 
-_COMPRESSED_SUFFIXES: Final = (".gz", ".fz", ".bz2", ".zip", ".z")
+COMPRESSED_SUFFIXES: Final = (".gz", ".fz", ".bz2", ".zip", ".z")
 # Cards of a frame that are not true of a tile made from it.
 _STALE_CARDS: Final = frozenset({"BLANK", "CHECKSUM", "DATAMAX", "DATAMIN", "DATASUM", "EXTNAME", "EXTVER", "INHERIT"})
 _MOSAIC_CARDS: Final = frozenset({"BAYERPAT", "COLORTYP", "CFA_PAT", "XBAYROFF", "YBAYROFF"})
@@ -256,7 +256,7 @@ def write_fits_atomically(hdus: HDUList, path: str | os.PathLike[str], *, overwr
         Nothing was written; names the path and the remedy.
     """
     target = Path(path)
-    if target.name.lower().endswith(_COMPRESSED_SUFFIXES):
+    if target.name.lower().endswith(COMPRESSED_SUFFIXES):
         raise OutputError(f"{target}: tiles are written uncompressed; choose a name that ends in .fits")
     if not target.parent.is_dir():
         raise OutputError(f"{target}: folder {target.parent} does not exist; create it first")

@@ -49,7 +49,10 @@ try:
     from zemosaic_align_stack_gpu import gpu_stack_from_paths as _p3_gpu_stack_from_paths
 except ImportError as _exc:
     _P3_GPU_HELPERS_AVAILABLE = False
-    _P3_GPU_HELPERS_REASON = f"the GPU engine cannot be imported ({_exc})"
+    if _exc.name == "zemosaic_align_stack_gpu":
+        _P3_GPU_HELPERS_REASON = "this version has no GPU engine"
+    else:
+        _P3_GPU_HELPERS_REASON = f"the GPU engine cannot be imported ({_exc})"
 
     class _P3GPUStackingError(RuntimeError):  # type: ignore[no-redef]
         """Stands in for the error of the GPU engine."""

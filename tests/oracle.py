@@ -452,14 +452,14 @@ def sky_level(frame: np.ndarray, percentile: float = 25.0) -> float:
 def plane_coefficients(method: str, source: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
     """Scale and offset of one plane for the methods that work per channel.
 
-    NOTE ``docs/algorithms.md`` gives no formula for ``multiplicative_scaling``. Here it multiplies by both ratios,
-    (m0 / m)(s0 / s); this reading is checked against no other program.
+    ``multiplicative_scaling`` multiplies by both ratios, (m0 / m)(s0 / s), as Siril and PixInsight do. A level that is
+    not positive cannot be scaled: NaN.
     """
     if method == "linear_fit":
         return linear_fit_coefficients(source, reference)
     (m, s), (m0, s0) = location_scale(source), location_scale(reference)
     ratio = s0 / s if s > 0 and s0 > 0 else 1.0
-    factor = m0 / m if m != 0 else 1.0
+    factor = m0 / m if m > 0 and m0 > 0 else np.nan
     return {
         "additive": (1.0, m0 - m),
         "multiplicative": (factor, 0.0),
@@ -490,6 +490,28 @@ def noise_variance_weights(frames: np.ndarray) -> np.ndarray:
         [[deviation(clipped_samples(valid_values(p)), 0) ** 2 for p in np.moveaxis(planes(f), -1, 0)] for f in frames]
     )
     return v.min() / v
+
+
+def noise_fwhm_weights(frames: np.ndarray, fwhm: np.ndarray) -> np.ndarray:
+    """Return (N, C) weights min(v) / v (min(F) / F)^2, F = median width of each frame's stars."""
+    fwhm = np.asarray(fwhm, float)
+    return noise_variance_weights(frames) * ((fwhm.min() / fwhm) ** 2)[:, None]
+
+
+def snr_weights(frames: np.ndarray, star_flux: list[np.ndarray]) -> np.ndarray:
+    """Return (N, C) weights min(v) / v (f / max(f))^2.
+
+    f = geometric mean of the fluxes of the k brightest without the first and last quarter; k = what all frames have.
+    """
+    k = min(50, *(len(flux) for flux in star_flux))
+    middle = [sorted(flux, reverse=True)[:k][k // 4 : k - k // 4] for flux in star_flux]
+    f = np.array([np.prod(np.power(some, 1.0 / len(some))) for some in middle])
+    return noise_variance_weights(frames) * ((f / f.max()) ** 2)[:, None]
+
+
+def star_count_weights(n_stars: np.ndarray, channels: int) -> np.ndarray:
+    """Return (N, C) weights n / max(n)."""
+    return np.repeat(np.asarray(n_stars, float)[:, None] / np.max(n_stars), channels, axis=1)
 
 
 def radial_weight(height: int, width: int, feather: float = 0.8, power: float = 2.0, floor: float = 0.05) -> np.ndarray:

@@ -27,7 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_register": {"zemosaic_spec", "zemosaic_stars"},
     "zemosaic_register_wcs": {"zemosaic_spec", "zemosaic_register"},
     "zemosaic_resample": {"zemosaic_spec", "zemosaic_kernels"},
-    "zemosaic_weights": {"zemosaic_spec", "zemosaic_kernels", "zemosaic_utils"},
+    "zemosaic_weights": {"zemosaic_spec", "zemosaic_kernels", "zemosaic_stars", "zemosaic_utils"},
     "zemosaic_rejection": {"zemosaic_spec", "zemosaic_kernels"},
     "zemosaic_simulate": {"zemosaic_spec"},
     "zemosaic_truth": {"zemosaic_simulate"},
@@ -61,12 +61,14 @@ for upper in (
     "zemosaic_worker",
     "zemosaic_report",
     "zemosaic_demo",
+    "zemosaic_bench",
     "zemosaic_cli",
 ):
     ROOMS[upper] = set(ROOMS)  # anything below
 TRUTH = {"zemosaic_simulate", "zemosaic_truth"}  # real frames have none: only the demonstration may look
 for real in ("zemosaic_align_stack", "zemosaic_pipeline", "zemosaic_master_tile", "zemosaic_worker", "zemosaic_report"):
     ROOMS[real] -= TRUTH
+ROOMS["zemosaic_bench"] -= {*TRUTH, "zemosaic_demo"}  # its frames are noise alone
 ROOMS["zemosaic_align_stack"] -= {
     "cuda_utils",
     "zemosaic_preview",

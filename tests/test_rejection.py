@@ -23,7 +23,13 @@ METHODS = {  # kernel method -> oracle name and how the parameters translate
     ),
     "pixinsight": ("winsorized_pixinsight", lambda p: {"kappa_low": p[0], "kappa_high": p[1]}),
     "sigma_clip": ("sigma_clip", lambda p: {"kappa_low": p[0], "kappa_high": p[1]}),
+    "averaged_sigma": ("averaged_sigma", lambda p: {"kappa_low": p[0], "kappa_high": p[1]}),
+    "percentile_clip": ("percentile_clip", lambda p: {"low": 0.01 * p[0], "high": 0.01 * p[1]}),
+    "gesd": ("gesd", lambda p: {"fraction": 0.3, "alpha": 0.05}),
+    "linear_fit_ols": ("linear_fit_clip", lambda p: {"kappa_low": p[0], "kappa_high": p[1], "fit": "ols"}),
+    "linear_fit_lad": ("linear_fit_clip", lambda p: {"kappa_low": p[0], "kappa_high": p[1], "fit": "lad"}),
 }
+NAMES = [name for name in rejection.METHOD_CODES if name != "given_limits"]
 SET_A = (145, 125, 190, 135, 220, 130, 210, 3, 165, 165, 150, 350, 170, 180, 195, 440, 215, 135, 410, 40, 140, 175)
 
 
@@ -43,12 +49,29 @@ def run(
     }
     per_frame = np.ones(n) if weights is None else np.asarray(weights, float)
     lanes = np.repeat(per_frame[:, None], rejection.LANES, axis=1)
+    code, last = rejection.METHOD_CODES[method], p if stop is None else stop
+    low, high = np.empty(0, np.float32), np.empty(0, np.float32)
+    if code in rejection.RANKED:
+        low, high = np.empty(p, np.float32), np.empty(p, np.float32)
+        rejection.ranked_limits(
+            cube, start, last, rejection.sorting_network(n), code, parameters(method, par),
+            rejection.gesd_table(n, 0.05), low, high,
+        )  # fmt: skip
+        code = rejection.METHOD_CODES["given_limits"]
     out["lost"] = rejection.combine_block(
-        cube, start, p if stop is None else stop, rejection.sorting_network(n), rejection.METHOD_CODES[method],
-        np.array(par, float), rewinsor, rejection.COMBINE_CODES[combine], lanes, np.empty((0, 0), np.float32), 1,
+        cube, start, last, rejection.sorting_network(n), code,
+        parameters(method, par), low, high, rewinsor, rejection.COMBINE_CODES[combine], lanes, np.empty((0, 0), np.float32), 1,
         out["image"], out["coverage"], out["weight"], out["low"], out["high"], out["hits"],
     )  # fmt: skip
     return out
+
+
+def parameters(method, par):
+    """The kernels' parameters; the fractions of percentile_clip are a hundredth of the kappas."""
+    par = np.array([*par, 0.3, 0.05], float)
+    if method == "percentile_clip":
+        par[:2] *= 0.01
+    return par
 
 
 def sample_stack(n, pixels, seed, *, holes=0.05, ties=False):
@@ -76,6 +99,19 @@ def test_reference_values_of_set_a():
     assert (narrow["low"][0], narrow["high"][0]) == (2, 3)
 
 
+def rejected_of_set_a(method, par):
+    cube = np.array(SET_A, np.float32)[:, None]
+    out = run(cube, method, par=par)
+    return sorted(cube[out["hits"].sum(axis=1) > 0, 0]), out["image"][0]
+
+
+def test_reference_values_of_linear_fit_and_gesd():
+    assert rejected_of_set_a("linear_fit_lad", (5, 2.5, 0, 0)) == ([350, 410, 440], pytest.approx(152.0, rel=1e-7))
+    fraction = run(np.array(SET_A, np.float32)[:, None], "gesd")  # 0.3 of 22 samples: 6 steps
+    assert fraction["low"][0] + fraction["high"][0] == 5
+    assert rejected_of_set_a("gesd", (3, 3, 0, 0))[0] == [3, 40, 350, 410, 440]
+
+
 @pytest.mark.parametrize(("n", "percent"), [(5, 1.9), (10, 1.05), (20, 0.68), (50, 0.42), (200, 0.30)])
 def test_false_rejection_of_pure_noise(n, percent):
     pixels = 400_000 // n
@@ -93,7 +129,9 @@ def test_false_rejection_of_pure_noise(n, percent):
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 16, 64])
 def test_equals_the_oracle(method, ties, n):
-    cube = sample_stack(n, 210, seed=n + 100 * ties, ties=ties)
+    slow = method == "linear_fit_lad"  # the oracle tries all pairs of samples
+    few = slow or (method == "pixinsight" and ties and n < 10)  # where its inner rounds hardly end
+    cube = sample_stack(n, 40 if few else 210, seed=n + 100 * ties, ties=ties)
     weights = np.linspace(0.2, 1.0, n)
     par = (2.0, 2.5, 0.05, 0.1)
     name, translate = METHODS[method]
@@ -104,13 +142,17 @@ def test_equals_the_oracle(method, ties, n):
         got = run(cube, method, combine, par, weights if combine == "mean" else None)
         np.testing.assert_array_equal(got["coverage"], expected.coverage)
         # A limit computed in another order may fall on the other side of a sample that equals it.
-        same = (got["low"] == expected.n_low) & (got["high"] == expected.n_high)
-        assert same.mean() >= 0.99
+        same = got["low"] + got["high"] == expected.n_low + expected.n_high
+        # Among equal samples several lines can be equally good, and equal samples share one fate here.
+        assert same.mean() >= (0.9 if slow else 0.99)
+        if method != "percentile_clip":  # whose sides change places with the sign of the median
+            same &= got["low"] == expected.n_low
         np.testing.assert_allclose(
             got["image"][same], expected.value[same].astype(np.float32), rtol=3e-7, equal_nan=True
         )
         if combine == "mean":
-            np.testing.assert_allclose(got["weight"][same], expected.weight_sum[same], rtol=1e-6)
+            some = same & (got["low"] + got["high"] < got["coverage"])
+            np.testing.assert_allclose(got["weight"][some], expected.weight_sum[some], rtol=1e-6)
 
 
 @pytest.mark.parametrize("n", [1000])
@@ -140,7 +182,7 @@ def test_rewinsorised_samples_keep_their_clipped_value():
 # ------------------------------------------------------------------ rules that hold everywhere
 
 
-@pytest.mark.parametrize("method", rejection.METHOD_CODES)
+@pytest.mark.parametrize("method", NAMES)
 def test_constant_stack_returns_the_constant_exactly(method):
     for value in (np.float32(1234.567), np.float32(-3.3e-5), np.float32(0.0), np.float32(6e4)):
         out = run(np.full((9, 5), value, np.float32), method, weights=np.linspace(0.1, 0.7, 9))
@@ -148,11 +190,11 @@ def test_constant_stack_returns_the_constant_exactly(method):
         assert out["low"].sum() == out["high"].sum() == 0
 
 
-@pytest.mark.parametrize("method", rejection.METHOD_CODES)
+@pytest.mark.parametrize("method", NAMES)
 @pytest.mark.parametrize("combine", rejection.COMBINE_CODES)
 def test_no_valid_sample_gives_nan_and_nothing_else(method, combine):
     cube = np.full((6, 3), np.nan, np.float32)
-    cube[:, 1] = np.arange(6)
+    cube[:, 1] = 1000 + np.arange(6)
     out = run(cube, method, combine)
     np.testing.assert_array_equal(np.isnan(out["image"]), [True, False, True])
     np.testing.assert_array_equal(out["coverage"], [0, 6, 0])
@@ -218,7 +260,7 @@ def test_a_huge_outlier_does_not_disturb_the_sums():
     n=st.sampled_from([1, 2, 3, 5, 17, 64]),
     blocks=st.integers(1, 5),
     cut=st.integers(1, 4),
-    method=st.sampled_from(list(rejection.METHOD_CODES)),
+    method=st.sampled_from(NAMES),
     combine=st.sampled_from(list(rejection.COMBINE_CODES)),
     seed=st.integers(0, 2**31),
 )
@@ -255,7 +297,7 @@ def test_compiled_kernels_equal_their_uncompiled_text():
         "import sys; sys.path[:0] = ['tests']\n"
         "import numpy as np, test_rejection as t\n"
         "c = t.sample_stack(7, 40, 1)\n"
-        "for m in t.rejection.METHOD_CODES:\n"
+        "for m in t.NAMES:\n"
         "    with np.errstate(all='ignore'):\n"
         "        o = t.run(c, m, weights=np.linspace(.1, 1, 7))\n"
         "    print(m, o['image'].tobytes().hex(), o['low'].sum(), o['high'].sum())\n"
@@ -268,14 +310,19 @@ def test_compiled_kernels_equal_their_uncompiled_text():
         for flag in ("0", "1")
     ]  # fmt: skip
     assert texts[0] == texts[1]
-    assert len(texts[0].splitlines()) == len(rejection.METHOD_CODES)
+    assert len(texts[0].splitlines()) == len(NAMES)
 
 
 def test_limits_block_marks_the_same_samples():
     cube = sample_stack(25, 150, seed=2)
     low, high = np.empty(150, np.float32), np.empty(150, np.float32)
     rejection.limits_block(
-        cube, rejection.sorting_network(25), rejection.METHOD_CODES["pixinsight"], np.array([3.0, 3, 0, 0]), low, high
+        cube,
+        rejection.sorting_network(25),
+        rejection.METHOD_CODES["pixinsight"],
+        parameters("", (3.0, 3, 0, 0)),
+        low,
+        high,
     )
     out = run(cube, "pixinsight")
     np.testing.assert_array_equal((cube < low).sum(axis=0), out["low"])
