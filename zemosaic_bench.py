@@ -54,18 +54,21 @@ MEMORY_SHARE: Final = 0.5  # of the read bandwidth, from which on memory counts 
 PATIENCE_S: Final = 10.0  # of repeats of one piece of work, after which there is no further one
 BUSY_LOAD: Final = 0.5  # load average before the run from which on other work is mentioned
 
+LIMITS: Final = ("reading", "memory", "compute")
+
 # --------------------------------------------------------------------------- what is timed
 
 
 def methods() -> dict[str, StackSpec]:
     """Return what can be timed, by name: ``mean`` and ``median`` of all samples, and each rejection there is.
 
+    A rejection of several kinds has a name for each, such as ``winsorized:pixinsight``: the table has room for no more.
     A rejection has its own default limits, but Huber's winsorizing 3 and 3, as other programs are usually timed. Frames
     are neither normalised nor weighted.
     """
-    variants: dict[str, tuple[str, object]] = {
-        "winsorized_sigma_clip": ("wsc_impl", WscImpl),
-        "linear_fit_clip": ("line_fit", LineFit),
+    kinds: dict[str, tuple[str, str, object]] = {
+        "winsorized_sigma_clip": ("winsorized", "wsc_impl", WscImpl),
+        "linear_fit_clip": ("linear_fit", "line_fit", LineFit),
     }
     plain = StackSpec(normalize="none", weight="none", reject="none")
     found = {"mean": plain, "median": replace(plain, combine="median")}
@@ -73,14 +76,14 @@ def methods() -> dict[str, StackSpec]:
         if name == "none":
             continue
         clipping = StackSpec(normalize="none", weight="none", reject=name)
-        if name not in variants:
+        if name not in kinds:
             found[name] = clipping
             continue
-        option, allowed = variants[name]
-        for variant in get_args(allowed):
-            limits = {"kappa_low": 3.0, "kappa_high": 3.0} if variant == "pixinsight" else {}
-            chosen: dict[str, Any] = {"normalize": "none", "weight": "none", "reject": name, option: variant, **limits}
-            found[f"{name}:{variant}"] = StackSpec(**chosen)
+        short, option, allowed = kinds[name]
+        for kind in get_args(allowed):
+            limits = {"kappa_low": 3.0, "kappa_high": 3.0} if kind == "pixinsight" else {}
+            chosen: dict[str, Any] = {"normalize": "none", "weight": "none", "reject": name, option: kind, **limits}
+            found[f"{short}:{kind}"] = StackSpec(**chosen)
     return found
 
 
@@ -90,21 +93,22 @@ def chosen_methods(names: Iterable[str] | None) -> tuple[str, ...]:
     Parameters
     ----------
     names : iterable of str or None
-        As in :func:`methods`; a rejection without its variant means all its variants, an alias the rejection.
+        As in :func:`methods`, or a rejection by its name or an alias, which means every kind of it.
 
     Raises
     ------
     SpecError
         A name is unknown, or there is none.
     """
-    known = list(methods())
+    known = methods()
     if names is None:
         return tuple(known)
     wanted: set[str] = set()
     for text in names:
         name = text.strip().lower().replace("-", "_")
-        name = ALIASES.get(name, name)
-        same = {full for full in known if name in (full, full.partition(":")[0])}
+        same = {
+            full for full, spec in known.items() if full == name or spec.reject == ALIASES.get(name, name) != "none"
+        }
         if not same:
             raise SpecError(f"unknown method {text.strip()!r}; choose of: {', '.join(known)}")
         wanted |= same
@@ -537,7 +541,7 @@ def _file_stacker(paths: Sequence[Path], stack: StackSpec, workers: int, allowed
 def verdict(result: BenchResult) -> str:
     """Say in one sentence what limits this machine."""
     limits = {of.method: result.limit(of) for of in result.figures}
-    kinds = sorted(set(limits.values()), key=list(limits.values()).count, reverse=True)
+    kinds = [kind for kind in LIMITS if kind in limits.values()]
     parts = []
     for kind in kinds:
         names = [method for method, limit in limits.items() if limit == kind]
@@ -556,8 +560,8 @@ def verdict(result: BenchResult) -> str:
 def print_bench(console: Console, result: BenchResult) -> None:
     """Print the figures as a table, with what limits each method, and one sentence on the machine."""
     spec = result.spec
-    head = ["method", "combine, s", "Msamples/s", "CPU ns/sample", "% of memory", "stack, s"]
-    head += ["from files, s", "limit"] if spec.files else ["limit"]
+    head = ["", "combine\ns", "mega-\nsamples/s", "CPU ns\n/sample", "% of\nread", "stack\ns"]
+    head += ["files\ns", "limit"] if spec.files else ["limit"]
     rows = []
     for of in result.figures:
         rows.append(
@@ -583,5 +587,6 @@ def print_bench(console: Console, result: BenchResult) -> None:
     facts += [("note" if k == 0 else "", note) for k, note in enumerate(result.notes)]
     reporting.print_facts(console, facts)
     reporting.print_columns(console, head, rows)
-    console.print(f"Medians of {spec.repeat}. Combine: samples ready in memory; stack: the engine on arrays.")
+    console.print("combine: samples that lie ready in memory, % of the read bandwidth", soft_wrap=True)
+    console.print(f"stack: the whole engine, from arrays{' and from files' if spec.files else ''}", soft_wrap=True)
     console.print(verdict(result), soft_wrap=True)

@@ -63,8 +63,8 @@ def method_parameters(spec: StackSpec) -> np.ndarray:
 def gesd_table(n_frames: int, alpha: float) -> np.ndarray:
     """Return Rosner's critical values by the number of samples that remain after a step, ``(n_frames + 1,) float64``.
 
-    ``lambda = m t / sqrt((m - 1 + t^2)(m + 1))`` with m samples remaining and t the quantile ``1 - alpha / (2 (m + 1))``
-    of Student's distribution with m - 1 degrees of freedom; infinite for m < 2.
+    ``lambda = m t / sqrt((m - 1 + t^2)(m + 1))`` with m samples remaining and t the quantile ``1 - alpha / (2 (m +
+    1))`` of Student's distribution with m - 1 degrees of freedom; infinite for m < 2.
     """
     from scipy.stats import t as student_t
 
@@ -403,9 +403,9 @@ def _window_pixinsight(t, sum1, sum2, centre, j, n, k_low, k_high):
 def _window_averaged_sigma(t, sum1, sum2, j, n, k_low, k_high):
     """Clip at a deviation that follows the square root of the level, as photon noise does.
 
-    ``g = sqrt(sum((x - m)^2 / m) / (n - 1))`` once, from all valid samples and their median m; then with the median m of
-    what is kept reject ``x < m - k_low g sqrt(m)`` or ``x > m + k_high g sqrt(m)``; repeat until nothing falls. At least
-    3 samples, all above 0, otherwise all are kept. Source: IRAF imcombine, ``reject = avsigclip``.
+    ``g = sqrt(sum((x - m)^2 / m) / (n - 1))`` once, from all valid samples and their median m; then with the median
+    m of what is kept reject ``x < m - k_low g sqrt(m)`` or ``x > m + k_high g sqrt(m)``; repeat until nothing falls. At
+    least 3 samples, all above 0, otherwise all are kept. Source: IRAF imcombine, ``reject = avsigclip``.
     NOTE: imcombine averages g over the pixels of a line; here every pixel has its own.
     """
     if not t[0, j] > 0.0:
@@ -539,79 +539,71 @@ def _weight_below(slopes, weights, n, bound) -> int:
 def _weighted_median(slopes, weights, n, guess, step) -> int:
     """Place of the weighted median: the smallest slope at which half of the weight is reached, the first of equal ones.
 
-    A bracket grows from the guess and is halved until few slopes are left in it; those are taken one by one.
+    A bracket grows from the guess and is halved a few times; what is left in it is taken one by one. A slope that is
+    NaN does not count.
     """
-    total = np.int32(0)
-    for i in range(n):
-        total += weights[i]
+    total = _weight_below(slopes, weights, n, np.inf)
     low = guess - step
     high = guess + step
     for _ in range(60):
         if 2 * _weight_below(slopes, weights, n, low) < total:
             break
+        high = low
         low -= step
         step *= 2.0
     for _ in range(60):
         if 2 * _weight_below(slopes, weights, n, high) >= total:
             break
+        low = high
         high += step
         step *= 2.0
-    for _ in range(12):
+    for _ in range(6):
         middle = 0.5 * (low + high)
         if 2 * _weight_below(slopes, weights, n, middle) < total:
             low = middle
         else:
             high = middle
+    reached = _weight_below(slopes, weights, n, low)
     place = 0
-    for _ in range(n):  # the weight below ``low`` is less than half, so the median is the first slope that is not
+    for _ in range(n):  # less than half of the weight lies below ``low``: the median is at or above it
         smallest = np.inf
         for i in range(n):
             if slopes[i] >= low and slopes[i] < smallest:
                 smallest = slopes[i]
                 place = i
-        reached = np.int32(0)
-        following = np.inf
+        low = smallest
         for i in range(n):
-            if slopes[i] <= smallest:
+            if slopes[i] == low:
                 reached += weights[i]
-            else:
-                following = min(following, slopes[i])
         if 2 * reached >= total:
             break
-        low = following
+        low = np.nextafter(low, np.inf)
     return place
 
 
 @kernel
-def _line_least_absolute(y, n, at, level, slope, work, weights):
+def _line_least_absolute(y, n, at, slope, slopes, weights):
     """Return level at rank 0, slope and a sample of a line of least absolute deviation of y against rank.
 
-    Through sample ``at`` the best slope is a weighted median of the slopes to the others; the line then passes through a
-    second sample, which is taken next, until no line is better. ``level, slope``: a line to begin near. ``work (2, n)``
-    float64, ``weights (n,)`` int32.
+    Through sample ``at`` the best slope is a weighted median of the slopes to the others; the line then passes
+    through a
+    second sample, whose best line is sought next, until it leads back. ``slope``: where to begin. ``slopes (n,)``
+    float64 and ``weights (n,)`` int32 are overwritten.
     Source: P. Bloomfield, W. Steiger, "Least absolute deviations: theory, applications, and algorithms", 1983.
     """
-    best = np.inf
-    slopes = work[0]
-    size = work[1]
-    b = slope
-    for _ in range(100):
+    came_from = -1
+    for _ in range(50):
+        level = y[at]
         for i in range(n):
             weights[i] = abs(i - at)
-            slopes[i] = (y[i] - y[at]) / max(np.float64(i - at), 1.0) if i > at else (y[at] - y[i]) / max(at - i, 1)
-        other = _weighted_median(slopes, weights, n, b, 0.1 * abs(b) + 1e-30)
-        b = slopes[other]
-        a = y[at] - b * at
-        for i in range(n):
-            size[i] = abs(y[i] - (a + b * i))
-        cost = _sum_of(size, n)
-        if not cost < best:
+            slopes[i] = (y[i] - level) / (i - at)  # 0 / 0 at the sample itself: NaN, weight 0
+        other = _weighted_median(slopes, weights, n, slope, 0.05 * abs(slope) + 1e-30)
+        slope = slopes[other]
+        if other == came_from:
             break
-        best = cost
-        level = a
-        slope = b
+        came_from = at
         at = other
-    return level, slope, at
+    return y[at] - slope * at, slope, at
 
 
 @kernel
@@ -630,19 +622,24 @@ def _window_linear_fit(t, centre, j, n, k_low, k_high, absolute, samples, work, 
     last = n
     residual = work[0]
     size = work[1]
+    at = -1
+    slope = 0.0
     while last - first >= 5:
         y = samples[first:last]
         k = last - first
-        level, slope = _line_least_squares(y, k, work[0])
         if absolute:
-            at = 0
-            nearest = np.inf
-            for i in range(k):  # begin with the sample nearest to the other line
-                distance = abs(y[i] - (level + slope * i))
-                if distance < nearest:
-                    nearest = distance
-                    at = i
-            level, slope, at = _line_least_absolute(y, k, at, level, slope, work, weights)
+            if not first <= at < last:  # the first round, or the line's sample fell
+                level, slope = _line_least_squares(y, k, work[0])
+                nearest = np.inf
+                for i in range(k):
+                    distance = abs(y[i] - (level + slope * i))
+                    if distance < nearest:
+                        nearest = distance
+                        at = first + i
+            level, slope, at = _line_least_absolute(y, k, at - first, slope, work[0], weights)
+            at += first
+        else:
+            level, slope = _line_least_squares(y, k, work[0])
         for i in range(k):
             residual[i] = y[i] - (level + slope * i)
             size[i] = abs(residual[i])

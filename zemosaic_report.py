@@ -234,13 +234,13 @@ def print_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:
 
 
 def print_columns(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table: the first column is text, the others are right-justified."""
+    """Print a table: the first column is text, folded where there is no room; the others are right-justified."""
     from rich import box
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for k, title in enumerate(head):
-        table.add_column(title, justify="right" if k else "left", no_wrap=k > 0)
+        table.add_column(title, justify="right" if k else "left", no_wrap=k > 0, overflow="fold")
     for row in rows:
         table.add_row(*row)
     console.print(table)

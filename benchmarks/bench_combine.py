@@ -51,9 +51,9 @@ RACES = (
     Race("mean", "rej n -nonorm", "--reject none"),
     Race("median", "med -nonorm", "--reject none --combine median"),
     Race("sigma_clip", "rej s 3 3 -nonorm", "--reject sigma_clip --kappa-low 3 --kappa-high 3"),
-    Race("winsorized_sigma_clip:pixinsight", "rej w 3 3 -nonorm", WINSORIZED),
-    Race("linear_fit_clip:ols", "rej l 5 2.5 -nonorm", "--reject linear_fit_clip --line-fit ols"),
-    Race("linear_fit_clip:lad", "rej l 5 2.5 -nonorm", "--reject linear_fit_clip --line-fit lad"),
+    Race("winsorized:pixinsight", "rej w 3 3 -nonorm", WINSORIZED),
+    Race("linear_fit:ols", "rej l 5 2.5 -nonorm", "--reject linear_fit_clip --line-fit ols"),
+    Race("linear_fit:lad", "rej l 5 2.5 -nonorm", "--reject linear_fit_clip --line-fit lad"),
 )
 
 
@@ -162,7 +162,9 @@ checked to be equal to the bit.
 
 def heading(options: argparse.Namespace, bandwidths: dict[int, float]) -> str:
     said = subprocess.run([str(SIRIL), "--version"], capture_output=True, text=True, check=True).stdout
-    command = " ".join(["python", "benchmarks/bench_combine.py", *sys.argv[1:]])
+    command = f"python benchmarks/bench_combine.py --frames {' '.join(map(str, options.frames))}"
+    if options.methods is not None:
+        command += f" --methods {' '.join(options.methods)}"
     known = versions()
     ours = ", ".join(f"{name} {known[name]}" for name in ("zemosaic-phase3", "python", "numpy", "numba", "astropy"))
     reads = ", ".join(f"{rate / 1e9:.1f} GB/s (N = {frames})" for frames, rate in bandwidths.items())

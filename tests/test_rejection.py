@@ -60,8 +60,8 @@ def run(
         code = rejection.METHOD_CODES["given_limits"]
     out["lost"] = rejection.combine_block(
         cube, start, last, rejection.sorting_network(n), code,
-        parameters(method, par), low, high, rewinsor, rejection.COMBINE_CODES[combine], lanes, np.empty((0, 0), np.float32), 1,
-        out["image"], out["coverage"], out["weight"], out["low"], out["high"], out["hits"],
+        parameters(method, par), low, high, rewinsor, rejection.COMBINE_CODES[combine], lanes, np.empty((0, 0),
+        np.float32), 1, out["image"], out["coverage"], out["weight"], out["low"], out["high"], out["hits"],
     )  # fmt: skip
     return out
 
