@@ -362,7 +362,7 @@ def commands() -> dict:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], *([name, "--help"] for name in ("stack", "demo", "simulate", "doctor"))]
+    "arguments", [["--help"], *([name, "--help"] for name in ("stack", "demo", "simulate", "doctor", "bench"))]
 )
 def test_help_is_shown(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -372,7 +372,7 @@ def test_help_is_shown(arguments, capsys):
 
 
 def test_help_gives_meaning_and_default_of_each_option():
-    assert sorted(commands()) == ["demo", "doctor", "simulate", "stack"]
+    assert sorted(commands()) == ["bench", "demo", "doctor", "simulate", "stack"]
     wanted = (
         "--output --reference --register --interpolation --reject --kappa-low --kappa-high --winsor-limits --wsc-impl "
         "--normalize --weight --combine --radial-weight --equalize-rgb --bayer --device --require-gpu --memory "
