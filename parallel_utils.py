@@ -263,8 +263,9 @@ def memory_text(size: int) -> str:
 
 # --------------------------------------------------------------------------- bytes and slabs
 
-KERNEL_PIXELS: Final = 64  # pixels one worker rejects at a time
-KERNEL_SAMPLE_BYTES: Final = 24  # per sample of those: value, sorted copy and weight (float32), order, one float64
+KERNEL_PIXELS: Final = 96  # pixels one worker rejects at a time
+KERNEL_SAMPLE_BYTES: Final = 21  # per sample of those: sorted copy (float32), two running sums (float64), one column
+FRAME_BYTES: Final = 96 * 8 + 64  # per frame: its weight for every lane, the sorting network, counts
 OUTPUT_MAPS: Final = 5  # image, coverage, weight, rejected low, rejected high; four bytes each
 
 
@@ -288,6 +289,7 @@ def stack_bytes(
     * with ``sample_weights`` (radial weighting) their weights, ``(n_frames, rows, width) float32``;
     * per worker one source block, ``(rows + source_margin, width)``, as stored and debayered to float32;
     * per worker the scratch of the rejection kernel, ``KERNEL_PIXELS`` pixels of ``n_frames`` samples;
+    * per frame ``FRAME_BYTES``, for weights and counts;
     * the finished tile: ``OUTPUT_MAPS`` maps of ``(height, width, channels)``, 4 bytes each.
 
     It never decreases with ``rows``.
@@ -313,7 +315,7 @@ def stack_bytes(
     source = min(rows + source_margin, height) * width * (raw_bytes + 4 * channels)
     scratch = KERNEL_PIXELS * KERNEL_SAMPLE_BYTES * n_frames
     outputs = 4 * OUTPUT_MAPS * height * width * channels
-    return cube + weights + workers * (source + scratch) + outputs
+    return cube + weights + workers * (source + scratch) + FRAME_BYTES * n_frames + outputs
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,6 @@ def _stack_in_memory(
     parallel_plan: object = None,
     progress_callback: Callback | None = None,
     clipped_kappa: bool = False,
-    equalise: bool = True,
 ) -> tuple[np.ndarray, float]:
     """Stack arrays, fill ``stack_metadata`` in place, return image and percent rejected."""
     arrays, kept = _same_shape(frames, what)
@@ -123,8 +122,7 @@ def _stack_in_memory(
     metadata = describe(job, result)
     if stack_metadata is not None:
         stack_metadata.update({k: v for k, v in metadata.items() if k not in stack_metadata or k != "rgb_equalization"})
-    if equalise:
-        _poststack_rgb_equalization(result.image, zconfig, stack_metadata)
+    _poststack_rgb_equalization(result.image, zconfig, stack_metadata)
     samples = float(result.coverage.sum())
     rejected = float(result.rejected_low.sum() + result.rejected_high.sum())
     return result.image, 100.0 * rejected / samples if samples > 0 else 0.0
@@ -487,7 +485,9 @@ def _reject_outliers_winsorized_sigma_clip(
     replaced: Any = np.float32(np.nan)
     if apply_rewinsor:
         low, high = spec.winsor_limits
-        with np.errstate(invalid="ignore"):
-            bounds = np.nanquantile(stack.astype(np.float64), (low, 1.0 - high), axis=0)
+        valid = np.isfinite(stack)
+        samples = np.where(valid, stack.astype(np.float64), np.nan)
+        samples[:, ~valid.any(axis=0)] = 0.0  # nothing to take a quantile of, and nothing kept either
+        bounds = np.nanquantile(samples, (low, 1.0 - high), axis=0)
         replaced = np.clip(stack, bounds[0], bounds[1]).astype(np.float32)
     return np.where(keep, stack, replaced), None

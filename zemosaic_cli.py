@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import parallel_utils
 import zemosaic_report as reporting
 from zemosaic_headers import BAYER_PATTERNS
-from zemosaic_pipeline import check_output, timed
+from zemosaic_pipeline import check_output, timed, without_output
 from zemosaic_simulate import SimulationSpec, simulate
 from zemosaic_spec import (
+    DEFAULT_KAPPA,
     CombineName,
     DeviceName,
     InterpolationName,
@@ -198,9 +199,12 @@ def _add_registration(group: Group) -> None:
 def _add_stacking(group: Group) -> None:
     default = StackSpec
     _add_choice(group, "--reject", "rejection", RejectName, default.reject, "outlier rejection")
-    own = "3, but 4 low for winsorized_sigma_clip with pixinsight"
-    group.add_argument("--kappa-low", type=float, metavar="K", help=f"rejection limit below, sigma (default: {own})")
-    group.add_argument("--kappa-high", type=float, metavar="K", help="rejection limit above, sigma (default: 3)")
+    for side, at in (("low", 0), ("high", 1)):
+        own = ", ".join(
+            f"{limits[at]:g} {name}" for name, limits in DEFAULT_KAPPA.items() if name not in ("none", "gesd")
+        )
+        text = f"rejection limit on the {side} side, sigma; a fraction for percentile_clip (default: {own})"
+        group.add_argument(f"--kappa-{side}", type=float, metavar="K", help=text)
     group.add_argument(
         "--winsor-limits", type=_limits, metavar="L,H",
         help="fractions winsorized at each end; only for --wsc-impl legacy_quantile (default: 0.05,0.05)",
@@ -406,13 +410,10 @@ def _frames(args: argparse.Namespace, output: Path, console: Console) -> list[Pa
     NoFramesError
         There is none.
     OutputError
-        The output was named as an input.
+        The output is an input, and no earlier result.
     """
-    target = output.resolve()
-    if any(Path(item).resolve() == target for item in args.inputs):
-        raise OutputError(f"{output}: is an input too; choose another name for the result")
     found = expand_inputs(args.inputs)
-    frames = [path for path in found if path.resolve() != target]
+    frames = without_output(found, args.inputs, output)
     if not frames:
         raise NoFramesError(f"no frames but the output itself in: {', '.join(args.inputs)}")
     if len(frames) < len(found) and not args.quiet:

@@ -15,6 +15,7 @@ import gzip
 import os
 import re
 import stat
+import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -290,6 +291,8 @@ def _open_array(value: object, name: str, bayer: str, header: Cards) -> FrameSou
     pixels = np.moveaxis(array, 0, -1) if planar else array
     pixels = pixels[..., 0] if array.ndim == 3 and size[2] == 1 else pixels
     cfa = _cfa(bayer, size, name, header)
+    if cfa is not None and min(size[:2]) < MIN_SIDE_PX:
+        raise FrameError(name, f"{size[1]} x {size[0]} pixels are too few for a mosaic; at least {MIN_SIDE_PX} a side")
     return _ArraySource(name, size, _Codec(array.dtype), cfa, pixels)
 
 
@@ -550,6 +553,9 @@ class _PixelFile(FrameSource):
             return headers.inherit(headers.parse_header(headers.header_bytes(stream, self.name, offset)), primary)
 
 
+_HCOMPRESS_LOCK = threading.Lock()
+
+
 class _TileCompressedFile(_PixelFile):
     """A tile-compressed FITS image (``.fz``): astropy decompresses the tiles that the rows touch."""
 
@@ -562,11 +568,14 @@ class _TileCompressedFile(_PixelFile):
         is_planar = self._place.order == "planes"
         try:
             with _file_errors(self.name), fits.open(self._place.path, **options) as hdus:
-                section = hdus[self._place.unit].section
-                block = section[:, y0:y1] if is_planar else section[y0:y1]
+                unit = hdus[self._place.unit]
+                # The HCOMPRESS decoder keeps its state in static memory: two threads in it spoil each other's tiles.
+                one_at_a_time = unit.compression_type == "HCOMPRESS_1"
+                with _HCOMPRESS_LOCK if one_at_a_time else contextlib.nullcontext():
+                    block = unit.section[:, y0:y1] if is_planar else unit.section[y0:y1]
         except FrameError:
             raise
-        except (ValueError, TypeError, LookupError, RuntimeError) as exc:  # what astropy's decoders raise
+        except Exception as exc:  # noqa: BLE001 - the decoders' own error derives from nothing narrower
             raise FrameError(self.name, f"its compressed tiles are damaged ({exc}); copy it again") from exc
         block = np.moveaxis(block, 0, -1) if is_planar else block
         return self._codec.decode(np.array(block, order="C").reshape(shape))

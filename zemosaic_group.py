@@ -309,13 +309,15 @@ def register_group(group: Group, spec: RegisterSpec, *, workers: int = 1, progre
     Raises
     ------
     NoFramesError
-        The named reference could not be used.
+        The named reference could not be used, or registration by the WCS was asked for and the reference has none.
     """
     usable = group.usable
+    if group.reference >= 0 and group.reference not in usable:
+        row = group.rows[group.reference]
+        raise NoFramesError(f"the reference {row.name} cannot be used: {row.reason}")
+    if spec.mode == "wcs" and len(usable) > 1:  # a frame alone needs none
+        _require_wcs(group)
     if group.reference >= 0:
-        if group.reference not in usable:
-            row = group.rows[group.reference]
-            raise NoFramesError(f"the reference {row.name} cannot be used: {row.reason}")
         verdicts = _register_on(group, group.reference, spec, workers, progress)
     else:
         group.reference, verdicts = _best_reference(group, spec, workers, progress)
@@ -324,6 +326,21 @@ def register_group(group: Group, spec: RegisterSpec, *, workers: int = 1, progre
         group.rows[i].scan = replace(group.scan(i), stars=None)
         if not verdict.ok:
             group.rows[i].drop(f"not registered: {verdict.reason}")
+
+
+def _require_wcs(group: Group) -> None:
+    """Raise NoFramesError where the reference has no WCS, so that every other frame would fail."""
+    if group.reference >= 0:
+        if not group.scan(group.reference).has_wcs:
+            name = group.rows[group.reference].name
+            raise NoFramesError(
+                f"the reference {name} has no celestial WCS, so nothing can be registered on it by the WCS; "
+                "use --register stars, or name a reference that is plate-solved"
+            )
+    elif not any(group.scan(i).has_wcs for i in group.usable):
+        raise NoFramesError(
+            f"none of {len(group.usable)} frames has a celestial WCS; use --register stars, or plate-solve the frames"
+        )
 
 
 def _best_reference(

@@ -5,10 +5,11 @@ Every frame is read twice: once whole, to find its stars and measure its levels,
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -39,6 +40,8 @@ from zemosaic_utils import COMPRESSED_SUFFIXES, Frame, FrameSource, open_source,
 if TYPE_CHECKING:
     from astropy.io.fits import Header
     from astropy.wcs import WCS
+
+logger = logging.getLogger("ZeMosaicWorker")
 
 Stacker = Callable[[list[Frame], dict[str, Any]], tuple[np.ndarray, dict[str, Any], bool]]
 """Stacks registered frames with parameters of existing runs: image, metadata, whether on the GPU."""
@@ -407,8 +410,43 @@ def check_output(output: str | os.PathLike[str], *, overwrite: bool) -> None:
         raise OutputError(f"{path}: folder {path.parent} does not exist; create it first")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"{path}: folder {path.parent} may not be written; choose another one")
-    if path.exists() and not overwrite:
+    if (path.exists() or path.is_symlink()) and not overwrite:  # a link to nothing would be replaced all the same
         raise OutputError(f"{path}: exists already; choose another name, or allow --overwrite")
+
+
+def without_output(paths: Sequence[Path], inputs: Iterable[str | Path], output: str | os.PathLike[str]) -> list[Path]:
+    """Return the frames to stack: an earlier tile in the place of the output is none of them.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        The files that ``inputs`` stand for.
+    inputs : iterable of path
+        Files, folders and patterns as they were given.
+    output : path
+        The file that will be written.
+
+    Raises
+    ------
+    OutputError
+        The output is an input: named as one, or a file of a folder or a pattern that is no tile of ours.
+    """
+    target = Path(output).resolve()
+    kept = [path for path in paths if path.resolve() != target]
+    is_named = any(Path(item).resolve() == target for item in inputs)
+    if is_named or (len(kept) < len(paths) and not is_own_tile(target)):
+        raise OutputError(f"{output}: is itself an input, and inputs are never overwritten; choose another name")
+    return kept
+
+
+def is_own_tile(path: Path) -> bool:
+    """Tell by its header whether a file is a tile that this library wrote, see :func:`tile_header`."""
+    try:
+        header = open_source(path).read_header()
+    except FrameError as exc:
+        logger.debug("no tile of ours: %s", exc)
+        return False
+    return "ZMT_REF" in header and "ALPHAEXT" in header
 
 
 def write_tile(tile: Tile, output: str | os.PathLike[str], *, maps: bool = False, overwrite: bool = False) -> Path:

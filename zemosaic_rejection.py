@@ -119,8 +119,11 @@ def sort_rows(t: np.ndarray, network: np.ndarray) -> None:
 
 
 @kernel
-def _load(cube, p0, width, t, n_valid) -> None:
-    """Copy ``width`` pixels of all frames into ``t``; invalid samples become the largest number and are not counted."""
+def _load(cube, p0, width, t, n_valid, seen) -> None:
+    """Copy ``width`` pixels of all frames into ``t``; invalid samples become the largest number and are not counted.
+
+    ``n_valid (LANES,) int32`` counts the valid samples of each pixel, ``seen (N,) int64`` grows by those of each frame.
+    """
     big = np.float32(3.4028235e38)
     zero = np.float32(0.0)
     one = np.int32(1)
@@ -130,11 +133,14 @@ def _load(cube, p0, width, t, n_valid) -> None:
     for i in range(cube.shape[0]):
         s = cube[i, p0 : p0 + width]
         d = t[i]
+        valid = none
         for j in range(width):
             v = s[j]
             ok = v - v == zero  # false for NaN and infinity
             d[j] = v + zero if ok else big  # -0 becomes +0: the two must not be told apart by their order
             n_valid[j] += one if ok else none
+            valid += one if ok else none
+        seen[i] += valid
         for j in range(width, 96):
             d[j] = zero
     for j in range(width, 96):
@@ -360,7 +366,7 @@ def _window_pixinsight(t, sum1, sum2, centre, j, n, k_low, k_high):
 
     Outer round: m = median and s = std(n - 1) of the kept samples; inner rounds: clip cumulatively to ``m -+ 1.5
     s``, then
-    ``s = 1.134 std(n - 1)`` of the clipped, at least twice, until s changes by less than 0.0005 of itself; reject
+    ``s = 1.134 std(n - 1)`` of the clipped, at least twice, until s changes by at most 0.0005 of itself; reject
     ``x < m - k_low s`` or ``x > m + k_high s``; repeat on the survivors until none falls or fewer than 3 are left.
     1.134 undoes what clipping a Gaussian at 1.5 sigma takes from its deviation.
     Source: P. J. Huber, E. M. Ronchetti, "Robust Statistics", 2nd ed. 2009; PixInsight reference documentation,
@@ -744,7 +750,7 @@ def _reject(t, n_valid, method, par, given_low, given_high, centre, sum1, sum2, 
 
 @kernel
 def _count_hits(cube, p0, width, low, high, hits) -> None:
-    """Add the samples of each frame that were rejected low and high to ``hits (N, 2) int64``."""
+    """Add the samples of each frame that were rejected low and high to ``hits (N, 3) int64``."""
     one = np.int32(1)
     none = np.int32(0)
     for i in range(cube.shape[0]):
@@ -752,9 +758,10 @@ def _count_hits(cube, p0, width, low, high, hits) -> None:
         n_low = none
         n_out = none
         for j in range(width):
-            below = s[j] < low[j]
+            finite = s[j] - s[j] == np.float32(0.0)
+            below = s[j] < low[j] and finite
             n_low += one if below else none
-            n_out += one if below or s[j] > high[j] else none
+            n_out += one if below or (s[j] > high[j] and finite) else none
         hits[i, 0] += n_low
         hits[i, 1] += n_out - n_low
 
@@ -841,18 +848,17 @@ def _rewinsorized_sums(
 
 
 @kernel
-def _median_rewinsorized(t, j, n, first, last, low, high, scratch) -> float:
-    """Median after rejected samples were replaced by their clipped values, which may disorder them a little."""
+def _sort_rewinsorized(t, j, n, first, last, low, high, ordered) -> None:
+    """Fill ``ordered (n,)``: the samples with the rejected ones replaced by their clipped values, sorted again."""
     for i in range(n):
         x = np.float64(t[i, j])
         if i < first or i >= last:
             x = low if x < low else (high if x > high else x)
         k = i
-        while k > 0 and scratch[k - 1] > x:
-            scratch[k] = scratch[k - 1]
+        while k > 0 and ordered[k - 1] > x:
+            ordered[k] = ordered[k - 1]
             k -= 1
-        scratch[k] = x
-    return 0.5 * (scratch[(n - 1) // 2] + scratch[n // 2])
+        ordered[k] = x
 
 
 @kernel
@@ -906,8 +912,8 @@ def combine_block(
         Valid samples; samples rejected on either side.
     weight_map : ndarray (P,) float32
         Sum of the weights that entered the mean (the number kept for the other combinations).
-    hits : ndarray (N, 2) int64
-        Grows by the samples of each frame rejected low and high.
+    hits : ndarray (N, 3) int64
+        Grows by the samples of each frame rejected low, rejected high, and valid.
     """
     n_frames = cube.shape[0]
     t = np.empty((n_frames, 96), np.float32)
@@ -924,13 +930,15 @@ def combine_block(
     total = np.empty(96, np.float64)
     weight = np.empty(96, np.float64)
     column = np.empty(n_frames, np.float64)
+    spare = np.empty(96, np.float64)
     uniform = sample_weight.shape[0] == 0 and bool((frame_weight == 1.0).all())
+    seen = hits[:, 2]
     lost = 0
     for p0 in range(start, stop, 96):
         width = min(96, stop - p0)
         for j in range(96):
             place[j] = (p0 + j) // sample_step
-        _load(cube, p0, width, t, n_valid)
+        _load(cube, p0, width, t, n_valid, seen)
         if method != 0 or combine != 0:
             sort_rows(t, network)
         if method != 0:
@@ -966,7 +974,7 @@ def combine_block(
             coverage[p] = n
             rejected_low[p] = first[j]
             rejected_high[p] = n - last[j]
-            weight_map[p] = np.float32(kept)
+            weight_map[p] = np.float32(counted)
             if n == 0:
                 image[p] = np.float32(np.nan)
                 continue
@@ -978,13 +986,13 @@ def combine_block(
                 weight_map[p] = np.float32(divisor)
                 unweighted = unweighted or not divisor > 0.0
                 image[p] = np.float32(total[j] / divisor) if divisor > 0.0 else np.float32(0.0)
+            elif rewinsor:
+                _sort_rewinsorized(t, j, n, first[j], last[j], clip[j], clip[96 + j], column)
+                at = 0 if combine == 2 else n - 1
+                middle = 0.5 * (column[(n - 1) // 2] + column[n // 2])
+                image[p] = np.float32(middle if combine == 1 else column[at])
             elif combine == 1:
-                if rewinsor:
-                    image[p] = np.float32(
-                        _median_rewinsorized(t, j, n, first[j], last[j], clip[j], clip[96 + j], column)
-                    )
-                else:
-                    image[p] = np.float32(_median_of(t, j, first[j], last[j]))
+                image[p] = np.float32(_median_of(t, j, first[j], last[j]))
             elif combine == 2:
                 image[p] = t[first[j], j]
             else:
@@ -992,7 +1000,7 @@ def combine_block(
         if unweighted:  # all weights of some pixel are 0: its plain mean
             if rewinsor:
                 _rewinsorized_sums(
-                    cube, p0, width, frame_weight, sample_weight, place, low, high, clip, True, total, column
+                    cube, p0, width, frame_weight, sample_weight, place, low, high, clip, True, total, spare
                 )
             else:
                 _plain_sums(cube, p0, width, low, high, total)
@@ -1015,12 +1023,13 @@ def limits_block(cube, network, method, par, low_map, high_map) -> None:
     first = np.empty(96, np.int32)
     last = np.empty(96, np.int32)
     n_valid = np.empty(96, np.int32)
+    seen = np.zeros(n_frames, np.int64)
     low = np.empty(96, np.float32)
     high = np.empty(96, np.float32)
     nothing = np.empty(0, np.float32)
     for p0 in range(0, cube.shape[1], 96):
         width = min(96, cube.shape[1] - p0)
-        _load(cube, p0, width, t, n_valid)
+        _load(cube, p0, width, t, n_valid, seen)
         sort_rows(t, network)
         _reject(t, n_valid, method, par, nothing, nothing, centre, sum1, sum2, first, last, clip, low, high)
         for j in range(width):
@@ -1041,13 +1050,14 @@ def ranked_limits(cube, start, stop, network, method, par, critical, low_map, hi
     sum2 = np.empty((n_frames + 1, 96), np.float64)
     centre = np.empty(96, np.float64)
     n_valid = np.empty(96, np.int32)
+    seen = np.zeros(n_frames, np.int64)
     low = np.empty(96, np.float32)
     high = np.empty(96, np.float32)
     work = np.empty((3, n_frames), np.float64)
     weights = np.empty(n_frames, np.int32)
     for p0 in range(start, stop, 96):
         width = min(96, stop - p0)
-        _load(cube, p0, width, t, n_valid)
+        _load(cube, p0, width, t, n_valid, seen)
         sort_rows(t, network)
         _centre(t, n_valid, centre)
         if method == 8:

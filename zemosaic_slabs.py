@@ -20,12 +20,13 @@ from zemosaic_stack import Callback, Job, StackResult, describe, notify, prepare
 from zemosaic_tile import poststack_rgb_equalization
 from zemosaic_utils import FrameSource
 
-__all__ = ["fill_samples", "frame_block", "run_job", "stack_descriptors", "stack_job"]
+__all__ = ["combine_slab", "empty_result", "fill_samples", "frame_block", "run_job", "stack_descriptors", "stack_job"]
 
 logger = logging.getLogger("ZeMosaicWorker")
 
 CHUNKS_PER_WORKER = 4  # pieces of a slab each worker gets, so that none waits long for the slowest
 SLAB_BYTES = 256 << 20  # samples in one slab; more memory than this does not make a stack faster
+AT_ONCE = 1 << 16  # pixels scaled at a time
 MIN_ROWS = 8  # but a slab is not cut thinner than this for it: a rotated frame is read again for every slab it crosses
 
 
@@ -56,7 +57,13 @@ def fill_samples(job: Job, i: int, rows: slice, samples: np.ndarray, radial: np.
     if radial.size == 0 and np.array_equal(matrix, np.eye(3)):
         pixels = source.width * (rows.stop - rows.start)
         block = frame_block(source, rows.start, rows.stop)[: pixels * job.channels].reshape(pixels, job.channels)
-        samples.reshape(block.shape)[:] = block * table.scale[i] + table.offset[i]
+        out = samples.reshape(block.shape)
+        if (table.scale[i] == 1.0).all() and (table.offset[i] == 0.0).all():
+            out[:] = block
+            return
+        for start in range(0, pixels, AT_ONCE):  # the product is float64, and twice as large
+            part = slice(start, start + AT_ONCE)
+            out[part] = block[part] * table.scale[i] + table.offset[i]
         return
     first, last = source_rows(matrix, rows.start, rows.stop, width, source.height)
     if last <= first:
@@ -120,7 +127,7 @@ class _Recipe:
     lanes: np.ndarray  # frame weights spread over the kernel's lanes
 
 
-def _recipe(job: Job) -> _Recipe:
+def recipe_of(job: Job) -> _Recipe:
     from zemosaic_rejection import (
         COMBINE_CODES,
         LANES,
@@ -146,7 +153,7 @@ def _recipe(job: Job) -> _Recipe:
     )
 
 
-def _plan(job: Job, workers: int, allowed_bytes: int | None, max_rows: int | None) -> SlabPlan:
+def slab_plan(job: Job, workers: int, allowed_bytes: int | None, max_rows: int | None) -> SlabPlan:
     height, width = job.shape[:2]
     n_frames, channels = len(job.sources), job.channels
     return plan_slabs(
@@ -156,21 +163,22 @@ def _plan(job: Job, workers: int, allowed_bytes: int | None, max_rows: int | Non
         width=width,
         channels=channels,
         workers=workers,
-        sample_weights=job.spec.radial_weight,
+        sample_weights=job.spec.radial_weight or job.sample_weight is not None,
         source_margin=_source_margin(job),
         raw_bytes=max(s.dtype.itemsize for s in job.sources) * (1 if job.sources[0].cfa else channels),
         max_rows=max_rows or max(MIN_ROWS, SLAB_BYTES // (4 * n_frames * width * channels)),
     )
 
 
-def _empty_result(job: Job, plan: SlabPlan) -> StackResult:
+def empty_result(job: Job, plan: SlabPlan) -> StackResult:
+    """Return a result whose arrays are still to be filled."""
     return StackResult(
         image=np.empty(job.shape, np.float32),
         coverage=np.empty(job.shape, np.int32),
         weight=np.empty(job.shape, np.float32),
         rejected_low=np.empty(job.shape, np.int32),
         rejected_high=np.empty(job.shape, np.int32),
-        frame_hits=np.zeros((len(job.sources), 2), np.int64),
+        frame_hits=np.zeros((len(job.sources), 3), np.int64),
         rows_per_slab=plan.rows_per_slab,
     )
 
@@ -194,7 +202,7 @@ class _SlabMemory:
         return samples.reshape(self._frames, -1), radial.reshape(self._frames, pixels if radial.size else 0)
 
 
-def _combine_slab(
+def combine_slab(
     job: Job, recipe: _Recipe, rows: slice, cube: np.ndarray, radial: np.ndarray, result: StackResult, workers: int
 ) -> None:
     """Reject and combine the samples of one slab into the rows of the result."""
@@ -212,7 +220,7 @@ def _combine_slab(
     method = METHOD_CODES["given_limits"] if recipe.ranked else recipe.method
 
     def combine(start: int) -> tuple[int, np.ndarray]:
-        hits = np.zeros((n_frames, 2), np.int64)
+        hits = np.zeros((n_frames, 3), np.int64)
         stop = min(start + piece, size)
         if recipe.ranked:
             ranked_limits(
@@ -259,9 +267,9 @@ def stack_job(
     FrameError
         A frame can no longer be read.
     """
-    plan = _plan(job, workers, allowed_bytes, max_rows)
+    plan = slab_plan(job, workers, allowed_bytes, max_rows)
     logger.debug("CPU stack: %s", plan)
-    recipe, result, memory = _recipe(job), _empty_result(job, plan), _SlabMemory(job, plan)
+    recipe, result, memory = recipe_of(job), empty_result(job, plan), _SlabMemory(job, plan)
     for done, rows in enumerate(row_slabs(job.shape[0], plan.rows_per_slab)):
         cube, radial = memory.views(rows)
 
@@ -269,7 +277,7 @@ def stack_job(
             fill_samples(job, i, rows, cube[i], radial[i])
 
         parallel_map(fill, range(len(job.sources)), workers)
-        _combine_slab(job, recipe, rows, cube, radial, result, workers)
+        combine_slab(job, recipe, rows, cube, radial, result, workers)
         notify(progress, "stack", done + 1, plan.n_slabs)
     return result
 

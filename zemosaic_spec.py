@@ -6,9 +6,10 @@ existing ZeMosaic runs into them. Nothing is opened, measured or computed.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal, get_args
 
 import numpy as np
@@ -133,13 +134,38 @@ def canonical(kind: str, value: object, allowed: object) -> str:
     return text
 
 
-def _in_range(name: str, value: float, low: float, high: float, *, open_high: bool = False) -> float:
-    number = float(value)
+def _as_number(name: str, value: Any) -> float:
+    """Return a number, also of a text that is one; SpecError names the option and the value."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError) as exc:
+        raise SpecError(f"{name} = {value!r} is not a number") from exc
+
+
+def _in_range(name: str, value: object, low: float, high: float, *, open_high: bool = False) -> float:
+    number = _as_number(name, value)
     inside = low <= number < high if open_high else low <= number <= high
     if not inside:
         bracket = ")" if open_high else "]"
         raise SpecError(f"{name} = {value!r} is outside [{low:g}, {high:g}{bracket}")
     return number
+
+
+def _store_number(spec: object, field_name: str, label: str, low: float, high: float) -> None:
+    """Check a number of a specification and store it with the type of the field's default; None means that default.
+
+    Raises
+    ------
+    SpecError
+        Not a number, outside [low, high], or a fraction where pixels or frames are counted.
+    """
+    default, given = getattr(type(spec), field_name), getattr(spec, field_name)
+    number: float = _in_range(label, default if given is None else given, low, high)
+    if isinstance(default, int):
+        if not number.is_integer():
+            raise SpecError(f"{label} = {given!r} is not a whole number")
+        number = int(number)
+    object.__setattr__(spec, field_name, number)
 
 
 def winsor_limits(value: object) -> tuple[float, float]:
@@ -220,11 +246,16 @@ class StackSpec:
         put(self, "kappa_low", _in_range("kappa (low)", low, 0.0, 1000.0))
         put(self, "kappa_high", _in_range("kappa (high)", high, 0.0, 1000.0))
         put(self, "line_fit", canonical("line fit", self.line_fit, LineFit))
-        put(self, "gesd_fraction", _in_range("GESD fraction", self.gesd_fraction, 0.0, 0.5))
-        put(self, "gesd_alpha", _in_range("GESD alpha", self.gesd_alpha, 1e-9, 0.5))
-        put(self, "radial_feather", _in_range("radial feather fraction", self.radial_feather, 1e-3, 100.0))
-        put(self, "radial_power", _in_range("radial shape power", self.radial_power, 0.0, 100.0))
-        put(self, "radial_floor", _in_range("minimum radial weight", self.radial_floor, 0.0, 1.0))
+        _store_number(self, "gesd_fraction", "GESD fraction", 0.0, 0.5)
+        _store_number(self, "gesd_alpha", "GESD alpha", 1e-9, 0.5)
+        for name, label, highest in (
+            ("radial_feather", "radial feather fraction", math.inf),  # the map takes it as 0.1 .. 1
+            ("radial_power", "radial shape power", 100.0),
+            ("radial_floor", "minimum radial weight", 1.0),
+        ):
+            # Existing configurations carry any number where radial weights are off.
+            limits = (0.0, highest) if self.radial_weight else (-math.inf, math.inf)
+            _store_number(self, name, label, *limits)
 
     @property
     def is_legacy_winsor(self) -> bool:
@@ -263,8 +294,11 @@ class RegisterSpec:
     def __post_init__(self) -> None:  # noqa: D105
         object.__setattr__(self, "mode", canonical("registration", self.mode, RegisterMode))
         object.__setattr__(self, "transform", canonical("transform", self.transform, TransformName))
-        _in_range("detection sigma", self.detection_sigma, 0.5, 1000.0)
-        _in_range("max rms", self.max_rms_px, 1e-6, 100.0)
+        _store_number(self, "detection_sigma", "detection sigma", 0.5, 1000.0)
+        _store_number(self, "max_rms_px", "max rms", 1e-6, 100.0)
+        _store_number(self, "max_scale_error", "max scale error", 0.0, 1000.0)
+        for name in ("min_area", "max_stars", "min_matched"):
+            _store_number(self, name, name.replace("_", " "), 1.0, 1e6)
 
 
 @dataclass(frozen=True)
@@ -283,9 +317,9 @@ class CropSpec:
 
     def __post_init__(self) -> None:  # noqa: D105
         for name in ("band_px", "margin_px", "min_run", "k_sigma"):
-            _in_range(f"crop {name}", getattr(self, name), 0.0, 1e6)
-        _in_range("alt-az margin, percent", self.altaz_margin_percent, 0.0, 50.0)
-        _in_range("alt-az decay", self.altaz_decay, 0.0, 1.0)
+            _store_number(self, name, f"crop {name}", 0.0, 1e6)
+        _store_number(self, "altaz_margin_percent", "alt-az margin, percent", 0.0, 50.0)
+        _store_number(self, "altaz_decay", "alt-az decay", 0.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -301,7 +335,8 @@ class GateSpec:
 
     def __post_init__(self) -> None:  # noqa: D105
         for name in ("edge_band_px", "k_sigma", "erode_px"):
-            _in_range(f"quality gate {name}", getattr(self, name), 0.0, 1e6)
+            _store_number(self, name, f"quality gate {name}", 0.0, 1e6)
+        _store_number(self, "threshold", "quality gate threshold", -math.inf, math.inf)
 
 
 # --------------------------------------------------------------------------- what is known of frames and tiles
@@ -423,9 +458,10 @@ def wsc_impl_choice(zconfig: object = None, stacking_params: Mapping[str, Any] |
 def stack_spec_from_params(params: Mapping[str, Any], zconfig: object = None) -> StackSpec:
     """Turn a ``stacking_params`` dictionary of existing runs into a :class:`StackSpec`.
 
-    Absent keys take the defaults of the ZeMosaic entry points (no normalisation, weight or rejection, kappa 3/3,
-    limits 0.05/0.05, mean, RGB equalised). Keys of ours, all optional: ``wsc_impl``, ``apply_rewinsor``,
-    ``min_radial_weight_floor``, ``interpolation``, ``line_fit``, ``gesd_fraction``, ``gesd_alpha``.
+    Absent keys, and numbers that are None or empty text, take the defaults of the ZeMosaic entry points (no
+    normalisation, weight or rejection, kappa 3/3, limits 0.05/0.05, mean, RGB equalised). Keys of ours, all optional:
+    ``wsc_impl``, ``apply_rewinsor``, ``min_radial_weight_floor``, ``interpolation``, ``line_fit``, ``gesd_fraction``,
+    ``gesd_alpha``.
 
     Raises
     ------
@@ -437,15 +473,18 @@ def stack_spec_from_params(params: Mapping[str, Any], zconfig: object = None) ->
 
     def number(key: str, default: float) -> float:
         value = get(key)
-        return default if value is None else float(value)
+        is_absent = value is None or (isinstance(value, str) and not value.strip())
+        return default if is_absent else _as_number(key, value)
 
+    reject = canonical("rejection", get("stack_reject_algo", "none"), RejectName)
+    kappas = DEFAULT_KAPPA[reject] if reject == "percentile_clip" else (3.0, 3.0)  # whose limits are no sigmas
     return StackSpec(
         normalize=get("stack_norm_method", "none"),
         weight=get("stack_weight_method", "none"),
-        reject=get("stack_reject_algo", "none"),
+        reject=reject,  # type: ignore[arg-type]
         wsc_impl=wsc_impl_choice(zconfig, params),  # type: ignore[arg-type]
-        kappa_low=number("stack_kappa_low", 3.0),
-        kappa_high=number("stack_kappa_high", 3.0),
+        kappa_low=number("stack_kappa_low", kappas[0]),
+        kappa_high=number("stack_kappa_high", kappas[1]),
         winsor_limits=get("parsed_winsor_limits"),  # type: ignore[arg-type]
         apply_rewinsor=as_bool(get("apply_rewinsor"), True),
         line_fit=get("line_fit") or "lad",
@@ -483,8 +522,3 @@ def params_from_stack_spec(spec: StackSpec) -> dict[str, Any]:
         "min_radial_weight_floor": spec.radial_floor,
         "interpolation": spec.interpolation,
     }
-
-
-def with_changes(spec: StackSpec, **changes: Any) -> StackSpec:
-    """Return a checked copy of ``spec`` with some fields replaced."""
-    return replace(spec, **changes)

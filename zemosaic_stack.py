@@ -56,8 +56,7 @@ class StackResult:
     """One stacked image and its evidence. Arrays ``(H, W)`` or ``(H, W, 3)``; image float32, ADU, NaN where nothing is.
 
     ``coverage``, ``rejected_low``, ``rejected_high`` int32 (samples); ``weight`` float32 (sum of weights);
-    ``frame_hits (N, 2)`` int64, samples of each frame rejected low and high; ``frame_samples (N,)`` int64, valid
-    samples.
+    ``frame_hits (N, 3)`` int64, samples of each frame rejected low, rejected high, and valid.
     """
 
     image: np.ndarray
@@ -109,7 +108,12 @@ def prepare(
     """Turn descriptors and parameters of existing runs into a job; frames are measured where they have not been."""
     spec = stack_spec_from_params(stacking_params, zconfig)
     frames = as_frames(image_descriptors)
-    return make_job(frames, spec, reference=int(stacking_params.get("reference_index") or 0))
+    reference = stacking_params.get("reference_index") or 0
+    if not (isinstance(reference, (int, np.integer)) and 0 <= reference < len(frames)):
+        raise SpecError(
+            f"reference_index = {reference!r} is not one of the {len(frames)} frames, 0 .. {len(frames) - 1}"
+        )
+    return make_job(frames, spec, reference=int(reference))
 
 
 def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) -> Job:
@@ -138,8 +142,7 @@ def _planes(image: np.ndarray, channels: int) -> list[np.ndarray]:
 def describe(job: Job, result: StackResult) -> dict[str, Any]:
     """Return the metadata of a stack: methods as used, statistics, maps and the frame table."""
     table, spec = job.table, job.spec
-    samples = max(float(result.coverage.sum()) / max(len(table.names), 1), 1.0)
-    rejected = result.frame_hits.sum(axis=1)
+    rejected = result.frame_hits[:, :2].sum(axis=1) / np.maximum(result.frame_hits[:, 2], 1)
     return {
         "normalize_method": spec.normalize,
         "weight_method": table.weight_method,
@@ -156,7 +159,7 @@ def describe(job: Job, result: StackResult) -> dict[str, Any]:
         "warnings": list(table.notes),
         "rejected_low_percent": _percent(result.rejected_low, result.coverage, job.channels),
         "rejected_high_percent": _percent(result.rejected_high, result.coverage, job.channels),
-        "frame_rejected_percent": (100.0 * rejected / samples).tolist(),
+        "frame_rejected_percent": (100.0 * rejected).tolist(),
         "all_rejected_pixels": int(result.all_rejected),
         "rows_per_slab": int(result.rows_per_slab),
         "coverage": result.coverage,

@@ -60,7 +60,7 @@ def cell_view(mosaic: np.ndarray, cfa: str) -> np.ndarray:
 
 
 def quanta(source: FrameSource) -> tuple[float, ...]:
-    """Return the step between levels of each channel of :func:`measuring_view`, ADU; 0 where they are continuous."""
+    """Return the step of the levels as stored, per channel of :func:`measuring_view`, ADU; 0 where it is not known."""
     if source.dtype != np.uint16:
         return (0.0,) * source.channels
     return (1.0, 0.5, 1.0) if source.cfa is not None else (1.0,) * source.channels
@@ -76,6 +76,27 @@ def _sorted(samples: np.ndarray, quantum: float) -> np.ndarray:
     if steps.max() > np.iinfo(np.uint16).max:
         return np.sort(finite).astype(np.float64)
     return lowest + quantum * np.sort(steps.astype(np.uint16), kind="stable")  # numpy's radix sort
+
+
+REPEATS: Final = 8  # samples per level, on average, from which samples count as quantised
+
+
+def _level_step(ordered: np.ndarray) -> float:
+    """Step of which all differences of sorted samples are multiples, ADU; 0 where they are not quantised.
+
+    Found in the samples, not in the file's type: a 12-bit camera's frames come in steps of 16, and integers come as
+    float32 from many programs.
+    """
+    jumps = np.diff(ordered)
+    jumps = jumps[jumps > 0.0]
+    if jumps.size == 0 or jumps.size * REPEATS > ordered.size:
+        return 0.0
+    smallest = float(jumps.min())
+    for step in (smallest, smallest / 2.0, smallest / 3.0):  # a step of 1 may show as 2 and 3 only
+        multiple = jumps / step
+        if float(np.abs(multiple - np.rint(multiple)).max()) < 0.02:
+            return step
+    return 0.0
 
 
 def _ungrouped(ordered: np.ndarray, quantum: float) -> np.ndarray:
@@ -163,7 +184,8 @@ def measure_levels(
     view : ndarray (h, w, C) float32, ADU
         NaN and infinity are left out.
     quantum : sequence of float, optional
-        Step between levels of each channel, from :func:`quanta`; samples are multiples of it. None: continuous.
+        Step between levels of each channel as stored, from :func:`quanta`; quantised samples are then spread over the
+        step that is found in them. None: every sample counts as it is.
     max_samples : int or None
         Look at every k-th row, so that at most about this many pixels count; None looks at all.
 
@@ -183,7 +205,7 @@ def measure_levels(
         if ordered.size == 0:
             continue
         levels["variance"][c] = clipped_variance(ordered)
-        ordered = _ungrouped(ordered, step_adu)
+        ordered = _ungrouped(ordered, _level_step(ordered) if quantum is not None else 0.0)
         median = _percentile(ordered, 50.0)
         levels["median"][c] = median
         levels["mad_sigma"][c] = MAD_TO_SIGMA * _median_deviation(ordered, median)
@@ -195,12 +217,12 @@ def measure_levels(
         p25=levels["p25"],
         p90=levels["p90"],
         variance=levels["variance"],
-        luminance_p25=_luminance_p25(rows),
+        luminance_p25=_luminance_p25(rows) if channels == 3 else float(levels["p25"][0]),
     )
 
 
 def _luminance_p25(rows: np.ndarray) -> float:
-    luminance = rows @ np.asarray(LUMINANCE, np.float32) if rows.shape[2] == 3 else rows[:, :, 0]
+    luminance = rows @ np.asarray(LUMINANCE, np.float32)
     valid = luminance[np.isfinite(luminance)]
     return float(np.percentile(valid, 25.0)) if valid.size else float("nan")
 
@@ -251,7 +273,7 @@ def _sky_mean(stats: FrameStats, reference: FrameStats) -> tuple[np.ndarray, np.
 
 def _dispersion_ratio(stats: FrameStats, reference: FrameStats) -> np.ndarray:
     """Ratio of 1.4826 MAD, per channel; 1 where either has none."""
-    flat = (stats.mad_sigma < MIN_SPAN) | (reference.mad_sigma < MIN_SPAN)
+    flat = ~((stats.mad_sigma > 0.0) & (reference.mad_sigma > 0.0))
     return np.where(flat, 1.0, reference.mad_sigma / np.where(flat, 1.0, stats.mad_sigma))
 
 
@@ -315,14 +337,18 @@ def noise_variance_weights(variance: np.ndarray) -> np.ndarray:
     """``min(v) / v`` over all frames and channels, ``(N, C) float64``; NaN for a frame that cannot be measured.
 
     Only the ratio between frames of one channel enters a mean. A frame is not measurable when a variance is not finite,
-    or is zero while others are not (a constant frame has no noise, but no sky either). All zero: equal weights.
+    or is zero while other frames have noise in that channel (a constant frame has no noise, but no sky either). A
+    channel without noise in every frame, as an empty one of a two-colour image, weighs the same in all.
     """
     measured = np.isfinite(variance).all(axis=1)
-    if measured.any() and (variance[measured] == 0.0).all():
-        return np.where(measured[:, None], np.ones_like(variance), np.nan)
-    usable = measured & (variance > 0.0).all(axis=1)
-    smallest = variance[usable].min() if usable.any() else np.nan
-    return np.where(usable[:, None], smallest / np.where(usable[:, None], variance, np.nan), np.nan)
+    noisy = (variance[measured] > 0.0).any(axis=0)
+    usable = measured & (variance[:, noisy] > 0.0).all(axis=1)
+    weight = np.full(variance.shape, np.nan)
+    weight[usable] = 1.0
+    if usable.any() and noisy.any():
+        shown = variance[np.ix_(usable, noisy)]
+        weight[np.ix_(usable, noisy)] = shown.min() / shown
+    return weight
 
 
 def _only(values: np.ndarray, measured: np.ndarray) -> np.ndarray:

@@ -22,14 +22,14 @@ import parallel_utils
 from zemosaic_frames import Frame, expand_inputs
 from zemosaic_gate import evaluate_quality_gate_metrics as _evaluate_quality_gate_metrics  # noqa: F401
 from zemosaic_master_tile import EXTREME_GROUP_FRAMES, TileRequest, TileResult, make_master_tile
-from zemosaic_pipeline import Tile, build_tile, check_output, timed, write_tile
+from zemosaic_pipeline import Tile, build_tile, check_output, timed, without_output, write_tile
 from zemosaic_spec import (
     CropSpec,
     DeviceName,
     FrameError,
     GateSpec,
     NoFramesError,
-    OutputError,
+    PlanError,
     RegisterSpec,
     SpecError,
     StackCancelled,
@@ -524,7 +524,7 @@ def stack_files(
     OutputError
         The output exists, is itself an input, or cannot be written.
     PlanError
-        The memory is too small for one row.
+        The memory is less than this process uses already, or too small for one row.
     SpecError
         An option is not allowed.
     """
@@ -532,8 +532,7 @@ def stack_files(
     if output is not None:
         check_output(output, overwrite=overwrite)
     descriptors = _descriptors([inputs] if _is_path(inputs) else list(inputs), output)
-    limit = parallel_utils.parse_memory("50%" if memory is None else memory)
-    allowed = max(limit - parallel_utils.current_rss_bytes(), 0)
+    allowed = _allowed_bytes("50%" if memory is None else memory)
     n_workers = workers or parallel_utils.usable_cpus()
     plan = parallel_utils.ParallelPlan(
         cpu_workers=n_workers, use_memmap=False, max_chunk_bytes=allowed, use_gpu=choice != "cpu"
@@ -553,6 +552,24 @@ def stack_files(
     return tile
 
 
+def _allowed_bytes(memory: str | int) -> int:
+    """Return what a limit on the whole process leaves for frames and stack, bytes.
+
+    Raises
+    ------
+    PlanError
+        The limit is below what the process uses now.
+    """
+    limit, used = parallel_utils.parse_memory(memory), parallel_utils.current_rss_bytes()
+    if limit <= used:
+        raise PlanError(
+            f"the memory limit of {limit} bytes ({parallel_utils.memory_text(limit)}) leaves nothing for frames: "
+            f"the process alone needs {used} ({parallel_utils.memory_text(used)}) now; "
+            "allow more, e.g. --memory 4GB, or close other programs"
+        )
+    return limit - used
+
+
 def _descriptors(inputs: Sequence[Any], output: str | os.PathLike[str] | None) -> list[Any]:
     """List the frames: files first, in natural order and each once, then what did not come as a path.
 
@@ -561,15 +578,12 @@ def _descriptors(inputs: Sequence[Any], output: str | os.PathLike[str] | None) -
     NoFramesError
         Folders and patterns hold no frame.
     OutputError
-        The output is an input by name.
+        The output is an input, and no earlier tile in a folder or a pattern.
     """
     named = [Path(item) for item in inputs if _is_path(item)]
     paths = expand_inputs(named) if named else []
     if output is not None:
-        target = Path(output).resolve()
-        if any(path.resolve() == target for path in named):
-            raise OutputError(f"{output}: is an input too, and inputs are never overwritten; choose another name")
-        paths = [path for path in paths if path.resolve() != target]
+        paths = without_output(paths, named, output)
     return [*paths, *(item for item in inputs if not _is_path(item))]
 
 

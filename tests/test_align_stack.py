@@ -280,3 +280,14 @@ print(int(peak.split()[1]) * 1024 - before, allowed)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     grown, allowed = map(int, done.stdout.split())
     assert grown < allowed + 16_000_000  # what the allocator keeps per thread
+
+
+def test_rejected_percent_of_a_frame_is_of_its_own_samples():
+    frames = np.full((8, 40, 40), 100.0, np.float32) + np.random.default_rng(0).normal(0, 1, (8, 40, 40)).astype("f4")
+    frames[0] = np.nan
+    frames[0, :4] = 9999.0
+    _, metadata = engine.stack_descriptors(
+        list(frames), {"stack_reject_algo": "winsorized_sigma_clip", "wsc_impl": "pixinsight"}
+    )
+    assert metadata["frame_rejected_percent"][0] == pytest.approx(100.0)
+    assert max(metadata["frame_rejected_percent"][1:]) < 10.0

@@ -309,7 +309,9 @@ def test_output_that_is_a_folder_or_an_input_is_refused(copies, tmp_path, capsys
     frame = copies / "sub_0001.fits"
     before = frame.read_bytes()
     assert run("stack", frame, copies / "sub_0002.fits", "-o", frame, "--overwrite") == 1
-    assert "is an input" in one_line(capsys.readouterr().err)
+    assert "is itself an input" in one_line(capsys.readouterr().err)
+    assert run("stack", copies, "-o", frame, "--overwrite") == 1  # through its folder
+    assert "is itself an input" in one_line(capsys.readouterr().err)
     assert frame.read_bytes() == before
 
 
@@ -375,14 +377,19 @@ def test_help_gives_meaning_and_default_of_each_option():
     assert sorted(commands()) == ["bench", "demo", "doctor", "simulate", "stack"]
     wanted = (
         "--output --reference --register --interpolation --reject --kappa-low --kappa-high --winsor-limits --wsc-impl "
-        "--normalize --weight --combine --radial-weight --equalize-rgb --bayer --device --require-gpu --memory "
-        "--workers --maps --preview --overwrite --json --quiet --verbose"
+        "--line-fit --normalize --weight --combine --radial-weight --equalize-rgb --bayer --device --require-gpu "
+        "--memory --workers --maps --preview --overwrite --json --quiet --verbose"
     )
     stack = {action.option_strings[-1] if "--equalize-rgb" not in action.option_strings else "--equalize-rgb": action
              for action in commands()["stack"]._actions if action.option_strings}  # fmt: skip
     assert set(wanted.split()) == set(stack) - {"--help"}
     for name in set(wanted.split()) - {"--output", "--quiet", "--verbose"}:
         assert "(default: " in stack[name].help, name
+    bench = {action.option_strings[-1]: action for action in commands()["bench"]._actions if action.option_strings}
+    wanted = "--frames --size --channels --methods --files --repeat --workers --memory --json --overwrite"
+    assert {*wanted.split(), "--quiet", "--verbose"} == set(bench) - {"--help"}
+    for name in wanted.split():
+        assert "(default: " in bench[name].help, name
 
 
 def test_version_and_missing_command(capsys):

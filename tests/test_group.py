@@ -240,10 +240,15 @@ def test_wcs_mode_prefers_a_reference_that_has_one_and_says_who_has_none(
     assert reasons(group) == ["not registered: the frame has no celestial WCS; use --register stars", "", ""]
     with pytest.raises(NoFramesError, match="not among"):
         prepared([arrays[0], paths[1]], RegisterSpec(mode="wcs"), reference="absent")
-    group = prepared(
-        [{"data": arrays[0], "name": "bare"}, paths[1]], RegisterSpec(mode="wcs"), reference="bare"
-    )  # fmt: skip
-    assert reasons(group)[1] == "not registered: the reference has no celestial WCS; use --register stars"
+
+
+def test_wcs_mode_without_a_wcs_on_the_reference_is_refused(paths: list[Path], arrays: list[np.ndarray]) -> None:
+    wcs = RegisterSpec(mode="wcs")
+    with pytest.raises(NoFramesError, match="reference bare has no celestial WCS.*--register stars"):
+        prepared([{"data": arrays[0], "name": "bare"}, paths[1]], wcs, reference="bare")
+    with pytest.raises(NoFramesError, match="none of 3 frames has a celestial WCS; use --register stars"):
+        prepared(list(arrays[:3]), wcs)
+    assert prepared([arrays[0]], wcs).usable == [0]  # nothing to register
 
 
 def test_a_frame_with_a_wcs_is_the_better_reference(paths: list[Path], arrays: list[np.ndarray]) -> None:

@@ -77,7 +77,7 @@ def test_stack_bytes_is_what_the_arrays_take():
         arrays += [np.empty((rows + margin, w), np.uint16), np.empty((rows + margin, w, c), np.float32)]
         arrays += [np.empty((pu.KERNEL_PIXELS, n, pu.KERNEL_SAMPLE_BYTES), np.uint8)]
     arrays += [np.empty((height, w, c), np.float32) for _ in range(pu.OUTPUT_MAPS)]
-    assert sum(a.nbytes for a in arrays) == pu.stack_bytes(
+    assert sum(a.nbytes for a in arrays) + n * pu.FRAME_BYTES == pu.stack_bytes(
         rows, height=height, workers=workers, sample_weights=True, source_margin=margin, raw_bytes=2, **STACK
     )
 

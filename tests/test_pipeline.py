@@ -14,7 +14,7 @@ from astropy.table import Table
 from astropy.wcs import WCS
 from real_sky import cut_subs
 
-from zemosaic_pipeline import Tile, check_output, frames_columns
+from zemosaic_pipeline import Tile, check_output, frames_columns, is_own_tile
 from zemosaic_simulate import SimulationSpec, SimulationTruth, simulate
 from zemosaic_spec import (
     NoFramesError,
@@ -165,6 +165,11 @@ def test_too_little_memory_is_refused_before_a_frame_is_read(paths: list[Path]) 
     with pytest.raises(PlanError, match=r"needed|need"):
         stack_files(paths, memory=1000, progress=lambda *step: steps.append(step))
     assert steps == []
+
+
+def test_a_limit_below_what_the_process_uses_says_so(paths: list[Path]) -> None:
+    with pytest.raises(PlanError, match=r"limit of 10000000 bytes.*process alone needs \d{8,} .* now; .*--memory"):
+        stack_files(paths, memory="10MB")
 
 
 # --------------------------------------------------------------------------- what became of each frame
@@ -339,6 +344,14 @@ def test_existing_output_is_refused_before_the_work(paths: list[Path], tmp_path:
     assert fits.getheader(output)["NCOMBINE"] == 5
 
 
+def test_a_link_to_nothing_is_an_existing_output(tmp_path: Path) -> None:
+    link = tmp_path / "tile.fits"
+    link.symlink_to(tmp_path / "gone.fits")
+    with pytest.raises(OutputError, match="exists already"):
+        check_output(link, overwrite=False)
+    check_output(link, overwrite=True)
+
+
 def test_impossible_outputs_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is a folder"):
         check_output(tmp_path, overwrite=True)
@@ -359,9 +372,28 @@ def test_an_earlier_tile_among_the_inputs_is_not_stacked(paths: list[Path], tmp_
 def test_an_input_is_never_the_output(paths: list[Path], tmp_path: Path) -> None:
     copy = tmp_path / "sub.fits"
     copy.write_bytes(paths[0].read_bytes())
-    with pytest.raises(OutputError, match="is an input too"):
+    with pytest.raises(OutputError, match="is itself an input"):
         stack_files([*paths, copy], copy, overwrite=True)
     assert copy.read_bytes() == paths[0].read_bytes()
+
+
+@pytest.mark.parametrize("given", ["folder", "pattern"])
+def test_a_raw_frame_of_a_folder_is_never_overwritten(paths: list[Path], tmp_path: Path, given: str) -> None:
+    for path in paths:
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    raw = tmp_path / paths[0].name
+    with pytest.raises(OutputError, match="is itself an input"):
+        stack_files([tmp_path if given == "folder" else tmp_path / "*.fits"], raw, overwrite=True)
+    assert raw.read_bytes() == paths[0].read_bytes()
+
+
+def test_own_tiles_are_known_by_their_header(paths: list[Path], tmp_path: Path) -> None:
+    tile, notes, other = tmp_path / "tile.fits", tmp_path / "notes.fits", tmp_path / "other.fits"
+    stack_files(paths[:2], tile)
+    notes.write_text("nothing but notes")
+    fits.writeto(other, np.ones((8, 8), np.float32), fits.Header([("NCOMBINE", 9), ("ALPHAEXT", 1)]))
+    assert is_own_tile(tile)
+    assert not any(is_own_tile(path) for path in (paths[0], notes, other, tmp_path / "absent.fits"))
 
 
 def test_a_file_named_twice_counts_once(paths: list[Path]) -> None:

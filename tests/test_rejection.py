@@ -45,7 +45,7 @@ def run(
         "weight": np.full(p, -1, np.float32),
         "low": np.full(p, -1, np.int32),
         "high": np.full(p, -1, np.int32),
-        "hits": np.zeros((n, 2), np.int64),
+        "hits": np.zeros((n, 3), np.int64),
     }
     per_frame = np.ones(n) if weights is None else np.asarray(weights, float)
     lanes = np.repeat(per_frame[:, None], rejection.LANES, axis=1)
@@ -93,7 +93,7 @@ def test_reference_values_of_set_a():
     cube = np.array(SET_A, np.float32)[:, None]
     wide = run(cube, "pixinsight", par=(4, 3, 0, 0))
     assert wide["image"][0] == pytest.approx(160.277778, rel=1e-7)
-    assert sorted(cube[wide["hits"].sum(axis=1) > 0, 0]) == [3, 350, 410, 440]
+    assert sorted(cube[wide["hits"][:, :2].sum(axis=1) > 0, 0]) == [3, 350, 410, 440]
     narrow = run(cube, "pixinsight", par=(3, 3, 0, 0))
     assert narrow["image"][0] == pytest.approx(167.352941, rel=1e-7)
     assert (narrow["low"][0], narrow["high"][0]) == (2, 3)
@@ -102,7 +102,7 @@ def test_reference_values_of_set_a():
 def rejected_of_set_a(method, par):
     cube = np.array(SET_A, np.float32)[:, None]
     out = run(cube, method, par=par)
-    return sorted(cube[out["hits"].sum(axis=1) > 0, 0]), out["image"][0]
+    return sorted(cube[out["hits"][:, :2].sum(axis=1) > 0, 0]), out["image"][0]
 
 
 def test_reference_values_of_linear_fit_and_gesd():
@@ -167,16 +167,37 @@ def test_many_frames_equal_the_oracle(n):
         assert np.abs(got["image"] - expected.value).max() <= 2 * np.spacing(np.float32(1000.0))
 
 
-def test_rewinsorised_samples_keep_their_clipped_value():
+@pytest.mark.parametrize("combine", ["mean", "median", "min", "max"])
+def test_rewinsorised_samples_keep_their_clipped_value(combine):
     cube = sample_stack(20, 210, seed=3)
     par = (2.0, 2.0, 0.05, 0.05)
-    for combine in ("mean", "median"):
-        expected = oracle.stack(
-            cube.astype(float), None, "winsorized_legacy", combine,
-            kappa_low=2.0, kappa_high=2.0, limits=(0.05, 0.05), apply_rewinsor=True,
-        )  # fmt: skip
-        got = run(cube, "legacy_quantile", combine, par, rewinsor=True)
-        np.testing.assert_allclose(got["image"], expected.value.astype(np.float32), rtol=3e-7, equal_nan=True)
+    expected = oracle.stack(
+        cube.astype(float), None, "winsorized_legacy", combine,
+        kappa_low=2.0, kappa_high=2.0, limits=(0.05, 0.05), apply_rewinsor=True,
+    )  # fmt: skip
+    got = run(cube, "legacy_quantile", combine, par, rewinsor=True)
+    np.testing.assert_allclose(got["image"], expected.value.astype(np.float32), rtol=3e-7, equal_nan=True)
+    np.testing.assert_allclose(got["weight"], expected.weight_sum, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 5, 95, 97])
+def test_pixels_whose_only_frame_weighs_nothing(n):
+    cube = sample_stack(n, 210, seed=n, holes=0.0)
+    cube[1:, 100:] = np.nan
+    weights = np.ones(n)
+    weights[0] = 0.0
+    for rewinsor in (False, True):
+        got = run(cube, "legacy_quantile", "mean", weights=weights, rewinsor=rewinsor)
+        np.testing.assert_array_equal(got["image"][100:], cube[0, 100:])
+
+
+def test_infinite_samples_are_invalid_not_rejected():
+    cube = sample_stack(20, 200, seed=8, holes=0.0)
+    cube[3, :50], cube[4, :50] = np.inf, -np.inf
+    out = run(cube, "sigma_clip")
+    assert (out["coverage"][:50] == 18).all()
+    assert out["hits"][3:5, 2].tolist() == [150, 150]
+    np.testing.assert_array_equal(out["hits"].sum(axis=0), [out["low"].sum(), out["high"].sum(), cube.size - 100])
 
 
 # ------------------------------------------------------------------ rules that hold everywhere
@@ -215,7 +236,8 @@ def test_everything_rejected_gives_the_median_and_is_counted():
     assert out["image"][0] == 5.0
     assert out["lost"] == 1
     assert out["low"][0] + out["high"][0] == 4
-    assert out["hits"].sum() == 4
+    assert out["hits"][:, :2].sum() == 4
+    np.testing.assert_array_equal(out["hits"][:, 2], 1)
 
 
 def test_all_weights_zero_give_the_plain_mean():
@@ -237,7 +259,7 @@ def test_rejected_samples_are_counted_per_frame():
     out = run(cube, "pixinsight", par=(5, 5, 0, 0))
     assert out["hits"][4, 1] >= 50
     assert out["hits"][7, 0] >= 10
-    np.testing.assert_array_equal(out["hits"].sum(axis=0), [out["low"].sum(), out["high"].sum()])
+    np.testing.assert_array_equal(out["hits"].sum(axis=0), [out["low"].sum(), out["high"].sum(), cube.size])
 
 
 def test_a_huge_outlier_does_not_disturb_the_sums():
@@ -327,3 +349,25 @@ def test_limits_block_marks_the_same_samples():
     out = run(cube, "pixinsight")
     np.testing.assert_array_equal((cube < low).sum(axis=0), out["low"])
     np.testing.assert_array_equal((cube > high).sum(axis=0), out["high"])
+
+
+def test_no_kernel_reads_or_writes_beyond_its_arrays():
+    """Numba does not check bounds; compiled with checks, odd sizes of everything run through every method."""
+    program = (
+        "import sys; sys.path[:0] = ['tests']\n"
+        "import numpy as np, test_rejection as t\n"
+        "for n in (1, 2, 5, 11, 97):\n"
+        "    c = t.sample_stack(n, 101, n, holes=0.2)\n"
+        "    c[:, 7] = np.nan\n"
+        "    for m in t.NAMES:\n"
+        "        for combine in t.rejection.COMBINE_CODES:\n"
+        "            for w in (None, np.zeros(n)):\n"
+        "                t.run(c, m, combine, (0.3, 0.3, 0.1, 0.1), w, rewinsor=m == 'legacy_quantile')\n"
+        "print('within')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        env={**os.environ, "NUMBA_BOUNDSCHECK": "1", "NUMBA_CACHE_DIR": os.devnull},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == "within", done.stderr[-2000:]

@@ -354,3 +354,35 @@ def test_looking_for_stars_to_weigh_by_changes_no_registration():
         scan = scan_frame(source, RegisterSpec(mode=mode), find_stars=True)
         assert scan.stars is None
         assert scan.fwhm == pytest.approx(3.0, rel=0.05)
+
+
+@pytest.mark.parametrize("step", [1, 4, 16])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32])
+def test_steps_of_any_camera_and_type_are_found(step, dtype):
+    """A 12-bit camera's frames come in steps of 16; integers come as float32 from many programs."""
+    rng = np.random.default_rng(step)
+    true = 1003.7 + 40.0 * rng.standard_normal((300, 400))
+    frame = (step * np.round(true / step)).astype(dtype)
+    stats = weights.measure_frame(open_source(frame))
+    assert stats.median[0] == pytest.approx(1003.7, abs=0.6)
+    assert stats.mad_sigma[0] == pytest.approx(40.0, rel=0.02)
+
+
+def test_continuous_and_uneven_samples_are_left_as_they_are():
+    assert weights._level_step(np.sort(np.random.default_rng(0).random(1000))) == 0.0
+    uneven = np.sort(np.random.default_rng(0).choice([0.0, 1.0, np.pi, 10.0], 1000))
+    assert weights._level_step(uneven) == 0.0
+
+
+def test_a_channel_empty_in_all_frames_costs_no_frame():
+    variance = np.array([[100.0, 50.0, 0.0], [100.0, 25.0, 0.0], [100.0, 0.0, 0.0]])
+    given = weights.noise_variance_weights(variance)
+    np.testing.assert_allclose(given[:2], [[0.25, 0.5, 1.0], [0.25, 1.0, 1.0]])
+    assert np.isnan(given[2]).all()
+
+
+def test_small_units_are_scaled_too():
+    stack = frames(2, 1) * np.float32(1e-9)
+    stack[1] *= np.float32(2.0)
+    scale, _ = weights.normalisation(StackSpec(), [weights.measure_levels(f) for f in stack], 0)
+    assert scale[1, 0] == pytest.approx(0.5 * 0.9 / 1.1, rel=0.2)
