@@ -24,6 +24,8 @@ __all__ = ["combine_slab", "empty_result", "fill_samples", "frame_block", "run_j
 
 logger = logging.getLogger("ZeMosaicWorker")
 
+NO_TABLE = np.empty(0)
+NO_TABLE.flags.writeable = False  # like the table, so that the kernel is compiled once for both
 CHUNKS_PER_WORKER = 4  # pieces of a slab each worker gets, so that none waits long for the slowest
 SLAB_BYTES = 256 << 20  # samples in one slab; more memory than this does not make a stack faster
 AT_ONCE = 1 << 16  # pixels scaled at a time
@@ -145,7 +147,7 @@ def recipe_of(job: Job) -> _Recipe:
         method=method,
         combine=COMBINE_CODES[spec.combine],
         parameters=method_parameters(spec),
-        critical=gesd_table(len(job.sources), spec.gesd_alpha) if spec.reject == "gesd" else np.empty(0),
+        critical=gesd_table(len(job.sources), spec.gesd_alpha) if spec.reject == "gesd" else NO_TABLE,
         ranked=method in RANKED,
         rewinsor=spec.is_legacy_winsor and spec.apply_rewinsor,
         network=sorting_network(len(job.sources)),

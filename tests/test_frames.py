@@ -383,6 +383,34 @@ def test_damaged_tiles_are_a_frame_error(tmp_path):
         open_source(path).read_rows(0, HEIGHT)
 
 
+@pytest.mark.parametrize("kind", ["RICE_1", "HCOMPRESS_1"])
+def test_a_frame_whose_codec_stumbles_is_left_out_like_any_other(kind, tmp_path):
+    path = tmp_path / "x.fits.fz"
+    pixels = np.random.default_rng(0).integers(900, 1100, (64, 80)).astype(np.int32)
+    fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(pixels, compression_type=kind)]).writeto(path)
+    content = bytearray(path.read_bytes())
+    with fits.open(path, disable_image_compression=True) as hdus:
+        heap = hdus[1].fileinfo()["datLoc"] + hdus[1].header["NAXIS1"] * hdus[1].header["NAXIS2"]
+        size = hdus[1].header["PCOUNT"]
+    content[heap + 20 : heap + size] = b"\xff" * (size - 20)
+    path.write_bytes(content)
+    with pytest.raises(FrameError, match="damaged"):
+        open_source(path).read_rows(0, 64)
+
+
+def test_hcompress_tiles_are_read_by_many_threads(tmp_path):
+    from parallel_utils import parallel_map
+
+    pixels = np.random.default_rng(0).integers(900, 1100, (6, 96, 80)).astype(np.int32)
+    for k, frame in enumerate(pixels):
+        fits.HDUList([fits.PrimaryHDU(), fits.CompImageHDU(frame, compression_type="HCOMPRESS_1")]).writeto(
+            tmp_path / f"{k}.fits.fz"
+        )
+    sources = [open_source(tmp_path / f"{k % 6}.fits.fz") for k in range(48)]
+    for k, block in enumerate(parallel_map(lambda source: source.read_rows(0, 96), sources, 4)):
+        np.testing.assert_array_equal(block, pixels[k % 6])
+
+
 def test_a_file_that_shrinks_or_goes_after_opening(tmp_path):
     path = make(tmp_path, "u16")
     source = open_source(path)
