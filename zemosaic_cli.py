@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import parallel_utils
 import zemosaic_report as reporting
 from zemosaic_headers import BAYER_PATTERNS
-from zemosaic_pipeline import check_output, timed, without_output
+from zemosaic_pipeline import check_output, timed, without_output, without_tiles
 from zemosaic_simulate import SimulationSpec, simulate
 from zemosaic_spec import (
     DEFAULT_KAPPA,
@@ -403,7 +403,7 @@ def _specs(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec]:
 
 
 def _frames(args: argparse.Namespace, output: Path, console: Console) -> list[Path]:
-    """List the frames; an earlier result among the files of a folder is not one of them.
+    """List the frames; earlier results among the files of a folder are none of them.
 
     Raises
     ------
@@ -413,10 +413,10 @@ def _frames(args: argparse.Namespace, output: Path, console: Console) -> list[Pa
         The output is an input, and no earlier result.
     """
     found = expand_inputs(args.inputs)
-    frames = without_output(found, args.inputs, output)
+    frames = without_tiles(without_output(found, args.inputs, output), args.inputs)
     if not frames:
-        raise NoFramesError(f"no frames but the output itself in: {', '.join(args.inputs)}")
-    if len(frames) < len(found) and not args.quiet:
+        raise NoFramesError(f"no frames but finished stacks in: {', '.join(args.inputs)}")
+    if any(path.resolve() == output.resolve() for path in found) and not args.quiet:
         console.print(f"note: {output} lies among the inputs and is not stacked", soft_wrap=True)
     return frames
 

@@ -439,6 +439,27 @@ def without_output(paths: Sequence[Path], inputs: Iterable[str | Path], output: 
     return kept
 
 
+def without_tiles(paths: Sequence[Path], inputs: Iterable[str | Path]) -> list[Path]:
+    """Leave out tiles of ours that merely lie in a folder or match a pattern; one that is named is a frame like any.
+
+    A finished stack among its own subs would be taken for the best of them.
+    """
+    named = {Path(item).resolve() for item in inputs}
+    kept = [path for path in paths if path.resolve() in named or not (_mentions_tile(path) and is_own_tile(path))]
+    for path in sorted(set(paths) - set(kept)):
+        logger.warning("left out: %s: it is a finished stack, not a frame; name it to stack it all the same", path)
+    return kept
+
+
+def _mentions_tile(path: Path) -> bool:
+    """Look for our card in the first header, without parsing it: folders can hold ten thousand files."""
+    try:
+        with path.open("rb") as stream:
+            return b"ZMT_REF" in stream.read(1 << 16)
+    except OSError:  # opening it as a frame will say what is wrong
+        return False
+
+
 def is_own_tile(path: Path) -> bool:
     """Tell by its header whether a file is a tile that this library wrote, see :func:`tile_header`."""
     try:

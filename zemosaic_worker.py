@@ -22,7 +22,7 @@ import parallel_utils
 from zemosaic_frames import Frame, expand_inputs
 from zemosaic_gate import evaluate_quality_gate_metrics as _evaluate_quality_gate_metrics  # noqa: F401
 from zemosaic_master_tile import EXTREME_GROUP_FRAMES, TileRequest, TileResult, make_master_tile
-from zemosaic_pipeline import Tile, build_tile, check_output, timed, without_output, write_tile
+from zemosaic_pipeline import Tile, build_tile, check_output, timed, without_output, without_tiles, write_tile
 from zemosaic_spec import (
     CropSpec,
     DeviceName,
@@ -584,6 +584,7 @@ def _descriptors(inputs: Sequence[Any], output: str | os.PathLike[str] | None) -
     paths = expand_inputs(named) if named else []
     if output is not None:
         paths = without_output(paths, named, output)
+    paths = without_tiles(paths, named)
     return [*paths, *(item for item in inputs if not _is_path(item))]
 
 

@@ -27,7 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_register": {"zemosaic_spec", "zemosaic_stars"},
     "zemosaic_register_wcs": {"zemosaic_spec", "zemosaic_register"},
     "zemosaic_resample": {"zemosaic_spec", "zemosaic_kernels"},
-    "zemosaic_weights": {"zemosaic_spec", "zemosaic_kernels", "zemosaic_stars", "zemosaic_utils"},
+    "zemosaic_weights": {"zemosaic_spec", "zemosaic_stars", "zemosaic_utils"},
     "zemosaic_rejection": {"zemosaic_spec", "zemosaic_kernels"},
     "zemosaic_simulate": {"zemosaic_spec"},
     "zemosaic_truth": {"zemosaic_simulate"},

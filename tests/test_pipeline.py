@@ -396,6 +396,17 @@ def test_own_tiles_are_known_by_their_header(paths: list[Path], tmp_path: Path) 
     assert not any(is_own_tile(path) for path in (paths[0], notes, other, tmp_path / "absent.fits"))
 
 
+def test_an_earlier_stack_among_its_subs_is_no_frame_unless_named(paths: list[Path], caplog) -> None:
+    earlier = paths[0].parent / "earlier.fits"
+    stack_files(paths, earlier, overwrite=True)
+    try:
+        assert stack_files([paths[0].parent]).report.n_input == 5
+        assert "earlier.fits: it is a finished stack" in caplog.text
+        assert stack_files([paths[0].parent, earlier]).report.n_input == 6
+    finally:
+        earlier.unlink()
+
+
 def test_a_file_named_twice_counts_once(paths: list[Path]) -> None:
     assert stack_files([paths[0].parent, *paths, str(paths[0])]).report.n_input == 5
 
