@@ -406,7 +406,7 @@ def _window_pixinsight(t, sum1, sum2, centre, j, n, k_low, k_high):
 
 
 @kernel
-def _window_averaged_sigma(t, sum1, sum2, j, n, k_low, k_high):
+def _window_averaged_sigma(t, sum2, j, n, k_low, k_high):
     """Clip at a deviation that follows the square root of the level, as photon noise does.
 
     ``g = sqrt(sum((x - m)^2 / m) / (n - 1))`` once, from all valid samples and their median m; then with the median
@@ -730,7 +730,7 @@ def _reject(t, n_valid, method, par, given_low, given_high, centre, sum1, sum2, 
             elif method == 5:
                 f, g = _window_sigma_clip(t, sum1, sum2, j, n, par[0], par[1])
             elif method == 6:
-                f, g = _window_averaged_sigma(t, sum1, sum2, j, n, par[0], par[1])
+                f, g = _window_averaged_sigma(t, sum2, j, n, par[0], par[1])
         if method == 7 and n >= 2:
             f, g = _window_percentile_clip(t, j, n, par[0], par[1])
         elif method == 11 and j < given_low.size:
@@ -911,7 +911,7 @@ def combine_block(
     coverage, rejected_low, rejected_high : ndarray (P,) int32
         Valid samples; samples rejected on either side.
     weight_map : ndarray (P,) float32
-        Sum of the weights that entered the mean (the number kept for the other combinations).
+        Sum of the weights that entered the mean (the number of samples for the other combinations).
     hits : ndarray (N, 3) int64
         Grows by the samples of each frame rejected low, rejected high, and valid.
     """

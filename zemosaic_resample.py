@@ -103,6 +103,10 @@ def _demosaic_pixel(raw, row0, height, width, y, x, red_row, red_col, out) -> No
     """Red, green, blue at one pixel (Malvar, He, Cutler 2004), into ``out[0..2]``."""
     eighth = np.float32(0.125)
     half = np.float32(0.5)
+    two = np.float32(2.0)  # float32 throughout: a whole number would lift compiled sums to float64
+    quadruple = np.float32(4.0)
+    five = np.float32(5.0)
+    six = np.float32(6.0)
     c = _at(raw, row0, height, width, y, x)
     n1 = _at(raw, row0, height, width, y - 1, x)
     s1 = _at(raw, row0, height, width, y + 1, x)
@@ -118,8 +122,8 @@ def _demosaic_pixel(raw, row0, height, width, y, x, red_row, red_col, out) -> No
     on_red_row = ((y ^ red_row) & 1) == 0
     on_red_col = ((x ^ red_col) & 1) == 0
     if on_red_row == on_red_col:  # a red or a blue sample
-        green = (c * 4 + (vertical1 + horizontal1) * 2 - (vertical2 + horizontal2)) * eighth
-        other = (c * 6 + diagonal * 2 - (vertical2 + horizontal2) * np.float32(1.5)) * eighth
+        green = (c * quadruple + (vertical1 + horizontal1) * two - (vertical2 + horizontal2)) * eighth
+        other = (c * six + diagonal * two - (vertical2 + horizontal2) * np.float32(1.5)) * eighth
         out[1] = green
         if on_red_row:
             out[0] = c
@@ -128,8 +132,8 @@ def _demosaic_pixel(raw, row0, height, width, y, x, red_row, red_col, out) -> No
             out[0] = other
             out[2] = c
     else:  # a green sample: one colour lies left and right, the other above and below
-        across = (c * 5 + horizontal1 * 4 - (horizontal2 + diagonal) + vertical2 * half) * eighth
-        along = (c * 5 + vertical1 * 4 - (vertical2 + diagonal) + horizontal2 * half) * eighth
+        across = (c * five + horizontal1 * quadruple - (horizontal2 + diagonal) + vertical2 * half) * eighth
+        along = (c * five + vertical1 * quadruple - (vertical2 + diagonal) + horizontal2 * half) * eighth
         out[1] = c
         if on_red_row:
             out[0] = across
@@ -178,6 +182,10 @@ def _demosaic_inner_row(raw, r, width, on_red_row, red_col, out, o) -> None:
     """Do the sums of :func:`_demosaic_pixel`, in the same order, for the columns that need no mirror."""
     eighth = np.float32(0.125)
     half = np.float32(0.5)
+    two = np.float32(2.0)  # float32 throughout: a whole number would lift compiled sums to float64
+    quadruple = np.float32(4.0)
+    five = np.float32(5.0)
+    six = np.float32(6.0)
     three_halves = np.float32(1.5)
     a = raw[r - 2]
     b = raw[r - 1]
@@ -191,17 +199,19 @@ def _demosaic_inner_row(raw, r, width, on_red_row, red_col, out, o) -> None:
         four = (a[x] + e[x]) + (m[x - 2] + m[x + 2])
         p = o + 3 * x
         out[p + own] = m[x]
-        out[p + 1] = (m[x] * 4 + ((b[x] + d[x]) + (m[x - 1] + m[x + 1])) * 2 - four) * eighth
+        out[p + 1] = (m[x] * quadruple + ((b[x] + d[x]) + (m[x - 1] + m[x + 1])) * two - four) * eighth
         diagonal = (b[x - 1] + b[x + 1]) + (d[x - 1] + d[x + 1])
-        out[p + far] = (m[x] * 6 + diagonal * 2 - four * three_halves) * eighth
+        out[p + far] = (m[x] * six + diagonal * two - four * three_halves) * eighth
     for x in range(5 - first, width - 2, 2):
         vertical2 = a[x] + e[x]
         horizontal2 = m[x - 2] + m[x + 2]
         diagonal = (b[x - 1] + b[x + 1]) + (d[x - 1] + d[x + 1])
         p = o + 3 * x
         out[p + 1] = m[x]
-        out[p + own] = (m[x] * 5 + (m[x - 1] + m[x + 1]) * 4 - (horizontal2 + diagonal) + vertical2 * half) * eighth
-        out[p + far] = (m[x] * 5 + (b[x] + d[x]) * 4 - (vertical2 + diagonal) + horizontal2 * half) * eighth
+        out[p + own] = (
+            m[x] * five + (m[x - 1] + m[x + 1]) * quadruple - (horizontal2 + diagonal) + vertical2 * half
+        ) * eighth
+        out[p + far] = (m[x] * five + (b[x] + d[x]) * quadruple - (vertical2 + diagonal) + horizontal2 * half) * eighth
 
 
 # --------------------------------------------------------------------------- interpolation

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import oracle
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 import zemosaic_align_stack as engine
 from parallel_utils import ParallelPlan
-from zemosaic_spec import NoFramesError, PlanError, SpecError, StackSpec
+from zemosaic_spec import NoFramesError, PlanError, RejectName, SpecError, StackSpec
 from zemosaic_stack import as_frames, make_job
 from zemosaic_utils import Frame, open_source
 
@@ -41,7 +42,7 @@ def tilted(frames, angle=1.5):
 @given(
     rows=st.integers(1, 40),
     workers=st.integers(1, 3),
-    reject=st.sampled_from(["none", "kappa_sigma", "winsorized_sigma_clip"]),
+    reject=st.sampled_from(get_args(RejectName)),
     channels=st.sampled_from([1, 3]),
     radial=st.booleans(),
     combine=st.sampled_from(["mean", "median"]),
