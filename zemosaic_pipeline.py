@@ -125,8 +125,8 @@ def build_tile(
             _check_memory(group, stack, workers, allowed_bytes)
     with timed(report, "measure"):
         scan_group(
-            group, register, find_stars=stack.needs_stars or register.mode in ("auto", "stars"), workers=workers,
-            allowed_bytes=allowed_bytes, progress=progress,
+            group, register, find_stars=stack.needs_stars or register.mode in ("auto", "stars"),
+            measure=stack.needs_levels, workers=workers, allowed_bytes=allowed_bytes, progress=progress,
         )  # fmt: skip
         group.require_some("read")
     with timed(report, "register"):

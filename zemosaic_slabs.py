@@ -7,6 +7,7 @@ disk.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from parallel_utils import SlabPlan, available_memory, parallel_map, plan_slabs, row_slabs, usable_cpus
-from zemosaic_spec import FrameError
+from zemosaic_spec import IDENTITY, FrameError
 from zemosaic_stack import Callback, Job, StackResult, describe, notify, prepare
 from zemosaic_tile import poststack_rgb_equalization
 from zemosaic_utils import FrameSource
@@ -26,7 +27,7 @@ logger = logging.getLogger("ZeMosaicWorker")
 
 NO_TABLE = np.empty(0)
 NO_TABLE.flags.writeable = False  # like the table, so that the kernel is compiled once for both
-CHUNKS_PER_WORKER = 4  # pieces of a slab each worker gets, so that none waits long for the slowest
+SHARES_PER_WORKER = 4  # pieces of a slab, or of the frames, each worker gets, so that none waits long for the slowest
 SLAB_BYTES = 256 << 20  # samples in one slab; more memory than this does not make a stack faster
 AT_ONCE = 1 << 16  # pixels scaled at a time
 MIN_ROWS = 8  # but a slab is not cut thinner than this for it: a rotated frame is read again for every slab it crosses
@@ -35,38 +36,56 @@ MIN_ROWS = 8  # but a slab is not cut thinner than this for it: a rotated frame 
 def frame_block(source: FrameSource, first: int, last: int) -> np.ndarray:
     """Read rows of a frame, demosaiced: ``((last - first) * W * C + PAD,) float32``, channels interleaved, ADU."""
     from zemosaic_resample import CFA_MARGIN, PAD, demosaic_rows, red_position
+    from zemosaic_samples import read_samples
 
     size = (last - first) * source.width * source.channels
     block = np.empty(size + PAD, np.float32)
     block[size:] = 0.0
+    one, zero = np.ones(3), np.zeros(3)
     if source.cfa is None:
-        block[:size] = source.read_rows(first, last).ravel()
+        read_samples(source, first, last, one, zero, block[:size])
         return block
     top, bottom = max(first - CFA_MARGIN, 0), min(last + CFA_MARGIN, source.height)
-    raw = source.read_rows(top, bottom).astype(np.float32, copy=False)
+    raw = np.empty((bottom - top) * source.width, np.float32)
+    read_samples(source, top, bottom, one, zero, raw)
     red_row, red_column = red_position(source.cfa)
-    demosaic_rows(raw, top, source.height, source.width, first, last, red_row, red_column, block)
+    demosaic_rows(
+        raw.reshape(-1, source.width), top, source.height, source.width, first, last, red_row, red_column, block
+    )
     return block
 
 
 def fill_samples(job: Job, i: int, rows: slice, samples: np.ndarray, radial: np.ndarray) -> None:
     """Fill ``samples (rows * W * C,)`` with frame i on the reference grid, normalised; NaN outside its footprint."""
+    source, table = job.sources[i], job.table
+    if radial.size == 0 and (table.transform[i] == IDENTITY).all():
+        _fill_in_place(source, rows, table.scale[i], table.offset[i], samples)
+    else:
+        _fill_resampled(job, i, rows, samples, radial)
+
+
+def _fill_in_place(
+    source: FrameSource, rows: slice, scale: np.ndarray, offset: np.ndarray, samples: np.ndarray
+) -> None:
+    """Fill the samples of a frame that lies on the reference grid already."""
+    if source.cfa is None:
+        from zemosaic_samples import read_samples
+
+        read_samples(source, rows.start, rows.stop, scale, offset, samples)
+        return
+    block = frame_block(source, rows.start, rows.stop)[: samples.size].reshape(-1, source.channels)
+    out = samples.reshape(block.shape)
+    for start in range(0, len(block), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        out[part] = block[part] * scale + offset
+
+
+def _fill_resampled(job: Job, i: int, rows: slice, samples: np.ndarray, radial: np.ndarray) -> None:
     from zemosaic_resample import needs_clamp, radial_weight_table, resample_rows, source_rows, weight_table
 
     source, spec, table = job.sources[i], job.spec, job.table
     matrix = table.transform[i]
     width = job.shape[1]
-    if radial.size == 0 and np.array_equal(matrix, np.eye(3)):
-        pixels = source.width * (rows.stop - rows.start)
-        block = frame_block(source, rows.start, rows.stop)[: pixels * job.channels].reshape(pixels, job.channels)
-        out = samples.reshape(block.shape)
-        if (table.scale[i] == 1.0).all() and (table.offset[i] == 0.0).all():
-            out[:] = block
-            return
-        for start in range(0, pixels, AT_ONCE):  # the product is float64, and twice as large
-            part = slice(start, start + AT_ONCE)
-            out[part] = block[part] * table.scale[i] + table.offset[i]
-        return
     first, last = source_rows(matrix, rows.start, rows.stop, width, source.height)
     if last <= first:
         samples.fill(np.nan)
@@ -185,6 +204,12 @@ def empty_result(job: Job, plan: SlabPlan) -> StackResult:
     )
 
 
+def shares(count: int, pieces: int) -> list[range]:
+    """Cut 0 .. count - 1 into at most ``pieces`` runs of nearly the same length."""
+    edges = [k * count // pieces for k in range(pieces + 1)]
+    return [range(a, b) for a, b in itertools.pairwise(edges) if b > a]
+
+
 class _SlabMemory:
     """The cube of one slab, used again for the next: samples (N, rows * W * C) and radial weights (N, rows * W)."""
 
@@ -217,7 +242,7 @@ def combine_slab(
         sample_weight = np.empty((0, 0), np.float32)
     maps = (result.image, result.coverage, result.weight, result.rejected_low, result.rejected_high)
     out = [a.reshape(-1)[rows.start * line : rows.stop * line] for a in maps]
-    piece = -(-size // (workers * CHUNKS_PER_WORKER * LANES)) * LANES
+    piece = -(-size // (workers * SHARES_PER_WORKER * LANES)) * LANES
     low, high = (np.empty(size if recipe.ranked else 0, np.float32) for _ in range(2))
     method = METHOD_CODES["given_limits"] if recipe.ranked else recipe.method
 
@@ -275,10 +300,11 @@ def stack_job(
     for done, rows in enumerate(row_slabs(job.shape[0], plan.rows_per_slab)):
         cube, radial = memory.views(rows)
 
-        def fill(i: int, rows: slice = rows, cube: np.ndarray = cube, radial: np.ndarray = radial) -> None:
-            fill_samples(job, i, rows, cube[i], radial[i])
+        def fill(some: range, rows: slice = rows, cube: np.ndarray = cube, radial: np.ndarray = radial) -> None:
+            for i in some:
+                fill_samples(job, i, rows, cube[i], radial[i])
 
-        parallel_map(fill, range(len(job.sources)), workers)
+        parallel_map(fill, shares(len(job.sources), workers * SHARES_PER_WORKER), workers)
         combine_slab(job, recipe, rows, cube, radial, result, workers)
         notify(progress, "stack", done + 1, plan.n_slabs)
     return result
