@@ -34,7 +34,7 @@ from zemosaic_spec import (
     params_from_stack_spec,
 )
 from zemosaic_stack import Callback
-from zemosaic_tile import alpha_from_coverage, measure_noise
+from zemosaic_tile import alpha_from_coverage, measure_noise, noise_rows, typical_noise
 from zemosaic_utils import COMPRESSED_SUFFIXES, Frame, FrameSource, open_source, tile_hdus, write_fits_atomically
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def stack_group(group: Group, stacker: Stacker, stack: StackSpec, report: TileRe
     params = {**params_from_stack_spec(stack), "reference_index": usable.index(group.reference)}
     with timed(report, "finish"):
         header, wcs = reference.read_header(), _tile_wcs(reference)
-        report.noise_before = measure_noise(_whole(reference))
+        report.noise_before = _frame_noise(reference)
     with timed(report, "stack"):
         image, metadata, used_gpu = stacker(frames, params)
     with timed(report, "finish"):
@@ -231,10 +231,14 @@ def _fill_report(
     report.warnings = list(metadata.get("warnings") or [])
 
 
-def _whole(source: FrameSource) -> np.ndarray:
-    """Read a frame as an image, demosaiced."""
-    size = source.height * source.width * source.channels
-    return frame_block(source, 0, source.height)[:size].reshape(source.shape)
+def _frame_noise(source: FrameSource) -> list[float]:
+    """Noise of a frame, demosaiced; only the rows that are looked at are read."""
+
+    def band(rows: slice) -> np.ndarray:
+        shape = (rows.stop - rows.start, *source.shape[1:])
+        return frame_block(source, rows.start, rows.stop)[: math.prod(shape)].reshape(shape)
+
+    return typical_noise(map(band, noise_rows(source.height, source.width)))
 
 
 # --------------------------------------------------------------------------- header
