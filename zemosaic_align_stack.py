@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from zemosaic_fill import fill_samples, frame_block
 from zemosaic_register import detect_stars, register_stars
-from zemosaic_slabs import fill_samples, frame_block, run_job, stack_descriptors, stack_job
+from zemosaic_slabs import run_job, stack_descriptors, stack_job
 from zemosaic_spec import NoFramesError, RegisterSpec, SpecError, StackSpec, wsc_impl_choice
 from zemosaic_stack import Callback, Job, as_frames, check_descriptors, describe, make_job, notify
 from zemosaic_tile import _poststack_rgb_equalization, equalize_rgb_medians_inplace

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from parallel_utils import peak_rss_bytes, plan_slabs
+from zemosaic_fill import frame_block
 from zemosaic_group import FrameRow, Group, Scan, card_value, open_group, register_group, scan_group
 from zemosaic_headers import FITS_CARD
-from zemosaic_slabs import frame_block
 from zemosaic_spec import (
     FrameError,
     OutputError,
@@ -139,7 +139,7 @@ def _check_memory(group: Group, stack: StackSpec, workers: int, allowed_bytes: i
     some = group.source(group.usable[0])
     plan_slabs(
         some.height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=some.width,
-        channels=some.channels, workers=workers, sample_weights=stack.radial_weight,
+        channels=some.channels, workers=workers, weights_per_pixel=int(stack.radial_weight),
     )  # fmt: skip
 
 
