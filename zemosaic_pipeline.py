@@ -122,7 +122,7 @@ def build_tile(
         group = open_group(descriptors, partial(open_source, bayer=bayer), reference=reference)
         group.require_some("opened")
         if allowed_bytes is not None:
-            _check_memory(group, stack, workers, allowed_bytes)
+            _check_memory(group, stack, register, workers, allowed_bytes)
     with timed(report, "measure"):
         scan_group(
             group, register, find_stars=stack.needs_stars or register.mode in ("auto", "stars"),
@@ -134,12 +134,18 @@ def build_tile(
     return stack_group(group, stacker, stack, report)
 
 
-def _check_memory(group: Group, stack: StackSpec, workers: int, allowed_bytes: int) -> None:
-    """Raise PlanError where the stack could not run for lack of memory, from the headers alone."""
+def _check_memory(group: Group, stack: StackSpec, register: RegisterSpec, workers: int, allowed_bytes: int) -> None:
+    """Raise PlanError where the stack could not run for lack of memory, from the headers alone.
+
+    How far frames are turned is not known yet, so that frames to be registered count with source blocks of their whole
+    height, which is as much as any rotation can take.
+    """
     some = group.source(group.usable[0])
     plan_slabs(
         some.height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=some.width,
         channels=some.channels, workers=workers, weights_per_pixel=int(stack.radial_weight),
+        source_margin=0 if register.mode == "none" else some.height,
+        raw_bytes=some.dtype.itemsize * (1 if some.cfa else some.channels),
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ logger = logging.getLogger("ZeMosaicWorker")
 NO_TABLE = np.empty(0)
 NO_TABLE.flags.writeable = False  # like the table, so that the kernel is compiled once for both
 SHARES_PER_WORKER = 4  # pieces of a slab, or of the frames, each worker gets, so that none waits long for the slowest
-SLAB_BYTES = 128 << 20  # samples in one slab; more memory than this does not make a stack faster
+SLAB_BYTES = 96 << 20  # samples in one slab; more memory than this does not make a stack faster
 MIN_ROWS = 8  # but a slab is not cut thinner than this for it: a rotated frame is read again for every slab it crosses
 
 
