@@ -48,8 +48,17 @@ ROOMS: dict[str, set[str]] = {
         "zemosaic_tile",
         "parallel_utils",
         "zemosaic_rejection",
+        "zemosaic_kernels",
         "zemosaic_stack",
         "zemosaic_fill",
+    },
+    "zemosaic_warmup": {
+        "zemosaic_spec",
+        "zemosaic_kernels",
+        "parallel_utils",
+        "zemosaic_utils",
+        "zemosaic_stack",
+        "zemosaic_slabs",
     },
     # The frames before they are stacked: knows no engine.
     "zemosaic_group": {
@@ -79,6 +88,7 @@ for real in ("zemosaic_align_stack", "zemosaic_pipeline", "zemosaic_master_tile"
     ROOMS[real] -= TRUTH
 ROOMS["zemosaic_bench"] -= {*TRUTH, "zemosaic_demo"}  # its frames are noise alone
 ROOMS["zemosaic_align_stack"] -= {
+    "zemosaic_warmup",
     "cuda_utils",
     "zemosaic_preview",
     "zemosaic_gate",
