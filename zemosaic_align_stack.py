@@ -439,11 +439,12 @@ def _compute_quality_weights(
 
 def _kept_mask(stack: np.ndarray, spec: StackSpec, method: str) -> np.ndarray:
     """Boolean mask of the samples that a rejection keeps, of the stack's shape."""
-    from zemosaic_rejection import METHOD_CODES, limits_block, method_parameters, sorting_network
+    from zemosaic_combine import limits_block
+    from zemosaic_rejection import METHOD_CODES, method_parameters
 
     cube = np.ascontiguousarray(stack.reshape(stack.shape[0], -1), dtype=np.float32)
     low, high = np.empty(cube.shape[1], np.float32), np.empty(cube.shape[1], np.float32)
-    limits_block(cube, sorting_network(stack.shape[0]), METHOD_CODES[method], method_parameters(spec), low, high)
+    limits_block(cube, METHOD_CODES[method], method_parameters(spec), low, high)
     return ((cube >= low) & (cube <= high)).reshape(stack.shape)
 
 

@@ -1,16 +1,17 @@
-"""Rejection and combination: each algorithm once.
+"""Rejection: each algorithm once.
 
-How a block is combined. ``LANES`` neighbouring pixels are taken at once. Their samples are sorted by a network whose
-inner loop runs over the pixels, so the compiler turns every comparison into one SIMD minimum and maximum. On sorted
-samples each algorithm only has to find a *window*: the samples ``first .. last - 1`` it keeps. Counts, means and
-deviations of any window are differences of two running sums. The average comes last, over the frames in their own
-order, of the samples inside the window's values.
+A block of ``LANES`` neighbouring pixels arrives sorted, ``t (rows, LANES) float32``: lane j holds one pixel, its n valid
+samples in ranks 0 .. n - 1. On sorted samples each algorithm only has to find a *window*: the samples ``first .. last -
+1`` it keeps. Counts, means and deviations of any window are differences of two running sums.
 
-Order of additions (part of every definition, so that devices agree to the bit). The running sums of
-``d = x - m`` and ``d * d``, m the median of the valid samples, all float64, start at rank ``n_frames // 2`` and grow
-outward, so that an outlier at one end never enters the sum of the samples kept. The average adds ``w * x`` and ``w`` in
-frame order in float64. A pixel's result depends on its own samples and weights and the number of frames, on nothing
-else.
+Order of additions (part of every definition, so that devices agree to the bit). The running sums ``sum1, sum2 (n_frames
++ 1, LANES) float64`` of ``d = x - m`` and ``d * d``, m the median of the valid samples, start at rank ``n_frames // 2``
+and grow outward, so that an outlier at one end never enters the sum of the samples kept. A pixel's window depends on its
+own samples and the number of frames, on nothing else.
+
+Two forms of one definition. The functions ``_window_...`` treat one lane: they are the definition. Where it pays, rounds
+of all lanes are done in lockstep first, statement by statement the same arithmetic with SIMD instructions; a lane that
+has converged is frozen alone, and the lanes that need more rounds than most are finished one by one.
 """
 
 from __future__ import annotations
@@ -20,10 +21,8 @@ from typing import Final
 
 import numpy as np
 
-from zemosaic_kernels import kernel, sorting_kernel
+from zemosaic_kernels import kernel
 from zemosaic_spec import StackSpec
-
-LANES: Final = 96  # pixels sorted at once; a multiple of 3 (colour) and of 16 (SIMD), sized for the L2 cache at N = 200
 
 # Numbers the kernels use for the methods. They are written out in the kernels, because a compiled cache does not
 # notice a changed global.
@@ -77,103 +76,6 @@ def gesd_table(n_frames: int, alpha: float) -> np.ndarray:
     return table
 
 
-# --------------------------------------------------------------------------- sorting
-
-
-@lru_cache(maxsize=64)
-def sorting_network(n: int) -> np.ndarray:
-    """Return Batcher's odd-even merge sort for n rows as pairs of rows to compare, ``(K, 2) int32``.
-
-    Source: K. E. Batcher, "Sorting networks and their applications", 1968; the form for any n is in
-    Knuth, TAOCP vol. 3, 5.2.2, algorithm M.
-    """
-    pairs: list[np.ndarray] = []
-    p = 1
-    while p < n:
-        k = p
-        while k >= 1:
-            low = np.concatenate(
-                [np.arange(j, min(j + k, n - k)) for j in range(k % p, n - k, 2 * k)] or [np.empty(0, int)]
-            )
-            keep = low // (2 * p) == (low + k) // (2 * p)
-            pairs.append(np.stack([low[keep], low[keep] + k], axis=1))
-            k //= 2
-        p *= 2
-    network = np.concatenate(pairs) if pairs else np.empty((0, 2))
-    network = np.ascontiguousarray(network, dtype=np.int32)
-    network.flags.writeable = False
-    return network
-
-
-@sorting_kernel
-def sort_rows(t: np.ndarray, network: np.ndarray) -> None:
-    """Sort every column of ``t (rows, LANES) float32`` ascending; values are finite."""
-    for c in range(network.shape[0]):
-        a = t[network[c, 0]]
-        b = t[network[c, 1]]
-        for j in range(96):
-            x = a[j]
-            y = b[j]
-            a[j] = min(x, y)
-            b[j] = max(x, y)
-
-
-@kernel
-def _load(cube, p0, width, t, n_valid, seen) -> None:
-    """Copy ``width`` pixels of all frames into ``t``; invalid samples become the largest number and are not counted.
-
-    ``n_valid (LANES,) int32`` counts the valid samples of each pixel, ``seen (N,) int64`` grows by those of each frame.
-    """
-    big = np.float32(3.4028235e38)
-    zero = np.float32(0.0)
-    one = np.int32(1)
-    none = np.int32(0)
-    for j in range(96):
-        n_valid[j] = none
-    for i in range(cube.shape[0]):
-        s = cube[i, p0 : p0 + width]
-        d = t[i]
-        valid = none
-        for j in range(width):
-            v = s[j]
-            ok = v - v == zero  # false for NaN and infinity
-            d[j] = v + zero if ok else big  # -0 becomes +0: the two must not be told apart by their order
-            n_valid[j] += one if ok else none
-            valid += one if ok else none
-        seen[i] += valid
-        for j in range(width, 96):
-            d[j] = zero
-    for j in range(width, 96):
-        n_valid[j] = np.int32(cube.shape[0])
-
-
-@kernel
-def _centre(t, n_valid, centre) -> None:
-    """Median of the valid samples of every pixel, float64; 0 where there is none."""
-    for j in range(96):
-        n = n_valid[j]
-        centre[j] = 0.5 * (np.float64(t[(n - 1) // 2, j]) + np.float64(t[n // 2, j])) if n > 0 else 0.0
-
-
-@kernel
-def _running_sums(t, n_frames, n_valid, centre, sum1, sum2) -> None:
-    """Fill sums such that ``sum[last] - sum[first]`` adds ranks first .. last - 1, from the middle outward."""
-    middle = n_frames // 2
-    for j in range(96):
-        sum1[middle, j] = 0.0
-        sum2[middle, j] = 0.0
-    for i in range(middle, n_frames):
-        for j in range(96):
-            d = np.float64(t[i, j]) - centre[j] if i < n_valid[j] else 0.0
-            sum1[i + 1, j] = sum1[i, j] + d
-            sum2[i + 1, j] = sum2[i, j] + d * d
-    for i in range(middle - 1, -1, -1):
-        for j in range(96):
-            d = np.float64(t[i, j]) - centre[j] if i < n_valid[j] else 0.0
-            sum1[i, j] = sum1[i + 1, j] - d
-            sum2[i, j] = sum2[i + 1, j] - d * d
-
-
 # --------------------------------------------------------------------------- what all algorithms share
 
 
@@ -205,6 +107,68 @@ def _skip_above(t, j, first, last, limit) -> int:
     while last > first and np.float64(t[last - 1, j]) > limit:
         last -= 1
     return last
+
+
+# --------------------------------------------------------------------------- rounds of many lanes in lockstep
+#
+# The lanes still at work stand in a list, ``lane (LANES,) int64``; what belongs to the q-th of them stands in place q of
+# its row of ``work``. So the arithmetic of a round is a plain loop over neighbouring numbers, which the compiler turns
+# into SIMD instructions, and costs nothing for lanes that are done.
+
+
+@kernel
+def _gather_statistics(t, sum1, sum2, centre, first, last, lane, n_lanes, m, c, s1, s2, k) -> None:
+    """Fill median, centre, sums and number of samples of the listed lanes' windows."""
+    for q in range(n_lanes):
+        j = lane[q]
+        f = first[j]
+        g = last[j]
+        m[q] = _median_of(t, j, f, g)
+        c[q] = centre[j]
+        s1[q] = sum1[g, j] - sum1[f, j]
+        s2[q] = sum2[g, j] - sum2[f, j]
+        k[q] = np.float64(g - f)
+
+
+@kernel
+def _deviations(s1, s2, k, n_lanes, s) -> None:
+    """Fill ``s``: :func:`_deviation` with divisor k - 1."""
+    for q in range(n_lanes):
+        ss = s2[q] - s1[q] * (s1[q] / k[q])
+        s[q] = np.sqrt(max(ss, 0.0) / (k[q] - 1))
+
+
+@kernel
+def _judge(t, first, last, lane, n_lanes, m, s, k_low, k_high) -> int:
+    """Narrow the listed lanes' windows to ``m - k_low s .. m + k_high s``.
+
+    On the list, whose new length is returned, stay the lanes that lost samples and have 3 left.
+    """
+    n_left = 0
+    for q in range(n_lanes):
+        if s[q] == 0.0:
+            continue
+        j = lane[q]
+        f = _skip_below(t, j, first[j], last[j], m[q] - k_low * s[q])
+        g = _skip_above(t, j, f, last[j], m[q] + k_high * s[q])
+        if f != first[j] or g != last[j]:
+            first[j] = f
+            last[j] = g
+            if g - f >= 3:
+                lane[n_left] = j
+                n_left += 1
+    return n_left
+
+
+@kernel
+def _list_lanes(first, last, lane) -> int:
+    """Fill ``lane`` with the lanes that have at least 3 samples; returns how many they are."""
+    n_lanes = 0
+    for j in range(96):
+        if last[j] - first[j] >= 3:
+            lane[n_lanes] = j
+            n_lanes += 1
+    return n_lanes
 
 
 # --------------------------------------------------------------------------- kappa_sigma
@@ -258,14 +222,12 @@ def _window_kappa_sigma_clipped(t, sum1, sum2, j, n, k_low, k_high):
 
 
 @kernel
-def _window_sigma_clip(t, sum1, sum2, j, n, k_low, k_high):
+def _window_sigma_clip(t, sum1, sum2, j, first, last, k_low, k_high):
     """Iterate: reject ``x < m - k_low s`` or ``x > m + k_high s``, m median, s = std(n - 1) of what is kept.
 
     Ends when nothing falls, the deviation is zero or fewer than 3 samples are left.
     Source: the textbook method, as Siril's ``rej s``. NOTE: Siril keeps at least 4 samples in file order.
     """
-    first = 0
-    last = n
     while last - first >= 3:
         k = last - first
         s = _deviation(sum1[last, j] - sum1[first, j], sum2[last, j] - sum2[first, j], k, 1)
@@ -279,6 +241,18 @@ def _window_sigma_clip(t, sum1, sum2, j, n, k_low, k_high):
         first = f
         last = g
     return first, last
+
+
+@kernel
+def _windows_sigma_clip(t, sum1, sum2, centre, first, last, k_low, k_high, work, lane) -> None:
+    """Narrow the windows ``first, last (LANES,) int64`` of all lanes by :func:`_window_sigma_clip`."""
+    m, s, s1, s2 = work[0:96], work[96:192], work[192:288], work[288:384]
+    k, c = work[384:480], work[480:576]
+    n_lanes = _list_lanes(first, last, lane)
+    while n_lanes > 0:
+        _gather_statistics(t, sum1, sum2, centre, first, last, lane, n_lanes, m, c, s1, s2, k)
+        _deviations(s1, s2, k, n_lanes, s)
+        n_lanes = _judge(t, first, last, lane, n_lanes, m, s, k_low, k_high)
 
 
 # --------------------------------------------------------------------------- winsorized_sigma_clip, legacy_quantile
@@ -361,7 +335,7 @@ def _window_legacy_quantile(t, sum1, sum2, centre, j, n, k_low, k_high, low_frac
 
 
 @kernel
-def _window_pixinsight(t, sum1, sum2, centre, j, n, k_low, k_high):
+def _window_pixinsight(t, sum1, sum2, centre, j, first, last, k_low, k_high):
     """Winsorized sigma clipping with Huber's winsorisation, as PixInsight and Siril have it.
 
     Outer round: m = median and s = std(n - 1) of the kept samples; inner rounds: clip cumulatively to ``m -+ 1.5
@@ -372,8 +346,6 @@ def _window_pixinsight(t, sum1, sum2, centre, j, n, k_low, k_high):
     Source: P. J. Huber, E. M. Ronchetti, "Robust Statistics", 2nd ed. 2009; PixInsight reference documentation,
     ImageIntegration. NOTE: Siril keeps at least 4 samples in file order; here 3 are enough to go on.
     """
-    first = 0
-    last = n
     while last - first >= 3:
         k = last - first
         m = _median_of(t, j, first, last)
@@ -400,6 +372,91 @@ def _window_pixinsight(t, sum1, sum2, centre, j, n, k_low, k_high):
         first = f
         last = g
     return first, last
+
+
+@kernel
+def _huber_deviations(t, sum1, sum2, first, last, lane, n_lanes, work, state, deviation) -> None:
+    """Fill ``deviation (LANES,) float64`` of the listed lanes with the s of :func:`_window_pixinsight`'s inner rounds.
+
+    ``work`` holds the statistics of the lanes' windows; lanes and statistics are used up.
+    """
+    m, s, s1, s2 = work[0:96], work[96:192], work[192:288], work[288:384]
+    k, c, low, high = work[384:480], work[480:576], work[576:672], work[672:768]
+    below, above = work[768:864], work[864:960]
+    a, b = state[0:96], state[96:192]
+    for q in range(n_lanes):
+        j = lane[q]
+        low[q] = -np.inf
+        high[q] = np.inf
+        a[j] = first[j]
+        b[j] = last[j]
+    for r in range(200):
+        for q in range(n_lanes):
+            low[q] = max(low[q], m[q] - 1.5 * s[q])
+            high[q] = min(high[q], m[q] + 1.5 * s[q])
+        for q in range(n_lanes):
+            j = lane[q]
+            i0 = _skip_below(t, j, a[j], b[j], low[q])
+            i1 = _skip_above(t, j, i0, b[j], high[q])
+            a[j] = i0
+            b[j] = i1
+            s1[q] = sum1[i1, j] - sum1[i0, j]
+            s2[q] = sum2[i1, j] - sum2[i0, j]
+            below[q] = np.float64(i0 - first[j])
+            above[q] = np.float64(last[j] - i1)
+        for q in range(n_lanes):
+            d_low = low[q] - c[q]
+            d_high = high[q] - c[q]
+            t1 = s1[q] + (below[q] * d_low + above[q] * d_high)
+            t2 = s2[q] + (below[q] * (d_low * d_low) + above[q] * (d_high * d_high))
+            ss = t2 - t1 * (t1 / k[q])
+            new = 1.134 * np.sqrt(max(ss, 0.0) / (k[q] - 1))
+            s1[q] = abs(new - s[q]) - 0.0005 * s[q]
+            s[q] = new
+        if r == 0:
+            continue
+        n_left = 0
+        for q in range(n_lanes):  # the settled leave the list
+            j = lane[q]
+            deviation[j] = s[q]
+            lane[n_left] = j
+            m[n_left] = m[q]
+            s[n_left] = s[q]
+            c[n_left] = c[q]
+            k[n_left] = k[q]
+            low[n_left] = low[q]
+            high[n_left] = high[q]
+            n_left += 1 if s1[q] > 0.0 else 0
+        n_lanes = n_left
+        if n_lanes == 0:
+            break
+
+
+@kernel
+def _windows_pixinsight(t, sum1, sum2, centre, first, last, k_low, k_high, work, state) -> None:
+    """Narrow the windows ``first, last (LANES,) int64`` of all lanes by :func:`_window_pixinsight`."""
+    m, s, s1, s2, k, c = work[0:96], work[96:192], work[192:288], work[288:384], work[384:480], work[480:576]
+    deviation, median = work[960:1056], work[1056:1152]
+    lane, busy = state[192:288], state[288:384]
+    n_lanes = _list_lanes(first, last, lane)
+    while n_lanes > 0:
+        _gather_statistics(t, sum1, sum2, centre, first, last, lane, n_lanes, m, c, s1, s2, k)
+        _deviations(s1, s2, k, n_lanes, s)
+        n_live = 0
+        for q in range(n_lanes):  # no deviation, nothing to reject
+            if s[q] != 0.0:
+                lane[n_live] = lane[q]
+                busy[n_live] = lane[q]
+                m[n_live] = m[q]
+                median[n_live] = m[q]
+                s[n_live] = s[q]
+                c[n_live] = c[q]
+                k[n_live] = k[q]
+                n_live += 1
+        _huber_deviations(t, sum1, sum2, first, last, busy, n_live, work, state, deviation)
+        for q in range(n_live):
+            s[q] = deviation[lane[q]]
+        n_lanes = _judge(t, first, last, lane, n_live, median, s, k_low, k_high)
 
 
 # --------------------------------------------------------------------------- averaged_sigma
@@ -679,401 +736,3 @@ def _with_equals(t, j, n, first, last):
     return first, last
 
 
-# --------------------------------------------------------------------------- one block of pixels
-
-
-@kernel
-def _crossed(t, j, n, centre, low, high) -> int:
-    """Mark a pixel that lost all samples: below ``low`` lies what was rejected low, the rest was rejected high.
-
-    Returns the rank between the two, or 0 where there was no sample.
-    """
-    if n == 0:
-        low[j] = np.float32(np.inf)
-        high[j] = np.float32(-np.inf)
-        return 0
-    f = 0
-    while np.float64(t[f, j]) < centre:
-        f += 1
-    low[j] = t[f, j]
-    high[j] = np.float32(-np.inf)
-    return f
-
-
-@kernel
-def _reject(t, n_valid, method, par, given_low, given_high, centre, sum1, sum2, first, last, clip, low, high) -> None:
-    """Find what every pixel of a sorted block keeps.
-
-    Fills the ranks ``first, last (LANES,) int32``, the smallest and largest value kept ``low, high (LANES,) float32``,
-    and ``clip (2 LANES,) float64``, the values that replace rejected samples. Where all was rejected the limits are
-    crossed, see :func:`_crossed`. ``given_low, given_high``: the limits themselves, for method 11.
-    """
-    limits = np.empty(2, np.float64)
-    _centre(t, n_valid, centre)
-    if method < 7:
-        _running_sums(t, t.shape[0], n_valid, centre, sum1, sum2)
-    for j in range(96):
-        n = np.int64(n_valid[j])
-        f = 0
-        g = n
-        limits[0] = np.nan
-        limits[1] = np.nan
-        if n >= 3:
-            if method == 1:
-                f, g = _window_kappa_sigma(t, sum1, sum2, j, n, par[0], par[1])
-            elif method == 2:
-                f, g = _window_kappa_sigma_clipped(t, sum1, sum2, j, n, par[0], par[1])
-            elif method == 3:
-                f, g = _window_legacy_quantile(t, sum1, sum2, centre, j, n, par[0], par[1], par[2], par[3], limits)
-            elif method == 4:
-                f, g = _window_pixinsight(t, sum1, sum2, centre, j, n, par[0], par[1])
-            elif method == 5:
-                f, g = _window_sigma_clip(t, sum1, sum2, j, n, par[0], par[1])
-            elif method == 6:
-                f, g = _window_averaged_sigma(t, sum2, j, n, par[0], par[1])
-        if method == 7 and n >= 2:
-            f, g = _window_percentile_clip(t, j, n, par[0], par[1])
-        elif method == 11 and j < given_low.size:
-            f = _skip_below(t, j, 0, n, np.float64(given_low[j]))
-            g = _skip_above(t, j, f, n, np.float64(given_high[j]))
-        clip[j] = limits[0]
-        clip[96 + j] = limits[1]
-        if g > f:
-            low[j] = t[f, j]
-            high[j] = t[g - 1, j]
-        else:
-            f = _crossed(t, j, n, centre[j], low, high)
-            g = f
-        first[j] = f
-        last[j] = g
-
-
-@kernel
-def _count_hits(cube, p0, width, low, high, hits) -> None:
-    """Add the samples of each frame that were rejected low and high to ``hits (N, 3) int64``."""
-    one = np.int32(1)
-    none = np.int32(0)
-    for i in range(cube.shape[0]):
-        s = cube[i, p0 : p0 + width]
-        n_low = none
-        n_out = none
-        for j in range(width):
-            finite = s[j] - s[j] == np.float32(0.0)
-            below = s[j] < low[j] and finite
-            n_low += one if below else none
-            n_out += one if below or (s[j] > high[j] and finite) else none
-        hits[i, 0] += n_low
-        hits[i, 1] += n_out - n_low
-
-
-@kernel
-def _plain_sums(cube, p0, width, low, high, total) -> None:
-    """``total (LANES,) float64``: the sum over the frames, in their order, of the samples kept."""
-    n = cube.shape[0]
-    for j in range(96):
-        total[j] = 0.0
-    i = 0
-    while i + 4 <= n:
-        a = cube[i, p0 : p0 + width]
-        b = cube[i + 1, p0 : p0 + width]
-        c = cube[i + 2, p0 : p0 + width]
-        d = cube[i + 3, p0 : p0 + width]
-        for j in range(width):
-            lo = low[j]
-            hi = high[j]
-            t = total[j]
-            t += np.float64(a[j]) if a[j] >= lo and a[j] <= hi else 0.0
-            t += np.float64(b[j]) if b[j] >= lo and b[j] <= hi else 0.0
-            t += np.float64(c[j]) if c[j] >= lo and c[j] <= hi else 0.0
-            t += np.float64(d[j]) if d[j] >= lo and d[j] <= hi else 0.0
-            total[j] = t
-        i += 4
-    while i < n:
-        a = cube[i, p0 : p0 + width]
-        for j in range(width):
-            total[j] += np.float64(a[j]) if a[j] >= low[j] and a[j] <= high[j] else 0.0
-        i += 1
-
-
-@kernel
-def _weighted_sums(cube, p0, width, frame_weight, sample_weight, place, low, high, total, weight) -> None:
-    """``total`` of w x and ``weight`` of w over the frames, in their order, of the samples kept.
-
-    With all weights 1 this is :func:`_plain_sums` to the bit.
-    """
-    per_sample = sample_weight.shape[0] > 0
-    for j in range(96):
-        total[j] = 0.0
-        weight[j] = 0.0
-    for i in range(cube.shape[0]):
-        s = cube[i, p0 : p0 + width]
-        w = frame_weight[i]
-        if per_sample:
-            r = sample_weight[i]
-            for j in range(width):
-                keep = s[j] >= low[j] and s[j] <= high[j]
-                wj = w[j] * np.float64(r[place[j]])
-                total[j] += wj * np.float64(s[j]) if keep else 0.0
-                weight[j] += wj if keep else 0.0
-        else:
-            for j in range(width):
-                keep = s[j] >= low[j] and s[j] <= high[j]
-                total[j] += w[j] * np.float64(s[j]) if keep else 0.0
-                weight[j] += w[j] if keep else 0.0
-
-
-@kernel
-def _rewinsorized_sums(
-    cube, p0, width, frame_weight, sample_weight, place, low, high, clip, plain, total, weight
-) -> None:
-    """Sum with rejected samples counting with their clipped values, ``clip (2 LANES,)``; all weights 1 if ``plain``."""
-    per_sample = sample_weight.shape[0] > 0
-    for j in range(96):
-        total[j] = 0.0
-        weight[j] = 0.0
-    for i in range(cube.shape[0]):
-        s = cube[i, p0 : p0 + width]
-        w = frame_weight[i]
-        for j in range(width):
-            x = np.float64(s[j])
-            if x - x != 0.0:
-                continue
-            if s[j] < low[j] or s[j] > high[j]:
-                x = clip[j] if x < clip[j] else (clip[96 + j] if x > clip[96 + j] else x)
-            wj = 1.0 if plain else w[j]
-            if per_sample and not plain:
-                wj = wj * np.float64(sample_weight[i, place[j]])
-            total[j] += wj * x
-            weight[j] += wj
-
-
-@kernel
-def _sort_rewinsorized(t, j, n, first, last, low, high, ordered) -> None:
-    """Fill ``ordered (n,)``: the samples with the rejected ones replaced by their clipped values, sorted again."""
-    for i in range(n):
-        x = np.float64(t[i, j])
-        if i < first or i >= last:
-            x = low if x < low else (high if x > high else x)
-        k = i
-        while k > 0 and ordered[k - 1] > x:
-            ordered[k] = ordered[k - 1]
-            k -= 1
-        ordered[k] = x
-
-
-@kernel
-def combine_block(
-    cube,
-    start,
-    stop,
-    network,
-    method,
-    par,
-    low_map,
-    high_map,
-    rewinsor,
-    combine,
-    frame_weight,
-    sample_weight,
-    sample_step,
-    image,
-    coverage,
-    weight_map,
-    rejected_low,
-    rejected_high,
-    hits,
-) -> int:
-    """Reject and combine pixels ``start .. stop - 1``; returns how many had every sample rejected.
-
-    Parameters
-    ----------
-    cube : ndarray (N, P) float32, ADU
-        Samples of P pixels (or pixel-channels) of N frames; NaN and infinity are invalid.
-    start, stop : int
-        Pixels to do; ``start`` is a multiple of ``LANES``.
-    network : ndarray (K, 2) int32
-        ``sorting_network(N)``.
-    method, combine : int
-        From ``METHOD_CODES`` and ``COMBINE_CODES``.
-    par : ndarray (6,) float64
-        From :func:`method_parameters`.
-    low_map, high_map : ndarray (P,) float32
-        Limits found by :func:`ranked_limits`, for method 11 ("given_limits"); empty for the other methods.
-    rewinsor : bool
-        Replace rejected samples by their clipped values (legacy winsorizing only) instead of dropping them.
-    frame_weight : ndarray (N, LANES) float64
-        Weight of each frame, one column per lane so that channels may differ; lane = pixel mod LANES.
-    sample_weight : ndarray (N, P / sample_step) float32, or (0, 0)
-        Multiplies the frame weight, where given.
-    sample_step : int
-        Neighbouring elements that share a sample weight (the channels of a pixel, or 1).
-    image : ndarray (P,) float32, ADU
-    coverage, rejected_low, rejected_high : ndarray (P,) int32
-        Valid samples; samples rejected on either side.
-    weight_map : ndarray (P,) float32
-        Sum of the weights that entered the mean (the number of samples for the other combinations).
-    hits : ndarray (N, 3) int64
-        Grows by the samples of each frame rejected low, rejected high, and valid.
-    """
-    n_frames = cube.shape[0]
-    t = np.empty((n_frames, 96), np.float32)
-    sum1 = np.empty((n_frames + 1, 96), np.float64)
-    sum2 = np.empty((n_frames + 1, 96), np.float64)
-    centre = np.empty(96, np.float64)
-    clip = np.empty(192, np.float64)
-    first = np.empty(96, np.int32)
-    last = np.empty(96, np.int32)
-    n_valid = np.empty(96, np.int32)
-    place = np.empty(96, np.int64)
-    low = np.empty(96, np.float32)
-    high = np.empty(96, np.float32)
-    total = np.empty(96, np.float64)
-    weight = np.empty(96, np.float64)
-    column = np.empty(n_frames, np.float64)
-    spare = np.empty(96, np.float64)
-    uniform = sample_weight.shape[0] == 0 and bool((frame_weight == 1.0).all())
-    seen = hits[:, 2]
-    lost = 0
-    for p0 in range(start, stop, 96):
-        width = min(96, stop - p0)
-        for j in range(96):
-            place[j] = (p0 + j) // sample_step
-        _load(cube, p0, width, t, n_valid, seen)
-        if method != 0 or combine != 0:
-            sort_rows(t, network)
-        if method != 0:
-            given_low = low_map[p0 : p0 + width] if method == 11 else low_map
-            given_high = high_map[p0 : p0 + width] if method == 11 else high_map
-            _reject(t, n_valid, method, par, given_low, given_high, centre, sum1, sum2, first, last, clip, low, high)
-        else:
-            for j in range(96):
-                first[j] = 0
-                last[j] = n_valid[j]
-                low[j] = np.float32(-3.4028235e38)
-                high[j] = np.float32(3.4028235e38)
-        rejected = 0
-        for j in range(width):
-            rejected += n_valid[j] - (last[j] - first[j])
-        if rejected > 0:
-            _count_hits(cube, p0, width, low, high, hits)
-        if combine == 0:
-            if rewinsor:
-                _rewinsorized_sums(
-                    cube, p0, width, frame_weight, sample_weight, place, low, high, clip, False, total, weight
-                )
-            elif uniform:
-                _plain_sums(cube, p0, width, low, high, total)
-            else:
-                _weighted_sums(cube, p0, width, frame_weight, sample_weight, place, low, high, total, weight)
-        unweighted = False
-        for j in range(width):
-            n = n_valid[j]
-            kept = last[j] - first[j]
-            counted = n if rewinsor else kept
-            p = p0 + j
-            coverage[p] = n
-            rejected_low[p] = first[j]
-            rejected_high[p] = n - last[j]
-            weight_map[p] = np.float32(counted)
-            if n == 0:
-                image[p] = np.float32(np.nan)
-                continue
-            lost += 1 if kept == 0 else 0
-            if counted == 0:
-                image[p] = np.float32(centre[j])
-            elif combine == 0:
-                divisor = np.float64(counted) if uniform and not rewinsor else weight[j]
-                weight_map[p] = np.float32(divisor)
-                unweighted = unweighted or not divisor > 0.0
-                image[p] = np.float32(total[j] / divisor) if divisor > 0.0 else np.float32(0.0)
-            elif rewinsor:
-                _sort_rewinsorized(t, j, n, first[j], last[j], clip[j], clip[96 + j], column)
-                at = 0 if combine == 2 else n - 1
-                middle = 0.5 * (column[(n - 1) // 2] + column[n // 2])
-                image[p] = np.float32(middle if combine == 1 else column[at])
-            elif combine == 1:
-                image[p] = np.float32(_median_of(t, j, first[j], last[j]))
-            elif combine == 2:
-                image[p] = t[first[j], j]
-            else:
-                image[p] = t[last[j] - 1, j]
-        if unweighted:  # all weights of some pixel are 0: its plain mean
-            if rewinsor:
-                _rewinsorized_sums(
-                    cube, p0, width, frame_weight, sample_weight, place, low, high, clip, True, total, spare
-                )
-            else:
-                _plain_sums(cube, p0, width, low, high, total)
-            for j in range(width):
-                counted = n_valid[j] if rewinsor else last[j] - first[j]
-                if counted > 0 and not weight[j] > 0.0:
-                    image[p0 + j] = np.float32(total[j] / counted)
-    return lost
-
-
-@kernel
-def limits_block(cube, network, method, par, low_map, high_map) -> None:
-    """Write the smallest and largest value each pixel of ``cube (N, P) float32`` keeps; crossed where it keeps none."""
-    n_frames = cube.shape[0]
-    t = np.empty((n_frames, 96), np.float32)
-    sum1 = np.empty((n_frames + 1, 96), np.float64)
-    sum2 = np.empty((n_frames + 1, 96), np.float64)
-    centre = np.empty(96, np.float64)
-    clip = np.empty(192, np.float64)
-    first = np.empty(96, np.int32)
-    last = np.empty(96, np.int32)
-    n_valid = np.empty(96, np.int32)
-    seen = np.zeros(n_frames, np.int64)
-    low = np.empty(96, np.float32)
-    high = np.empty(96, np.float32)
-    nothing = np.empty(0, np.float32)
-    for p0 in range(0, cube.shape[1], 96):
-        width = min(96, cube.shape[1] - p0)
-        _load(cube, p0, width, t, n_valid, seen)
-        sort_rows(t, network)
-        _reject(t, n_valid, method, par, nothing, nothing, centre, sum1, sum2, first, last, clip, low, high)
-        for j in range(width):
-            low_map[p0 + j] = low[j]
-            high_map[p0 + j] = high[j]
-
-
-@kernel
-def ranked_limits(cube, start, stop, network, method, par, critical, low_map, high_map) -> None:
-    """Do the same for pixels ``start .. stop - 1`` by the methods that judge samples one by one: GESD and line fits.
-
-    A kernel of its own, so that nobody waits for its compilation who does not use it. ``critical``: from
-    :func:`gesd_table`; empty for the line.
-    """
-    n_frames = cube.shape[0]
-    t = np.empty((n_frames, 96), np.float32)
-    sum1 = np.empty((n_frames + 1, 96), np.float64)
-    sum2 = np.empty((n_frames + 1, 96), np.float64)
-    centre = np.empty(96, np.float64)
-    n_valid = np.empty(96, np.int32)
-    seen = np.zeros(n_frames, np.int64)
-    low = np.empty(96, np.float32)
-    high = np.empty(96, np.float32)
-    work = np.empty((3, n_frames), np.float64)
-    weights = np.empty(n_frames, np.int32)
-    for p0 in range(start, stop, 96):
-        width = min(96, stop - p0)
-        _load(cube, p0, width, t, n_valid, seen)
-        sort_rows(t, network)
-        _centre(t, n_valid, centre)
-        if method == 8:
-            _running_sums(t, n_frames, n_valid, centre, sum1, sum2)
-        for j in range(width):
-            n = np.int64(n_valid[j])
-            f = 0
-            g = n
-            if method == 8 and n >= 10:
-                f, g = _window_gesd(t, sum1, sum2, centre, j, n, par[4], critical)
-            elif method != 8 and n >= 5:
-                f, g = _window_linear_fit(t, centre, j, n, par[0], par[1], method == 10, work[2], work, weights)
-            if g > f:
-                low[j] = t[f, j]
-                high[j] = t[g - 1, j]
-            else:
-                _crossed(t, j, n, centre[j], low, high)
-            low_map[p0 + j] = low[j]
-            high_map[p0 + j] = high[j]

@@ -125,21 +125,19 @@ class _Recipe:
     critical: np.ndarray  # of GESD; empty for the others
     ranked: bool  # judged by a kernel of its own, which leaves limits to the other
     rewinsor: bool
-    network: np.ndarray
     lanes: np.ndarray  # frame weights spread over the kernel's lanes
 
 
 def recipe_of(job: Job) -> _Recipe:
     from zemosaic_rejection import (
         COMBINE_CODES,
-        LANES,
         METHOD_CODES,
         RANKED,
         gesd_table,
         method_code,
         method_parameters,
-        sorting_network,
     )
+    from zemosaic_sorting import LANES
 
     spec, weight = job.spec, job.table.weight
     method = METHOD_CODES["kappa_sigma_clipped"] if job.clipped_kappa else method_code(spec)
@@ -150,7 +148,6 @@ def recipe_of(job: Job) -> _Recipe:
         critical=gesd_table(len(job.sources), spec.gesd_alpha) if spec.reject == "gesd" else NO_TABLE,
         ranked=method in RANKED,
         rewinsor=spec.is_legacy_winsor and spec.apply_rewinsor,
-        network=sorting_network(len(job.sources)),
         lanes=np.ascontiguousarray(np.tile(weight, (1, LANES // weight.shape[1]))),
     )
 
@@ -208,7 +205,9 @@ def combine_slab(
     job: Job, recipe: _Recipe, rows: slice, cube: np.ndarray, radial: np.ndarray, result: StackResult, workers: int
 ) -> None:
     """Reject and combine the samples of one slab into the rows of the result."""
-    from zemosaic_rejection import LANES, METHOD_CODES, combine_block, ranked_limits
+    from zemosaic_combine import combine_block, ranked_limits
+    from zemosaic_rejection import METHOD_CODES
+    from zemosaic_sorting import LANES
 
     n_frames, size = cube.shape
     line = job.shape[1] * job.channels
@@ -226,10 +225,10 @@ def combine_slab(
         stop = min(start + piece, size)
         if recipe.ranked:
             ranked_limits(
-                cube, start, stop, recipe.network, recipe.method, recipe.parameters, recipe.critical, low, high
+                cube, start, stop, recipe.method, recipe.parameters, recipe.critical, low, high
             )
         lost = combine_block(
-            cube, start, stop, recipe.network, method, recipe.parameters, low, high, recipe.rewinsor,
+            cube, start, stop, method, recipe.parameters, low, high, recipe.rewinsor,
             recipe.combine, recipe.lanes, sample_weight, step, *out, hits,
         )  # fmt: skip
         return int(lost), hits

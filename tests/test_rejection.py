@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import zemosaic_combine as combining
 import zemosaic_rejection as rejection
+from zemosaic_sorting import LANES, new_table, sort_table
 
 METHODS = {  # kernel method -> oracle name and how the parameters translate
     "none": ("none", lambda p: {}),
@@ -48,18 +50,18 @@ def run(
         "hits": np.zeros((n, 3), np.int64),
     }
     per_frame = np.ones(n) if weights is None else np.asarray(weights, float)
-    lanes = np.repeat(per_frame[:, None], rejection.LANES, axis=1)
+    lanes = np.repeat(per_frame[:, None], LANES, axis=1)
     code, last = rejection.METHOD_CODES[method], p if stop is None else stop
     low, high = np.empty(0, np.float32), np.empty(0, np.float32)
     if code in rejection.RANKED:
         low, high = np.empty(p, np.float32), np.empty(p, np.float32)
-        rejection.ranked_limits(
-            cube, start, last, rejection.sorting_network(n), code, parameters(method, par),
+        combining.ranked_limits(
+            cube, start, last, code, parameters(method, par),
             rejection.gesd_table(n, 0.05), low, high,
         )  # fmt: skip
         code = rejection.METHOD_CODES["given_limits"]
-    out["lost"] = rejection.combine_block(
-        cube, start, last, rejection.sorting_network(n), code,
+    out["lost"] = combining.combine_block(
+        cube, start, last, code,
         parameters(method, par), low, high, rewinsor, rejection.COMBINE_CODES[combine], lanes, np.empty((0, 0),
         np.float32), 1, out["image"], out["coverage"], out["weight"], out["low"], out["high"], out["hits"],
     )  # fmt: skip
@@ -287,9 +289,9 @@ def test_a_huge_outlier_does_not_disturb_the_sums():
     seed=st.integers(0, 2**31),
 )
 def test_any_split_equals_the_whole(n, blocks, cut, method, combine, seed):
-    cube = sample_stack(n, blocks * rejection.LANES - 13, seed, ties=seed % 2 == 0)
+    cube = sample_stack(n, blocks * LANES - 13, seed, ties=seed % 2 == 0)
     whole = run(cube, method, combine)
-    edge = min(cut * rejection.LANES, cube.shape[1])
+    edge = min(cut * LANES, cube.shape[1])
     first = run(cube, method, combine, stop=edge)
     second = run(cube, method, combine, start=edge) if edge < cube.shape[1] else first
     for key in ("image", "coverage", "weight", "low", "high"):
@@ -307,10 +309,12 @@ def test_a_pixel_does_not_depend_on_its_neighbours():
 @given(st.integers(1, 300))
 @settings(max_examples=30, deadline=None)
 def test_network_sorts(n):
-    rows = np.random.default_rng(n).integers(0, 50, (n, rejection.LANES)).astype(np.float32)
-    ordered = rows.copy()
-    rejection.sort_rows(ordered, rejection.sorting_network(n))
-    np.testing.assert_array_equal(ordered, np.sort(rows, axis=0))
+    rows = np.random.default_rng(n).integers(0, 50, (n, LANES)).astype(np.float32)
+    table = new_table(n)
+    table[:n] = rows
+    sort_table(table, n)
+    np.testing.assert_array_equal(table[:n], np.sort(rows, axis=0))
+    assert (table[n:] == np.float32(3.4028235e38)).all()
 
 
 def test_compiled_kernels_equal_their_uncompiled_text():
@@ -338,9 +342,8 @@ def test_compiled_kernels_equal_their_uncompiled_text():
 def test_limits_block_marks_the_same_samples():
     cube = sample_stack(25, 150, seed=2)
     low, high = np.empty(150, np.float32), np.empty(150, np.float32)
-    rejection.limits_block(
+    combining.limits_block(
         cube,
-        rejection.sorting_network(25),
         rejection.METHOD_CODES["pixinsight"],
         parameters("", (3.0, 3, 0, 0)),
         low,
