@@ -1,19 +1,13 @@
 """A block of pixels from samples to result: loaded, sorted, rejected, combined.
 
-``LANES`` neighbouring pixels are taken at once. Their samples are sorted (:mod:`zemosaic_sorting`), each pixel's window
+``LANES`` neighbouring pixels are taken at once. Their samples are sorted (:mod:`zemosaic_simd`), each pixel's window
 is found (:mod:`zemosaic_rejection`), and the average comes last, over the frames in their own order, of the samples
 inside the window's values: it adds ``w * x`` and ``w`` in frame order in float64.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
-
-import numba
 import numpy as np
-from llvmlite import ir
-from numba.core import types
-from numba.extending import intrinsic
 
 from zemosaic_kernels import kernel
 from zemosaic_rejection import (
@@ -25,35 +19,14 @@ from zemosaic_rejection import (
     _window_kappa_sigma,
     _window_kappa_sigma_clipped,
     _window_legacy_quantile,
-    _window_linear_fit,
     _window_percentile_clip,
+    _windows_linear_fit,
     _windows_pixinsight,
     _windows_sigma_clip,
 )
-from zemosaic_sorting import LANES, new_table, sort_table
+from zemosaic_simd import new_table, prefetch_row, sort_table
 
 # --------------------------------------------------------------------------- from the cube to a sorted table
-
-
-@intrinsic
-def _prefetch(typingctx: Any, row: Any, at: Any) -> Any:
-    """Ask for the cache line of element ``at`` of a row; past its end it does no harm."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
-        ask = builder.module.declare_intrinsic("llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32]))
-        place = builder.bitcast(builder.gep(data, [args[1]]), byte)
-        builder.call(ask, [place, i32(0), i32(2), i32(1)])
-        return context.get_dummy_value()
-
-    return types.void(row, types.int64), generate
-
-
-if numba.config.DISABLE_JIT:
-
-    def _prefetch(row: np.ndarray, at: int) -> None:  # noqa: F811 - nothing to ask for without compilation
-        pass
 
 
 @kernel
@@ -74,8 +47,7 @@ def _load(cube, p0, width, t, n_valid, seen) -> bool:
     for i in range(n_frames):
         s = cube[i, p0 : p0 + width]
         d = t[i]
-        for ahead in range(p0 + 96, p0 + 192, 16):
-            _prefetch(cube[i], ahead)  # of the next block, while this one is worked on
+        prefetch_row(cube[i], p0 + 96, p0 + 192)  # of the next block, while this one is worked on
         invalid = none
         for j in range(width):
             v = s[j]
@@ -188,6 +160,33 @@ def _running_sums_of_all(flat, n_frames, centre, sum1, sum2) -> None:
             sum2[i * 96 + j] = sum2[(i + 1) * 96 + j] - d * d
 
 
+@kernel
+def _running_sums_of_ranks(flat, n_frames, n_valid, centre, sum1, sum3) -> None:
+    """Fill the sums of d and of ``i d``, i the rank, in the same order; tables as rows of numbers."""
+    middle = n_frames // 2
+    for j in range(96):
+        sum1[middle * 96 + j] = 0.0
+        sum3[middle * 96 + j] = 0.0
+    for i in range(middle, n_frames):
+        x = flat[i * 96 : (i + 1) * 96]
+        a = sum1[i * 96 : (i + 2) * 96]
+        b = sum3[i * 96 : (i + 2) * 96]
+        rank = np.float64(i)
+        for j in range(96):
+            d = np.float64(x[j]) - centre[j] if i < n_valid[j] else 0.0
+            a[96 + j] = a[j] + d
+            b[96 + j] = b[j] + rank * d
+    for i in range(middle - 1, -1, -1):
+        x = flat[i * 96 : (i + 1) * 96]
+        a = sum1[i * 96 : (i + 2) * 96]
+        b = sum3[i * 96 : (i + 2) * 96]
+        rank = np.float64(i)
+        for j in range(96):
+            d = np.float64(x[j]) - centre[j] if i < n_valid[j] else 0.0
+            a[j] = a[96 + j] - d
+            b[j] = b[96 + j] - rank * d
+
+
 # --------------------------------------------------------------------------- what every pixel keeps
 
 
@@ -266,6 +265,34 @@ def _reject(
         else:
             first[j] = _crossed(t, j, n_valid[j], centre[j], low, high)
             last[j] = first[j]
+
+
+@kernel
+def _keep_given(t, n_frames, n_valid, given_low, given_high, first, last, low, high, centre) -> None:
+    """Find what :func:`_reject` finds for given limits, in a block that is sorted only if a pixel lost all samples.
+
+    ``first`` and ``last`` then count the samples below the limits and those not above.
+    """
+    one = np.int64(1)
+    none = np.int64(0)
+    for j in range(96):
+        low[j] = given_low[j] if j < given_low.size else np.float32(-np.inf)
+        high[j] = given_high[j] if j < given_low.size else np.float32(np.inf)
+        first[j] = none
+        last[j] = n_frames
+    for i in range(n_frames):
+        row = t[i]
+        for j in range(96):
+            first[j] += one if row[j] < low[j] else none
+            last[j] -= one if row[j] > high[j] else none
+    lost = none
+    for j in range(96):
+        first[j] = min(first[j], n_valid[j])
+        last[j] = min(max(last[j], first[j]), n_valid[j])
+        lost += one if last[j] == first[j] else none
+    if lost > none:
+        sort_table(t, n_frames)
+        _centre(t, n_valid, centre)
 
 
 @kernel
@@ -495,9 +522,13 @@ def _combine_lanes(
         for j in range(96):
             place[j] = (p0 + j) // sample_step
         full = _load(cube, p0, width, t, n_valid, seen)
-        if method != 0 or combine != 0:
+        if combine != 0 or (method != 0 and method != 11):
             sort_table(t, n_frames)
-        if method != 0:
+        if method == 11 and combine == 0:
+            _keep_given(
+                t, n_frames, n_valid, low_map[p0 : p0 + width], high_map[p0 : p0 + width], first, last, low, high, centre
+            )
+        elif method != 0:
             given_low = low_map[p0 : p0 + width] if method == 11 else low_map
             given_high = high_map[p0 : p0 + width] if method == 11 else high_map
             _reject(
@@ -687,31 +718,44 @@ def ranked_limits(cube, start, stop, method, par, critical, low_map, high_map) -
     sum1 = np.empty((n_frames + 1, 96), np.float64)
     sum2 = np.empty((n_frames + 1, 96), np.float64)
     centre = np.empty(96, np.float64)
+    first = np.empty(96, np.int64)
+    last = np.empty(96, np.int64)
     n_valid = np.empty(96, np.int64)
     seen = np.zeros(n_frames, np.int64)
     low = np.empty(96, np.float32)
     high = np.empty(96, np.float32)
-    work = np.empty((3, n_frames), np.float64)
-    weights = np.empty(n_frames, np.int32)
+    work = np.empty(576, np.float64)
+    state = np.empty(192, np.int64)
+    heights = np.empty(n_frames, np.float64)
+    slopes = np.empty(n_frames + 8, np.float64)
+    weights = np.empty(n_frames + 8, np.int64)
     for p0 in range(start, stop, 96):
         width = min(96, stop - p0)
-        _load(cube, p0, width, t, n_valid, seen)
+        full = _load(cube, p0, width, t, n_valid, seen)
         sort_table(t, n_frames)
         _centre(t, n_valid, centre)
+        for j in range(96):
+            first[j] = 0
+            last[j] = n_valid[j]
         if method == 8:
-            _running_sums(t, n_frames, n_valid, centre, sum1, sum2)
-        for j in range(width):
-            n = np.int64(n_valid[j])
-            f = 0
-            g = n
-            if method == 8 and n >= 10:
-                f, g = _window_gesd(t, sum1, sum2, centre, j, n, par[4], critical)
-            elif method != 8 and n >= 5:
-                f, g = _window_linear_fit(t, centre, j, n, par[0], par[1], method == 10, work[2], work, weights)
-            if g > f:
-                low[j] = t[f, j]
-                high[j] = t[g - 1, j]
+            if full:
+                _running_sums_of_all(t.reshape(-1), n_frames, centre, sum1.reshape(-1), sum2.reshape(-1))
             else:
-                _crossed(t, j, n, centre[j], low, high)
+                _running_sums(t, n_frames, n_valid, centre, sum1, sum2)
+            for j in range(96):
+                if n_valid[j] >= 10:
+                    first[j], last[j] = _window_gesd(t, sum1, sum2, centre, j, n_valid[j], par[4], critical)
+        else:
+            _running_sums_of_ranks(t.reshape(-1), n_frames, n_valid, centre, sum1.reshape(-1), sum2.reshape(-1))
+            _windows_linear_fit(
+                t, n_frames, sum1, sum2, centre, first, last, par[0], par[1], method == 10, work, state,
+                heights, slopes, weights,
+            )  # fmt: skip
+        for j in range(width):
+            if last[j] > first[j]:
+                low[j] = t[first[j], j]
+                high[j] = t[last[j] - 1, j]
+            else:
+                _crossed(t, j, n_valid[j], centre[j], low, high)
             low_map[p0 + j] = low[j]
             high_map[p0 + j] = high[j]

@@ -137,7 +137,7 @@ def recipe_of(job: Job) -> _Recipe:
         method_code,
         method_parameters,
     )
-    from zemosaic_sorting import LANES
+    from zemosaic_simd import LANES
 
     spec, weight = job.spec, job.table.weight
     method = METHOD_CODES["kappa_sigma_clipped"] if job.clipped_kappa else method_code(spec)
@@ -207,7 +207,7 @@ def combine_slab(
     """Reject and combine the samples of one slab into the rows of the result."""
     from zemosaic_combine import combine_block, ranked_limits
     from zemosaic_rejection import METHOD_CODES
-    from zemosaic_sorting import LANES
+    from zemosaic_simd import LANES
 
     n_frames, size = cube.shape
     line = job.shape[1] * job.channels

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import zemosaic_combine as combining
 import zemosaic_rejection as rejection
-from zemosaic_sorting import LANES, new_table, sort_table
+from zemosaic_simd import LANES, new_table, sort_table
 
 METHODS = {  # kernel method -> oracle name and how the parameters translate
     "none": ("none", lambda p: {}),

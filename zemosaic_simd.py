@@ -1,6 +1,7 @@
-"""Sorting a block of pixels: every column of a small table at once, by a network of SIMD comparisons.
+"""What the compiler does not vectorise by itself, written as LLVM vector instructions (``numba.extending.intrinsic``).
 
-A comparison of two rows is one SIMD minimum and maximum for every 16 pixels. The network is a bitonic merge sort in
+Most of all, sorting a block of pixels: every column of a small table at once, by a network of comparisons. A comparison
+of two rows is one SIMD minimum and maximum for every 16 pixels. The network is a bitonic merge sort in
 which every comparison leaves the smaller value in the lower row, so rows of padding at the end stay where they are and
 are skipped. Its passes work on 4, 8 or 16 rows held in registers, so that a sample travels to the cache and back a
 dozen times, not once per comparison.
@@ -8,8 +9,7 @@ dozen times, not once per comparison.
 Source: K. E. Batcher, "Sorting networks and their applications", 1968 (both the bitonic merge and the network for 16
 rows; Knuth, TAOCP vol. 3, 5.2.2, algorithm M).
 
-The passes are written as LLVM vector instructions (``numba.extending.intrinsic``): the compiler does not vectorise a
-loop over 16 rows whose distance it does not know. Without compilation the same passes run in plain Python.
+Without compilation (NUMBA_DISABLE_JIT) the same runs in plain Python.
 """
 
 from __future__ import annotations
@@ -132,6 +132,105 @@ _clean8 = _pass(8, half_cleaners(8), _strided(8))
 _clean4 = _pass(4, half_cleaners(4), _strided(4))
 _clean2 = _pass(2, half_cleaners(2), _strided(2))
 _fold4 = _pass(4, [(0, 3), (1, 2), (0, 1), (2, 3)], _mirrored)  # first comparison of a merge, and the one after it
+
+
+@intrinsic
+def _prefetch(typingctx: Any, row: Any, at: Any) -> Any:
+    """Ask for the cache line of element ``at`` of a row of float32; past its end it does no harm."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+        ask = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        place = builder.bitcast(builder.gep(data, [args[1]]), byte)
+        builder.call(ask, [place, i32(0), i32(2), i32(1)])  # to read, into the second-level cache
+        return context.get_dummy_value()
+
+    return types.void(row, types.int64), generate
+
+
+@intrinsic
+def _census(typingctx: Any, slopes: Any, weights: Any, size: Any, bound: Any) -> Any:
+    """Take the census of :func:`census`, 8 slopes at a time."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        i64, double = ir.IntType(64), ir.DoubleType()
+        many, whole = ir.VectorType(double, 8), ir.VectorType(i64, 8)
+
+        def spread(value: Any, kind: Any) -> Any:
+            single = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.IntType(32)(0))
+            return builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(ir.IntType(32), 8), [0] * 8))
+
+        data = [context.make_array(t)(context, builder, a).data for t, a in zip(signature.args[:2], args[:2], strict=True)]
+        limit = spread(args[3], many)
+        lowest, highest = spread(double(-1e308), many), spread(double(1e308), many)
+        zero = ir.Constant(whole, [0] * 8)
+        sums = cgutils.alloca_once_value(builder, zero)
+        under = cgutils.alloca_once_value(builder, lowest)
+        over = cgutils.alloca_once_value(builder, highest)
+        with cgutils.for_range_slice(builder, i64(0), args[2], i64(8), i64) as (at, _):
+            x, w = (
+                builder.load(builder.bitcast(builder.gep(d, [at]), kind.as_pointer()), align=8)
+                for d, kind in zip(data, (many, whole), strict=True)
+            )
+            below = builder.fcmp_ordered("<", x, limit)
+            builder.store(builder.add(builder.load(sums), builder.select(below, w, zero)), sums)
+            near = builder.select(below, x, lowest)
+            held = builder.load(under)
+            builder.store(builder.select(builder.fcmp_ordered(">", near, held), near, held), under)
+            near = builder.select(below, highest, x)
+            held = builder.load(over)
+            builder.store(builder.select(builder.fcmp_ordered("<", near, held), near, held), over)
+
+        def reduce(place: Any, combine: Any) -> Any:
+            vector = builder.load(place)
+            items = [builder.extract_element(vector, ir.IntType(32)(i)) for i in range(8)]
+            while len(items) > 1:
+                items = [combine(a, b) for a, b in zip(items[::2], items[1::2], strict=True)]
+            return items[0]
+
+        results = [
+            reduce(sums, builder.add),
+            reduce(under, lambda a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b)),
+            reduce(over, lambda a, b: builder.select(builder.fcmp_ordered("<", a, b), a, b)),
+        ]
+        return context.make_tuple(builder, signature.return_type, results)
+
+    kinds = types.Tuple((types.int64, types.float64, types.float64))
+    return kinds(slopes, weights, types.int64, types.float64), generate
+
+
+if numba.config.DISABLE_JIT:
+
+    def _prefetch(row: np.ndarray, at: int) -> None:  # noqa: F811 - nothing to ask for
+        """Do nothing."""
+
+    def _census(slopes: np.ndarray, weights: np.ndarray, size: int, bound: float) -> tuple[int, float, float]:  # noqa: F811
+        """Take the census of :func:`census` with NumPy."""
+        x = slopes[:size]
+        below = x < bound
+        return (
+            int(weights[:size][below].sum()),
+            float(x[below].max(initial=-1e308)),
+            float(x[~below].min(initial=1e308)),
+        )
+
+
+@kernel
+def prefetch_row(row: np.ndarray, start: int, stop: int) -> None:
+    """Ask for elements ``start .. stop - 1`` of a row of float32, which will be read soon."""
+    for at in range(start, stop, 16):
+        _prefetch(row, at)
+
+
+@kernel
+def census(slopes: np.ndarray, weights: np.ndarray, size: int, bound: float) -> tuple[int, float, float]:
+    """Return the weight of the slopes below a bound, the largest of them, and the smallest of the others.
+
+    ``slopes float64``, ``weights int64``; ``size`` is a multiple of 8. Where there is none: -1e308, 1e308.
+    """
+    return _census(slopes, weights, size, bound)
 
 
 @kernel
