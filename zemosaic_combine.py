@@ -1,19 +1,23 @@
 """A block of pixels from samples to result: loaded, sorted, rejected, combined.
 
-``LANES`` neighbouring pixels are taken at once. Their samples are sorted (:mod:`zemosaic_simd`), each pixel's window
-is found (:mod:`zemosaic_rejection`), and the average comes last, over the frames in their own order, of the samples
-inside the window's values: it adds ``w * x`` and ``w`` in frame order in float64.
+``LANES`` neighbouring pixels are taken at once. Their samples are sorted (:mod:`zemosaic_simd`), each pixel's window is
+found (:mod:`zemosaic_rejection`), and the average comes last, over the frames in their own order, of the samples inside
+the window's values: it adds ``w * x`` and ``w`` in frame order in float64.
+
+Every combination of methods is a kernel of its own, compiled when it is first used (:func:`_block_kernel`): nobody waits
+for the compilation of what they do not use. The cache on disk keeps them apart by the numbers they enclose.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Final
 
 import numpy as np
 
 from zemosaic_kernels import kernel
 from zemosaic_rejection import (
     _median_of,
-    _skip_above,
-    _skip_below,
     _window_averaged_sigma,
     _window_gesd,
     _window_kappa_sigma,
@@ -25,6 +29,9 @@ from zemosaic_rejection import (
     _windows_sigma_clip,
 )
 from zemosaic_simd import new_table, prefetch_row, sort_table
+
+NOWHERE: Final = np.empty(0, np.float32)
+STRIP: Final = 1536  # pixels averaged at once where nothing is rejected: long runs of a frame; a number in the kernel
 
 # --------------------------------------------------------------------------- from the cube to a sorted table
 
@@ -209,93 +216,6 @@ def _crossed(t, j, n, centre, low, high) -> int:
 
 
 @kernel
-def _reject(
-    t, n_frames, n_valid, full, method, par, given_low, given_high, centre, sum1, sum2, first, last, clip, low, high,
-    work, state,
-) -> None:  # fmt: skip
-    """Find what every pixel of a sorted block keeps.
-
-    Fills the ranks ``first, last (LANES,) int64``, the smallest and largest value kept ``low, high (LANES,) float32``,
-    and ``clip (2 LANES,) float64``, the values that replace rejected samples. Where all was rejected the limits are
-    crossed, see :func:`_crossed`. ``given_low, given_high``: the limits themselves, for method 11.
-    """
-    limits = np.empty(2, np.float64)
-    _centre(t, n_valid, centre)
-    if method < 7:
-        if full:
-            _running_sums_of_all(t.reshape(-1), n_frames, centre, sum1.reshape(-1), sum2.reshape(-1))
-        else:
-            _running_sums(t, n_frames, n_valid, centre, sum1, sum2)
-    for j in range(96):
-        first[j] = 0
-        last[j] = n_valid[j]
-    if method == 4:
-        _windows_pixinsight(t, sum1, sum2, centre, first, last, par[0], par[1], work, state)
-    elif method == 5:
-        _windows_sigma_clip(t, sum1, sum2, centre, first, last, par[0], par[1], work, state)
-    else:
-        for j in range(96):
-            n = n_valid[j]
-            f = np.int64(0)
-            g = n
-            limits[0] = np.nan
-            limits[1] = np.nan
-            if n >= 3:
-                if method == 1:
-                    f, g = _window_kappa_sigma(t, sum1, sum2, j, n, par[0], par[1])
-                elif method == 2:
-                    f, g = _window_kappa_sigma_clipped(t, sum1, sum2, j, n, par[0], par[1])
-                elif method == 3:
-                    f, g = _window_legacy_quantile(t, sum1, sum2, centre, j, n, par[0], par[1], par[2], par[3], limits)
-                elif method == 6:
-                    f, g = _window_averaged_sigma(t, sum2, j, n, par[0], par[1])
-            if method == 7 and n >= 2:
-                f, g = _window_percentile_clip(t, j, n, par[0], par[1])
-            elif method == 11 and j < given_low.size:
-                f = _skip_below(t, j, 0, n, np.float64(given_low[j]))
-                g = _skip_above(t, j, f, n, np.float64(given_high[j]))
-            clip[j] = limits[0]
-            clip[96 + j] = limits[1]
-            first[j] = f
-            last[j] = g
-    for j in range(96):
-        if last[j] > first[j]:
-            low[j] = t[first[j], j]
-            high[j] = t[last[j] - 1, j]
-        else:
-            first[j] = _crossed(t, j, n_valid[j], centre[j], low, high)
-            last[j] = first[j]
-
-
-@kernel
-def _keep_given(t, n_frames, n_valid, given_low, given_high, first, last, low, high, centre) -> None:
-    """Find what :func:`_reject` finds for given limits, in a block that is sorted only if a pixel lost all samples.
-
-    ``first`` and ``last`` then count the samples below the limits and those not above.
-    """
-    one = np.int64(1)
-    none = np.int64(0)
-    for j in range(96):
-        low[j] = given_low[j] if j < given_low.size else np.float32(-np.inf)
-        high[j] = given_high[j] if j < given_low.size else np.float32(np.inf)
-        first[j] = none
-        last[j] = n_frames
-    for i in range(n_frames):
-        row = t[i]
-        for j in range(96):
-            first[j] += one if row[j] < low[j] else none
-            last[j] -= one if row[j] > high[j] else none
-    lost = none
-    for j in range(96):
-        first[j] = min(first[j], n_valid[j])
-        last[j] = min(max(last[j], first[j]), n_valid[j])
-        lost += one if last[j] == first[j] else none
-    if lost > none:
-        sort_table(t, n_frames)
-        _centre(t, n_valid, centre)
-
-
-@kernel
 def _count_hits(cube, p0, width, low, high, hits) -> None:
     """Add the samples of each frame that were rejected low and high to ``hits (N, 3) int64``."""
     one = np.int32(1)
@@ -311,6 +231,38 @@ def _count_hits(cube, p0, width, low, high, hits) -> None:
             n_out += one if below or (s[j] > high[j] and finite) else none
         hits[i, 0] += n_low
         hits[i, 1] += n_out - n_low
+
+
+# --------------------------------------------------------------------------- sums over the frames
+
+
+@kernel
+def _plain_sums(cube, p0, width, low, high, total) -> None:
+    """``total (LANES,) float64``: the sum over the frames, in their order, of the samples kept."""
+    n = cube.shape[0]
+    for j in range(96):
+        total[j] = 0.0
+    i = 0
+    while i + 4 <= n:
+        a = cube[i, p0 : p0 + width]
+        b = cube[i + 1, p0 : p0 + width]
+        c = cube[i + 2, p0 : p0 + width]
+        d = cube[i + 3, p0 : p0 + width]
+        for j in range(width):
+            lo = low[j]
+            hi = high[j]
+            t = total[j]
+            t += np.float64(a[j]) if a[j] >= lo and a[j] <= hi else 0.0
+            t += np.float64(b[j]) if b[j] >= lo and b[j] <= hi else 0.0
+            t += np.float64(c[j]) if c[j] >= lo and c[j] <= hi else 0.0
+            t += np.float64(d[j]) if d[j] >= lo and d[j] <= hi else 0.0
+            total[j] = t
+        i += 4
+    while i < n:
+        a = cube[i, p0 : p0 + width]
+        for j in range(width):
+            total[j] += np.float64(a[j]) if a[j] >= low[j] and a[j] <= high[j] else 0.0
+        i += 1
 
 
 @kernel
@@ -360,68 +312,43 @@ def _sums_and_hits(cube, p0, width, low, high, total, hits) -> None:
 
 
 @kernel
-def _plain_sums(cube, p0, width, low, high, total) -> None:
-    """``total (LANES,) float64``: the sum over the frames, in their order, of the samples kept."""
-    n = cube.shape[0]
-    for j in range(96):
-        total[j] = 0.0
-    i = 0
-    while i + 4 <= n:
-        a = cube[i, p0 : p0 + width]
-        b = cube[i + 1, p0 : p0 + width]
-        c = cube[i + 2, p0 : p0 + width]
-        d = cube[i + 3, p0 : p0 + width]
-        for j in range(width):
-            lo = low[j]
-            hi = high[j]
-            t = total[j]
-            t += np.float64(a[j]) if a[j] >= lo and a[j] <= hi else 0.0
-            t += np.float64(b[j]) if b[j] >= lo and b[j] <= hi else 0.0
-            t += np.float64(c[j]) if c[j] >= lo and c[j] <= hi else 0.0
-            t += np.float64(d[j]) if d[j] >= lo and d[j] <= hi else 0.0
-            total[j] = t
-        i += 4
-    while i < n:
-        a = cube[i, p0 : p0 + width]
-        for j in range(width):
-            total[j] += np.float64(a[j]) if a[j] >= low[j] and a[j] <= high[j] else 0.0
-        i += 1
+def _mean_strips(cube, start, stop, image, coverage, weight_map, rejected_low, rejected_high, hits) -> int:
+    """Average pixels over all frames, in their order, strip by strip; returns the first pixel that was not done.
 
-
-@kernel
-def _mean_of_all(cube, start, stop, image, coverage, weight_map, rejected_low, rejected_high, total) -> bool:
-    """Average pixels ``start .. stop - 1`` over all frames, in their order; False where a sample is not finite.
-
-    The result is then not to be used. ``total (stop - start,) float64`` is scratch.
+    That is ``stop``, or the start of a strip in which a sample is not finite.
     """
     n = cube.shape[0]
-    size = stop - start
-    for j in range(size):
-        total[j] = 0.0
+    total = np.empty(1536, np.float64)
     rows = n // 4 * 4
-    for i in range(0, rows, 4):
-        a = cube[i, start:stop]
-        b = cube[i + 1, start:stop]
-        c = cube[i + 2, start:stop]
-        d = cube[i + 3, start:stop]
+    for p0 in range(start, stop, 1536):
+        size = min(stop - p0, 1536)
         for j in range(size):
-            total[j] = (((total[j] + np.float64(a[j])) + np.float64(b[j])) + np.float64(c[j])) + np.float64(d[j])
-    for i in range(rows, n):
-        a = cube[i, start:stop]
+            total[j] = 0.0
+        for i in range(0, rows, 4):
+            a = cube[i, p0 : p0 + size]
+            b = cube[i + 1, p0 : p0 + size]
+            c = cube[i + 2, p0 : p0 + size]
+            d = cube[i + 3, p0 : p0 + size]
+            for j in range(size):
+                total[j] = (((total[j] + np.float64(a[j])) + np.float64(b[j])) + np.float64(c[j])) + np.float64(d[j])
+        for i in range(rows, n):
+            a = cube[i, p0 : p0 + size]
+            for j in range(size):
+                total[j] += np.float64(a[j])
+        bad = 0.0
         for j in range(size):
-            total[j] += np.float64(a[j])
-    bad = 0.0
-    for j in range(size):
-        bad += total[j] - total[j]
-    if bad != 0.0:
-        return False
-    for j in range(size):
-        image[start + j] = np.float32(total[j] / n)
-    coverage[start:stop] = n
-    weight_map[start:stop] = n
-    rejected_low[start:stop] = 0
-    rejected_high[start:stop] = 0
-    return True
+            bad += total[j] - total[j]  # NaN if one is
+        if bad != 0.0:
+            return p0
+        for j in range(size):
+            image[p0 + j] = np.float32(total[j] / n)
+            coverage[p0 + j] = n
+            weight_map[p0 + j] = np.float32(n)
+            rejected_low[p0 + j] = 0
+            rejected_high[p0 + j] = 0
+        for i in range(n):
+            hits[i, 2] += size
+    return stop
 
 
 @kernel
@@ -490,141 +417,216 @@ def _sort_rewinsorized(t, j, n, first, last, low, high, ordered) -> None:
         ordered[k] = x
 
 
+# --------------------------------------------------------------------------- one kernel per combination of methods
+
+
 @kernel
-def _combine_lanes(
-    cube, start, stop, method, par, low_map, high_map, rewinsor, combine, frame_weight, sample_weight,
-    sample_step, image, coverage, weight_map, rejected_low, rejected_high, hits,
-) -> int:  # fmt: skip
-    """Do :func:`combine_block`, ``LANES`` pixels at a time."""
-    n_frames = cube.shape[0]
-    t = new_table(n_frames)
-    sum1 = np.empty((n_frames + 1, 96), np.float64)
-    sum2 = np.empty((n_frames + 1, 96), np.float64)
-    centre = np.empty(96, np.float64)
-    clip = np.empty(192, np.float64)
-    first = np.empty(96, np.int64)
-    last = np.empty(96, np.int64)
-    work = np.empty(1152, np.float64)
-    state = np.empty(384, np.int64)
-    n_valid = np.empty(96, np.int64)
-    place = np.empty(96, np.int64)
-    low = np.empty(96, np.float32)
-    high = np.empty(96, np.float32)
-    total = np.empty(96, np.float64)
-    weight = np.empty(96, np.float64)
-    column = np.empty(n_frames, np.float64)
-    spare = np.empty(96, np.float64)
-    uniform = sample_weight.shape[0] == 0 and bool((frame_weight == 1.0).all())
-    seen = hits[:, 2]
-    lost = 0
-    for p0 in range(start, stop, 96):
-        width = min(96, stop - p0)
-        for j in range(96):
-            place[j] = (p0 + j) // sample_step
-        full = _load(cube, p0, width, t, n_valid, seen)
-        if combine != 0 or (method != 0 and method != 11):
-            sort_table(t, n_frames)
-        if method == 11 and combine == 0:
-            _keep_given(
-                t, n_frames, n_valid, low_map[p0 : p0 + width], high_map[p0 : p0 + width], first, last, low, high, centre
-            )
-        elif method != 0:
-            given_low = low_map[p0 : p0 + width] if method == 11 else low_map
-            given_high = high_map[p0 : p0 + width] if method == 11 else high_map
-            _reject(
-                t, n_frames, n_valid, full, method, par, given_low, given_high, centre, sum1, sum2, first, last, clip,
-                low, high, work, state,
-            )  # fmt: skip
+def _mark_kept(t, n_valid, centre, first, last, low, high) -> None:
+    """Fill the smallest and largest value each pixel keeps, ``low, high (LANES,) float32``; crossed where it keeps none.
+
+    See :func:`_crossed`.
+    """
+    for j in range(96):
+        if last[j] > first[j]:
+            low[j] = t[first[j], j]
+            high[j] = t[last[j] - 1, j]
         else:
+            first[j] = _crossed(t, j, n_valid[j], centre[j], low, high)
+            last[j] = first[j]
+
+
+@lru_cache(maxsize=64)
+def _block_kernel(method: int, combine: int, rewinsor: bool, uniform: bool) -> Any:
+    """Return the kernel that rejects by ``method`` and combines by ``combine``; see :func:`combine_block`.
+
+    Inside it the four are constants: branches on them are decided, and pruned, before anything is compiled.
+    """
+    by_mean = combine == 0
+    sorts = method != 0 or combine != 0
+    sums_of_squares = method in (1, 2, 3, 4, 5, 6, 8)
+    sums_of_ranks = method in (9, 10)
+    sums_and_hits = by_mean and uniform and not rewinsor
+    weighted = by_mean and not uniform and not rewinsor
+    rewinsorized = by_mean and rewinsor
+    absolute = method == 10
+    singly = method in (1, 2, 3, 6, 7, 8)
+
+    @kernel
+    def block(
+        cube, start, stop, par, critical, frame_weight, sample_weight, sample_step,
+        image, coverage, weight_map, rejected_low, rejected_high, hits, kept_low, kept_high,
+    ):  # fmt: skip
+        n_frames = cube.shape[0]
+        zero = np.int64(0)
+        unity = 1.0
+        t = new_table(n_frames)
+        sum1 = np.empty((n_frames + 1, 96), np.float64)
+        sum2 = np.empty((n_frames + 1, 96), np.float64)
+        work = np.empty(1152, np.float64)
+        state = np.empty(384, np.int64)
+        centre = np.zeros(96, np.float64)
+        clip = np.empty(192, np.float64)
+        first = np.empty(96, np.int64)
+        last = np.empty(96, np.int64)
+        n_valid = np.empty(96, np.int64)
+        low = np.empty(96, np.float32)
+        high = np.empty(96, np.float32)
+        total = np.empty(96, np.float64)
+        weight = np.empty(96, np.float64)
+        column = np.empty(n_frames + 8, np.float64)
+        slopes = np.empty(n_frames + 8, np.float64)
+        weights = np.empty(n_frames + 8, np.int64)
+        place = np.empty(96, np.int64)
+        seen = hits[:, 2]
+        lost = zero
+        for p0 in range(start, stop, 96):
+            width = min(np.int64(96), stop - p0)
+            for j in range(96):
+                place[j] = (p0 + j) // sample_step
+            full = _load(cube, p0, width, t, n_valid, seen)
             for j in range(96):
                 first[j] = 0
                 last[j] = n_valid[j]
                 low[j] = np.float32(-3.4028235e38)
                 high[j] = np.float32(3.4028235e38)
-        rejected = 0
-        for j in range(width):
-            rejected += n_valid[j] - (last[j] - first[j])
-        plain = combine == 0 and uniform and not rewinsor
-        together = plain and full and rejected > 0
-        if rejected > 0 and not together:
-            _count_hits(cube, p0, width, low, high, hits)
-        if combine == 0:
-            if rewinsor:
-                _rewinsorized_sums(
-                    cube, p0, width, frame_weight, sample_weight, place, low, high, clip, False, total, weight
-                )
-            elif together:
-                _sums_and_hits(cube, p0, width, low, high, total, hits)
-            elif uniform:
-                _plain_sums(cube, p0, width, low, high, total)
-            else:
-                _weighted_sums(cube, p0, width, frame_weight, sample_weight, place, low, high, total, weight)
-        unweighted = False
-        for j in range(width):
-            n = n_valid[j]
-            kept = last[j] - first[j]
-            counted = n if rewinsor else kept
-            p = p0 + j
-            coverage[p] = n
-            rejected_low[p] = first[j]
-            rejected_high[p] = n - last[j]
-            weight_map[p] = np.float32(counted)
-            if n == 0:
-                image[p] = np.float32(np.nan)
-                continue
-            lost += 1 if kept == 0 else 0
-            if counted == 0:
-                image[p] = np.float32(centre[j])
-            elif combine == 0:
-                divisor = np.float64(counted) if uniform and not rewinsor else weight[j]
-                weight_map[p] = np.float32(divisor)
-                unweighted = unweighted or not divisor > 0.0
-                image[p] = np.float32(total[j] / divisor) if divisor > 0.0 else np.float32(0.0)
-            elif rewinsor:
-                _sort_rewinsorized(t, j, n, first[j], last[j], clip[j], clip[96 + j], column)
-                at = 0 if combine == 2 else n - 1
-                middle = 0.5 * (column[(n - 1) // 2] + column[n // 2])
-                image[p] = np.float32(middle if combine == 1 else column[at])
-            elif combine == 1:
-                image[p] = np.float32(_median_of(t, j, first[j], last[j]))
-            elif combine == 2:
-                image[p] = t[first[j], j]
-            else:
-                image[p] = t[last[j] - 1, j]
-        if unweighted:  # all weights of some pixel are 0: its plain mean
-            if rewinsor:
-                _rewinsorized_sums(
-                    cube, p0, width, frame_weight, sample_weight, place, low, high, clip, True, total, spare
-                )
-            else:
-                _plain_sums(cube, p0, width, low, high, total)
+            if sorts:
+                sort_table(t, n_frames)
+            if method != 0:
+                _centre(t, n_valid, centre)
+                if sums_of_squares:
+                    if full:
+                        _running_sums_of_all(t.reshape(-1), n_frames, centre, sum1.reshape(-1), sum2.reshape(-1))
+                    else:
+                        _running_sums(t, n_frames, n_valid, centre, sum1, sum2)
+                if sums_of_ranks:
+                    _running_sums_of_ranks(
+                        t.reshape(-1), n_frames, n_valid, centre, sum1.reshape(-1), sum2.reshape(-1)
+                    )
+                    _windows_linear_fit(
+                        t, n_frames, sum1, sum2, centre, first, last, par[0], par[1], absolute, work, state,
+                        column, slopes, weights,
+                    )  # fmt: skip
+                if method == 4:
+                    _windows_pixinsight(t, sum1, sum2, centre, first, last, par[0], par[1], work, state)
+                if method == 5:
+                    _windows_sigma_clip(t, sum1, sum2, centre, first, last, par[0], par[1], work, state)
+                if singly:
+                    for j in range(96):
+                        n = n_valid[j]
+                        f = zero
+                        g = n
+                        if method == 1 and n >= 3:
+                            f, g = _window_kappa_sigma(t, sum1, sum2, j, n, par[0], par[1])
+                        if method == 2 and n >= 3:
+                            f, g = _window_kappa_sigma_clipped(t, sum1, sum2, j, n, par[0], par[1])
+                        if method == 3:
+                            clip[j] = np.nan
+                            clip[96 + j] = np.nan
+                            if n >= 3:
+                                f, g = _window_legacy_quantile(
+                                    t, sum1, sum2, centre, j, n, par[0], par[1], par[2], par[3], clip
+                                )
+                        if method == 6 and n >= 3:
+                            f, g = _window_averaged_sigma(t, sum2, j, n, par[0], par[1])
+                        if method == 7 and n >= 2:
+                            f, g = _window_percentile_clip(t, j, n, par[0], par[1])
+                        if method == 8 and n >= 10:
+                            f, g = _window_gesd(t, sum1, sum2, centre, j, n, par[4], critical)
+                        first[j] = f
+                        last[j] = g
+                _mark_kept(t, n_valid, centre, first, last, low, high)
+            rejected = zero
             for j in range(width):
-                counted = n_valid[j] if rewinsor else last[j] - first[j]
-                if counted > 0 and not weight[j] > 0.0:
-                    image[p0 + j] = np.float32(total[j] / counted)
-    return lost
+                rejected += n_valid[j] - (last[j] - first[j])
+            together = sums_and_hits and full and rejected > 0
+            if rejected > 0 and not together:
+                _count_hits(cube, p0, width, low, high, hits)
+            if sums_and_hits:
+                if together:
+                    _sums_and_hits(cube, p0, width, low, high, total, hits)
+                else:
+                    _plain_sums(cube, p0, width, low, high, total)
+            if weighted:
+                _weighted_sums(cube, p0, width, frame_weight, sample_weight, place, low, high, total, weight)
+            if rewinsorized:
+                _rewinsorized_sums(
+                    cube, p0, width, frame_weight, sample_weight, place, low, high, clip, unity < 0.0, total, weight
+                )
+            unweighted = False
+            for j in range(width):
+                n = n_valid[j]
+                kept = last[j] - first[j]
+                counted = n if rewinsor else kept
+                p = p0 + j
+                coverage[p] = n
+                rejected_low[p] = first[j]
+                rejected_high[p] = n - last[j]
+                weight_map[p] = np.float32(counted)
+                if n == 0:
+                    image[p] = np.float32(np.nan)
+                    continue
+                lost += 1 if kept == 0 else 0
+                if counted == 0:
+                    image[p] = np.float32(centre[j])
+                elif by_mean:
+                    divisor = np.float64(counted) if sums_and_hits else weight[j]
+                    weight_map[p] = np.float32(divisor)
+                    unweighted = unweighted or not divisor > 0.0
+                    image[p] = np.float32(total[j] / divisor) if divisor > 0.0 else np.float32(0.0)
+                elif rewinsor:
+                    _sort_rewinsorized(t, j, n, first[j], last[j], clip[j], clip[96 + j], column)
+                    at = zero if combine == 2 else n - 1
+                    middle = 0.5 * (column[(n - 1) // 2] + column[n // 2])
+                    image[p] = np.float32(middle if combine == 1 else column[at])
+                elif combine == 1:
+                    image[p] = np.float32(_median_of(t, j, first[j], last[j]))
+                elif combine == 2:
+                    image[p] = t[first[j], j]
+                else:
+                    image[p] = t[last[j] - 1, j]
+            if kept_low.size > 0:
+                for j in range(width):
+                    kept_low[p0 + j] = low[j]
+                    kept_high[p0 + j] = high[j]
+            if weighted or rewinsorized:
+                if unweighted:  # all weights of some pixel are 0: its plain mean
+                    if weighted:
+                        _plain_sums(cube, p0, width, low, high, total)
+                    if rewinsorized:
+                        _rewinsorized_sums(
+                            cube, p0, width, frame_weight, sample_weight, place, low, high, clip, unity > 0.0, total,
+                            work,
+                        )  # fmt: skip
+                    for j in range(width):
+                        counted = n_valid[j] if rewinsor else last[j] - first[j]
+                        if counted > 0 and not weight[j] > 0.0:
+                            image[p0 + j] = np.float32(total[j] / counted)
+        return lost
+
+    return block
 
 
-@kernel
 def combine_block(
-    cube,
-    start,
-    stop,
-    method,
-    par,
-    low_map,
-    high_map,
-    rewinsor,
-    combine,
-    frame_weight,
-    sample_weight,
-    sample_step,
-    image,
-    coverage,
-    weight_map,
-    rejected_low,
-    rejected_high,
-    hits,
+    cube: np.ndarray,
+    start: int,
+    stop: int,
+    method: int,
+    par: np.ndarray,
+    critical: np.ndarray,
+    rewinsor: bool,
+    combine: int,
+    uniform: bool,
+    frame_weight: np.ndarray,
+    sample_weight: np.ndarray,
+    sample_step: int,
+    image: np.ndarray,
+    coverage: np.ndarray,
+    weight_map: np.ndarray,
+    rejected_low: np.ndarray,
+    rejected_high: np.ndarray,
+    hits: np.ndarray,
+    kept_low: np.ndarray = NOWHERE,
+    kept_high: np.ndarray = NOWHERE,
 ) -> int:
     """Reject and combine pixels ``start .. stop - 1``; returns how many had every sample rejected.
 
@@ -638,10 +640,12 @@ def combine_block(
         From ``METHOD_CODES`` and ``COMBINE_CODES`` of :mod:`zemosaic_rejection`.
     par : ndarray (6,) float64
         From :func:`zemosaic_rejection.method_parameters`.
-    low_map, high_map : ndarray (P,) float32
-        Limits found by :func:`ranked_limits`, for method 11 ("given_limits"); empty for the other methods.
+    critical : ndarray (N + 1,) float64
+        From :func:`zemosaic_rejection.gesd_table`; empty for other methods.
     rewinsor : bool
         Replace rejected samples by their clipped values (legacy winsorizing only) instead of dropping them.
+    uniform : bool
+        All weights are 1.
     frame_weight : ndarray (N, LANES) float64
         Weight of each frame, one column per lane so that channels may differ; lane = pixel mod LANES.
     sample_weight : ndarray (N, P / sample_step) float32, or (0, 0)
@@ -655,107 +659,16 @@ def combine_block(
         Sum of the weights that entered the mean (the number of samples for the other combinations).
     hits : ndarray (N, 3) int64
         Grows by the samples of each frame rejected low, rejected high, and valid.
+    kept_low, kept_high : ndarray (P,) float32, optional
+        Filled with the smallest and largest value each pixel keeps; crossed where it keeps none.
     """
-    uniform = sample_weight.shape[0] == 0 and bool((frame_weight == 1.0).all())
-    if method != 0 or combine != 0 or not uniform:
-        return _combine_lanes(
-            cube, start, stop, method, par, low_map, high_map, rewinsor, combine, frame_weight, sample_weight,
-            sample_step, image, coverage, weight_map, rejected_low, rejected_high, hits,
-        )  # fmt: skip
+    maps = (image, coverage, weight_map, rejected_low, rejected_high, hits)
+    run = _block_kernel(int(method), int(combine), bool(rewinsor), bool(uniform))
+    rest = (par, critical, frame_weight, sample_weight, sample_step, *maps, kept_low, kept_high)
+    if method != 0 or combine != 0 or not uniform or kept_low.size > 0:
+        return int(run(cube, start, stop, *rest))
     lost = 0
-    total = np.empty(1536, np.float64)
-    for p0 in range(start, stop, 1536):  # longer runs of each frame than a block has: only reading them takes time
-        p1 = min(p0 + 1536, stop)
-        if _mean_of_all(cube, p0, p1, image, coverage, weight_map, rejected_low, rejected_high, total):
-            hits[:, 2] += p1 - p0
-        else:
-            lost += _combine_lanes(
-                cube, p0, p1, method, par, low_map, high_map,
-                rewinsor, combine, frame_weight, sample_weight, sample_step, image, coverage, weight_map, rejected_low, rejected_high, hits,
-            )  # fmt: skip
-    return lost
-
-
-@kernel
-def limits_block(cube, method, par, low_map, high_map) -> None:
-    """Write the smallest and largest value each pixel of ``cube (N, P) float32`` keeps; crossed where it keeps none."""
-    n_frames = cube.shape[0]
-    t = new_table(n_frames)
-    sum1 = np.empty((n_frames + 1, 96), np.float64)
-    sum2 = np.empty((n_frames + 1, 96), np.float64)
-    centre = np.empty(96, np.float64)
-    clip = np.empty(192, np.float64)
-    first = np.empty(96, np.int64)
-    last = np.empty(96, np.int64)
-    work = np.empty(1152, np.float64)
-    state = np.empty(384, np.int64)
-    n_valid = np.empty(96, np.int64)
-    seen = np.zeros(n_frames, np.int64)
-    low = np.empty(96, np.float32)
-    high = np.empty(96, np.float32)
-    nothing = np.empty(0, np.float32)
-    for p0 in range(0, cube.shape[1], 96):
-        width = min(96, cube.shape[1] - p0)
-        full = _load(cube, p0, width, t, n_valid, seen)
-        sort_table(t, n_frames)
-        _reject(
-            t, n_frames, n_valid, full, method, par, nothing, nothing, centre, sum1, sum2, first, last, clip, low, high,
-            work, state,
-        )  # fmt: skip
-        for j in range(width):
-            low_map[p0 + j] = low[j]
-            high_map[p0 + j] = high[j]
-
-
-@kernel
-def ranked_limits(cube, start, stop, method, par, critical, low_map, high_map) -> None:
-    """Do the same for pixels ``start .. stop - 1`` by the methods that judge samples one by one: GESD and line fits.
-
-    A kernel of its own, so that nobody waits for its compilation who does not use it. ``critical``: from :func:`zemosaic_rejection.gesd_table`; empty for the line.
-    """
-    n_frames = cube.shape[0]
-    t = new_table(n_frames)
-    sum1 = np.empty((n_frames + 1, 96), np.float64)
-    sum2 = np.empty((n_frames + 1, 96), np.float64)
-    centre = np.empty(96, np.float64)
-    first = np.empty(96, np.int64)
-    last = np.empty(96, np.int64)
-    n_valid = np.empty(96, np.int64)
-    seen = np.zeros(n_frames, np.int64)
-    low = np.empty(96, np.float32)
-    high = np.empty(96, np.float32)
-    work = np.empty(576, np.float64)
-    state = np.empty(192, np.int64)
-    heights = np.empty(n_frames, np.float64)
-    slopes = np.empty(n_frames + 8, np.float64)
-    weights = np.empty(n_frames + 8, np.int64)
-    for p0 in range(start, stop, 96):
-        width = min(96, stop - p0)
-        full = _load(cube, p0, width, t, n_valid, seen)
-        sort_table(t, n_frames)
-        _centre(t, n_valid, centre)
-        for j in range(96):
-            first[j] = 0
-            last[j] = n_valid[j]
-        if method == 8:
-            if full:
-                _running_sums_of_all(t.reshape(-1), n_frames, centre, sum1.reshape(-1), sum2.reshape(-1))
-            else:
-                _running_sums(t, n_frames, n_valid, centre, sum1, sum2)
-            for j in range(96):
-                if n_valid[j] >= 10:
-                    first[j], last[j] = _window_gesd(t, sum1, sum2, centre, j, n_valid[j], par[4], critical)
-        else:
-            _running_sums_of_ranks(t.reshape(-1), n_frames, n_valid, centre, sum1.reshape(-1), sum2.reshape(-1))
-            _windows_linear_fit(
-                t, n_frames, sum1, sum2, centre, first, last, par[0], par[1], method == 10, work, state,
-                heights, slopes, weights,
-            )  # fmt: skip
-        for j in range(width):
-            if last[j] > first[j]:
-                low[j] = t[first[j], j]
-                high[j] = t[last[j] - 1, j]
-            else:
-                _crossed(t, j, n_valid[j], centre[j], low, high)
-            low_map[p0 + j] = low[j]
-            high_map[p0 + j] = high[j]
+    while (at := _mean_strips(cube, start, stop, *maps)) < stop:
+        start = min(at + STRIP, stop)
+        lost += run(cube, at, start, *rest)
+    return int(lost)

@@ -39,9 +39,7 @@ METHOD_CODES: Final = {
     "gesd": 8,
     "linear_fit_ols": 9,
     "linear_fit_lad": 10,
-    "given_limits": 11,
 }
-RANKED: Final = frozenset({8, 9, 10})  # judged by ``ranked_limits``; ``combine_block`` is then given the limits
 COMBINE_CODES: Final = {"mean": 0, "median": 1, "min": 2, "max": 3}
 
 
@@ -291,8 +289,8 @@ def _clipped_deviation(sum1, sum2, centre, j, first, last, a, b, low, high, free
 
 
 @kernel
-def _window_legacy_quantile(t, sum1, sum2, centre, j, n, k_low, k_high, low_fraction, high_fraction, limits):
-    """ZeMosaic's winsorized sigma clip; writes the clip values into ``limits[0..1]``.
+def _window_legacy_quantile(t, sum1, sum2, centre, j, n, k_low, k_high, low_fraction, high_fraction, clip):
+    """ZeMosaic's winsorized sigma clip; writes the clip values into ``clip[j]`` and ``clip[LANES + j]``.
 
     Clip the samples to their quantiles l and 1 - h; m, s = median and population deviation of the clipped samples after
     sigma-clipping them (3 sigma about the median, at most 5 rounds); reject originals outside ``m - k_low s .. m +
@@ -300,8 +298,8 @@ def _window_legacy_quantile(t, sum1, sum2, centre, j, n, k_low, k_high, low_frac
     """
     low = _quantile(t, j, n, low_fraction)
     high = _quantile(t, j, n, 1.0 - high_fraction)
-    limits[0] = low
-    limits[1] = high
+    clip[j] = low
+    clip[96 + j] = high
     a = _skip_below(t, j, 0, n, low)
     b = _skip_above(t, j, a, n, high)
     first = 0
