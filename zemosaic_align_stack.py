@@ -450,7 +450,7 @@ def _kept_mask(stack: np.ndarray, spec: StackSpec, method: str) -> np.ndarray:
     combine_block(
         cube, 0, size, METHOD_CODES[method], method_parameters(spec), np.empty(0), False, 0, True,
         np.ones((n_frames, LANES)), np.empty((0, 0), np.float32), 1, image, counts[0], weight, *counts[1:],
-        np.zeros((n_frames, 3), np.int64), low, high,
+        np.zeros((n_frames, 3), np.int64), kept=(low, high),
     )  # fmt: skip
     return ((cube >= low) & (cube <= high)).reshape(stack.shape)
 

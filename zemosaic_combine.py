@@ -4,8 +4,8 @@
 found (:mod:`zemosaic_rejection`), and the average comes last, over the frames in their own order, of the samples inside
 the window's values: it adds ``w * x`` and ``w`` in frame order in float64.
 
-Every combination of methods is a kernel of its own, compiled when it is first used (:func:`_block_kernel`): nobody waits
-for the compilation of what they do not use. The cache on disk keeps them apart by the numbers they enclose.
+Every combination of methods is a kernel of its own, compiled when it is first used (:func:`_block_kernel`): nobody
+waits for the compilation of what they do not use. The cache on disk keeps them apart by the numbers they enclose.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from zemosaic_rejection import (
 )
 from zemosaic_simd import new_table, prefetch_row, sort_table
 
-NOWHERE: Final = np.empty(0, np.float32)
+NOWHERE: Final = (np.empty(0, np.float32), np.empty(0, np.float32))
 STRIP: Final = 1536  # pixels averaged at once where nothing is rejected: long runs of a frame; a number in the kernel
 
 # --------------------------------------------------------------------------- from the cube to a sorted table
@@ -382,7 +382,7 @@ def _weighted_sums(cube, p0, width, frame_weight, sample_weight, place, low, hig
 def _rewinsorized_sums(
     cube, p0, width, frame_weight, sample_weight, place, low, high, clip, plain, total, weight
 ) -> None:
-    """Sum with rejected samples counting with their clipped values, ``clip (2 LANES,)``; all weights 1 if ``plain``."""
+    """Sum with rejected samples counting with their clipped values, ``clip (2 LANES,)``; weights are 1 if ``plain``."""
     per_sample = sample_weight.shape[0] > 0
     for j in range(96):
         total[j] = 0.0
@@ -422,7 +422,7 @@ def _sort_rewinsorized(t, j, n, first, last, low, high, ordered) -> None:
 
 @kernel
 def _mark_kept(t, n_valid, centre, first, last, low, high) -> None:
-    """Fill the smallest and largest value each pixel keeps, ``low, high (LANES,) float32``; crossed where it keeps none.
+    """Fill the smallest and largest value each pixel keeps, ``low, high (LANES,) float32``; crossed where there is none.
 
     See :func:`_crossed`.
     """
@@ -436,29 +436,29 @@ def _mark_kept(t, n_valid, centre, first, last, low, high) -> None:
 
 
 @lru_cache(maxsize=64)
-def _block_kernel(method: int, combine: int, rewinsor: bool, uniform: bool) -> Any:
-    """Return the kernel that rejects by ``method`` and combines by ``combine``; see :func:`combine_block`.
+def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> Any:
+    """Return the kernel that rejects by ``method`` and then averages, or takes a sample; see :func:`combine_block`.
 
     Inside it the four are constants: branches on them are decided, and pruned, before anything is compiled.
     """
-    by_mean = combine == 0
-    sorts = method != 0 or combine != 0
+    sorts = method != 0 or not by_mean
     sums_of_squares = method in (1, 2, 3, 4, 5, 6, 8)
     sums_of_ranks = method in (9, 10)
     sums_and_hits = by_mean and uniform and not rewinsor
     weighted = by_mean and not uniform and not rewinsor
     rewinsorized = by_mean and rewinsor
+    may_weigh_nothing = weighted or rewinsorized
     absolute = method == 10
     singly = method in (1, 2, 3, 6, 7, 8)
 
     @kernel
     def block(
-        cube, start, stop, par, critical, frame_weight, sample_weight, sample_step,
+        cube, start, stop, par, critical, combine, frame_weight, sample_weight, sample_step,
         image, coverage, weight_map, rejected_low, rejected_high, hits, kept_low, kept_high,
     ):  # fmt: skip
         n_frames = cube.shape[0]
         zero = np.int64(0)
-        unity = 1.0
+        unity = 1.0  # its sign makes True and False one type, and one compilation of what takes them
         t = new_table(n_frames)
         sum1 = np.empty((n_frames + 1, 96), np.float64)
         sum2 = np.empty((n_frames + 1, 96), np.float64)
@@ -499,9 +499,7 @@ def _block_kernel(method: int, combine: int, rewinsor: bool, uniform: bool) -> A
                     else:
                         _running_sums(t, n_frames, n_valid, centre, sum1, sum2)
                 if sums_of_ranks:
-                    _running_sums_of_ranks(
-                        t.reshape(-1), n_frames, n_valid, centre, sum1.reshape(-1), sum2.reshape(-1)
-                    )
+                    _running_sums_of_ranks(t.reshape(-1), n_frames, n_valid, centre, sum1.reshape(-1), sum2.reshape(-1))
                     _windows_linear_fit(
                         t, n_frames, sum1, sum2, centre, first, last, par[0], par[1], absolute, work, state,
                         column, slopes, weights,
@@ -588,19 +586,17 @@ def _block_kernel(method: int, combine: int, rewinsor: bool, uniform: bool) -> A
                 for j in range(width):
                     kept_low[p0 + j] = low[j]
                     kept_high[p0 + j] = high[j]
-            if weighted or rewinsorized:
-                if unweighted:  # all weights of some pixel are 0: its plain mean
-                    if weighted:
-                        _plain_sums(cube, p0, width, low, high, total)
-                    if rewinsorized:
-                        _rewinsorized_sums(
-                            cube, p0, width, frame_weight, sample_weight, place, low, high, clip, unity > 0.0, total,
-                            work,
-                        )  # fmt: skip
-                    for j in range(width):
-                        counted = n_valid[j] if rewinsor else last[j] - first[j]
-                        if counted > 0 and not weight[j] > 0.0:
-                            image[p0 + j] = np.float32(total[j] / counted)
+            if may_weigh_nothing and unweighted:  # all weights of some pixel are 0: its plain mean
+                if weighted:
+                    _plain_sums(cube, p0, width, low, high, total)
+                if rewinsorized:
+                    _rewinsorized_sums(
+                        cube, p0, width, frame_weight, sample_weight, place, low, high, clip, unity > 0.0, total, work
+                    )
+                for j in range(width):
+                    counted = n_valid[j] if rewinsor else last[j] - first[j]
+                    if counted > 0 and not weight[j] > 0.0:
+                        image[p0 + j] = np.float32(total[j] / counted)
         return lost
 
     return block
@@ -625,8 +621,8 @@ def combine_block(
     rejected_low: np.ndarray,
     rejected_high: np.ndarray,
     hits: np.ndarray,
-    kept_low: np.ndarray = NOWHERE,
-    kept_high: np.ndarray = NOWHERE,
+    *,
+    kept: tuple[np.ndarray, np.ndarray] = NOWHERE,
 ) -> int:
     """Reject and combine pixels ``start .. stop - 1``; returns how many had every sample rejected.
 
@@ -659,13 +655,13 @@ def combine_block(
         Sum of the weights that entered the mean (the number of samples for the other combinations).
     hits : ndarray (N, 3) int64
         Grows by the samples of each frame rejected low, rejected high, and valid.
-    kept_low, kept_high : ndarray (P,) float32, optional
-        Filled with the smallest and largest value each pixel keeps; crossed where it keeps none.
+    kept : two ndarrays (P,) float32, optional
+        Filled with the smallest and the largest value each pixel keeps; crossed where it keeps none.
     """
     maps = (image, coverage, weight_map, rejected_low, rejected_high, hits)
-    run = _block_kernel(int(method), int(combine), bool(rewinsor), bool(uniform))
-    rest = (par, critical, frame_weight, sample_weight, sample_step, *maps, kept_low, kept_high)
-    if method != 0 or combine != 0 or not uniform or kept_low.size > 0:
+    run = _block_kernel(int(method), combine == 0, bool(rewinsor), bool(uniform) and combine == 0)
+    rest = (par, critical, combine, frame_weight, sample_weight, sample_step, *maps, *kept)
+    if method != 0 or combine != 0 or not uniform or kept is not NOWHERE:
         return int(run(cube, start, stop, *rest))
     lost = 0
     while (at := _mean_strips(cube, start, stop, *maps)) < stop:

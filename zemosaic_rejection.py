@@ -1,17 +1,17 @@
 """Rejection: each algorithm once.
 
-A block of ``LANES`` neighbouring pixels arrives sorted, ``t (rows, LANES) float32``: lane j holds one pixel, its n valid
-samples in ranks 0 .. n - 1. On sorted samples each algorithm only has to find a *window*: the samples ``first .. last -
-1`` it keeps. Counts, means and deviations of any window are differences of two running sums.
+A block of ``LANES`` neighbouring pixels arrives sorted, ``t (rows, LANES) float32``: lane j holds one pixel, its n
+valid samples in ranks 0 .. n - 1. On sorted samples each algorithm only has to find a *window*: the samples
+``first .. last - 1`` it keeps. Counts, means and deviations of any window are differences of two running sums.
 
-Order of additions (part of every definition, so that devices agree to the bit). The running sums ``sum1, sum2 (n_frames
-+ 1, LANES) float64`` of ``d = x - m`` and ``d * d``, m the median of the valid samples, start at rank ``n_frames // 2``
-and grow outward, so that an outlier at one end never enters the sum of the samples kept. A pixel's window depends on its
-own samples and the number of frames, on nothing else.
+Order of additions (part of every definition, so that devices agree to the bit). The running sums ``sum1, sum2
+(n_frames + 1, LANES) float64`` of ``d = x - m`` and ``d * d``, m the median of the valid samples, start at rank
+``n_frames // 2`` and grow outward, so that an outlier at one end never enters the sum of the samples kept. A pixel's
+window depends on its own samples and the number of frames, on nothing else.
 
-Two forms of one definition. The functions ``_window_...`` treat one lane: they are the definition. Where it pays, rounds
-of all lanes are done in lockstep first, statement by statement the same arithmetic with SIMD instructions; a lane that
-has converged is frozen alone, and the lanes that need more rounds than most are finished one by one.
+Two forms of one definition. The functions ``_window_...`` treat one lane: they are the definition. Where it pays,
+``_windows_...`` do the rounds of many lanes in lockstep, statement by statement the same arithmetic with SIMD
+instructions; a lane that is done leaves the list alone, so no pixel's result depends on its neighbours.
 """
 
 from __future__ import annotations
@@ -110,9 +110,9 @@ def _skip_above(t, j, first, last, limit) -> int:
 
 # --------------------------------------------------------------------------- rounds of many lanes in lockstep
 #
-# The lanes still at work stand in a list, ``lane (LANES,) int64``; what belongs to the q-th of them stands in place q of
-# its row of ``work``. So the arithmetic of a round is a plain loop over neighbouring numbers, which the compiler turns
-# into SIMD instructions, and costs nothing for lanes that are done.
+# The lanes still at work stand in a list, ``lane (LANES,) int64``; what belongs to the q-th of them stands in place q
+# of its row of ``work``. So the arithmetic of a round is a plain loop over neighbouring numbers, which the compiler
+# turns into SIMD instructions, and costs nothing for lanes that are done.
 
 
 @kernel
@@ -143,7 +143,7 @@ def _judge(t, first, last, lane, n_lanes, m, s, k_low, k_high) -> int:
 
     On the list, whose new length is returned, stay the lanes that lost samples and have 3 left.
     """
-    n_left = 0
+    n_left = np.int64(0)
     for q in range(n_lanes):
         if s[q] == 0.0:
             continue
@@ -162,7 +162,7 @@ def _judge(t, first, last, lane, n_lanes, m, s, k_low, k_high) -> int:
 @kernel
 def _list_lanes(first, last, lane) -> int:
     """Fill ``lane`` with the lanes that have at least 3 samples; returns how many they are."""
-    n_lanes = 0
+    n_lanes = np.int64(0)
     for j in range(96):
         if last[j] - first[j] >= 3:
             lane[n_lanes] = j
@@ -414,7 +414,7 @@ def _huber_deviations(t, sum1, sum2, first, last, lane, n_lanes, work, state, de
             s[q] = new
         if r == 0:
             continue
-        n_left = 0
+        n_left = np.int64(0)
         for q in range(n_lanes):  # the settled leave the list
             j = lane[q]
             deviation[j] = s[q]
@@ -441,7 +441,7 @@ def _windows_pixinsight(t, sum1, sum2, centre, first, last, k_low, k_high, work,
     while n_lanes > 0:
         _gather_statistics(t, sum1, sum2, centre, first, last, lane, n_lanes, m, c, s1, s2, k)
         _deviations(s1, s2, k, n_lanes, s)
-        n_live = 0
+        n_live = np.int64(0)
         for q in range(n_lanes):  # no deviation, nothing to reject
             if s[q] != 0.0:
                 lane[n_live] = lane[q]
@@ -620,8 +620,8 @@ def _window_linear_fit(t, sum1, sum3, centre, j, first, last, k_low, k_high, abs
 
     sigma = 2 mean(abs(residual)); reject ``residual >= k_high sigma`` or ``residual <= -k_low sigma``; repeat until
     nothing falls or fewer than 5 are left. The line is that of least squares or, if ``absolute``, of least absolute
-    deviations; then ``y (n_frames,) float64``, ``slopes (n_frames + 8,) float64`` and ``weights (n_frames + 8,) int64`` are
-    scratch.
+    deviations; then ``y (n_frames,) float64``, ``slopes (n_frames + 8,) float64`` and ``weights (n_frames + 8,) int64``
+    are scratch.
     Source: PixInsight's linear fit clipping; W. H. Press et al., "Numerical Recipes", 15.7, for the line.
     NOTE: Siril's sigma has no factor 2, and its line keeps the ranks of removed samples. What lies beyond a rejected
     sample, seen from the middle, is rejected with it; samples equal to one that is kept are kept.
@@ -694,7 +694,7 @@ def _windows_linear_fit(
     )  # fmt: skip
     lane, n_valid = state[0:96], state[96:192]
     flat = t.reshape(-1)
-    n_lanes = 0
+    n_lanes = np.int64(0)
     for j in range(96):
         n_valid[j] = last[j]
         work[j] = centre[j]
@@ -717,7 +717,7 @@ def _windows_linear_fit(
         _distances_inside(flat, 0, calm, first, last, work)
         _distances_from_lines(flat, calm, calm_end, work)
         _distances_inside(flat, calm_end, n_frames, first, last, work)
-        n_left = 0
+        n_left = np.int64(0)
         for q in range(n_lanes):
             j = lane[q]
             f, g = _fall_from_line(
@@ -858,5 +858,3 @@ def _with_equals(t, j, n, first, last):
         while last < n and t[last, j] == t[last - 1, j]:
             last += 1
     return first, last
-
-

@@ -162,7 +162,8 @@ def _census(typingctx: Any, slopes: Any, weights: Any, size: Any, bound: Any) ->
             single = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.IntType(32)(0))
             return builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(ir.IntType(32), 8), [0] * 8))
 
-        data = [context.make_array(t)(context, builder, a).data for t, a in zip(signature.args[:2], args[:2], strict=True)]
+        pairs = zip(signature.args[:2], args[:2], strict=True)
+        data = [context.make_array(kind)(context, builder, array).data for kind, array in pairs]
         limit = spread(args[3], many)
         lowest, highest = spread(double(-1e308), many), spread(double(1e308), many)
         zero = ir.Constant(whole, [0] * 8)
@@ -235,14 +236,18 @@ def census(slopes: np.ndarray, weights: np.ndarray, size: int, bound: float) -> 
 
 @kernel
 def new_table(n: int) -> np.ndarray:
-    """Return an empty table for n samples a pixel, ``(rows, LANES) float32``: a power of two of rows, at least 16.
+    """Return a table for n samples a pixel, ``(rows, LANES) float32``: a power of two of rows, at least 16.
 
-    All hold the largest number, which the rows behind the samples keep.
+    The rows behind the samples hold the largest number, and keep it.
     """
     rows = 16
     while rows < n:
         rows *= 2
-    return np.full((rows, 96), np.float32(3.4028235e38), np.float32)
+    t = np.empty((rows, 96), np.float32)
+    for i in range(n, rows):
+        for j in range(96):
+            t[i, j] = np.float32(3.4028235e38)
+    return t
 
 
 @kernel

@@ -38,7 +38,7 @@ SET_A = (145, 125, 190, 135, 220, 130, 210, 3, 165, 165, 150, 350, 170, 180, 195
 def run(
     cube, method="none", combine="mean", par=(3.0, 3.0, 0.05, 0.05), weights=None, rewinsor=False, start=0, stop=None,
     limits=False,
-):
+):  # fmt: skip
     """Combine a cube (N, P) float32 with one channel; returns a dictionary of the kernel's outputs."""
     cube = np.ascontiguousarray(cube, np.float32)
     n, p = cube.shape
@@ -57,7 +57,7 @@ def run(
         cube, start, p if stop is None else stop, rejection.METHOD_CODES[method], parameters(method, par),
         rejection.gesd_table(n, 0.05), rewinsor, rejection.COMBINE_CODES[combine], weights is None, lanes,
         np.empty((0, 0), np.float32), 1, out["image"], out["coverage"], out["weight"], out["low"], out["high"],
-        out["hits"], *((out["kept_low"], out["kept_high"]) if limits else ()),
+        out["hits"], **({"kept": (out["kept_low"], out["kept_high"])} if limits else {}),
     )  # fmt: skip
     return out
 
