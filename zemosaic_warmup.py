@@ -1,6 +1,7 @@
 """Kernels compiled by a second process while a first run opens, measures and registers its frames.
 
-On a machine with two cores that is half of the waiting, and the memory the compiler takes is not the stack's.
+The one compiles what opens frames, the other what stacks them. On a machine with two cores that is nearly half of the
+waiting, and the memory the compiler takes is not the stack's.
 """
 
 from __future__ import annotations
@@ -48,22 +49,21 @@ def kernels_compiled_beside(stack: StackSpec, register: RegisterSpec, cache: Pat
 
 
 def warm_up(stack: StackSpec, *, is_resampled: bool) -> None:
-    """Stack a few small frames, so that every kernel is compiled that a stack of 16-bit frames calls.
+    """Stack a few small frames, so that the kernels are compiled that resample, reject and combine.
+
+    Those that open and demosaic frames are left to the process that works with the frames: it needs them first.
 
     Parameters
     ----------
     stack : StackSpec
     is_resampled : bool
-        True: mosaics that do not lie on the reference grid; False: colour frames that do.
+        The frames do not lie on the reference grid.
     """
     spec = replace(stack, normalize="none", weight="none")
-    rng = np.random.default_rng(0)
-    shape = (SIDE, SIDE) if is_resampled else (SIDE, SIDE, 3)
-    frames = rng.integers(900, 1100, (FRAMES, *shape)).astype(np.uint16)
-    shift = np.eye(3)
-    shift[:2, 2] = 0.25
-    sources = [open_source(frame, bayer="RGGB") for frame in frames]
-    job = make_job([Frame(source, shift if is_resampled else np.eye(3)) for source in sources], spec)
+    frames = np.random.default_rng(0).normal(1000.0, 30.0, (FRAMES, SIDE, SIDE, 3))  # float64: read without a kernel
+    place = np.eye(3)
+    place[:2, 2] = 0.25 if is_resampled else 0.0
+    job = make_job([Frame(open_source(frame), place) for frame in frames], spec)
     stack_job(job, workers=1)
 
 
