@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from parallel_utils import peak_rss_bytes, plan_slabs
+from parallel_utils import give_back_freed_memory, peak_rss_bytes, plan_slabs
 from zemosaic_fill import frame_block
 from zemosaic_group import FrameRow, Group, Scan, card_value, open_group, register_group, scan_group
 from zemosaic_headers import FITS_CARD
@@ -155,6 +155,7 @@ def stack_group(group: Group, stacker: Stacker, stack: StackSpec, report: TileRe
     What is wanted of the reference's file is read before the stack, so that a reference that vanishes meanwhile is one
     frame lost and not the tile.
     """
+    give_back_freed_memory()  # of measuring and registering, before the slabs take theirs
     usable = group.usable
     reference = group.source(group.reference)
     frames = [Frame(group.source(i), _registration(group, i).transform, group.scan(i).stats) for i in usable]
