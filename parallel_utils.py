@@ -205,6 +205,17 @@ def peak_rss_bytes() -> int:
     return int(peak) if sys.platform == "darwin" else int(peak) * 1024  # Linux counts in KiB, macOS in bytes
 
 
+PROCESS_BYTES: Final = 270 * 10**6  # of Python and all packages of a run; measured, 64-bit Linux
+
+
+def process_bytes() -> int:
+    """Return what a run takes besides frames, slabs and the tile: now, or once all packages are loaded.
+
+    Compiling, which only a first run does, takes up to 100 MB more.
+    """
+    return max(current_rss_bytes(), PROCESS_BYTES)
+
+
 def current_rss_bytes() -> int:
     """Return the resident memory of this process now, bytes."""
     import psutil
@@ -264,9 +275,17 @@ def memory_text(size: int) -> str:
 # --------------------------------------------------------------------------- bytes and slabs
 
 KERNEL_PIXELS: Final = 96  # pixels one worker rejects at a time
-KERNEL_SAMPLE_BYTES: Final = 21  # per sample of those: sorted copy (float32), two running sums (float64), one column
+KERNEL_SAMPLE_BYTES: Final = (
+    25  # per sample of those: sorted copy (float32, up to twice the rows), two running sums (float64), columns
+)
 FRAME_BYTES: Final = 96 * 8 + 64  # per frame: its weight for every lane, the sorting network, counts
+TILE_BYTES: Final = 4 << 20  # samples opened at a time: few enough for the processor's caches, enough for a call
 OUTPUT_MAPS: Final = 5  # image, coverage, weight, rejected low, rejected high; four bytes each
+
+
+def tile_elements(n_frames: int) -> int:
+    """Return how many elements (pixel times channel) of all frames are opened at a time; a multiple of 96."""
+    return max(1, TILE_BYTES // (4 * n_frames * KERNEL_PIXELS)) * KERNEL_PIXELS
 
 
 def stack_bytes(
@@ -277,20 +296,24 @@ def stack_bytes(
     width: int,
     channels: int,
     workers: int = 1,
-    sample_weights: bool = False,
+    weights_per_pixel: int = 0,
     source_margin: int = 0,
     raw_bytes: int = 4,
+    stored_bytes: int = 0,
 ) -> int:
     """Return the bytes the CPU engine needs at its peak, with slabs of ``rows`` output rows.
 
     The sum of
 
-    * the registered samples of one slab, ``(n_frames, rows, width, channels) float32``;
-    * with ``sample_weights`` (radial weighting) their weights, ``(n_frames, rows, width) float32``;
-    * per worker one source block, ``(rows + source_margin, width)``, as stored and debayered to float32;
+    * one slab, ``(n_frames, rows, width, channels)``: registered samples, float32, or pixels as they are stored;
+    * ``weights_per_pixel`` weights of each, ``(n_frames, rows, width, ...) float32``;
+    * per worker one source block, ``(rows + source_margin, width)``, as stored and debayered to float32; or, where the
+      slab holds stored pixels, one tile of samples of every frame;
     * per worker the scratch of the rejection kernel, ``KERNEL_PIXELS`` pixels of ``n_frames`` samples;
     * per frame ``FRAME_BYTES``, for weights and counts;
-    * the finished tile: ``OUTPUT_MAPS`` maps of ``(height, width, channels)``, 4 bytes each.
+    * the finished tile: ``OUTPUT_MAPS`` maps of ``(height, width, channels)``, 4 bytes each;
+
+    or, where that is more, of the tile and its copy in the byte order of the file, when all else is given back.
 
     It never decreases with ``rows``.
 
@@ -302,20 +325,25 @@ def stack_bytes(
         Frames that are stacked, and the shape of the result.
     workers : int
         Frames resampled, or pixel groups rejected, at the same time.
-    sample_weights : bool
-        Every sample has a weight of its own.
+    weights_per_pixel : int
+        Weights of a pixel of a frame: none, one (radial weighting) or one for each channel.
     source_margin : int
         Source rows read beyond ``rows``: the reach of the interpolation, and ``width * sin(rotation)``.
     raw_bytes : int
         Bytes of one stored source pixel, all its channels (2 for a 16-bit mosaic).
+    stored_bytes : int
+        Bytes of one stored sample where slabs hold frames as they are stored; 0 where they hold float32 samples.
     """
     rows = min(rows, height)
-    cube = 4 * n_frames * rows * width * channels
-    weights = 4 * n_frames * rows * width if sample_weights else 0
-    source = min(rows + source_margin, height) * width * (raw_bytes + 4 * channels)
+    slab = (stored_bytes or 4) * n_frames * rows * width * channels
+    weights = 4 * n_frames * rows * width * weights_per_pixel
+    if stored_bytes:
+        source = 4 * n_frames * tile_elements(n_frames)
+    else:
+        source = min(rows + source_margin, height) * width * (raw_bytes + 4 * channels)
     scratch = KERNEL_PIXELS * KERNEL_SAMPLE_BYTES * n_frames
     outputs = 4 * OUTPUT_MAPS * height * width * channels
-    return cube + weights + workers * (source + scratch) + FRAME_BYTES * n_frames + outputs
+    return outputs + max(slab + weights + workers * (source + scratch) + FRAME_BYTES * n_frames, outputs)
 
 
 @dataclass(frozen=True)
@@ -348,9 +376,10 @@ def plan_slabs(
     width: int,
     channels: int,
     workers: int = 1,
-    sample_weights: bool = False,
+    weights_per_pixel: int = 0,
     source_margin: int = 0,
     raw_bytes: int = 4,
+    stored_bytes: int = 0,
     max_rows: int | None = None,
 ) -> SlabPlan:
     """Choose the slab height: as few slabs as the memory allows, all of nearly the same height.
@@ -363,7 +392,7 @@ def plan_slabs(
         Memory the stack may take, bytes.
     max_rows : int, optional
         A hint: no slab is higher than this. None or not positive: no hint.
-    n_frames, width, channels, workers, sample_weights, source_margin, raw_bytes
+    n_frames, width, channels, workers, weights_per_pixel, source_margin, raw_bytes, stored_bytes
         As in :func:`stack_bytes`.
 
     Raises
@@ -380,9 +409,10 @@ def plan_slabs(
             width=width,
             channels=channels,
             workers=workers,
-            sample_weights=sample_weights,
+            weights_per_pixel=weights_per_pixel,
             source_margin=source_margin,
             raw_bytes=raw_bytes,
+            stored_bytes=stored_bytes,
         )
 
     if height < 1:

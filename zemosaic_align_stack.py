@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from zemosaic_fill import fill_samples, frame_block
 from zemosaic_register import detect_stars, register_stars
-from zemosaic_slabs import fill_samples, frame_block, run_job, stack_descriptors, stack_job
+from zemosaic_slabs import run_job, stack_descriptors, stack_job
 from zemosaic_spec import NoFramesError, RegisterSpec, SpecError, StackSpec, wsc_impl_choice
 from zemosaic_stack import Callback, Job, as_frames, check_descriptors, describe, make_job, notify
 from zemosaic_tile import _poststack_rgb_equalization, equalize_rgb_medians_inplace
@@ -445,11 +446,11 @@ def _kept_mask(stack: np.ndarray, spec: StackSpec, method: str) -> np.ndarray:
 
     cube = np.ascontiguousarray(stack.reshape(stack.shape[0], -1), dtype=np.float32)
     n_frames, size = cube.shape
-    low, high, image, weight = (np.empty(size, np.float32) for _ in range(4))
-    counts = [np.empty(size, np.int32) for _ in range(3)]
+    low, high = (np.empty(size, np.float32) for _ in range(2))
+    maps = [np.empty(size, kind) for kind in (np.float32, np.int32, np.float32, np.int32, np.int32)]
     combine_block(
         cube, 0, size, METHOD_CODES[method], method_parameters(spec), np.empty(0), False, 0, True,
-        np.ones((n_frames, LANES)), np.empty((0, 0), np.float32), 1, image, counts[0], weight, *counts[1:],
+        np.ones((n_frames, LANES)), np.empty((0, 0), np.float32), 1, maps,
         np.zeros((n_frames, 3), np.int64), kept=(low, high),
     )  # fmt: skip
     return ((cube >= low) & (cube <= high)).reshape(stack.shape)

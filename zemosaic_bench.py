@@ -34,6 +34,7 @@ import numpy as np
 
 import zemosaic_report as reporting
 from parallel_utils import OUTPUT_MAPS, available_memory, memory_text, parallel_map, stack_bytes, usable_cpus
+from zemosaic_fill import SampleSlab
 from zemosaic_kernels import kernel
 from zemosaic_slabs import MIN_ROWS, combine_slab, empty_result, recipe_of, slab_plan, stack_job
 from zemosaic_spec import ALIASES, LineFit, OutputError, PlanError, RejectName, SpecError, StackSpec, WscImpl
@@ -511,13 +512,11 @@ def combiner(job: Job, cube: np.ndarray, workers: int) -> Callable[[], np.ndarra
     callable
         Does the step and returns the image, ``(H, W)`` or ``(H, W, 3) float32``, which the next call overwrites.
     """
-    rows = slice(0, job.shape[0])
-    samples = cube.reshape(len(cube), -1)
-    no_radial = np.empty((len(cube), 0), np.float32)
+    slab = SampleSlab(job, job.shape[0], cube)
     recipe, result = recipe_of(job), empty_result(job, slab_plan(job, workers, 1 << 60, None))
 
     def combine() -> np.ndarray:
-        combine_slab(job, recipe, rows, samples, no_radial, result, workers)
+        combine_slab(job, recipe, slab, result, workers)
         return result.image
 
     return combine

@@ -25,7 +25,7 @@ from zemosaic_spec import FrameError, FrameStats, NoFramesError, RegisterSpec, R
 from zemosaic_stack import Callback, notify
 from zemosaic_stars import StarList, choose_reference
 from zemosaic_utils import FrameSource, open_source
-from zemosaic_weights import measure_levels, measuring_view, quanta, stars_in, with_stars
+from zemosaic_weights import cell_view, measure_levels, measuring_view, quanta, stars_in, with_stars
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -36,6 +36,7 @@ logger = logging.getLogger("ZeMosaicWorker")
 Opener = Callable[[Any], FrameSource]
 """Opens one descriptor, or raises FrameError."""
 
+LOOK_ROWS: Final = 16  # of the middle of a frame: nearly always enough to see that it is not blank
 MOST_REFERENCES: Final = 3  # frames tried as reference before the run settles for the best of them
 
 # --------------------------------------------------------------------------- one frame
@@ -43,9 +44,9 @@ MOST_REFERENCES: Final = 3  # frames tried as reference before the run settles f
 
 @dataclass(frozen=True)
 class Scan:
-    """What one whole reading of a frame tells: levels, stars, and when and how long it was exposed."""
+    """What one reading of a frame tells: levels, stars, and when and how long it was exposed."""
 
-    stats: FrameStats
+    stats: FrameStats | None  # None: not measured, because nothing needs the levels
     stars: StarList | None  # None: not for registration, or they have served; 10,000 lists are 200 MB
     start: datetime | None = None  # of the exposure, UTC
     exposure: float = math.nan  # seconds
@@ -54,12 +55,12 @@ class Scan:
     @property
     def n_stars(self) -> int:
         """Stars found."""
-        return self.stats.n_stars
+        return 0 if self.stats is None else self.stats.n_stars
 
     @property
     def fwhm(self) -> float:
         """Median full width at half maximum of the stars, pixels; nan without stars."""
-        return self.stats.fwhm
+        return math.nan if self.stats is None else self.stats.fwhm
 
 
 @dataclass
@@ -82,37 +83,60 @@ class FrameRow:
         logger.warning("left out: %s: %s", self.name, reason)
 
 
-def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool) -> Scan:
+def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool, measure: bool = True) -> Scan:
     """Read a frame once; measure its levels and find its stars.
 
     The stars' widths and number are part of the levels; the stars themselves are kept where ``spec`` registers by
-    them, so that looking for them to weigh the frames changes nothing else.
+    them, so that looking for them to weigh the frames changes nothing else. Where neither levels (``measure``) nor
+    stars are wanted, a few rows are enough to see that the frame is not blank.
 
     Raises
     ------
     FrameError
         The frame cannot be read, has no valid pixel, or is blank.
     """
-    view = measuring_view(source)
-    stats = measure_levels(view, quantum=quanta(source))
-    if not np.isfinite(stats.median).all():
-        raise FrameError(source.name, "no valid pixel in at least one channel (all NaN); leave it out")
-    planes = [view[:, :, c] for c in range(view.shape[2])]  # numpy is ten times slower over two axes of three
-    if all(np.nanmin(plane) == np.nanmax(plane) for plane in planes):
-        levels = ", ".join(f"{np.nanmin(plane):g}" for plane in planes)
-        raise FrameError(source.name, f"blank frame: every pixel is {levels}; leave it out")
+    stats, stars = None, None
+    if measure or find_stars:
+        view = measuring_view(source)
+        _refuse_blank(source, view)
+        stats = measure_levels(view, quantum=quanta(source))
+        if find_stars:
+            stars = stars_in(source, view, spec)
+            stats = with_stars(stats, stars)
+    elif not _shows_something(_middle_rows(source)):
+        _refuse_blank(source, measuring_view(source))
     header = source.read_header()
-    stars = None
-    if find_stars:
-        stars = stars_in(source, view, spec)
-        stats = with_stars(stats, stars)
     return Scan(
         stats,
         stars if spec.mode in ("auto", "stars") else None,
         _moment(card_value(header, "DATE-OBS")),
         _seconds(card_value(header, "EXPTIME"), card_value(header, "EXPOSURE")),
-        source.wcs() is not None,
+        spec.mode in ("auto", "wcs") and source.wcs() is not None,
     )
+
+
+def _middle_rows(source: FrameSource) -> np.ndarray:
+    """Read ``LOOK_ROWS`` rows from the middle of a frame, as :func:`zemosaic_weights.measuring_view` shows them."""
+    first = source.height // 4 * 2  # a whole cell of a mosaic
+    pixels = source.read_rows(first, min(first + LOOK_ROWS, source.height))
+    return cell_view(pixels, source.cfa) if source.cfa is not None else pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _shows_something(view: np.ndarray) -> bool:
+    """Return True if every channel has a valid pixel, and not all of them are equal in every channel."""
+    channels = [plane[np.isfinite(plane)] for plane in np.moveaxis(view, -1, 0)]
+    return all(valid.size for valid in channels) and any(valid.min() < valid.max() for valid in channels)
+
+
+def _refuse_blank(source: FrameSource, view: np.ndarray) -> None:
+    """Raise FrameError for a frame, seen whole, that is blank or has no valid pixel in a channel."""
+    if _shows_something(view[view.shape[0] // 2 :][:LOOK_ROWS]) or _shows_something(view):
+        return
+    valid = [plane[np.isfinite(plane)] for plane in np.moveaxis(view, -1, 0)]
+    if not all(values.size for values in valid):
+        raise FrameError(source.name, "no valid pixel in at least one channel (all NaN); leave it out")
+    levels = ", ".join(f"{values[0]:g}" for values in valid)
+    raise FrameError(source.name, f"blank frame: every pixel is {levels}; leave it out")
 
 
 def scan_bytes(source: FrameSource) -> int:
@@ -270,11 +294,12 @@ def scan_group(
     spec: RegisterSpec,
     *,
     find_stars: bool,
+    measure: bool = True,
     workers: int = 1,
     allowed_bytes: int | None = None,
     progress: Callback | None = None,
 ) -> None:
-    """Read every frame once, in parallel; fills the rows' scans.
+    """Read every frame once, in parallel; fills the rows' scans. See :func:`scan_frame` for what is wanted of them.
 
     ``allowed_bytes`` (half of what is available) limits how many frames are in memory at a time; one always may be.
     """
@@ -286,7 +311,7 @@ def scan_group(
     def scan(i: int) -> Scan | FrameError:
         found: Scan | FrameError
         try:
-            found = scan_frame(group.source(i), spec, find_stars=find_stars)
+            found = scan_frame(group.source(i), spec, find_stars=find_stars, measure=measure)
         except FrameError as exc:
             found = exc
         notify(progress, "measure", next(done), len(todo))

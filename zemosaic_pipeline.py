@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from parallel_utils import peak_rss_bytes, plan_slabs
+from zemosaic_fill import frame_block
 from zemosaic_group import FrameRow, Group, Scan, card_value, open_group, register_group, scan_group
 from zemosaic_headers import FITS_CARD
-from zemosaic_slabs import frame_block
 from zemosaic_spec import (
     FrameError,
     OutputError,
@@ -34,7 +34,7 @@ from zemosaic_spec import (
     params_from_stack_spec,
 )
 from zemosaic_stack import Callback
-from zemosaic_tile import alpha_from_coverage, measure_noise
+from zemosaic_tile import alpha_from_coverage, measure_noise, noise_rows, typical_noise
 from zemosaic_utils import COMPRESSED_SUFFIXES, Frame, FrameSource, open_source, tile_hdus, write_fits_atomically
 
 if TYPE_CHECKING:
@@ -122,11 +122,11 @@ def build_tile(
         group = open_group(descriptors, partial(open_source, bayer=bayer), reference=reference)
         group.require_some("opened")
         if allowed_bytes is not None:
-            _check_memory(group, stack, workers, allowed_bytes)
+            _check_memory(group, stack, register, workers, allowed_bytes)
     with timed(report, "measure"):
         scan_group(
-            group, register, find_stars=stack.needs_stars or register.mode in ("auto", "stars"), workers=workers,
-            allowed_bytes=allowed_bytes, progress=progress,
+            group, register, find_stars=stack.needs_stars or register.mode in ("auto", "stars"),
+            measure=stack.needs_levels, workers=workers, allowed_bytes=allowed_bytes, progress=progress,
         )  # fmt: skip
         group.require_some("read")
     with timed(report, "register"):
@@ -134,12 +134,18 @@ def build_tile(
     return stack_group(group, stacker, stack, report)
 
 
-def _check_memory(group: Group, stack: StackSpec, workers: int, allowed_bytes: int) -> None:
-    """Raise PlanError where the stack could not run for lack of memory, from the headers alone."""
+def _check_memory(group: Group, stack: StackSpec, register: RegisterSpec, workers: int, allowed_bytes: int) -> None:
+    """Raise PlanError where the stack could not run for lack of memory, from the headers alone.
+
+    How far frames are turned is not known yet, so that frames to be registered count with source blocks of their whole
+    height, which is as much as any rotation can take.
+    """
     some = group.source(group.usable[0])
     plan_slabs(
         some.height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=some.width,
-        channels=some.channels, workers=workers, sample_weights=stack.radial_weight,
+        channels=some.channels, workers=workers, weights_per_pixel=int(stack.radial_weight),
+        source_margin=0 if register.mode == "none" else some.height,
+        raw_bytes=some.dtype.itemsize * (1 if some.cfa else some.channels),
     )  # fmt: skip
 
 
@@ -155,7 +161,7 @@ def stack_group(group: Group, stacker: Stacker, stack: StackSpec, report: TileRe
     params = {**params_from_stack_spec(stack), "reference_index": usable.index(group.reference)}
     with timed(report, "finish"):
         header, wcs = reference.read_header(), _tile_wcs(reference)
-        report.noise_before = measure_noise(_whole(reference))
+        report.noise_before = _frame_noise(reference)
     with timed(report, "stack"):
         image, metadata, used_gpu = stacker(frames, params)
     with timed(report, "finish"):
@@ -231,10 +237,14 @@ def _fill_report(
     report.warnings = list(metadata.get("warnings") or [])
 
 
-def _whole(source: FrameSource) -> np.ndarray:
-    """Read a frame as an image, demosaiced."""
-    size = source.height * source.width * source.channels
-    return frame_block(source, 0, source.height)[:size].reshape(source.shape)
+def _frame_noise(source: FrameSource) -> list[float]:
+    """Noise of a frame, demosaiced; only the rows that are looked at are read."""
+
+    def band(rows: slice) -> np.ndarray:
+        shape = (rows.stop - rows.start, *source.shape[1:])
+        return frame_block(source, rows.start, rows.stop)[: math.prod(shape)].reshape(shape)
+
+    return typical_noise(map(band, noise_rows(source.height, source.width)))
 
 
 # --------------------------------------------------------------------------- header

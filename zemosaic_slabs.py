@@ -7,6 +7,7 @@ disk.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,104 +16,20 @@ from typing import Any
 import numpy as np
 
 from parallel_utils import SlabPlan, available_memory, parallel_map, plan_slabs, row_slabs, usable_cpus
+from zemosaic_fill import Slab, slab_for, source_margin, stored_layout
 from zemosaic_spec import FrameError
 from zemosaic_stack import Callback, Job, StackResult, describe, notify, prepare
 from zemosaic_tile import poststack_rgb_equalization
-from zemosaic_utils import FrameSource
 
-__all__ = ["combine_slab", "empty_result", "fill_samples", "frame_block", "run_job", "stack_descriptors", "stack_job"]
+__all__ = ["combine_slab", "empty_result", "run_job", "stack_descriptors", "stack_job"]
 
 logger = logging.getLogger("ZeMosaicWorker")
 
 NO_TABLE = np.empty(0)
 NO_TABLE.flags.writeable = False  # like the table, so that the kernel is compiled once for both
-CHUNKS_PER_WORKER = 4  # pieces of a slab each worker gets, so that none waits long for the slowest
-SLAB_BYTES = 256 << 20  # samples in one slab; more memory than this does not make a stack faster
-AT_ONCE = 1 << 16  # pixels scaled at a time
+SHARES_PER_WORKER = 4  # pieces of a slab, or of the frames, each worker gets, so that none waits long for the slowest
+SLAB_BYTES = 96 << 20  # samples in one slab; more memory than this does not make a stack faster
 MIN_ROWS = 8  # but a slab is not cut thinner than this for it: a rotated frame is read again for every slab it crosses
-
-
-def frame_block(source: FrameSource, first: int, last: int) -> np.ndarray:
-    """Read rows of a frame, demosaiced: ``((last - first) * W * C + PAD,) float32``, channels interleaved, ADU."""
-    from zemosaic_resample import CFA_MARGIN, PAD, demosaic_rows, red_position
-
-    size = (last - first) * source.width * source.channels
-    block = np.empty(size + PAD, np.float32)
-    block[size:] = 0.0
-    if source.cfa is None:
-        block[:size] = source.read_rows(first, last).ravel()
-        return block
-    top, bottom = max(first - CFA_MARGIN, 0), min(last + CFA_MARGIN, source.height)
-    raw = source.read_rows(top, bottom).astype(np.float32, copy=False)
-    red_row, red_column = red_position(source.cfa)
-    demosaic_rows(raw, top, source.height, source.width, first, last, red_row, red_column, block)
-    return block
-
-
-def fill_samples(job: Job, i: int, rows: slice, samples: np.ndarray, radial: np.ndarray) -> None:
-    """Fill ``samples (rows * W * C,)`` with frame i on the reference grid, normalised; NaN outside its footprint."""
-    from zemosaic_resample import needs_clamp, radial_weight_table, resample_rows, source_rows, weight_table
-
-    source, spec, table = job.sources[i], job.spec, job.table
-    matrix = table.transform[i]
-    width = job.shape[1]
-    if radial.size == 0 and np.array_equal(matrix, np.eye(3)):
-        pixels = source.width * (rows.stop - rows.start)
-        block = frame_block(source, rows.start, rows.stop)[: pixels * job.channels].reshape(pixels, job.channels)
-        out = samples.reshape(block.shape)
-        if (table.scale[i] == 1.0).all() and (table.offset[i] == 0.0).all():
-            out[:] = block
-            return
-        for start in range(0, pixels, AT_ONCE):  # the product is float64, and twice as large
-            part = slice(start, start + AT_ONCE)
-            out[part] = block[part] * table.scale[i] + table.offset[i]
-        return
-    first, last = source_rows(matrix, rows.start, rows.stop, width, source.height)
-    if last <= first:
-        samples.fill(np.nan)
-        radial.fill(0.0)
-        return
-    resample_rows(
-        frame_block(source, first, last),
-        first,
-        source.height,
-        source.width,
-        job.channels,
-        matrix,
-        weight_table(spec.interpolation),
-        needs_clamp(spec.interpolation),
-        table.scale[i],
-        table.offset[i],
-        rows.start,
-        rows.stop,
-        width,
-        samples,
-        radial,
-        radial_weight_table(spec.radial_feather, spec.radial_power, spec.radial_floor),
-    )
-
-
-def _source_margin(job: Job) -> int:
-    """Source rows that the most rotated frame needs beyond the rows of a slab."""
-    from zemosaic_resample import CFA_MARGIN, source_rows
-
-    middle = job.shape[0] // 2
-    spans = [
-        last - first - 1
-        for first, last in (
-            source_rows(m, middle, middle + 1, job.shape[1], s.height)
-            for m, s in zip(job.table.transform, job.sources, strict=True)
-        )
-    ]
-    return max([*spans, 0]) + 2 * CFA_MARGIN
-
-
-def _sample_weights(job: Job, rows: slice, radial: np.ndarray) -> tuple[np.ndarray, int]:
-    """Weights per sample of a slab and how many neighbouring elements share one; empty when there are none."""
-    if job.sample_weight is None:
-        return radial, job.channels
-    weights = np.ascontiguousarray(job.sample_weight[:, rows], dtype=np.float32)
-    return weights.reshape(weights.shape[0], -1), 1
 
 
 @dataclass(frozen=True)
@@ -152,8 +69,11 @@ def recipe_of(job: Job) -> _Recipe:
 
 
 def slab_plan(job: Job, workers: int, allowed_bytes: int | None, max_rows: int | None) -> SlabPlan:
+    """Choose the slab height of a job within the memory it may take, see :func:`parallel_utils.plan_slabs`."""
     height, width = job.shape[:2]
-    n_frames, channels = len(job.sources), job.channels
+    n_frames, channels, layout = len(job.sources), job.channels, stored_layout(job)
+    stored_bytes = 0 if layout is None else layout.dtype.itemsize
+    most = SLAB_BYTES // ((stored_bytes or 4) * n_frames * width * channels)
     return plan_slabs(
         height,
         allowed_bytes=available_memory() // 2 if allowed_bytes is None else allowed_bytes,
@@ -161,10 +81,11 @@ def slab_plan(job: Job, workers: int, allowed_bytes: int | None, max_rows: int |
         width=width,
         channels=channels,
         workers=workers,
-        sample_weights=job.spec.radial_weight or job.sample_weight is not None,
-        source_margin=_source_margin(job),
+        weights_per_pixel=channels if job.sample_weight is not None else int(job.spec.radial_weight),
+        source_margin=source_margin(job) if layout is None else 0,
         raw_bytes=max(s.dtype.itemsize for s in job.sources) * (1 if job.sources[0].cfa else channels),
-        max_rows=max_rows or max(MIN_ROWS, SLAB_BYTES // (4 * n_frames * width * channels)),
+        stored_bytes=stored_bytes,
+        max_rows=max_rows or max(MIN_ROWS, most),
     )
 
 
@@ -181,53 +102,36 @@ def empty_result(job: Job, plan: SlabPlan) -> StackResult:
     )
 
 
-class _SlabMemory:
-    """The cube of one slab, used again for the next: samples (N, rows * W * C) and radial weights (N, rows * W)."""
-
-    def __init__(self, job: Job, plan: SlabPlan) -> None:
-        self._frames = len(job.sources)
-        self._pixels = job.shape[1]
-        self._channels = job.channels
-        size = self._frames * plan.rows_per_slab * self._pixels
-        self._samples = np.empty(size * self._channels, np.float32)
-        self._radial = np.empty(size if job.spec.radial_weight else 0, np.float32)
-
-    def views(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Return the samples and radial weights of a slab; the weights (N, 0) where there are none."""
-        pixels = (rows.stop - rows.start) * self._pixels
-        samples = self._samples[: self._frames * pixels * self._channels]
-        radial = self._radial[: self._frames * pixels]
-        return samples.reshape(self._frames, -1), radial.reshape(self._frames, pixels if radial.size else 0)
-
-
-def combine_slab(
-    job: Job, recipe: _Recipe, rows: slice, cube: np.ndarray, radial: np.ndarray, result: StackResult, workers: int
-) -> None:
+def combine_slab(job: Job, recipe: _Recipe, slab: Slab, result: StackResult, workers: int) -> None:
     """Reject and combine the samples of one slab into the rows of the result."""
     from zemosaic_combine import combine_block
     from zemosaic_simd import LANES
 
-    n_frames, size = cube.shape
-    line = job.shape[1] * job.channels
-    sample_weight, step = _sample_weights(job, rows, radial)
-    if sample_weight.size == 0:
-        sample_weight = np.empty((0, 0), np.float32)
+    n_frames, line = len(job.sources), job.shape[1] * job.channels
+    size = (slab.rows.stop - slab.rows.start) * line
+    sample_weight, step = slab.weights()
     maps = (result.image, result.coverage, result.weight, result.rejected_low, result.rejected_high)
-    out = [a.reshape(-1)[rows.start * line : rows.stop * line] for a in maps]
-    piece = -(-size // (workers * CHUNKS_PER_WORKER * LANES)) * LANES
+    out = [a.reshape(-1)[slab.rows.start * line : slab.rows.stop * line] for a in maps]
+    uniform = recipe.uniform and sample_weight.size == 0
 
-    def combine(start: int) -> tuple[int, np.ndarray]:
-        hits = np.zeros((n_frames, 3), np.int64)
-        stop = min(start + piece, size)
-        lost = combine_block(
-            cube, start, stop, recipe.method, recipe.parameters, recipe.critical, recipe.rewinsor, recipe.combine,
-            recipe.uniform and sample_weight.size == 0, recipe.lanes, sample_weight, step, *out, hits,
-        )  # fmt: skip
+    def combine(share: range) -> tuple[int, np.ndarray]:
+        hits, lost = np.zeros((n_frames, 3), np.int64), 0
+        for cube, start, stop, offset in slab.pieces(LANES * share.start, min(LANES * share.stop, size)):
+            lost += combine_block(
+                cube, start, stop, recipe.method, recipe.parameters, recipe.critical, recipe.rewinsor, recipe.combine,
+                uniform, recipe.lanes, sample_weight, step, [a[offset:] for a in out], hits,
+            )  # fmt: skip
         return int(lost), hits
 
-    for lost, hits in parallel_map(combine, range(0, size, piece), workers):
+    for lost, hits in parallel_map(combine, shares(-(-size // LANES), workers * SHARES_PER_WORKER), workers):
         result.all_rejected += lost
         result.frame_hits += hits
+
+
+def shares(count: int, pieces: int) -> list[range]:
+    """Cut 0 .. count - 1 into at most ``pieces`` runs of nearly the same length."""
+    edges = [k * count // pieces for k in range(pieces + 1)]
+    return [range(a, b) for a, b in itertools.pairwise(edges) if b > a]
 
 
 def stack_job(
@@ -262,15 +166,17 @@ def stack_job(
     """
     plan = slab_plan(job, workers, allowed_bytes, max_rows)
     logger.debug("CPU stack: %s", plan)
-    recipe, result, memory = recipe_of(job), empty_result(job, plan), _SlabMemory(job, plan)
+    recipe, result = recipe_of(job), empty_result(job, plan)
+    slab = slab_for(job, plan.rows_per_slab)
+
+    def fill(some: range) -> None:
+        for i in some:
+            slab.fill(i)
+
     for done, rows in enumerate(row_slabs(job.shape[0], plan.rows_per_slab)):
-        cube, radial = memory.views(rows)
-
-        def fill(i: int, rows: slice = rows, cube: np.ndarray = cube, radial: np.ndarray = radial) -> None:
-            fill_samples(job, i, rows, cube[i], radial[i])
-
-        parallel_map(fill, range(len(job.sources)), workers)
-        combine_slab(job, recipe, rows, cube, radial, result, workers)
+        slab.take(rows)
+        parallel_map(fill, shares(len(job.sources), workers * SHARES_PER_WORKER), workers)
+        combine_slab(job, recipe, slab, result, workers)
         notify(progress, "stack", done + 1, plan.n_slabs)
     return result
 

@@ -273,6 +273,11 @@ class StackSpec:
         return self.frame_weight in STAR_WEIGHTS
 
     @property
+    def needs_levels(self) -> bool:
+        """True when frames are normalised or weighted, so that every one must be measured first."""
+        return self.normalize != "none" or self.frame_weight != "none"
+
+    @property
     def kappas(self) -> tuple[float, float]:
         """Low and high rejection limit, units of sigma, never None."""
         return float(self.kappa_low or 0.0), float(self.kappa_high or 0.0)

@@ -118,9 +118,11 @@ def prepare(
 
 def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) -> Job:
     """Measure what has not been measured and compute the frame table."""
-    needed = spec.normalize != "none" or spec.frame_weight != "none"
-    blank = measure_levels(np.zeros((1, 1, frames[0].source.channels), np.float32))
-    stats = [f.stats or (measure_frame(f.source, with_its_stars=spec.needs_stars) if needed else blank) for f in frames]
+    unmeasured = measure_levels(np.zeros((1, 1, frames[0].source.channels), np.float32))
+    stats = [
+        f.stats or (measure_frame(f.source, with_its_stars=spec.needs_stars) if spec.needs_levels else unmeasured)
+        for f in frames
+    ]
     table, used, dropped = build_frame_table(
         [f.source.name for f in frames], [f.transform for f in frames], stats, spec, reference
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -27,8 +27,10 @@ __all__ = [
     "detect_autocrop_rgb",
     "equalize_rgb_medians_inplace",
     "measure_noise",
+    "noise_rows",
     "poststack_rgb_equalization",
     "shift_wcs",
+    "typical_noise",
 ]
 
 Box = tuple[int, int, int, int]
@@ -44,6 +46,8 @@ STAR_REACH_PX: Final = 5  # faint wings around the pixels that stand out
 NOISE_ROUNDS: Final = 5
 CLIPPED_STD: Final = 0.986578  # std of a unit Gaussian cut at +-3
 NOISE_SAMPLES: Final = 1_000_000  # differences used per channel; gives sigma to 0.1 %
+NOISE_PIXELS: Final = 1 << 18  # of a large image that are looked at for its noise; gives sigma to 0.2 %
+NOISE_BAND_PX: Final = 32  # rows of a band of them
 
 # Quality crop
 WELL_COVERED_FRACTION: Final = 0.5  # of the largest coverage: noise at most 1.41 times that of the centre
@@ -151,12 +155,9 @@ def _block_medians(plane: np.ndarray, block: int) -> np.ndarray:
 
 def smooth_background(lum: np.ndarray, block: int) -> np.ndarray:
     """Smooth background: block medians, median of 3 x 3 blocks, bilinear between the block centres."""
-    from scipy import ndimage
-
     block = max(1, min(block, *lum.shape))
     grid = _block_medians(lum, block)
-    grid = np.where(np.isfinite(grid), grid, finite_median(lum))
-    grid = ndimage.median_filter(grid, 3, mode="nearest")
+    grid = _median_of_nine(np.where(np.isfinite(grid), grid, finite_median(lum)))
     for length in lum.shape:  # rows, then columns: the transposes bring each axis to the front and back
         at = np.clip((np.arange(length) + 0.5) / block - 0.5, 0.0, grid.shape[0] - 1.0)
         before = at.astype(int)
@@ -165,7 +166,44 @@ def smooth_background(lum: np.ndarray, block: int) -> np.ndarray:
     return grid
 
 
+def _median_of_nine(grid: np.ndarray) -> np.ndarray:
+    """Median of every cell and its eight neighbours; cells at the edge count for the missing ones beyond it."""
+    rows, columns = grid.shape
+    padded = np.pad(grid, 1, mode="edge")
+    return np.median([padded[y : y + rows, x : x + columns] for y in range(3) for x in range(3)], axis=0)
+
+
 # --------------------------------------------------------------------------- noise
+
+
+def noise_rows(height: int, width: int) -> list[slice]:
+    """Return the rows of an image on which its noise is measured: all of a small one, else a few bands.
+
+    The bands lie at equal distances, with half of one to the edges, and hold at least ``NOISE_PIXELS`` pixels.
+    """
+    bands = -(-NOISE_PIXELS // (NOISE_BAND_PX * width)) | 1  # an odd number has a middle one
+    if 2 * bands * NOISE_BAND_PX > height:
+        return [slice(0, height)]
+    starts = [(2 * k + 1) * height // (2 * bands) - NOISE_BAND_PX // 2 for k in range(bands)]
+    return [slice(start, start + NOISE_BAND_PX) for start in starts]
+
+
+def typical_noise(bands: Iterable[np.ndarray]) -> list[float]:
+    """Return the noise of an image of which ``bands``, at :func:`noise_rows`, are given: the median over the bands.
+
+    Parameters
+    ----------
+    bands : iterable of ndarray (h, W) or (h, W, C)
+        ADU; NaN = invalid.
+
+    Returns
+    -------
+    list of float
+        One standard deviation per channel, ADU; see :func:`measure_noise`.
+    """
+    found = np.array([_noise_of(band) for band in bands])
+    known = [values[np.isfinite(values)] for values in found.T]
+    return [float(np.median(values)) if values.size else math.nan for values in known]
 
 
 def measure_noise(image: np.ndarray) -> list[float]:
@@ -175,7 +213,8 @@ def measure_noise(image: np.ndarray) -> list[float]:
     constant in the differences. Stars (5 sigma above a smooth background, and 5 px around) are left out; what remains
     of them are outliers, removed by five rounds of 3-sigma clipping that start from the MAD (the std after a cut is
     corrected for the cut). Neighbours are not compared because debayering and interpolation make them alike, which
-    would flatter the image. Where stars leave little sky the figure rests on little.
+    would flatter the image. Where stars leave little sky the figure rests on little. A large image is measured on a few
+    bands of it, see :func:`noise_rows`; where the noise of the sky varies the figure may be 2 % from that of the whole.
 
     Parameters
     ----------
@@ -187,31 +226,50 @@ def measure_noise(image: np.ndarray) -> list[float]:
     list of float
         One standard deviation per channel, ADU; nan where fewer than 16 differences are valid.
     """
-    planes = image[..., None] if image.ndim == 2 else image
+    return typical_noise(image[rows] for rows in noise_rows(*image.shape[:2]))
+
+
+def _noise_of(band: np.ndarray) -> list[float]:
+    """Noise of an image, or of a part of it, per channel."""
+    planes = band[..., None] if band.ndim == 2 else band
     if min(planes.shape[:2]) <= NOISE_LAG_PX:
         return [math.nan] * planes.shape[-1]
     stars = _near_stars(luminance(planes))
-    return [sky_sigma(np.where(stars, np.nan, planes[..., c])) for c in range(planes.shape[-1])]
+    return [sky_sigma(np.where(stars, np.nan, planes[..., c]), NOISE_PIXELS) for c in range(planes.shape[-1])]
 
 
 def _near_stars(lum: np.ndarray) -> np.ndarray:
     """Pixels within 5 px of one that is brighter than its surroundings by 5 sigma; sigma is refined as stars leave."""
-    from scipy import ndimage
-
     signal = lum - smooth_background(lum, BACKGROUND_BLOCK_PX)
     near = np.zeros(lum.shape, bool)
     for _ in range(3):
-        sigma = sky_sigma(np.where(near, np.nan, lum))
+        sigma = sky_sigma(np.where(near, np.nan, lum), NOISE_PIXELS)
         if not sigma > 0:
             break
-        near = ndimage.maximum_filter(signal > OBJECT_SIGMA * sigma, size=2 * STAR_REACH_PX + 1)
+        near = _dilated(signal > OBJECT_SIGMA * sigma, STAR_REACH_PX)
     return near
 
 
-def sky_sigma(plane: np.ndarray) -> float:
-    """Clipped standard deviation of the differences of one plane (see :func:`measure_noise`), nan without evidence."""
+def _dilated(mask: np.ndarray, reach: int) -> np.ndarray:
+    """Set every pixel that is at most ``reach`` rows and ``reach`` columns from one that is set."""
+    grown = np.pad(mask, reach)
+    for _ in range(2):  # rows, then columns
+        seen = 1  # neighbouring pixels that an element has taken up; they double with each step
+        while seen < 2 * reach + 1:
+            step = min(seen, 2 * reach + 1 - seen)
+            grown = grown[:-step] | grown[step:]
+            seen += step
+        grown = grown.T
+    return grown
+
+
+def sky_sigma(plane: np.ndarray, samples: int = NOISE_SAMPLES) -> float:
+    """Clipped standard deviation of the differences of one plane (see :func:`measure_noise`), nan without evidence.
+
+    At most about ``samples`` differences are looked at, of every k-th row.
+    """
     lag = max(1, min(NOISE_LAG_PX, min(plane.shape) - 1))
-    step = max(1, plane.size // NOISE_SAMPLES)
+    step = max(1, plane.size // samples)
     with np.errstate(invalid="ignore"):  # infinite minus infinite is dropped with the NaN
         difference = plane[lag:, lag:][::step].astype(np.float64) - plane[:-lag, :-lag][::step]
     difference = difference[np.isfinite(difference)]

@@ -558,14 +558,13 @@ def _allowed_bytes(memory: str | int) -> int:
     Raises
     ------
     PlanError
-        The limit is below what the process uses now.
+        The limit is below what the process needs for itself.
     """
-    limit, used = parallel_utils.parse_memory(memory), parallel_utils.current_rss_bytes()
+    limit, used = parallel_utils.parse_memory(memory), parallel_utils.process_bytes()
     if limit <= used:
         raise PlanError(
             f"the memory limit of {limit} bytes ({parallel_utils.memory_text(limit)}) leaves nothing for frames: "
-            f"the process alone needs {used} ({parallel_utils.memory_text(used)}) now; "
-            "allow more, e.g. --memory 4GB, or close other programs"
+            f"the process alone needs {used} ({parallel_utils.memory_text(used)}); allow more, e.g. --memory 4GB"
         )
     return limit - used
 

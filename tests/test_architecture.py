@@ -27,6 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_register": {"zemosaic_spec", "zemosaic_stars"},
     "zemosaic_register_wcs": {"zemosaic_spec", "zemosaic_register"},
     "zemosaic_resample": {"zemosaic_spec", "zemosaic_kernels"},
+    "zemosaic_samples": {"zemosaic_kernels", "zemosaic_frames"},
     "zemosaic_weights": {"zemosaic_spec", "zemosaic_stars", "zemosaic_utils"},
     "zemosaic_simd": {"zemosaic_kernels"},
     "zemosaic_rejection": {"zemosaic_spec", "zemosaic_kernels", "zemosaic_simd"},
@@ -34,17 +35,25 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_simulate": {"zemosaic_spec"},
     "zemosaic_truth": {"zemosaic_simulate"},
     "zemosaic_stack": {"zemosaic_spec", "zemosaic_utils", "zemosaic_weights"},
+    "zemosaic_fill": {
+        "zemosaic_spec",
+        "zemosaic_frames",
+        "parallel_utils",
+        "zemosaic_utils",
+        "zemosaic_resample",
+        "zemosaic_samples",
+        "zemosaic_stack",
+    },
     # The CPU engine: it neither knows where a transform came from nor what becomes of the image.
     "zemosaic_slabs": {
         "zemosaic_spec",
         "zemosaic_tile",
         "parallel_utils",
-        "zemosaic_utils",
-        "zemosaic_resample",
         "zemosaic_simd",
         "zemosaic_rejection",
         "zemosaic_combine",
         "zemosaic_stack",
+        "zemosaic_fill",
     },
     # The frames before they are stacked: knows no engine.
     "zemosaic_group": {

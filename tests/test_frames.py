@@ -131,6 +131,33 @@ def test_any_row_range_equals_the_whole(sources, kind, data):
     np.testing.assert_array_equal(part, source.read_rows(0, HEIGHT)[y0:y1])
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from([*KINDS, "npy", "npy columns", "array", "array u16"]), st.data())
+def test_raw_bytes_mean_the_samples(sources, kind, data):
+    y0 = data.draw(st.integers(0, HEIGHT - 1))
+    y1 = data.draw(st.integers(y0 + 1, HEIGHT))
+    source, layout = sources[kind], sources[kind].raw_layout
+    if layout is None:
+        return
+    expected = source.read_rows(y0, y1)
+    raw = np.empty(expected.size * layout.dtype.itemsize, np.uint8)
+    source.read_raw(y0, y1, raw)
+    values = raw.view(layout.dtype).astype(layout.dtype.newbyteorder("="))
+    if layout.flipped:
+        values = values.view(np.uint16) ^ np.uint16(0x8000)
+    if layout.planar:
+        values = np.moveaxis(values.reshape(3, y1 - y0, WIDTH), 0, -1)
+    values = values.astype(expected.dtype).reshape(expected.shape)
+    np.testing.assert_array_equal(np.where(np.isinf(values), np.nan, values), expected)
+
+
+def test_which_frames_are_stored_simply(sources):
+    simple = {kind for kind, source in sources.items() if source.raw_layout is not None}
+    assert {"u16", "i16", "f32", "planar u16", "interleaved u16", "npy", "array u16"} <= simple
+    assert simple.isdisjoint({"u8", "u32", "i32", "f64", "scaled", "npy columns", "array"})
+    assert not any("blank" in kind or "gz" in kind or "tiles" in kind for kind in simple)
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     made = {kind: open_source(make(tmp_path_factory.mktemp("kind"), kind)) for kind in KINDS}
@@ -139,7 +166,7 @@ def sources(tmp_path_factory):
     np.save(folder / "rows.npy", np.ascontiguousarray(colour))
     np.save(folder / "columns.npy", np.asfortranarray(colour))
     made |= {"npy": open_source(folder / "rows.npy"), "npy columns": open_source(folder / "columns.npy")}
-    return made | {"array": open_source(PLANES)}
+    return made | {"array": open_source(PLANES), "array u16": open_source(np.moveaxis(PLANES, 0, -1).astype(np.uint16))}
 
 
 def test_rows_outside_the_frame_are_an_error(sources):

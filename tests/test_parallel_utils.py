@@ -47,7 +47,8 @@ def test_slabs_without_rows_are_refused(height, rows):
     width=st.integers(1, 5000),
     channels=st.sampled_from([1, 3]),
     workers=st.integers(1, 64),
-    sample_weights=st.booleans(),
+    weights_per_pixel=st.sampled_from([0, 1, 3]),
+    stored_bytes=st.sampled_from([0, 2, 4]),
     source_margin=st.integers(0, 500),
     raw_bytes=st.sampled_from([2, 4, 12]),
     share=st.floats(0.0, 1.5),
@@ -67,19 +68,6 @@ def test_a_plan_is_the_best_that_fits(height, share, max_rows, **stack):
     else:  # fewer slabs do not fit
         higher = -(-height // (plan.n_slabs - 1)) if plan.n_slabs > 1 else None
         assert higher is None or bytes_of(higher) > allowed
-
-
-def test_stack_bytes_is_what_the_arrays_take():
-    rows, height, margin, workers = 7, 100, 9, 3
-    n, w, c = STACK["n_frames"], STACK["width"], STACK["channels"]
-    arrays = [np.empty((n, rows, w, c), np.float32), np.empty((n, rows, w), np.float32)]
-    for _ in range(workers):
-        arrays += [np.empty((rows + margin, w), np.uint16), np.empty((rows + margin, w, c), np.float32)]
-        arrays += [np.empty((pu.KERNEL_PIXELS, n, pu.KERNEL_SAMPLE_BYTES), np.uint8)]
-    arrays += [np.empty((height, w, c), np.float32) for _ in range(pu.OUTPUT_MAPS)]
-    assert sum(a.nbytes for a in arrays) + n * pu.FRAME_BYTES == pu.stack_bytes(
-        rows, height=height, workers=workers, sample_weights=True, source_margin=margin, raw_bytes=2, **STACK
-    )
 
 
 def test_rows_beyond_the_tile_cost_nothing():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -136,6 +137,34 @@ def test_fault_equalisation_switched_off_loses_every_tile():
 def test_noise_is_that_of_the_sky_in_spite_of_stars_and_gradient(stars, gradient, noise):
     measured = tile.measure_noise(sky(stars=stars, gradient=gradient, noise=noise))
     np.testing.assert_allclose(measured, noise, rtol=0.03)  # 1 % statistical, rest: wings of stars
+
+
+def test_noise_of_a_large_image_is_measured_on_bands_of_it():
+    image = sky(shape=(1400, 1000), stars=300, noise=10.0)
+    rows = tile.noise_rows(1400, 1000)
+    assert len(rows) % 2 == 1 and sum(r.stop - r.start for r in rows) * 1000 >= tile.NOISE_PIXELS
+    assert rows[0].start > 0 and rows[-1].stop < 1400
+    assert all(a.stop < b.start for a, b in itertools.pairwise(rows))
+    measured = tile.measure_noise(image)
+    np.testing.assert_allclose(measured, 10.0, rtol=0.02)
+    assert measured == tile.typical_noise(image[r] for r in rows)
+    image[rows[0]] = np.nan  # not covered there
+    image[rows[1]] *= 5.0  # something bright and uneven
+    np.testing.assert_allclose(tile.measure_noise(image), 10.0, rtol=0.02)
+
+
+def test_a_small_image_is_measured_whole():
+    assert tile.noise_rows(300, 400) == [slice(0, 300)]
+    assert tile.noise_rows(3, 100_000) == [slice(0, 3)]
+
+
+@given(st.integers(0, 9), st.integers(1, 30), st.integers(1, 30), st.integers(0, 2**32))
+def test_dilation_reaches_as_far_as_said(reach, height, width, seed):
+    mask = np.random.default_rng(seed).random((height, width)) > 0.95
+    grown = tile._dilated(mask, reach)
+    set_y, set_x = np.nonzero(mask)
+    for y, x in np.ndindex(mask.shape):
+        assert grown[y, x] == bool(((abs(set_y - y) <= reach) & (abs(set_x - x) <= reach)).any())
 
 
 def test_noise_is_not_flattered_by_interpolation(rng):

@@ -1,0 +1,145 @@
+"""What a stack takes is what its plan says: the real arrays, the real kernels, a real process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import parallel_utils as pu
+from zemosaic_fill import SampleSlab, frame_block, slab_for
+from zemosaic_slabs import empty_result, slab_plan
+from zemosaic_spec import StackSpec
+from zemosaic_stack import Job, as_frames, make_job
+
+HEIGHT, WIDTH, N, WORKERS = 60, 48, 7, 3
+PLAIN = StackSpec(normalize="none", weight="none")
+linux_only = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="the peak of a stretch of a run is read from /proc"
+)
+
+
+def job_of(channels: int, spec: StackSpec = PLAIN, dtype: type = np.uint16) -> Job:
+    shape = (HEIGHT, WIDTH) if channels == 1 else (HEIGHT, WIDTH, channels)
+    return make_job(as_frames(list(np.full((N, *shape), 100, dtype))), spec)
+
+
+def shared_bytes(job: Job) -> int:
+    """Bytes of the arrays that exist once: the maps of the result, and what is counted for each frame."""
+    result = empty_result(job, slab_plan(job, WORKERS, 1 << 40, None))
+    maps = (result.image, result.coverage, result.weight, result.rejected_low, result.rejected_high)
+    return sum(a.nbytes for a in maps) + pu.FRAME_BYTES * N
+
+
+def scratch_bytes() -> int:
+    return WORKERS * pu.KERNEL_PIXELS * pu.KERNEL_SAMPLE_BYTES * N
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("weights", ["none", "radial", "full"])
+def test_a_plan_counts_the_arrays_of_a_slab_of_samples(channels: int, weights: str) -> None:
+    rows = 9
+    job = job_of(channels, StackSpec(normalize="none", weight="none", radial_weight=weights == "radial"), np.float64)
+    job.table.transform[:, 1, 2] = 0.25  # every frame must be resampled
+    if weights == "full":
+        job = Job(job.sources, job.table, job.spec, job.shape, sample_weight=np.ones((N, *job.shape), np.float32))
+    slab = slab_for(job, rows)
+    assert isinstance(slab, SampleSlab)
+    slab.take(slice(0, rows))
+    per_sample = slab.weights()[0]
+    plan = slab_plan(job, WORKERS, 1 << 40, rows)
+    margin = 2 * WIDTH  # any: the block below is read with as much
+    block = frame_block(job.sources[0], 0, min(rows + margin, HEIGHT))
+    raw = job.sources[0].read_rows(0, min(rows + margin, HEIGHT))
+    real = slab.cube.nbytes + per_sample.nbytes + WORKERS * (block.nbytes + raw.nbytes)
+    counted = pu.stack_bytes(
+        rows, n_frames=N, height=HEIGHT, width=WIDTH, channels=channels, workers=WORKERS, source_margin=margin,
+        weights_per_pixel={"none": 0, "radial": 1, "full": channels}[weights], raw_bytes=4 * channels,
+    )  # fmt: skip
+    assert counted == pytest.approx(real + shared_bytes(job) + scratch_bytes(), abs=WORKERS * 200)  # the block's pad
+    assert plan.needed_bytes <= counted, "the plan itself knows the margin, which is less here"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_a_plan_counts_the_arrays_of_a_stored_slab(channels: int, dtype: type) -> None:
+    rows, job = 9, job_of(channels, dtype=dtype)
+    slab = slab_for(job, rows)
+    slab.take(slice(0, rows))
+    for i in range(N):
+        slab.fill(i)
+    size = rows * WIDTH * channels
+    tile = next(iter(slab.pieces(0, size))).cube
+    plan = slab_plan(job, WORKERS, 1 << 40, rows)
+    real = slab.stored.nbytes + shared_bytes(job) + scratch_bytes()
+    assert tile.nbytes <= 4 * N * pu.tile_elements(N)
+    assert plan.needed_bytes == real + WORKERS * 4 * N * pu.tile_elements(N)
+    assert slab.stored.nbytes == np.dtype(dtype).itemsize * N * size
+
+
+def test_a_tile_and_its_copy_for_the_file_are_counted() -> None:
+    tile = 4 * pu.OUTPUT_MAPS * 1000 * 1000 * 3
+    assert pu.stack_bytes(1, n_frames=2, height=1000, width=1000, channels=3) == 2 * tile
+
+
+def measured(program: str, *arguments: Path) -> list[int]:
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
+    return list(map(int, done.stdout.split()))
+
+
+PEAK = """
+from pathlib import Path
+def peak_of(work):
+    from parallel_utils import current_rss_bytes
+    before = current_rss_bytes()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    work()
+    line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 - before
+"""
+
+
+@linux_only
+@pytest.mark.parametrize("reject", ["winsorized_sigma_clip", "linear_fit_clip"])
+def test_kernels_take_no_more_than_is_counted_for_them(reject: str) -> None:
+    """20,000 frames of 96 pixels: beside the samples themselves only the kernel's own memory shows."""
+    program = f"""{PEAK}
+import numpy as np
+import zemosaic_bench as bench
+from zemosaic_spec import StackSpec
+spec = StackSpec(normalize="none", weight="none", reject="{reject}", line_fit="ols")
+def combine_of(n):
+    cube = np.random.default_rng(0).normal(1000.0, 30.0, (n, 8, 12)).astype(np.float32)
+    return bench.combiner(bench.array_job(cube, spec), cube, 1)
+combine_of(5)()  # compiles
+work = combine_of(20_000)
+print(peak_of(work))
+"""
+    (grown,) = measured(program)
+    counted = 20_000 * (pu.KERNEL_PIXELS * pu.KERNEL_SAMPLE_BYTES + pu.FRAME_BYTES)
+    assert grown < counted + (8 << 20)
+
+
+@linux_only
+def test_the_process_keeps_to_its_memory(tmp_path: Path) -> None:
+    """80 frames of 500 x 800 x 3, 192 MB as 16 bit: nothing but the limit keeps a slab from taking them all."""
+    frame = np.random.default_rng(0).integers(900, 1100, (500, 800, 3)).astype(np.uint16)
+    np.save(tmp_path / "f.npy", frame)
+    for i in range(79):
+        (tmp_path / f"f{i}.npy").hardlink_to(tmp_path / "f.npy")  # a link to follow would be the same file
+    limit = pu.PROCESS_BYTES + 60_000_000
+    options = "--register none --normalize none --weight none --reject none --preview none --maps --quiet --workers 2"
+    command = ["-o", str(tmp_path / "o.fits"), *options.split(), "--overwrite", "--memory"]
+    program = f"""
+import resource, sys, zemosaic_cli, zemosaic_slabs
+zemosaic_slabs.SLAB_BYTES = 1 << 40
+status = zemosaic_cli.main(["stack", sys.argv[1], *{command!r}, "{limit}"])
+print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+    measured(program, tmp_path / "f.npy")  # compiles what is not in the cache yet
+    status, peak = measured(program, tmp_path)
+    assert status == 0
+    assert peak < limit

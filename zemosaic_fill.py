@@ -1,0 +1,225 @@
+"""One slab of every frame: read, resampled where it must be, held until it is combined.
+
+A slab holds rows of the result. Frames that must be resampled go into it as samples (:class:`SampleSlab`). Frames that
+lie on the reference grid already stay as they are stored, half as large, and become samples a tile at a time
+(:class:`StoredSlab`): the samples are then combined before they have left the processor's caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from parallel_utils import tile_elements
+from zemosaic_spec import IDENTITY
+from zemosaic_stack import Job
+from zemosaic_utils import FrameSource
+
+if TYPE_CHECKING:
+    from zemosaic_frames import RawLayout
+
+AT_ONCE: Final = 1 << 16  # pixels scaled at a time
+
+# --------------------------------------------------------------------------- one frame
+
+
+def frame_block(source: FrameSource, first: int, last: int) -> np.ndarray:
+    """Read rows of a frame, demosaiced: ``((last - first) * W * C + PAD,) float32``, channels interleaved, ADU."""
+    from zemosaic_resample import CFA_MARGIN, PAD, demosaic_rows, red_position
+    from zemosaic_samples import read_samples
+
+    size = (last - first) * source.width * source.channels
+    block = np.empty(size + PAD, np.float32)
+    block[size:] = 0.0
+    if source.cfa is None:
+        read_samples(source, first, last, np.ones(source.channels), np.zeros(source.channels), block[:size])
+        return block
+    top, bottom = max(first - CFA_MARGIN, 0), min(last + CFA_MARGIN, source.height)
+    raw = np.empty((bottom - top) * source.width, np.float32)
+    read_samples(source, top, bottom, np.ones(1), np.zeros(1), raw)
+    red_row, red_column = red_position(source.cfa)
+    demosaic_rows(
+        raw.reshape(-1, source.width), top, source.height, source.width, first, last, red_row, red_column, block
+    )
+    return block
+
+
+def fill_samples(job: Job, i: int, rows: slice, samples: np.ndarray, radial: np.ndarray) -> None:
+    """Fill ``samples (rows * W * C,)`` with frame i on the reference grid, normalised; NaN outside its footprint."""
+    source, table = job.sources[i], job.table
+    if radial.size == 0 and (table.transform[i] == IDENTITY).all():
+        _fill_in_place(source, rows, table.scale[i], table.offset[i], samples)
+    else:
+        _fill_resampled(job, i, rows, samples, radial)
+
+
+def _fill_in_place(
+    source: FrameSource, rows: slice, scale: np.ndarray, offset: np.ndarray, samples: np.ndarray
+) -> None:
+    """Fill the samples of a frame that lies on the reference grid already."""
+    if source.cfa is None:
+        from zemosaic_samples import read_samples
+
+        read_samples(source, rows.start, rows.stop, scale, offset, samples)
+        return
+    block = frame_block(source, rows.start, rows.stop)[: samples.size].reshape(-1, source.channels)
+    out = samples.reshape(block.shape)
+    for start in range(0, len(block), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        out[part] = block[part] * scale + offset
+
+
+def _fill_resampled(job: Job, i: int, rows: slice, samples: np.ndarray, radial: np.ndarray) -> None:
+    from zemosaic_resample import needs_clamp, radial_weight_table, resample_rows, source_rows, weight_table
+
+    source, spec, table = job.sources[i], job.spec, job.table
+    matrix = table.transform[i]
+    width = job.shape[1]
+    first, last = source_rows(matrix, rows.start, rows.stop, width, source.height)
+    if last <= first:
+        samples.fill(np.nan)
+        radial.fill(0.0)
+        return
+    resample_rows(
+        frame_block(source, first, last),
+        first,
+        source.height,
+        source.width,
+        job.channels,
+        matrix,
+        weight_table(spec.interpolation),
+        needs_clamp(spec.interpolation),
+        table.scale[i],
+        table.offset[i],
+        rows.start,
+        rows.stop,
+        width,
+        samples,
+        radial,
+        radial_weight_table(spec.radial_feather, spec.radial_power, spec.radial_floor),
+    )
+
+
+def source_margin(job: Job) -> int:
+    """Source rows that the most rotated frame needs beyond the rows of a slab."""
+    from zemosaic_resample import CFA_MARGIN, source_rows
+
+    middle = job.shape[0] // 2
+    spans = [
+        last - first - 1
+        for first, last in (
+            source_rows(m, middle, middle + 1, job.shape[1], s.height)
+            for m, s in zip(job.table.transform, job.sources, strict=True)
+        )
+    ]
+    return max([*spans, 0]) + 2 * CFA_MARGIN
+
+
+# --------------------------------------------------------------------------- all frames
+
+
+class Piece(NamedTuple):
+    """Samples to combine: columns ``start`` to ``stop - 1`` of ``cube (N, P) float32``.
+
+    Column 0 is element ``offset`` of the slab.
+    """
+
+    cube: np.ndarray
+    start: int
+    stop: int
+    offset: int
+
+
+class SampleSlab:
+    """Samples of one slab, ``(N, rows * W * C) float32``, and their radial weights, ``(N, rows * W) float32``.
+
+    The memory is used again for the next slab. ``samples``: the whole of it, where it is filled in already.
+    """
+
+    def __init__(self, job: Job, max_rows: int, samples: np.ndarray | None = None) -> None:
+        self._job = job
+        size = len(job.sources) * max_rows * job.shape[1]
+        self._samples = np.empty(size * job.channels, np.float32) if samples is None else samples.reshape(-1)
+        self._radial = np.empty(size if job.spec.radial_weight else 0, np.float32)
+        self.take(slice(0, max_rows))
+
+    def take(self, rows: slice) -> None:
+        """Make room for these rows of the result."""
+        frames, pixels = len(self._job.sources), (rows.stop - rows.start) * self._job.shape[1]
+        self.rows = rows
+        self.cube = self._samples[: frames * pixels * self._job.channels].reshape(frames, -1)
+        radial = self._radial[: frames * pixels]
+        self.radial = radial.reshape(frames, pixels if radial.size else 0)
+
+    def fill(self, i: int) -> None:
+        """Fill in frame i."""
+        fill_samples(self._job, i, self.rows, self.cube[i], self.radial[i])
+
+    def weights(self) -> tuple[np.ndarray, int]:
+        """Weights per sample and how many neighbouring elements share one; (0, 0) float32 when there are none."""
+        if self._job.sample_weight is not None:
+            weights = np.ascontiguousarray(self._job.sample_weight[:, self.rows], dtype=np.float32)
+            return weights.reshape(weights.shape[0], -1), 1
+        return (self.radial if self.radial.size else np.empty((0, 0), np.float32)), self._job.channels
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        """Yield elements start .. stop - 1, all at once."""
+        yield Piece(self.cube, start, stop, 0)
+
+
+class StoredSlab:
+    """Rows of one slab as they are stored, ``(N, bytes) uint8``; ``layout`` from :func:`stored_layout`."""
+
+    def __init__(self, job: Job, max_rows: int, layout: RawLayout) -> None:
+        self._job, self._layout = job, layout
+        self._line = job.shape[1] * job.channels * layout.dtype.itemsize
+        self._bytes = np.empty(len(job.sources) * max_rows * self._line, np.uint8)
+        self.take(slice(0, max_rows))
+
+    def take(self, rows: slice) -> None:
+        """Make room for these rows of the result."""
+        frames, size = len(self._job.sources), (rows.stop - rows.start) * self._line
+        self.rows = rows
+        self.stored = self._bytes[: frames * size].reshape(frames, size)
+
+    def fill(self, i: int) -> None:
+        """Read frame i."""
+        self._job.sources[i].read_raw(self.rows.start, self.rows.stop, self.stored[i])
+
+    def weights(self) -> tuple[np.ndarray, int]:
+        """No sample has a weight of its own."""
+        return np.empty((0, 0), np.float32), self._job.channels
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        """Yield elements start .. stop - 1, a tile at a time in the same memory. No element may be asked for twice."""
+        from zemosaic_samples import open_raw
+
+        frames, table = len(self._job.sources), self._job.table
+        most = min(tile_elements(frames), stop - start)
+        memory = np.empty(frames * most, np.float32)
+        for first in range(start, stop, most):
+            count = min(most, stop - first)
+            tile = memory[: frames * count].reshape(frames, count)
+            open_raw(self.stored, self._layout, first // self._job.channels, table.scale, table.offset, tile)
+            yield Piece(tile, 0, count, first)
+
+
+Slab = SampleSlab | StoredSlab
+
+
+def slab_for(job: Job, max_rows: int) -> Slab:
+    """Return the memory for slabs of at most ``max_rows`` rows."""
+    layout = stored_layout(job)
+    return SampleSlab(job, max_rows) if layout is None else StoredSlab(job, max_rows, layout)
+
+
+def stored_layout(job: Job) -> RawLayout | None:
+    """Return how all frames are stored if slabs can hold them so: none needs resampling, none is stored otherwise."""
+    if job.spec.radial_weight or job.sample_weight is not None or not (job.table.transform == IDENTITY).all():
+        return None
+    if any(source.cfa for source in job.sources):
+        return None
+    layouts = {source.raw_layout for source in job.sources}
+    return layouts.pop() if len(layouts) == 1 else None
