@@ -54,6 +54,7 @@ ROOMS: dict[str, set[str]] = {
         "zemosaic_stack",
     },
 }
+ROOMS["zemosaic_center_out"] = {"zemosaic_spec", "zemosaic_utils"}
 for upper in (
     "zemosaic_align_stack",
     "zemosaic_pipeline",
@@ -76,6 +77,7 @@ ROOMS["zemosaic_align_stack"] -= {
     "zemosaic_preview",
     "zemosaic_gate",
     "zemosaic_group",
+    "zemosaic_center_out",
 }  # stacks on the CPU
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
 HEAVY = ("cupy", "dask", "cv2", "matplotlib", "numba", "astropy")

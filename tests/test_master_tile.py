@@ -327,18 +327,39 @@ def test_no_entries_is_told(make: Make, group: Any) -> None:
 def test_extreme_group_is_announced(make: Make, entries: list[dict[str, Any]]) -> None:
     assert "mastertile_extreme_group" not in make(entries[:2]).told()
     made = make(entries[:3], resource_strategy={"extreme_group_threshold": 3})
-    assert made.details("mastertile_extreme_group") == [{"tile_id": 7, "raw_count": 3, "threshold": 3}]
+    assert made.details("mastertile_extreme_group") == [
+        {"tile_id": 7, "num_frames": 3, "threshold": 3, "reason": "[EXTREME_GROUP]"}
+    ]
+    configured = make(entries[:2], zconfig=SimpleNamespace(extreme_group_threshold=2))
+    assert "mastertile_extreme_group" in configured.told("WARN")
 
 
 def test_later_keywords_are_accepted(make: Make, entries: list[dict[str, Any]]) -> None:
     made = make(
         entries[:2], allow_batch_duplication=True, target_stack_size=9, min_safe_stack_size=3, dbg_tile_ids=[7],
-        abort_event=threading.Event(), heartbeat_callback=lambda _stage: None,
-        center_out_context=SimpleNamespace(), center_out_settings={"enabled": True}, center_out_rank=3,
-        parallel_plan=SimpleNamespace(),
+        abort_event=threading.Event(), heartbeat_callback=lambda _tile_id: None, center_out_rank=3,
+        parallel_plan=SimpleNamespace(), zconfig=SimpleNamespace(),
     )  # fmt: skip
     assert made.path
-    assert made.told("INFO_DETAIL")[-2:] == ["mastertile_center_out_skipped", "mastertile_info_saved"]
+    assert made.header["MT_NFRAMES"] == 2  # nothing is counted twice to reach a target size
+
+
+def test_hints_of_the_run_are_told(make: Make, entries: list[dict[str, Any]]) -> None:
+    made = make(entries[:1], resource_strategy={"cap": 9, "memmap": True, "gpu_batch_hint": 3})
+    assert made.details("mastertile_autocaps_hint") == [{"tile_id": 7, "cap": 9, "memmap": True, "gpu_hint": 3}]
+    assert "mastertile_autocaps_hint" not in make(entries[:1]).told()
+
+
+@pytest.mark.parametrize("way", ["zconfig", "environment"])
+def test_winsorizing_is_chosen(
+    make: Make, entries: list[dict[str, Any]], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "environment":
+        monkeypatch.setenv("ZEMOSAIC_WSC_IMPL", "pixinsight")
+    made = make(entries, zconfig=SimpleNamespace(wsc_impl="pixinsight") if way == "zconfig" else None)
+    assert made.header["ZMT_WSC"] == "pixinsight"
+    monkeypatch.delenv("ZEMOSAIC_WSC_IMPL", raising=False)
+    assert make(entries).header["ZMT_WSC"] == "legacy_quantile"
 
 
 # --------------------------------------------------------------------------- caches
@@ -711,14 +732,13 @@ def test_stop_after_saving_comes_too_late_for_this_tile(make: Make, entries: lis
     assert Path(made.path).is_file()
 
 
-@pytest.mark.parametrize("form", ["with the stage", "without argument"])
+@pytest.mark.parametrize("form", ["with the tile", "without argument"])
 def test_heartbeat_beats_at_every_step(make: Make, entries: list[dict[str, Any]], form: str) -> None:
-    beats: list[str] = []
-    callback = beats.append if form == "with the stage" else lambda: beats.append("beat")
+    beats: list[int] = []
+    callback = beats.append if form == "with the tile" else lambda: beats.append(7)
     make(entries, heartbeat_callback=callback)
     assert len(beats) >= 2 * len(entries)
-    if form == "with the stage":
-        assert {"measure", "register", "stack", "info_creation_started_from_cache"} <= set(beats)
+    assert set(beats) == {7}
 
 
 # --------------------------------------------------------------------------- writing
@@ -800,9 +820,10 @@ def test_quality_gate_accepts_and_writes_its_metrics(make: Make, entries: list[d
     made = make(entries, quality_gate_enabled=True, quality_gate_threshold=1.0)
     assert made.path
     (result,) = made.details("mt_quality_gate_result")
-    assert result["accepted"] is True
-    assert made.header["ZMT_QS"] == pytest.approx(result["score"])
-    assert {"ZMT_QBD", "ZMT_EOC", "ZMT_TRL", "ZMT_CER"} <= set(made.header)
+    assert (result["status"], result["path"], result["threshold"]) == ("ACCEPT", "master_tile_007.fits", "1.000")
+    assert made.header["ZMT_QS"] == pytest.approx(float(result["score"]), abs=5e-4)
+    assert made.header["ZMT_QBD"] == 0
+    assert {"ZMT_EOC", "ZMT_TRL", "ZMT_CER", "ZMT_NBR"} <= set(made.header)
 
 
 @pytest.mark.parametrize("moved", [True, False])
@@ -811,7 +832,9 @@ def test_quality_gate_rejects(make: Make, entries: list[dict[str, Any]], moved: 
     assert (made.path, made.wcs, made.retry) == (None, None, [])
     assert made.files() == ["master_tile_007.fits"]
     assert (made.folder / "rejected_by_quality" / "master_tile_007.fits").is_file() is moved
-    assert ("mt_quality_gate_moved" in made.told()) is moved
+    assert ("mt_quality_gate_moved" in made.told("WARN")) is moved
+    (path,) = made.folder.rglob("*.fits")
+    assert fits.getheader(path)["ZMT_QBD"] == 1
     assert made.told("ERROR") == []
 
 
