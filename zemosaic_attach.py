@@ -23,6 +23,8 @@ from zemosaic_spec import OutputError, ZeMosaicError
 MARK: Final = '"""Put here by `zemosaic-phase3 attach`, removed by `zemosaic-phase3 detach`.'
 LAYOUTS: Final = (".", "src/zemosaic", "zemosaic")  # where a checkout keeps its modules, seen from its root
 
+_NOT_THERE: Final = "the checkout has none"
+
 _FRONT: Final = """\
 @MARK@
 
@@ -161,7 +163,6 @@ def _understand(home: Path, done: Attachment) -> list[Path]:
     for stem, names in REPLACED.items():
         module = home / f"{stem}.py"
         if not module.is_file():
-            done.kept[stem] = "the checkout has no such module"
             continue
         front = home / stem
         if front.exists() and not is_front(front):
@@ -171,7 +172,7 @@ def _understand(home: Path, done: Attachment) -> list[Path]:
         if essential:
             raise CheckoutError(f"{module}: {ESSENTIAL[1]} cannot be replaced: {essential}")
         fitting = [f"{stem}.{name}" for name, reason in reasons.items() if not reason]
-        done.kept |= {f"{stem}.{name}": reason for name, reason in reasons.items() if reason}
+        done.kept |= {f"{stem}.{name}": why for name, why in reasons.items() if why and why != _NOT_THERE}
         done.replaced += fitting
         if fitting:
             modules.append(module)
@@ -201,7 +202,7 @@ def _compare(module: Path, names: tuple[str, ...]) -> dict[str, str]:
     for name in names:
         mine = getattr(ours, name, None)
         if name not in theirs:
-            reasons[name] = "the checkout has none"
+            reasons[name] = _NOT_THERE
         elif mine is None:
             reasons[name] = "this version of zemosaic-phase3 has none"
         else:

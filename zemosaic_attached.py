@@ -171,7 +171,7 @@ def forwarding(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable
 
 
 def _configuration(worker: ModuleType) -> SimpleNamespace:
-    """Return the checkout's configuration, as its own ``create_master_tile`` reads it; empty where it cannot be read."""
+    """Return the checkout's configuration, as its own ``create_master_tile`` reads it; empty where it is unreadable."""
     load = getattr(getattr(worker, "zemosaic_config", None), "load_config", None)
     if load is None:
         return SimpleNamespace()
@@ -228,7 +228,7 @@ def complete(module: ModuleType) -> list[str]:
     list of str
         The names replaced.
     """
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 - the checkout chooses its interpreter
         logger.warning("[zemosaic-phase3] not used: %s is older than Python 3.11", sys.executable)
         return []
     missing = missing_packages()

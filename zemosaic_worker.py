@@ -19,8 +19,8 @@ import numpy as np
 
 import cuda_utils
 import parallel_utils
-from zemosaic_frames import Frame, expand_inputs
 from zemosaic_center_out import center_out_spec
+from zemosaic_frames import Frame, expand_inputs
 from zemosaic_gate import _evaluate_quality_gate_metrics as _evaluate_quality_gate_metrics
 from zemosaic_master_tile import EXTREME_GROUP_FRAMES, TileRequest, TileResult, make_master_tile, working
 from zemosaic_pipeline import Tile, build_tile, check_output, timed, without_output, without_tiles, write_tile
