@@ -21,7 +21,7 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 from scipy import ndimage
-from tile_case import PLAIN, SHAPE, SKY, Make, cached, pixels
+from tile_case import PLAIN, SHAPE, SKY, FakeGpu, Make, cached, pixels
 
 import zemosaic_align_stack as stacking
 import zemosaic_worker as worker
@@ -233,27 +233,6 @@ def test_fault_without_equalisation_every_tile_is_lost(make: Make, entries: Entr
 # --------------------------------------------------------------------------- devices
 
 
-class _Device:
-    """A GPU engine as Mode C sees one: the CPU engine, counted. What a real one computes is tested in its own file."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: bool = False) -> None:
-        from zemosaic_align_stack import stack_descriptors
-
-        self.calls = 0
-
-        def stack(descriptors: Any, params: Any, **keywords: Any) -> Any:
-            self.calls += 1
-            if fails:
-                raise worker._P3GPUStackingError("injected")
-            keywords.pop("logger", None)
-            return stack_descriptors(descriptors, params, **keywords)
-
-        worker.reset_phase3_gpu_state()
-        monkeypatch.setattr(worker, "_P3_GPU_HELPERS_AVAILABLE", True)
-        monkeypatch.setattr(worker, "_p3_gpu_is_usable", lambda logger=None: True)
-        monkeypatch.setattr(worker, "_p3_gpu_stack_from_paths", stack)
-
-
 @pytest.fixture
 def _fresh_run() -> Any:
     yield
@@ -277,7 +256,7 @@ def test_fault_gpu_differs_from_cpu(reject: str) -> None:
 
 @pytest.mark.usefixtures("_fresh_run")
 def test_fault_linear_fit_clip_on_the_gpu_disables_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = _Device(monkeypatch)
+    device = FakeGpu(monkeypatch)
     for k, reject in enumerate(get_args(RejectName), start=1):
         _, _, used_gpu = worker._stack_master_tile_auto(list(sky(12)), {"stack_reject_algo": reject}, PLAN)
         assert used_gpu
@@ -287,7 +266,7 @@ def test_fault_linear_fit_clip_on_the_gpu_disables_the_gpu(monkeypatch: pytest.M
 
 @pytest.mark.usefixtures("_fresh_run")
 def test_fault_cpu_fallback_tries_the_gpu_again(monkeypatch: pytest.MonkeyPatch, make: Make, entries: Entries) -> None:
-    device = _Device(monkeypatch, fails=True)
+    device = FakeGpu(monkeypatch, fails=True)
     made = [make(entries[:2], tile_id=k, parallel_plan=PLAN) for k in range(3)]
     assert device.calls == 2  # a try and a retry; then the CPU, for this tile and the others
     assert [m.header["ZMT_DEV"] for m in made] == ["cpu"] * 3

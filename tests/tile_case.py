@@ -189,3 +189,23 @@ def cached(folder: Path, data: np.ndarray, entry: dict[str, Any]) -> dict[str, A
     path = folder / f"{len(list(folder.glob('*.npy')))}.npy"
     np.save(path, data)
     return {**entry, "path_preprocessed_cache": str(path)}
+
+
+class FakeGpu:
+    """A GPU engine as Mode C sees one: the CPU engine, counted. What a real one computes is tested in its own file."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: bool = False) -> None:
+        from zemosaic_align_stack import stack_descriptors
+
+        self.calls = 0
+
+        def stack(descriptors: Any, params: Any, **keywords: Any) -> Any:
+            self.calls += 1
+            if fails:
+                raise worker._P3GPUStackingError("injected")
+            return stack_descriptors(descriptors, params, **keywords)
+
+        worker.reset_phase3_gpu_state()
+        monkeypatch.setattr(worker, "_P3_GPU_HELPERS_AVAILABLE", True)
+        monkeypatch.setattr(worker, "_p3_gpu_is_usable", lambda logger=None: True)
+        monkeypatch.setattr(worker, "_p3_gpu_stack_from_paths", stack)
