@@ -118,7 +118,11 @@ def test_fault_registration_borders_counted_as_data(make: Make, entries: Entries
 def test_fault_rejected_percent_always_zero() -> None:
     frames = sky(20)
     frames[3, :12] = 9000.0
-    for stack in (stacking.stack_winsorized_sigma_clip, stacking.stack_kappa_sigma_clip):
+    for stack in (
+        stacking.stack_winsorized_sigma_clip,
+        stacking.stack_kappa_sigma_clip,
+        stacking.stack_linear_fit_clip,
+    ):
         _, percent = stack(list(frames), zconfig=QUIET)
         assert percent == pytest.approx(2.5, abs=1.5)  # half of one frame of 20, and tails
 
