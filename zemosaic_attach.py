@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from zemosaic_attached import ESSENTIAL, LIBRARY, REPLACED, incompatibility, missing_packages
 from zemosaic_spec import OutputError, ZeMosaicError
@@ -213,7 +213,7 @@ def _compare(module: Path, names: tuple[str, ...]) -> dict[str, str]:
 def _signature(function: ast.FunctionDef) -> inspect.Signature:
     """Signature of a function that was parsed and not imported; a default is there or not, its value is unknown."""
     arguments, kind = function.args, inspect.Parameter
-    plain = [(a.arg, kind.POSITIONAL_ONLY) for a in arguments.posonlyargs]
+    plain: list[tuple[str, Any]] = [(a.arg, kind.POSITIONAL_ONLY) for a in arguments.posonlyargs]
     plain += [(a.arg, kind.POSITIONAL_OR_KEYWORD) for a in arguments.args]
     first_default = len(plain) - len(arguments.defaults)
     parameters = [

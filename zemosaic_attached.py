@@ -246,8 +246,9 @@ def complete(module: ModuleType) -> list[str]:
                 raise
             return []  # this version has no such room
         names = [name for name in REPLACED[stem] if _replace(module, ours, name)]
-        if stem == "zemosaic_worker" and isinstance(getattr(module, "_P3_GPU_STATE", None), dict):
-            module._P3_GPU_STATE = ours._P3_GPU_STATE  # type: ignore[attr-defined] # one state for both
+        if "_stack_master_tile_auto" in names and hasattr(module, "_P3_GPU_STATE"):
+            # Whoever reads or resets it there means ours. Where the checkout stacks by itself it keeps its own.
+            module._P3_GPU_STATE = ours._P3_GPU_STATE  # type: ignore[attr-defined]
     logger.info("[zemosaic-phase3] %s: %s", module.__name__, ", ".join(names) or "nothing replaced")
     return names
 

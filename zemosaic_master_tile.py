@@ -22,7 +22,7 @@ import numpy as np
 from parallel_utils import available_memory, usable_cpus
 from zemosaic_center_out import CenterOutSpec, Context, Correction, match_tile
 from zemosaic_gate import evaluate_quality_gate_metrics
-from zemosaic_group import Group, open_group, register_group, scan_group
+from zemosaic_group import FrameRow, Group, open_group, register_group, scan_group
 from zemosaic_pipeline import FRAMES_UNITS, Stacker, Tile, frames_columns, stack_group, timed, wcs_cards
 from zemosaic_spec import (
     CropSpec,
@@ -234,11 +234,22 @@ def _load(request: TileRequest, report: TileReport) -> Group:
         )  # fmt: skip
     for entry, row in zip(request.entries, group.rows, strict=True):
         if not row.used:
-            key = "warn_invalid_cached_data" if _is_there(entry) else "warn_cache_file_missing"
-            path = str(_cache_path(entry) or "")
-            request.tell(key, "WARN", filename=Path(row.name).name, cache_path=path, reason=row.reason)
+            _tell_of_lost_cache(request, entry, row)
     group.require_some("loaded")
     return group
+
+
+def _tell_of_lost_cache(request: TileRequest, entry: Entry, row: FrameRow) -> None:
+    path = _cache_path(entry)
+    details = {"filename": Path(row.name).name, "cache_path": str(path or ""), "reason": row.reason}
+    if path is None or not Path(path).is_file():
+        request.tell("warn_cache_file_missing", "WARN", **details)
+        return
+    try:
+        shape, dtype = (str(found) for found in _stored_array(path, row.name))
+    except FrameError:
+        shape = dtype = "N/A"
+    request.tell("warn_invalid_cached_data", "WARN", shape=shape, dtype=dtype, **details)
 
 
 def _workers(request: TileRequest) -> int:
@@ -248,11 +259,6 @@ def _workers(request: TileRequest) -> int:
 def _cache_path(entry: Entry) -> str | os.PathLike[str] | None:
     path = entry.get("path_preprocessed_cache") if isinstance(entry, Mapping) else None
     return path if isinstance(path, str | os.PathLike) and os.fspath(path) else None
-
-
-def _is_there(entry: Entry) -> bool:
-    path = _cache_path(entry)
-    return path is not None and Path(path).is_file()
 
 
 def _open_cache(entry: Entry) -> FrameSource:

@@ -141,9 +141,17 @@ def main() -> None:
             f"{os.cpu_count()} CPUs ({platform.machine()}), Python {platform.python_version()}, numpy {np.__version__}"
         )
         print(f"{args.tiles} tiles of {args.frames} frames ({cube:.0f} MiB each), {args.threads} threads\n")
-        print(
-            "| run | tiles | frames stacked | devices | wall, s | CPU, s | peak RSS, MiB | measured / registered | GPU |"
+        head = (
+            "run",
+            "tiles",
+            "frames stacked",
+            "devices",
+            "wall, s",
+            "CPU, s",
+            "peak RSS, MiB",
+            "measured / registered",
         )
+        print("|", " | ".join([*head, "GPU"]), "|")
         print("|---|---|---|---|---|---|---|---|---|")
         for mode in MODES:
             options = [

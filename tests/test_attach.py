@@ -290,7 +290,7 @@ def test_names_are_replaced_and_everything_else_stays(checkout: Path) -> None:
             "other arguments": [stack.align_images_in_group([]), w._stack_master_tile_auto([], stack_reject_algo="",
                 stack_final_combine="")],
             "kept": [stack._another_helper(), utils.APP, utils.solve_global_affine([1]), cuda_utils.CUPY_AVAILABLE],
-            "one gpu state": w._P3_GPU_STATE is sys.modules["zemosaic_phase3.zemosaic_worker"]._P3_GPU_STATE,
+            "gpu state": w._P3_GPU_STATE.get("of"),
             "plain modules": sorted(m for m in sys.modules if m.startswith(("zemosaic_", "cuda_u", "parallel_u"))
                 and "." not in m),
         }))
@@ -303,8 +303,29 @@ def test_names_are_replaced_and_everything_else_stays(checkout: Path) -> None:
     assert found == {
         "own package": "", "no package": True, "signature": "_internal_chunk_depth", "mean": 2.0,
         "imported by name": 2.0, "unknown keyword": "theirs", "other arguments": ["theirs", "theirs"],
-        "kept": ["the checkout's own", "the checkout's own", 1, "theirs"], "one gpu state": True,
+        "kept": ["the checkout's own", "the checkout's own", 1, "theirs"], "gpu state": "the checkout",
     }  # fmt: skip
+
+
+def test_stacking_and_its_gpu_state_are_ours_together(checkout: Path) -> None:
+    path = checkout / "zemosaic_worker.py"
+    text = path.read_text(encoding="utf-8-sig")
+    theirs = "_stack_master_tile_auto(images, *, stack_reject_algo, stack_final_combine, parallel_plan=None)"
+    assert theirs in text
+    as_ours = "_stack_master_tile_auto(image_descriptors, stacking_params, parallel_plan, logger)"
+    path.write_text(text.replace(theirs, as_ours))
+    attaching.attach(checkout)
+    found = ask(
+        checkout,
+        """
+        import sys, numpy as np
+        image, metadata, used = w._stack_master_tile_auto([np.full((8, 9), 3.0, np.float32)] * 3, {}, None, None)
+        ours = sys.modules["zemosaic_phase3.zemosaic_worker"]
+        shared = w._P3_GPU_STATE is ours._P3_GPU_STATE
+        print(json.dumps([float(image[0, 0]), metadata["phase3_used_gpu"], used, shared]))
+        """,
+    )
+    assert found == [3.0, False, False, True]
 
 
 def test_slots_and_stop_of_the_checkout_are_honoured(checkout: Path, tmp_path: Path) -> None:
