@@ -125,44 +125,70 @@ def _is_private_option(parameter: inspect.Parameter) -> bool:
     return parameter.name.startswith("_") and parameter.default is not inspect.Parameter.empty
 
 
+def _takes_any(signature: inspect.Signature, kind: Any) -> str:
+    """Name of the ``*args`` or ``**keywords`` of a signature; empty where it has none."""
+    return next((p.name for p in signature.parameters.values() if p.kind is kind), "")
+
+
 def incompatibility(theirs: inspect.Signature, ours: inspect.Signature) -> str:
     """Return why calls of one function cannot be handed to the other; empty if they can.
 
     Calls are bound to the checkout's own signature and passed on by name, so order and defaults may differ, but every
-    parameter of theirs must be one of ours, and whatever ours requires must be one of theirs.
+    parameter of theirs must be one of ours, and whatever ours requires must be one of theirs. Where theirs takes any
+    number of positional arguments, those it names must be our first ones in our order.
     """
     given, known = _named(theirs), _named(ours)
-    if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in theirs.parameters.values()):
-        return "it takes any number of positional arguments"
     unknown = [name for name, p in given.items() if name not in known and not _is_private_option(p)]
     if unknown:
         return f"it has parameters that are unknown here: {', '.join(unknown)}"
+    if _takes_any(theirs, inspect.Parameter.VAR_POSITIONAL):
+        first = [name for name, p in given.items() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+        return "" if first == list(known)[: len(first)] else "its positional arguments are in another order"
     missing = [name for name, p in known.items() if p.default is inspect.Parameter.empty and name not in given]
-    return f"it lacks parameters that are needed here: {', '.join(missing)}" if missing else ""
+    if missing and not _takes_any(theirs, inspect.Parameter.VAR_KEYWORD):
+        return f"it lacks parameters that are needed here: {', '.join(missing)}"
+    return ""
+
+
+def _handed_on(
+    theirs: inspect.Signature, ours: inspect.Signature, args: tuple[Any, ...], keywords: dict[str, Any]
+) -> inspect.BoundArguments:
+    """Bind a call of theirs to our signature.
+
+    Raises
+    ------
+    TypeError
+        It carries what is unknown here, or lacks what is needed.
+    """
+    known = _named(ours)
+    private = {name for name, p in _named(theirs).items() if name not in known and _is_private_option(p)}
+    if _takes_any(theirs, inspect.Parameter.VAR_POSITIONAL):
+        return ours.bind(*args, **{name: value for name, value in keywords.items() if name not in private})
+    bound = theirs.bind(*args, **keywords)
+    bound.apply_defaults()
+    arguments = dict(bound.arguments)
+    arguments |= arguments.pop(_takes_any(theirs, inspect.Parameter.VAR_KEYWORD), {})
+    return ours.bind(**{name: value for name, value in arguments.items() if name not in private})
 
 
 def forwarding(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function with the signature of theirs that calls ours.
 
-    A call that carries a keyword unknown here (where theirs takes any) goes to theirs, with a warning.
+    A call that does not fit ours (where theirs takes any keyword, say) goes to theirs, with a warning.
     """
-    signature, known = inspect.signature(theirs), _named(inspect.signature(ours))
-    extra = next((p.name for p in signature.parameters.values() if p.kind is inspect.Parameter.VAR_KEYWORD), "")
+    signature, own = inspect.signature(theirs), inspect.signature(ours)
     told: set[str] = set()
 
     @functools.wraps(theirs)
     def call(*args: Any, **keywords: Any) -> Any:
-        bound = signature.bind(*args, **keywords)
-        bound.apply_defaults()
-        arguments = dict(bound.arguments)
-        arguments |= arguments.pop(extra, {}) if extra else {}
-        unknown = [name for name in arguments if name not in known and name not in signature.parameters]
-        if unknown:
-            if not told.issuperset(unknown):
-                told.update(unknown)
-                logger.warning("[zemosaic-phase3] %s: %s unknown, its own code runs", theirs.__name__, unknown)
+        try:
+            bound = _handed_on(signature, own, args, keywords)
+        except TypeError as exc:
+            if str(exc) not in told:
+                told.add(str(exc))
+                logger.warning("[zemosaic-phase3] %s: %s; the checkout's own code runs", theirs.__name__, exc)
             return theirs(*args, **keywords)
-        return ours(**{name: value for name, value in arguments.items() if name in known})
+        return ours(*bound.args, **bound.kwargs)
 
     return call
 
@@ -187,9 +213,11 @@ def master_tile_in(worker: ModuleType, ours: ModuleType) -> Callable[..., Any]:
 
     These are its configuration, its limit of tiles at a time, and the exception it stops with.
     """
+    signature = inspect.signature(ours.create_master_tile)
 
     @functools.wraps(ours.create_master_tile)
-    def create_master_tile(**arguments: Any) -> Any:
+    def create_master_tile(*args: Any, **keywords: Any) -> Any:
+        arguments = signature.bind(*args, **keywords).arguments
         slots = getattr(worker, "_PH3_CONCURRENCY_SEMAPHORE", None)
         if slots is not None:  # the run assigns a new one when it changes its limit
             ours._PH3_CONCURRENCY_SEMAPHORE = slots  # type: ignore[attr-defined]

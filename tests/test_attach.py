@@ -23,7 +23,7 @@ from astropy.wcs import WCS
 
 import zemosaic_attach as attaching
 import zemosaic_cli as cli
-from zemosaic_attached import incompatibility
+from zemosaic_attached import forwarding, incompatibility
 from zemosaic_simulate import SimulationSpec, simulate
 from zemosaic_spec import OutputError
 
@@ -438,7 +438,7 @@ def test_folders_that_are_no_checkout_are_refused(tmp_path: Path) -> None:
         ("def run(): pass\n", "create_master_tile cannot be replaced: the checkout has none"),
         ("def create_master_tile(group, tile_id): pass\n", "parameters that are unknown here: group"),
         ("def create_master_tile(tile_id): pass\n", "lacks parameters that are needed here: seestar_stack_group_info"),
-        ("def create_master_tile(*args): pass\n", "any number of positional arguments"),
+        ("def create_master_tile(tile_id, *args): pass\n", "positional arguments are in another order"),
         ("def create_master_tile(:\n", "cannot be read as Python"),
     ],
 )
@@ -489,7 +489,30 @@ def test_compatibility_is_by_name() -> None:
     assert incompatibility(signature(lambda a, b, _depth=0, **rest: 0), signature(ours)) == ""
     assert "unknown here: d" in incompatibility(signature(lambda a, b, d=1: 0), signature(ours))
     assert "unknown here: _d" in incompatibility(signature(lambda a, b, _d: 0), signature(ours))
-    assert "needed here: b" in incompatibility(signature(lambda a, c: 0), signature(ours))
+    assert "needed here: b" in incompatibility(signature(lambda a, c=1: 0), signature(ours))
+    assert incompatibility(signature(lambda a, **rest: 0), signature(ours)) == ""
+    assert incompatibility(signature(lambda a, *rest, **more: 0), signature(ours)) == ""
+    assert "another order" in incompatibility(signature(lambda b, *rest: 0), signature(ours))
+
+
+def test_calls_are_handed_on_by_name_and_those_that_do_not_fit_go_back(caplog: pytest.LogCaptureFixture) -> None:
+    def ours(a, b, *, c=1, d=5):
+        return "ours", a, b, c, d
+
+    def theirs(b, a, d=7, _depth=0, **rest):
+        return "theirs"
+
+    def variadic(a, *args, _depth=0, **rest):
+        return "theirs"
+
+    call = forwarding(theirs, ours)
+    assert call(2, 1) == ("ours", 1, 2, 1, 7)  # with the defaults of theirs
+    assert call(2, a=1, c=3, _depth=4) == ("ours", 1, 2, 3, 7)
+    assert call(2, 1, unheard_of=1) == call(2, 1, unheard_of=2) == "theirs"
+    assert caplog.text.count("unheard_of") == 1
+    call = forwarding(variadic, ours)
+    assert call(1, 2, d=9, _depth=1) == ("ours", 1, 2, 1, 9)
+    assert call(1, 2, 3) == call(1) == "theirs"
 
 
 # --------------------------------------------------------------------------- command line
