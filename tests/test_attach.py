@@ -281,6 +281,8 @@ def test_names_are_replaced_and_everything_else_stays(checkout: Path) -> None:
         import zemosaic_align_stack as stack, zemosaic_utils as utils, cuda_utils, parallel_utils
         import numpy as np
         frames = [np.full((8, 9), float(k), np.float32) for k in range(5)]
+        kernels = lambda: [v.py_func for v in vars(sys.modules["zemosaic_phase3.zemosaic_rejection"]).values()
+                           if hasattr(v, "py_func")]
         print(json.dumps({
             "own file": w.__file__, "own package": w.__package__, "no package": not hasattr(w, "__path__"),
             "signature": list(inspect.signature(w.create_master_tile).parameters)[-1],
@@ -291,6 +293,7 @@ def test_names_are_replaced_and_everything_else_stays(checkout: Path) -> None:
                 stack_final_combine="")],
             "kept": [stack._another_helper(), utils.APP, utils.solve_global_affine([1]), cuda_utils.CUPY_AVAILABLE],
             "gpu state": w._P3_GPU_STATE.get("of"),
+            "kernels have caches of their own": {f.__qualname__.startswith(f.__module__) for f in kernels()} == {True},
             "plain modules": sorted(m for m in sys.modules if m.startswith(("zemosaic_", "cuda_u", "parallel_u"))
                 and "." not in m),
         }))
@@ -304,6 +307,7 @@ def test_names_are_replaced_and_everything_else_stays(checkout: Path) -> None:
         "own package": "", "no package": True, "signature": "_internal_chunk_depth", "mean": 2.0,
         "imported by name": 2.0, "unknown keyword": "theirs", "other arguments": ["theirs", "theirs"],
         "kept": ["the checkout's own", "the checkout's own", 1, "theirs"], "gpu state": "the checkout",
+        "kernels have caches of their own": True,
     }  # fmt: skip
 
 
