@@ -47,6 +47,7 @@ __all__ = [
     "stack_descriptors",
     "stack_job",
     "stack_kappa_sigma_clip",
+    "stack_linear_fit_clip",
     "stack_winsorized_sigma_clip",
 ]
 
@@ -174,6 +175,31 @@ def stack_kappa_sigma_clip(
     )  # fmt: skip
     return _stack_in_memory(
         frames, spec, "stack_kappa_sigma_clip", weights=weights, zconfig=zconfig, stack_metadata=stack_metadata,
+        parallel_plan=parallel_plan, progress_callback=progress_callback,
+    )  # fmt: skip
+
+
+def stack_linear_fit_clip(
+    frames: Any,
+    weight_method: str = "none",
+    zconfig: object = None,
+    stack_metadata: dict[str, Any] | None = None,
+    parallel_plan: object = None,
+    *,
+    sigma: float = 3.0,
+    weights: Any = None,
+    progress_callback: Callback | None = None,
+) -> tuple[np.ndarray, float]:
+    """Linear-fit clipping, weighted mean, RGB equalisation. No normalisation.
+
+    ``sigma`` is the limit on both sides of the line of value against rank. For the other parameters, the returns and
+    the errors see :func:`stack_kappa_sigma_clip`.
+    """
+    spec = StackSpec(
+        normalize="none", weight=weight_method, reject="linear_fit_clip", kappa_low=sigma, kappa_high=sigma  # type: ignore[arg-type]
+    )  # fmt: skip
+    return _stack_in_memory(
+        frames, spec, "stack_linear_fit_clip", weights=weights, zconfig=zconfig, stack_metadata=stack_metadata,
         parallel_plan=parallel_plan, progress_callback=progress_callback,
     )  # fmt: skip
 

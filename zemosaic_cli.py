@@ -1,4 +1,4 @@
-"""The command line: ``zemosaic-phase3 stack``, ``demo``, ``simulate``, ``doctor`` and ``bench``.
+"""The command line: ``zemosaic-phase3 stack``, ``demo``, ``simulate``, ``doctor``, ``bench``, ``attach``, ``detach``.
 
 Exit status: 0 done, 1 nothing stacked or failed, 2 wrong usage, 130 interrupted. Whatever can be known to be wrong is
 said before the first frame is read.
@@ -139,6 +139,8 @@ def build_parser() -> argparse.ArgumentParser:
         (_add_simulate, run_simulate, "simulate", "DIR [options]", "write seeded Seestar-like frames and their truth"),
         (_add_doctor, run_doctor, "doctor", "", "show versions, cores, memory, GPU, and what stack would choose"),
         (_add_bench, run_bench, "bench", "[options]", "time every method on this machine and say what limits it"),
+        (_add_checkout, run_attach, "attach", "CHECKOUT", "make a ZeMosaic checkout use this library"),
+        (_add_checkout, run_detach, "detach", "CHECKOUT", "undo attach, without a trace"),
     ):
         command = commands.add_parser(
             name,
@@ -332,6 +334,11 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
         help="write the figures as JSON; - is the standard output, without the table (default: no)",
     )  # fmt: skip
     group.add_argument("--overwrite", action="store_true", help="replace FILE if it exists (default: no)")
+    _add_messages(parser)
+
+
+def _add_checkout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkout", metavar="CHECKOUT", type=Path, help="folder of a ZeMosaic checkout")
     _add_messages(parser)
 
 
@@ -541,6 +548,41 @@ def run_bench(args: argparse.Namespace, console: Console) -> None:
         reporting.write_text(text, args.json)
     if not args.quiet:
         zemosaic_bench.print_bench(reporting.make_console(sys.stdout), result)
+
+
+# --------------------------------------------------------------------------- attach, detach
+
+
+def run_attach(args: argparse.Namespace, _console: Console) -> None:
+    """``attach``: put our functions into a ZeMosaic checkout, and say what was done."""
+    import zemosaic_attach
+
+    done = zemosaic_attach.attach(args.checkout)
+    facts = [("attached", str(done.checkout))]
+    facts += _continued("put there", [f"{folder}/ (two small files, hidden from git)" for folder in done.folders])
+    facts += _continued("replaced", done.replaced)
+    facts += _continued("left alone", [f"{name}: {reason}" for name, reason in done.kept.items()])
+    facts.append(("takes effect", "at the next start of ZeMosaic; none of its files was changed"))
+    if done.missing:
+        facts.append(("attention", f"the Python that runs ZeMosaic needs {', '.join(done.missing)} too"))
+    facts.append(("to undo", f"{PROGRAM} detach {done.checkout}"))
+    if not args.quiet:
+        reporting.print_facts(reporting.make_console(sys.stdout), facts)
+
+
+def run_detach(args: argparse.Namespace, _console: Console) -> None:
+    """``detach``: take out what ``attach`` put there."""
+    import zemosaic_attach
+
+    done = zemosaic_attach.detach(args.checkout)
+    if not args.quiet:
+        facts = [("detached", str(done.checkout)), *_continued("removed", [f"{folder}/" for folder in done.folders])]
+        reporting.print_facts(reporting.make_console(sys.stdout), facts)
+
+
+def _continued(label: str, lines: Sequence[str]) -> list[tuple[str, str]]:
+    """Label the first of several lines."""
+    return [(label if k == 0 else "", line) for k, line in enumerate(lines)]
 
 
 # --------------------------------------------------------------------------- front door

@@ -20,6 +20,10 @@ _SORTING = {"nnan", "ninf", "nsz"}
 
 
 def _compile(function: Callable[..., Any], **options: Any) -> Any:
+    if "." in function.__module__:
+        # Loaded as a member of a package (zemosaic_attached). Numba names its cache files by source file and qualified
+        # name, and cached code refers to its module: without this, one namespace would find the code of the other.
+        function.__qualname__ = f"{function.__module__}.{function.__qualname__}"
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # Numba found no folder for its cache

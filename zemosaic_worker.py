@@ -19,9 +19,10 @@ import numpy as np
 
 import cuda_utils
 import parallel_utils
+from zemosaic_center_out import center_out_spec
 from zemosaic_frames import Frame, expand_inputs
-from zemosaic_gate import evaluate_quality_gate_metrics as _evaluate_quality_gate_metrics  # noqa: F401
-from zemosaic_master_tile import EXTREME_GROUP_FRAMES, TileRequest, TileResult, make_master_tile
+from zemosaic_gate import _evaluate_quality_gate_metrics as _evaluate_quality_gate_metrics
+from zemosaic_master_tile import EXTREME_GROUP_FRAMES, TileRequest, TileResult, make_master_tile, working
 from zemosaic_pipeline import Tile, build_tile, check_output, timed, without_output, without_tiles, write_tile
 from zemosaic_spec import (
     CropSpec,
@@ -593,6 +594,9 @@ def _is_path(item: object) -> bool:
 
 # =========================================================================== as existing ZeMosaic runs call it
 
+_PH3_CONCURRENCY_SEMAPHORE: Any = threading.Semaphore(2 if os.name == "nt" else 4)
+"""How many tiles of this process are read, aligned and stacked at a time; a run may assign another one."""
+
 
 def create_master_tile(
     seestar_stack_group_info: Sequence[Mapping[str, Any]],
@@ -645,6 +649,7 @@ def create_master_tile(
     dbg_tile_ids: object = None,
     abort_event: object = None,
     heartbeat_callback: Callback | None = None,
+    zconfig: object = None,
 ) -> TileResult:
     """Make one master tile from a group of cached frames, as ZeMosaic's Phase 3 calls it.
 
@@ -659,19 +664,22 @@ def create_master_tile(
         Methods and finishing, under the names of ZeMosaic's configuration.
     astap_*, winsor_pool_workers, winsor_max_frames_per_pass, allow_batch_duplication, target_stack_size,
     min_safe_stack_size, dbg_tile_ids, center_out_rank
-        Accepted; none changes a value.
+        Accepted; none changes a value. No frame is ever counted twice to reach a target.
     progress_callback, heartbeat_callback : callable, optional
         ``progress_callback(key, progress, level, **details)``, and ``progress_callback(stage, done, total)`` at every
         step, from several threads; raising :class:`StackCancelled` stops the tile. The heartbeat is called at every
-        step with what is being done, or without argument if it takes none.
+        step with the number of the tile, or without argument if it takes none.
     resource_strategy : mapping, optional
-        ``extreme_group_threshold``: frames from which a group is announced as extreme (1000).
-    center_out_context, center_out_settings : object, mapping
-        Accepted; centre-out normalisation is not applied, and the header and a progress key say so.
+        ``extreme_group_threshold``: frames from which a group is announced as extreme (1000). ``cap``, ``memmap`` and
+        ``gpu_batch_hint`` are told and change nothing.
+    center_out_context, center_out_settings : zemosaic_center_out.Context, mapping
+        With both, and ``enabled`` not off, the tile is brought to the levels of the run's anchor tile.
     parallel_plan : object, optional
         ``cpu_workers``, ``rows_per_chunk``, ``use_gpu`` are honoured.
     abort_event : object, optional
         With ``is_set()``; stops the tile cleanly.
+    zconfig : object, optional
+        Configuration by attribute: ``wsc_impl``, ``extreme_group_threshold``.
 
     Returns
     -------
@@ -689,7 +697,7 @@ def create_master_tile(
         normalize=stack_norm_method,  # type: ignore[arg-type]
         weight=stack_weight_method,  # type: ignore[arg-type]
         reject=stack_reject_algo,  # type: ignore[arg-type]
-        wsc_impl=wsc_impl_choice(),  # type: ignore[arg-type]
+        wsc_impl=wsc_impl_choice(zconfig),  # type: ignore[arg-type]
         kappa_low=stack_kappa_low,
         kappa_high=stack_kappa_high,
         winsor_limits=parsed_winsor_limits,  # type: ignore[arg-type]
@@ -719,6 +727,8 @@ def create_master_tile(
         erode_px=quality_gate_erode_px,
         move_rejects=as_bool(quality_gate_move_rejects, True),
     )
+    strategy = resource_strategy or {}
+    configured = getattr(zconfig, "extreme_group_threshold", None)
     request = TileRequest(
         entries=list(seestar_stack_group_info or []),
         tile_id=int(tile_id),
@@ -730,13 +740,17 @@ def create_master_tile(
         progress=progress_callback,
         abort=abort_event,
         heartbeat=heartbeat_callback,
-        extreme_group_frames=int((resource_strategy or {}).get("extreme_group_threshold") or EXTREME_GROUP_FRAMES),
-        wants_center_out=as_bool((center_out_settings or {}).get("enabled"), False) and center_out_context is not None,
+        extreme_group_frames=int(strategy.get("extreme_group_threshold") or configured or EXTREME_GROUP_FRAMES),
+        strategy=strategy,
+        center_out=center_out_spec(center_out_settings),
+        context=center_out_context,  # type: ignore[arg-type]
+        slots=_PH3_CONCURRENCY_SEMAPHORE,
     )
 
     def stacker(frames: list[Frame], params: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any], bool]:
+        params = {**params, "memory_bytes": working.memory_share()}
         return _stack_master_tile_auto(
-            frames, params, parallel_plan=parallel_plan, pcb_tile=progress_callback, tile_id=tile_id,
+            frames, params, parallel_plan=parallel_plan, pcb_tile=progress_callback, zconfig=zconfig, tile_id=tile_id,
             progress_callback=request.step,
         )  # fmt: skip
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BOTTOM = ["zemosaic_spec", "zemosaic_kernels", "cuda_utils"]  # import nothing of ours
+BOTTOM = ["zemosaic_spec", "zemosaic_kernels", "cuda_utils", "zemosaic_attached"]  # import nothing of ours
 # Room -> what it may import of ours, lowest room first; a door may open only to a room listed earlier.
 ROOMS: dict[str, set[str]] = {
     **{room: set() for room in BOTTOM},
@@ -67,6 +67,7 @@ ROOMS: dict[str, set[str]] = {
         "zemosaic_stack",
     },
 }
+ROOMS["zemosaic_center_out"] = {"zemosaic_spec", "zemosaic_utils"}
 for upper in (
     "zemosaic_align_stack",
     "zemosaic_pipeline",
@@ -75,6 +76,7 @@ for upper in (
     "zemosaic_report",
     "zemosaic_demo",
     "zemosaic_bench",
+    "zemosaic_attach",
     "zemosaic_cli",
 ):
     ROOMS[upper] = set(ROOMS)  # anything below
@@ -82,11 +84,13 @@ TRUTH = {"zemosaic_simulate", "zemosaic_truth"}  # real frames have none: only t
 for real in ("zemosaic_align_stack", "zemosaic_pipeline", "zemosaic_master_tile", "zemosaic_worker", "zemosaic_report"):
     ROOMS[real] -= TRUTH
 ROOMS["zemosaic_bench"] -= {*TRUTH, "zemosaic_demo"}  # its frames are noise alone
+ROOMS["zemosaic_attach"] = {"zemosaic_spec", "zemosaic_attached"}  # the rooms it describes, it imports by name
 ROOMS["zemosaic_align_stack"] -= {
     "cuda_utils",
     "zemosaic_preview",
     "zemosaic_gate",
     "zemosaic_group",
+    "zemosaic_center_out",
 }  # stacks on the CPU
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
 HEAVY = ("cupy", "dask", "cv2", "matplotlib", "numba", "astropy")

@@ -364,7 +364,8 @@ def commands() -> dict:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], *([name, "--help"] for name in ("stack", "demo", "simulate", "doctor", "bench"))]
+    "arguments",
+    [["--help"], *([n, "--help"] for n in ("stack", "demo", "simulate", "doctor", "bench", "attach", "detach"))],
 )
 def test_help_is_shown(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -374,7 +375,7 @@ def test_help_is_shown(arguments, capsys):
 
 
 def test_help_gives_meaning_and_default_of_each_option():
-    assert sorted(commands()) == ["bench", "demo", "doctor", "simulate", "stack"]
+    assert sorted(commands()) == ["attach", "bench", "demo", "detach", "doctor", "simulate", "stack"]
     wanted = (
         "--output --reference --register --interpolation --reject --kappa-low --kappa-high --winsor-limits --wsc-impl "
         "--line-fit --normalize --weight --combine --radial-weight --equalize-rgb --bayer --device --require-gpu "
