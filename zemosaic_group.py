@@ -24,8 +24,9 @@ from zemosaic_register_wcs import register_wcs
 from zemosaic_spec import FrameError, FrameStats, NoFramesError, RegisterSpec, Registration
 from zemosaic_stack import Callback, notify
 from zemosaic_stars import StarList, choose_reference
+from zemosaic_stars import find_stars as stars_of
 from zemosaic_utils import FrameSource, open_source
-from zemosaic_weights import measure_levels, measuring_view, quanta, stars_in, with_stars
+from zemosaic_weights import measure_levels, quanta, read_frame, with_stars
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -93,19 +94,20 @@ def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool) -> 
     FrameError
         The frame cannot be read, has no valid pixel, or is blank.
     """
-    view = measuring_view(source)
+    pixels, view = read_frame(source)
     stats = measure_levels(view, quantum=quanta(source))
     if not np.isfinite(stats.median).all():
         raise FrameError(source.name, "no valid pixel in at least one channel (all NaN); leave it out")
     planes = [view[:, :, c] for c in range(view.shape[2])]  # numpy is ten times slower over two axes of three
-    if all(np.nanmin(plane) == np.nanmax(plane) for plane in planes):
+    # Only a frame whose every second pixel has one level can be blank: the others need no second look.
+    if not stats.mad_sigma.any() and all(np.nanmin(plane) == np.nanmax(plane) for plane in planes):
         levels = ", ".join(f"{np.nanmin(plane):g}" for plane in planes)
         raise FrameError(source.name, f"blank frame: every pixel is {levels}; leave it out")
     header = source.read_header()
     stars = None
     if find_stars:
-        stars = stars_in(source, view, spec)
-        stats = with_stars(stats, stars)
+        stars = stars_of(pixels, spec, source.cfa)
+        stats = with_stars(stats, stars, view, source.cfa)
     return Scan(
         stats,
         stars if spec.mode in ("auto", "stars") else None,
@@ -116,9 +118,10 @@ def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool) -> 
 
 
 def scan_bytes(source: FrameSource) -> int:
-    """Return the bytes that scanning a frame takes: two copies of what is measured, and four planes to find stars."""
-    cells = source.height * source.width // (1 if source.cfa is None else 4)
-    return cells * (8 * source.channels + 16)
+    """Return the bytes that scanning a frame takes: its pixels, its 2x2 cells, and what finding stars needs."""
+    cells = source.height * source.width // 4
+    pixel = 4 * source.channels if source.cfa is None else source.dtype.itemsize + 4
+    return cells * (4 * pixel + (50 if source.cfa is None else 36))
 
 
 def card_value(header: Header, key: str) -> Any:

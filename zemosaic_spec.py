@@ -75,8 +75,17 @@ RejectName = Literal[
 LineFit = Literal["lad", "ols"]
 WscImpl = Literal["legacy_quantile", "pixinsight"]
 NormalizeName = Literal[
-    "none", "linear_fit", "sky_mean", "additive", "multiplicative", "additive_scaling", "multiplicative_scaling"
+    "none",
+    "linear_fit",
+    "sky_mean",
+    "additive",
+    "multiplicative",
+    "additive_scaling",
+    "multiplicative_scaling",
+    "photometric",
+    "auto",
 ]
+STAR_NORMALISATIONS: Final = frozenset({"photometric", "auto"})  # that compare the fluxes of stars
 WeightName = Literal["none", "noise_variance", "noise_fwhm", "snr", "stars"]
 STAR_WEIGHTS: Final = frozenset({"noise_fwhm", "snr", "stars"})  # weights that are measured on a frame's stars
 CombineName = Literal["mean", "median", "min", "max"]
@@ -269,8 +278,8 @@ class StackSpec:
 
     @property
     def needs_stars(self) -> bool:
-        """True when the weights are measured on the frames' stars."""
-        return self.frame_weight in STAR_WEIGHTS
+        """True when weights or gains are measured on the frames' stars."""
+        return self.frame_weight in STAR_WEIGHTS or self.normalize in STAR_NORMALISATIONS
 
     @property
     def kappas(self) -> tuple[float, float]:
@@ -350,8 +359,13 @@ class FrameStats:
     ``variance`` (population, after 5 rounds of 3-sigma median-centred clipping), all of valid pixels;
     ``luminance_p25``: 25th percentile of 0.299 R + 0.587 G + 0.114 B (the pixel itself when mono).
 
-    Of its stars, where they were looked for: ``fwhm``, the median, pixels of the frame (nan: none); ``n_stars``, how
-    many were kept; ``star_flux (k,) float64``, the flux above the sky of the brightest, brightest first, ADU.
+    Of its stars, where they were looked for: ``fwhm`` (pixels of the frame) and ``eccentricity``, medians of the
+    brighter ones (nan: none); ``n_stars``, how many were found; ``star_flux (k,) float64``, the flux above the sky of
+    the brightest, brightest first, ADU.
+
+    To match frames by what they show: ``star_xy (m, 2)`` pixels of the frame, ``star_light (m, C)`` and its standard
+    deviation ``star_light_error (m, C)``, ADU, NaN where a star may be saturated; ``sky_mesh (rows, columns, C)``,
+    level of the sky in cells of ``sky_cell`` pixels, ADU. All float32: ten thousand frames keep them.
     """
 
     median: np.ndarray
@@ -363,6 +377,12 @@ class FrameStats:
     fwhm: float = float("nan")
     n_stars: int = 0
     star_flux: np.ndarray = field(default_factory=lambda: np.empty(0))
+    eccentricity: float = float("nan")
+    star_xy: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.float32))
+    star_light: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    star_light_error: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    sky_mesh: np.ndarray = field(default_factory=lambda: np.empty((0, 0, 0), np.float32))
+    sky_cell: int = 1
 
 
 IDENTITY: Final = np.eye(3)
@@ -411,6 +431,7 @@ class FrameTable:
     weight: np.ndarray
     weight_method: str = "none"
     notes: list[str] = field(default_factory=list)
+    normalize_method: str = ""  # what was applied, where the specification left the choice; "" is what it names
 
 
 @dataclass

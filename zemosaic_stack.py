@@ -144,7 +144,7 @@ def describe(job: Job, result: StackResult) -> dict[str, Any]:
     table, spec = job.table, job.spec
     rejected = result.frame_hits[:, :2].sum(axis=1) / np.maximum(result.frame_hits[:, 2], 1)
     return {
-        "normalize_method": spec.normalize,
+        "normalize_method": table.normalize_method or spec.normalize,
         "weight_method": table.weight_method,
         "weight_stats": {
             "min": float(table.weight.min()),
