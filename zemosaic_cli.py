@@ -31,8 +31,10 @@ from zemosaic_spec import (
     RegisterMode,
     RegisterSpec,
     RejectName,
+    SelectSpec,
     SpecError,
     StackSpec,
+    TransformName,
     WeightName,
     WscImpl,
     ZeMosaicError,
@@ -187,6 +189,23 @@ def _add_registration(group: Group) -> None:
         group, "--register", "registration", RegisterMode, "auto",
         "how; auto is stars, seeded by the WCS, with the WCS alone where there are too few stars; "
         "none takes frames that are registered already",
+    )  # fmt: skip
+    _add_choice(
+        group, "--transform", "transform", TransformName, RegisterSpec.transform,
+        "model of a frame's map onto the reference; auto is the simplest that the stars do not contradict",
+    )  # fmt: skip
+    group.add_argument(
+        "--max-fwhm", type=float, metavar="PX", help="leave out frames whose stars are wider, pixels (default: none)"
+    )
+    group.add_argument(
+        "--min-stars",
+        type=_positive,
+        metavar="N",
+        help="leave out frames with fewer stars (default: none)",
+    )
+    group.add_argument(
+        "--drop-worst", type=float, default=0.0, metavar="PERCENT",
+        help="leave out this share of the registered frames, those that show faint stars worst (default: 0)",
     )  # fmt: skip
     _add_choice(group, "--interpolation", "interpolation", InterpolationName, StackSpec.interpolation, "resampling")
     group.add_argument(
@@ -379,7 +398,7 @@ def _outputs(args: argparse.Namespace) -> Outputs:
     return outputs
 
 
-def _specs(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec]:
+def _specs(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectSpec]:
     """Return what the options ask for; raises SpecError for a value out of range."""
     if args.require_gpu and args.device == "cpu":
         raise SpecError("--require-gpu and --device cpu contradict each other")
@@ -399,7 +418,8 @@ def _specs(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec]:
     )
     if args.winsor_limits is not None and not stack.is_legacy_winsor:
         raise SpecError("--winsor-limits needs --reject winsorized_sigma_clip --wsc-impl legacy_quantile")
-    return stack, RegisterSpec(mode=args.register)
+    select = SelectSpec(max_fwhm=args.max_fwhm, min_stars=args.min_stars, drop_worst=args.drop_worst)
+    return stack, RegisterSpec(mode=args.register, transform=args.transform), select
 
 
 def _frames(args: argparse.Namespace, output: Path, console: Console) -> list[Path]:
@@ -442,7 +462,7 @@ def run_stack(args: argparse.Namespace, console: Console) -> None:
     """``stack``: register and stack frames into one FITS file, a preview and a report."""
     from zemosaic_worker import stack_files
 
-    stack, register = _specs(args)
+    stack, register, select = _specs(args)
     outputs = _outputs(args)
     frames = _frames(args, outputs.image, console)
     reference = _reference(args.reference, frames)
@@ -453,6 +473,7 @@ def run_stack(args: argparse.Namespace, console: Console) -> None:
             outputs.image,
             stack=stack,
             register=register,
+            select=select,
             bayer=args.bayer,
             reference=reference,
             device=args.device,

@@ -76,6 +76,7 @@ class FrameRow:
     offset: list[float] = field(default_factory=list)
     weight: list[float] = field(default_factory=list)
     rejected_percent: float = float("nan")
+    transparency: float = float("nan")  # of the air, the reference's being 1
 
     def drop(self, reason: str) -> None:
         """Leave the frame out, and keep why."""

@@ -57,9 +57,9 @@ def frame_gain(frame: FrameStats, reference: FrameStats, to_frame: np.ndarray) -
     factor, error, pairs = np.full(channels, np.nan), np.full(channels, np.inf), np.zeros(channels, np.int64)
     for c in range(channels if len(i) else 0):
         ours, theirs = reference.star_light[i, c].astype(np.float64), frame.star_light[j, c].astype(np.float64)
-        snr = ours / reference.star_light_error[i, c], theirs / frame.star_light_error[j, c]
-        with np.errstate(invalid="ignore"):
-            good = (snr[0] > MIN_SNR) & (snr[1] > MIN_SNR)  # NaN, a star that may be saturated, is not
+        with np.errstate(divide="ignore", invalid="ignore"):  # a frame without noise; NaN, a star that may be saturated
+            snr = ours / reference.star_light_error[i, c], theirs / frame.star_light_error[j, c]
+            good = (snr[0] > MIN_SNR) & (snr[1] > MIN_SNR)
         if np.count_nonzero(good) < MIN_PAIRS:
             pairs[c] = np.count_nonzero(good)
             continue

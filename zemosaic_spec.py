@@ -91,7 +91,7 @@ STAR_WEIGHTS: Final = frozenset({"noise_fwhm", "snr", "stars"})  # weights that 
 CombineName = Literal["mean", "median", "min", "max"]
 InterpolationName = Literal["lanczos3", "bicubic", "bilinear", "nearest"]
 RegisterMode = Literal["auto", "stars", "wcs", "none"]
-TransformName = Literal["similarity", "affine", "homography"]
+TransformName = Literal["similarity", "affine", "homography", "auto"]
 DeviceName = Literal["auto", "cpu", "gpu"]
 
 ALIASES: Final[Mapping[str, str]] = {
@@ -221,7 +221,7 @@ class StackSpec:
     ``kappa_low``/``kappa_high`` None means the method's own default.
     """
 
-    normalize: NormalizeName = "additive_scaling"
+    normalize: NormalizeName = "auto"
     weight: WeightName = "noise_variance"
     reject: RejectName = "winsorized_sigma_clip"
     wsc_impl: WscImpl = "pixinsight"
@@ -292,7 +292,7 @@ class RegisterSpec:
     """How frames are brought onto the reference, and when a fit counts as supported."""
 
     mode: RegisterMode = "auto"
-    transform: TransformName = "similarity"
+    transform: TransformName = "similarity"  # auto: the simplest that the matched stars do not contradict
     detection_sigma: float = 5.0  # detection threshold, units of the background rms
     min_area: int = 5  # connected pixels above the threshold
     max_stars: int = 400  # brightest stars kept per frame
@@ -308,6 +308,30 @@ class RegisterSpec:
         _store_number(self, "max_scale_error", "max scale error", 0.0, 1000.0)
         for name in ("min_area", "max_stars", "min_matched"):
             _store_number(self, name, name.replace("_", " "), 1.0, 1e6)
+
+
+@dataclass(frozen=True)
+class SelectSpec:
+    """Which frames are good enough to be stacked; the reference always is. The defaults keep all."""
+
+    max_fwhm: float | None = None  # pixels of the frame, median of its brighter stars
+    min_stars: int | None = None  # stars found
+    drop_worst: float = 0.0  # percent of the registered frames
+
+    def __post_init__(self) -> None:  # noqa: D105
+        if self.max_fwhm is not None:
+            object.__setattr__(self, "max_fwhm", _in_range("max FWHM", self.max_fwhm, 0.1, 1000.0))
+        if self.min_stars is not None:
+            number = _in_range("min stars", self.min_stars, 0.0, 1e6)
+            if not number.is_integer():
+                raise SpecError(f"min stars = {self.min_stars!r} is not a whole number")
+            object.__setattr__(self, "min_stars", int(number))
+        object.__setattr__(self, "drop_worst", _in_range("drop worst, percent", self.drop_worst, 0.0, 99.0))
+
+    @property
+    def needs_stars(self) -> bool:
+        """True when frames are judged by their stars."""
+        return self.max_fwhm is not None or self.min_stars is not None or self.drop_worst > 0.0
 
 
 @dataclass(frozen=True)
@@ -406,6 +430,8 @@ class Registration:
         Root mean square distance of matched stars after the fit, pixels (nan without stars).
     reason : str
         Why the frame failed, with its numbers; empty when ok.
+    model : str
+        "similarity", "affine" or "homography" where one was fitted.
     """
 
     ok: bool
@@ -414,6 +440,7 @@ class Registration:
     matched: int = 0
     rms_px: float = float("nan")
     reason: str = ""
+    model: str = ""
 
 
 @dataclass

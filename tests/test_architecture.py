@@ -57,6 +57,7 @@ ROOMS: dict[str, set[str]] = {
         "zemosaic_stack",
     },
 }
+ROOMS["zemosaic_select"] = {"zemosaic_spec", "zemosaic_group", "zemosaic_photometry"}
 for upper in (
     "zemosaic_align_stack",
     "zemosaic_pipeline",
@@ -77,6 +78,7 @@ ROOMS["zemosaic_align_stack"] -= {
     "zemosaic_preview",
     "zemosaic_gate",
     "zemosaic_group",
+    "zemosaic_select",
 }  # stacks on the CPU
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
 HEAVY = ("cupy", "dask", "cv2", "matplotlib", "numba", "astropy")

@@ -386,5 +386,6 @@ def test_a_channel_empty_in_all_frames_costs_no_frame():
 def test_small_units_are_scaled_too():
     stack = frames(2, 1) * np.float32(1e-9)
     stack[1] *= np.float32(2.0)
-    scale, _ = weights.normalisation(StackSpec(), [weights.measure_levels(f) for f in stack], 0)
+    spec = StackSpec(normalize="additive_scaling")
+    scale, _ = weights.normalisation(spec, [weights.measure_levels(f) for f in stack], 0)
     assert scale[1, 0] == pytest.approx(0.5 * 0.9 / 1.1, rel=0.2)
