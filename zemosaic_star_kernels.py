@@ -146,7 +146,7 @@ def measure_stars(pixels, green, x, y, sky, sigma, peak_limit, out) -> None:
     basis = np.empty((2, 2 * half + 1))
     moment = np.empty(6)
     spacing = 1.0 if green < 0 else math.sqrt(2.0)  # px, of the pixels that count
-    lowest, narrowest = 0.9 * spacing, 0.85 * spacing  # an undersampled star still needs a window of 2 pixels FWHM
+    lowest, narrowest = 0.9 * spacing, 0.7 * spacing  # an undersampled star still needs a window of 2 pixels FWHM
     highest = 2.0 * sigma if sigma > 0.75 * spacing else 1.5 * spacing
     for k in range(x.size):
         out[k] = 0.0
@@ -185,7 +185,7 @@ def measure_stars(pixels, green, x, y, sky, sigma, peak_limit, out) -> None:
                     break
                 if abs(step_x) + abs(step_y) + abs(window - before) < 1e-4:
                     left = 0
-        out[k, FLAT] = _near_peak(stamp, peak) * (2.0 if green >= 0 else 1.0)
+        out[k, FLAT] = _near_peak(stamp, peak)
         out[k, STEP] = math.sqrt((x0 + dx - x[k]) ** 2 + (y0 + dy - y[k]) ** 2)
 
 

@@ -398,7 +398,7 @@ def _star_list(
     flux = light.mean(axis=1) if cfa is None else light[:, 1]
     # Half of a mosaic's pixels are green, so that the sum over them is half the light.
     amplitude = table[:, kernels.AMPLITUDE] * (1.0 if cfa is None else 2.0)
-    # Area of a Gaussian above 97 % of its peak: 0.19 sigma^2.
+    # Area of a Gaussian above 97 % of its peak: 0.19 sigma^2. Four green pixels about a star between them are alike.
     flat = (table[:, kernels.FLAT] >= 5.0 + 0.4 * sigma**2) & (amplitude > 30.0 * np.median(sky.noise))
     twice, blended = _neighbours(x, y, flux, sigma * FWHM_PER_SIGMA)
     # Binned is the mean of four pixels, or of two greens, which are half as many: the same information either way.
