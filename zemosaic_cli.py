@@ -231,6 +231,10 @@ def _add_stacking(group: Group) -> None:
     _add_choice(group, "--wsc-impl", "winsorizing (wsc_impl)", WscImpl, default.wsc_impl, "kind of winsorizing")
     _add_choice(group, "--line-fit", "line fit", LineFit, default.line_fit, "how linear_fit_clip fits its line")
     _add_choice(group, "--normalize", "normalisation", NormalizeName, default.normalize, "matching of levels")
+    group.add_argument(
+        "--flatten", action="store_true",
+        help="make the backgrounds of all frames like the reference's, by a low-order surface each (default: no)",
+    )  # fmt: skip
     _add_choice(group, "--weight", "weight", WeightName, default.weight, "weights of the frames")
     _add_choice(group, "--combine", "combination", CombineName, default.combine, "combination of what is kept")
     group.add_argument(
@@ -415,6 +419,7 @@ def _specs(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectSpe
         equalize_rgb=args.equalize_rgb,
         radial_weight=args.radial_weight,
         interpolation=args.interpolation,
+        flatten=args.flatten,
     )
     if args.winsor_limits is not None and not stack.is_legacy_winsor:
         raise SpecError("--winsor-limits needs --reject winsorized_sigma_clip --wsc-impl legacy_quantile")

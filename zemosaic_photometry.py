@@ -86,7 +86,7 @@ def _same_stars(frame: FrameStats, reference: FrameStats, to_frame: np.ndarray) 
 
     if len(frame.star_xy) == 0 or len(reference.star_xy) == 0:
         return np.empty(0, np.intp), np.empty(0, np.intp)
-    expected = _mapped(to_frame, reference.star_xy.astype(np.float64))
+    expected = transformed(to_frame, reference.star_xy.astype(np.float64))
     radius = max(MIN_MATCH_PX, MATCH_FWHM * frame.fwhm) if np.isfinite(frame.fwhm) else MIN_MATCH_PX
     distance, nearest = cKDTree(frame.star_xy).query(expected, distance_upper_bound=radius)
     near = np.flatnonzero(np.isfinite(distance))
@@ -95,7 +95,8 @@ def _same_stars(frame: FrameStats, reference: FrameStats, to_frame: np.ndarray) 
     return mutual, nearest[mutual]
 
 
-def _mapped(matrix: np.ndarray, xy: np.ndarray) -> np.ndarray:
+def transformed(matrix: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """Points (n, 2) px through a homogeneous transform (3, 3)."""
     mapped = xy @ matrix[:, :2].T + matrix[:, 2]
     return mapped[:, :2] / mapped[:, 2:]
 
@@ -146,7 +147,7 @@ def sky_difference(
     y, x = np.mgrid[:rows, :columns]
     cell = reference.sky_cell
     xy = np.column_stack((x.ravel(), y.ravel())) * cell + (cell - 1.0) / 2.0
-    there = _mapped(to_frame, xy)
+    there = transformed(to_frame, xy)
     size = np.array([frame.sky_mesh.shape[1], frame.sky_mesh.shape[0]]) * frame.sky_cell
     inside = np.all((there >= 0.25 * frame.sky_cell) & (there <= size - 0.25 * frame.sky_cell - 1.0), axis=1)
     theirs = mesh_at(frame.sky_mesh.astype(np.float64), frame.sky_cell, there[inside, 0], there[inside, 1])

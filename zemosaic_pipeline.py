@@ -297,6 +297,7 @@ def _method_cards(stack: StackSpec, metadata: Mapping[str, Any]) -> Header:
     cards = Header()
     cards["ZMT_NORM"] = (metadata.get("normalize_method", stack.normalize), "normalisation")
     cards["ZMT_WGHT"] = (metadata.get("weight_method", stack.weight), "frame weights")
+    cards["ZMT_FLAT"] = (stack.flatten, "backgrounds made alike")
     is_radial = stack.radial_weight and stack.combine == "mean"
     cards["ZMT_RADW"] = (is_radial, "radial weighting")
     if is_radial:

@@ -239,6 +239,7 @@ class StackSpec:
     radial_power: float = 2.0
     radial_floor: float = 0.05
     interpolation: InterpolationName = "lanczos3"
+    flatten: bool = False  # make the frames' backgrounds alike, by a low-order surface each
 
     def __post_init__(self) -> None:  # noqa: D105
         put = object.__setattr__
@@ -278,8 +279,8 @@ class StackSpec:
 
     @property
     def needs_stars(self) -> bool:
-        """True when weights or gains are measured on the frames' stars."""
-        return self.frame_weight in STAR_WEIGHTS or self.normalize in STAR_NORMALISATIONS
+        """True when weights, gains or backgrounds are measured where the frames' stars are or are not."""
+        return self.frame_weight in STAR_WEIGHTS or self.normalize in STAR_NORMALISATIONS or self.flatten
 
     @property
     def kappas(self) -> tuple[float, float]:
@@ -509,7 +510,7 @@ def stack_spec_from_params(params: Mapping[str, Any], zconfig: object = None) ->
     Absent keys, and numbers that are None or empty text, take the defaults of the ZeMosaic entry points (no
     normalisation, weight or rejection, kappa 3/3, limits 0.05/0.05, mean, RGB equalised). Keys of ours, all optional:
     ``wsc_impl``, ``apply_rewinsor``, ``min_radial_weight_floor``, ``interpolation``, ``line_fit``, ``gesd_fraction``,
-    ``gesd_alpha``.
+    ``gesd_alpha``, ``flatten``.
 
     Raises
     ------
@@ -545,6 +546,7 @@ def stack_spec_from_params(params: Mapping[str, Any], zconfig: object = None) ->
         radial_power=number("radial_shape_power", 2.0),
         radial_floor=number("min_radial_weight_floor", 0.05),
         interpolation=get("interpolation") or "lanczos3",
+        flatten=as_bool(get("flatten"), False),
     )
 
 
@@ -569,4 +571,5 @@ def params_from_stack_spec(spec: StackSpec) -> dict[str, Any]:
         "radial_shape_power": spec.radial_power,
         "min_radial_weight_floor": spec.radial_floor,
         "interpolation": spec.interpolation,
+        "flatten": spec.flatten,
     }

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from zemosaic_flatten import flattened_sources
 from zemosaic_spec import FrameTable, NoFramesError, SpecError, StackCancelled, StackSpec, stack_spec_from_params
 from zemosaic_utils import Frame, FrameSource, open_source
 from zemosaic_weights import build_frame_table, measure_frame, measure_levels
@@ -118,13 +119,16 @@ def prepare(
 
 def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) -> Job:
     """Measure what has not been measured and compute the frame table."""
-    needed = spec.normalize != "none" or spec.frame_weight != "none"
+    needed = spec.normalize != "none" or spec.frame_weight != "none" or spec.flatten
     blank = measure_levels(np.zeros((1, 1, frames[0].source.channels), np.float32))
     stats = [f.stats or (measure_frame(f.source, with_its_stars=spec.needs_stars) if needed else blank) for f in frames]
     table, used, dropped = build_frame_table(
         [f.source.name for f in frames], [f.transform for f in frames], stats, spec, reference
     )
-    return Job([frames[i].source for i in used], table, spec, frames[0].source.shape, dropped)
+    sources = [frames[i].source for i in used]
+    if spec.flatten:
+        sources = flattened_sources(sources, [stats[i] for i in used], table, used.index(reference))
+    return Job(sources, table, spec, frames[0].source.shape, dropped)
 
 
 def _percent(part: np.ndarray, whole: np.ndarray, channels: int) -> list[float]:

@@ -40,7 +40,7 @@ MIN_FLUX_STARS: Final = 5  # fewer do not: one variable star or one blend would 
 SHAPE_STARS: Final = 100  # brightest stars whose median width and shape are those of the frame
 LIGHT_STARS: Final = 200  # brightest stars whose fluxes are kept to compare frames by; 6 KB a frame
 SKY_CELL: Final = 128  # px of the frame, side of a cell of the sky mesh
-SKY_STEP: Final = 3  # every third row and column of what is measured counts there
+SKY_STEP: Final = 2  # every second row and column of what is measured counts there
 MAX_POOR_SHARE: Final = 0.1  # of the frames, that normalisation auto leaves out for having no gain
 
 # --------------------------------------------------------------------------- one frame

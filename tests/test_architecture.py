@@ -34,7 +34,8 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_rejection": {"zemosaic_spec", "zemosaic_kernels"},
     "zemosaic_simulate": {"zemosaic_spec"},
     "zemosaic_truth": {"zemosaic_simulate"},
-    "zemosaic_stack": {"zemosaic_spec", "zemosaic_utils", "zemosaic_weights"},
+    "zemosaic_flatten": {"zemosaic_spec", "zemosaic_photometry", "zemosaic_utils"},
+    "zemosaic_stack": {"zemosaic_spec", "zemosaic_utils", "zemosaic_weights", "zemosaic_flatten"},
     # The CPU engine: it neither knows where a transform came from nor what becomes of the image.
     "zemosaic_slabs": {
         "zemosaic_spec",

@@ -378,8 +378,8 @@ def test_help_gives_meaning_and_default_of_each_option():
     wanted = (
         "--output --reference --register --interpolation --reject --kappa-low --kappa-high --winsor-limits --wsc-impl "
         "--line-fit --normalize --weight --combine --radial-weight --equalize-rgb --bayer --device --require-gpu "
-        "--transform --max-fwhm --min-stars --drop-worst --memory --workers --maps --preview --overwrite --json "
-        "--quiet --verbose"
+        "--flatten --transform --max-fwhm --min-stars --drop-worst --memory --workers --maps --preview --overwrite "
+        "--json --quiet --verbose"
     )
     stack = {action.option_strings[-1] if "--equalize-rgb" not in action.option_strings else "--equalize-rgb": action
              for action in commands()["stack"]._actions if action.option_strings}  # fmt: skip

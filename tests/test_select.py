@@ -101,4 +101,4 @@ def test_a_stack_reports_what_it_knows_of_each_frame(frames):
     assert columns["FWHM"][2] > 1.7 * columns["FWHM"][0]
     np.testing.assert_allclose(columns["SKY"][:, 0], 1200.0, rtol=0.12)
     assert np.all((columns["NOISE"][:, 0] > 30.0) & (columns["NOISE"][:, 0] < 60.0))
-    assert np.all(columns["ECCENTR"] < 0.4)
+    assert np.all(columns["ECCENTR"] < 0.6)  # of round stars, most of them faint
