@@ -40,7 +40,7 @@ MIN_FLUX_STARS: Final = 5  # fewer do not: one variable star or one blend would 
 SHAPE_STARS: Final = 100  # brightest stars whose median width and shape are those of the frame
 LIGHT_STARS: Final = 200  # brightest stars whose fluxes are kept to compare frames by; 6 KB a frame
 SKY_CELL: Final = 128  # px of the frame, side of a cell of the sky mesh
-SKY_STEP: Final = 2  # every second row and column of what is measured counts there
+SKY_STEP: Final = 4  # px of the frame, every such row and column counts there
 MAX_POOR_SHARE: Final = 0.1  # of the frames, that normalisation auto leaves out for having no gain
 
 # --------------------------------------------------------------------------- one frame
@@ -269,7 +269,7 @@ def with_stars(stats: FrameStats, stars: StarList, view: np.ndarray, cfa: str | 
         pixel_noise = pixel_noise * np.array([1.0, np.sqrt(2.0), 1.0])  # a cell has the mean of its two greens
     shaped = stars.select(np.arange(min(SHAPE_STARS, len(stars))))
     scale = 1 if cfa is None else 2
-    mesh = [sky_mesh(view[:, :, c], SKY_CELL // scale, SKY_STEP)[0] for c in range(channels)]
+    mesh = [sky_mesh(view[:, :, c], SKY_CELL // scale, SKY_STEP // scale)[0] for c in range(channels)]
     return replace(
         stats,
         fwhm=float(np.median(shaped.fwhm)) if len(stars) else float("nan"),
