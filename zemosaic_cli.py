@@ -31,8 +31,10 @@ from zemosaic_spec import (
     RegisterMode,
     RegisterSpec,
     RejectName,
+    SelectSpec,
     SpecError,
     StackSpec,
+    TransformName,
     WeightName,
     WscImpl,
     ZeMosaicError,
@@ -190,6 +192,23 @@ def _add_registration(group: Group) -> None:
         "how; auto is stars, seeded by the WCS, with the WCS alone where there are too few stars; "
         "none takes frames that are registered already",
     )  # fmt: skip
+    _add_choice(
+        group, "--transform", "transform", TransformName, RegisterSpec.transform,
+        "model of a frame's map onto the reference; auto is the simplest that the stars do not contradict",
+    )  # fmt: skip
+    group.add_argument(
+        "--max-fwhm", type=float, metavar="PX", help="leave out frames whose stars are wider, pixels (default: none)"
+    )
+    group.add_argument(
+        "--min-stars",
+        type=_positive,
+        metavar="N",
+        help="leave out frames with fewer stars (default: none)",
+    )
+    group.add_argument(
+        "--drop-worst", type=float, default=0.0, metavar="PERCENT",
+        help="leave out this share of the registered frames, those that show faint stars worst (default: 0)",
+    )  # fmt: skip
     _add_choice(group, "--interpolation", "interpolation", InterpolationName, StackSpec.interpolation, "resampling")
     group.add_argument(
         "--bayer", type=_bayer, default="auto", metavar="PATTERN",
@@ -214,6 +233,10 @@ def _add_stacking(group: Group) -> None:
     _add_choice(group, "--wsc-impl", "winsorizing (wsc_impl)", WscImpl, default.wsc_impl, "kind of winsorizing")
     _add_choice(group, "--line-fit", "line fit", LineFit, default.line_fit, "how linear_fit_clip fits its line")
     _add_choice(group, "--normalize", "normalisation", NormalizeName, default.normalize, "matching of levels")
+    group.add_argument(
+        "--flatten", action="store_true",
+        help="make the backgrounds of all frames like the reference's, by a low-order surface each (default: no)",
+    )  # fmt: skip
     _add_choice(group, "--weight", "weight", WeightName, default.weight, "weights of the frames")
     _add_choice(group, "--combine", "combination", CombineName, default.combine, "combination of what is kept")
     group.add_argument(
@@ -386,7 +409,7 @@ def _outputs(args: argparse.Namespace) -> Outputs:
     return outputs
 
 
-def _specs(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec]:
+def _specs(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectSpec]:
     """Return what the options ask for; raises SpecError for a value out of range."""
     if args.require_gpu and args.device == "cpu":
         raise SpecError("--require-gpu and --device cpu contradict each other")
@@ -403,10 +426,12 @@ def _specs(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec]:
         equalize_rgb=args.equalize_rgb,
         radial_weight=args.radial_weight,
         interpolation=args.interpolation,
+        flatten=args.flatten,
     )
     if args.winsor_limits is not None and not stack.is_legacy_winsor:
         raise SpecError("--winsor-limits needs --reject winsorized_sigma_clip --wsc-impl legacy_quantile")
-    return stack, RegisterSpec(mode=args.register)
+    select = SelectSpec(max_fwhm=args.max_fwhm, min_stars=args.min_stars, drop_worst=args.drop_worst)
+    return stack, RegisterSpec(mode=args.register, transform=args.transform), select
 
 
 def _frames(args: argparse.Namespace, output: Path, console: Console) -> list[Path]:
@@ -449,7 +474,7 @@ def run_stack(args: argparse.Namespace, console: Console) -> None:
     """``stack``: register and stack frames into one FITS file, a preview and a report."""
     from zemosaic_worker import stack_files
 
-    stack, register = _specs(args)
+    stack, register, select = _specs(args)
     outputs = _outputs(args)
     frames = _frames(args, outputs.image, console)
     reference = _reference(args.reference, frames)
@@ -460,6 +485,7 @@ def run_stack(args: argparse.Namespace, console: Console) -> None:
             outputs.image,
             stack=stack,
             register=register,
+            select=select,
             bayer=args.bayer,
             reference=reference,
             device=args.device,

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from cuda_utils import GpuProbe
 
 PLAIN_WIDTH: Final = 100  # characters of a line where the stream is a file or a pipe
-PACKAGES: Final = ("numpy", "numba", "astropy", "scipy", "sep", "rich", "psutil")
+PACKAGES: Final = ("numpy", "numba", "astropy", "scipy", "rich", "psutil")
 UNITS: Final[Mapping[str, str]] = {
     "simulate": "frames",
     "measure": "frames",

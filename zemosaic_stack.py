@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from zemosaic_flatten import flattened_sources
 from zemosaic_spec import FrameTable, NoFramesError, SpecError, StackCancelled, StackSpec, stack_spec_from_params
 from zemosaic_utils import Frame, FrameSource, open_source
 from zemosaic_weights import build_frame_table, measure_frame, measure_levels
@@ -126,7 +127,10 @@ def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) ->
     table, used, dropped = build_frame_table(
         [f.source.name for f in frames], [f.transform for f in frames], stats, spec, reference
     )
-    return Job([frames[i].source for i in used], table, spec, frames[0].source.shape, dropped)
+    sources = [frames[i].source for i in used]
+    if spec.flatten:
+        sources = flattened_sources(sources, [stats[i] for i in used], table, used.index(reference))
+    return Job(sources, table, spec, frames[0].source.shape, dropped)
 
 
 def _percent(part: np.ndarray, whole: np.ndarray, channels: int) -> list[float]:
@@ -146,7 +150,7 @@ def describe(job: Job, result: StackResult) -> dict[str, Any]:
     table, spec = job.table, job.spec
     rejected = result.frame_hits[:, :2].sum(axis=1) / np.maximum(result.frame_hits[:, 2], 1)
     return {
-        "normalize_method": spec.normalize,
+        "normalize_method": table.normalize_method or spec.normalize,
         "weight_method": table.weight_method,
         "weight_stats": {
             "min": float(table.weight.min()),

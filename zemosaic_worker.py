@@ -32,6 +32,7 @@ from zemosaic_spec import (
     NoFramesError,
     PlanError,
     RegisterSpec,
+    SelectSpec,
     SpecError,
     StackCancelled,
     StackSpec,
@@ -474,6 +475,7 @@ def stack_files(
     *,
     stack: StackSpec | None = None,
     register: RegisterSpec | None = None,
+    select: SelectSpec | None = None,
     bayer: str = "auto",
     reference: str | None = None,
     device: str = "auto",
@@ -492,7 +494,7 @@ def stack_files(
         Files, folders, globs, each file once; or arrays and other descriptors (:func:`zemosaic_frames.open_source`).
     output : path, optional
         FITS file to write; None only returns the tile. An earlier one in a folder of inputs is not stacked.
-    stack, register : StackSpec, RegisterSpec, optional
+    stack, register, select : StackSpec, RegisterSpec, SelectSpec, optional
         Methods; the defaults of the command line.
     bayer : str
         "auto" (header), "none", or a pattern such as "GRBG".
@@ -544,8 +546,8 @@ def stack_files(
         return _stack_master_tile_auto(frames, params, parallel_plan=plan, progress_callback=progress)
 
     tile = build_tile(
-        descriptors, stacker, stack=stack, register=register, bayer=bayer, reference=reference, workers=n_workers,
-        allowed_bytes=allowed, progress=progress,
+        descriptors, stacker, stack=stack, register=register, select=select, bayer=bayer, reference=reference,
+        workers=n_workers, allowed_bytes=allowed, progress=progress,
     )  # fmt: skip
     if output is not None:
         with timed(tile.report, "write"):

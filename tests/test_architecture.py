@@ -23,18 +23,22 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_preview": {"zemosaic_spec"},
     "parallel_utils": {"zemosaic_spec", "cuda_utils"},
     "zemosaic_utils": {"zemosaic_spec", "cuda_utils", "zemosaic_headers", "zemosaic_frames"},
-    "zemosaic_stars": {"zemosaic_spec"},
+    "zemosaic_sky": set(),
+    "zemosaic_star_kernels": {"zemosaic_kernels"},
+    "zemosaic_stars": {"zemosaic_spec", "zemosaic_sky", "zemosaic_star_kernels"},
+    "zemosaic_photometry": {"zemosaic_spec", "zemosaic_sky"},
     "zemosaic_register": {"zemosaic_spec", "zemosaic_stars"},
     "zemosaic_register_wcs": {"zemosaic_spec", "zemosaic_register"},
     "zemosaic_resample": {"zemosaic_spec", "zemosaic_kernels"},
     "zemosaic_samples": {"zemosaic_kernels", "zemosaic_frames"},
-    "zemosaic_weights": {"zemosaic_spec", "zemosaic_stars", "zemosaic_utils"},
+    "zemosaic_weights": {"zemosaic_spec", "zemosaic_sky", "zemosaic_stars", "zemosaic_photometry", "zemosaic_utils"},
     "zemosaic_simd": {"zemosaic_kernels"},
     "zemosaic_rejection": {"zemosaic_spec", "zemosaic_kernels", "zemosaic_simd"},
     "zemosaic_combine": {"zemosaic_kernels", "zemosaic_simd", "zemosaic_rejection"},
     "zemosaic_simulate": {"zemosaic_spec"},
     "zemosaic_truth": {"zemosaic_simulate"},
-    "zemosaic_stack": {"zemosaic_spec", "zemosaic_utils", "zemosaic_weights"},
+    "zemosaic_flatten": {"zemosaic_spec", "zemosaic_photometry", "zemosaic_utils"},
+    "zemosaic_stack": {"zemosaic_spec", "zemosaic_utils", "zemosaic_weights", "zemosaic_flatten"},
     "zemosaic_fill": {
         "zemosaic_spec",
         "zemosaic_frames",
@@ -68,6 +72,7 @@ ROOMS: dict[str, set[str]] = {
     },
 }
 ROOMS["zemosaic_center_out"] = {"zemosaic_spec", "zemosaic_utils"}
+ROOMS["zemosaic_select"] = {"zemosaic_spec", "zemosaic_group", "zemosaic_photometry"}
 for upper in (
     "zemosaic_align_stack",
     "zemosaic_pipeline",
@@ -91,6 +96,7 @@ ROOMS["zemosaic_align_stack"] -= {
     "zemosaic_gate",
     "zemosaic_group",
     "zemosaic_center_out",
+    "zemosaic_select",
 }  # stacks on the CPU
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
 HEAVY = ("cupy", "dask", "cv2", "matplotlib", "numba", "astropy")
