@@ -42,7 +42,7 @@ def _wcs(x0: float, y0: float) -> WCS:
 def _stars(shape: tuple[int, int], x0: float, y0: float) -> np.ndarray:
     """Stars of the field without noise in an image whose pixel (0, 0) is pixel (x0, y0) of the field, ADU."""
     rng = np.random.default_rng(11)
-    count = FIELD[0] * FIELD[1] // 900
+    count = FIELD[0] * FIELD[1] // 700
     x, y = rng.uniform(-9, FIELD[1] + 9, count) - x0, rng.uniform(-9, FIELD[0] + 9, count) - y0
     peak = 10 ** rng.uniform(2.3, 4.0, count)
     rows, columns = np.arange(shape[0]), np.arange(shape[1])
