@@ -472,6 +472,7 @@ def _reference(name: str, frames: Sequence[Path]) -> str | None:
 
 def run_stack(args: argparse.Namespace, console: Console) -> None:
     """``stack``: register and stack frames into one FITS file, a preview and a report."""
+    from zemosaic_warmup import kernels_compiled_beside
     from zemosaic_worker import stack_files
 
     stack, register, select = _specs(args)
@@ -479,7 +480,10 @@ def run_stack(args: argparse.Namespace, console: Console) -> None:
     frames = _frames(args, outputs.image, console)
     reference = _reference(args.reference, frames)
     reporting.announce_compilation(console, quiet=args.quiet)
-    with reporting.shown_progress(console, STACK_STAGES, quiet=args.quiet) as progress:
+    with (
+        kernels_compiled_beside(stack, register, reporting.kernel_cache()),
+        reporting.shown_progress(console, STACK_STAGES, quiet=args.quiet) as progress,
+    ):
         tile = stack_files(
             frames,
             outputs.image,

@@ -32,7 +32,7 @@ from zemosaic_report import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "combine.md"
-OURS = "--register none --normalize none --weight none --preview none --device cpu --overwrite --quiet"
+OURS = "--register none --normalize none --weight none --preview none --device cpu --overwrite --quiet --workers {}"
 SIRIL = shutil.which("siril-cli")
 MIB = 1 << 20
 
@@ -84,7 +84,12 @@ print(json.dumps([status, seconds, usage.ru_utime + usage.ru_stime, 1024 * usage
 def process(command: list[str], runs: Runs) -> None:
     """Run a command to its end and note what it took."""
     said = subprocess.run(
-        [sys.executable, "-S", "-c", LAUNCHER, *command], cwd=ROOT, check=True, capture_output=True, text=True
+        [sys.executable, "-S", "-c", LAUNCHER, *command],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"},  # as installed
+        check=True,
+        capture_output=True,
+        text=True,
     )
     status, wall, cpu, peak = json.loads(said.stdout)
     if status != 0:
@@ -101,6 +106,13 @@ def in_memory(combine: Callable[[], object], runs: Runs) -> None:
     runs.cpu.append(time.process_time() - cpu)
 
 
+def limit_of(whole: float, memory: float, share_of_read: float) -> str:
+    """Say what most of our process's time goes into."""
+    if memory < 0.5 * whole:
+        return "start, reading"
+    return "memory" if share_of_read >= bench.MEMORY_SHARE else "compute"
+
+
 def run_race(race: Race, spec: bench.BenchSpec, cube: np.ndarray, frames: Path, work: Path, bandwidth: float) -> str:
     """Return one row of the table."""
     load = os.getloadavg()[0]
@@ -108,7 +120,7 @@ def run_race(race: Race, spec: bench.BenchSpec, cube: np.ndarray, frames: Path, 
     lines = ("requires 1.0.0", f"setcpu {spec.threads}", f"stack s_ {race.siril} -out={work / 'siril'}")
     script.write_text("\n".join(lines) + "\n", encoding="ascii")
     result = work / "ours.fits"
-    options = f"{OURS} {race.ours}".split()
+    options = f"{OURS.format(spec.threads)} {race.ours}".split()
     commands = (
         [str(SIRIL), "-d", str(frames), "-s", str(script)],
         [sys.executable, "-m", "zemosaic_cli", "stack", str(frames), "-o", str(result), *options],
@@ -141,6 +153,7 @@ def run_race(race: Race, spec: bench.BenchSpec, cube: np.ndarray, frames: Path, 
         f"{statistics.median(siril.cpu):.1f} / {statistics.median(whole.cpu):.1f}",
         f"{siril.peak / MIB:.0f} / {whole.peak / MIB:.0f}",
         f"{apart:.2g}",
+        limit_of(whole.seconds, memory.seconds, 4 * spec.n_samples / memory.seconds / bandwidth),
         f"{load:.1f}",
     ]
     return f"| {' | '.join(cells)} |"
@@ -148,15 +161,16 @@ def run_race(race: Race, spec: bench.BenchSpec, cube: np.ndarray, frames: Path, 
 
 HEAD = (
     "N", "method", "Siril", "Siril, s", "ours, s", "ratio", "in memory, s", "ratio", "CPU ns/sample", "% of read",
-    "CPU s, Siril / ours", "peak MiB, Siril / ours", "apart, ADU", "load",
+    "CPU s, Siril / ours", "peak MiB, Siril / ours", "apart, ADU", "limit", "load",
 )  # fmt: skip
 LEGEND = """\
 *Siril*, *ours*: whole processes, start to exit, from the same 16-bit FITS files, which the system holds in memory.
 *In memory*: our rejection and combination alone, of float32 samples ready in memory. Both ratios are of Siril's whole
 process: above 1 we are faster. *CPU ns/sample* and *% of read* (of the read bandwidth of memory by all workers, in the
 same run) belong to the figures in memory. *Apart*: median absolute difference of the two programs' results; their
-definitions of the linear fit differ. *Load*: load average before the race. Our results from files and in memory are
-checked to be equal to the bit.
+definitions of the linear fit differ. *Limit*: where most of our process's time goes, its start and reading the files,
+arithmetic, or reading memory. *Load*: load average before the race. Our results from files and in memory are checked
+to be equal to the bit.
 """
 
 

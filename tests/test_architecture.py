@@ -53,11 +53,20 @@ ROOMS: dict[str, set[str]] = {
         "zemosaic_spec",
         "zemosaic_tile",
         "parallel_utils",
+        "zemosaic_kernels",
         "zemosaic_simd",
         "zemosaic_rejection",
         "zemosaic_combine",
         "zemosaic_stack",
         "zemosaic_fill",
+    },
+    "zemosaic_warmup": {
+        "zemosaic_spec",
+        "zemosaic_kernels",
+        "parallel_utils",
+        "zemosaic_utils",
+        "zemosaic_stack",
+        "zemosaic_slabs",
     },
     # The frames before they are stacked: knows no engine.
     "zemosaic_group": {
@@ -91,6 +100,7 @@ for real in ("zemosaic_align_stack", "zemosaic_pipeline", "zemosaic_master_tile"
 ROOMS["zemosaic_bench"] -= {*TRUTH, "zemosaic_demo"}  # its frames are noise alone
 ROOMS["zemosaic_attach"] = {"zemosaic_spec", "zemosaic_attached"}  # the rooms it describes, it imports by name
 ROOMS["zemosaic_align_stack"] -= {
+    "zemosaic_warmup",
     "cuda_utils",
     "zemosaic_preview",
     "zemosaic_gate",

@@ -139,7 +139,7 @@ zemosaic_slabs.SLAB_BYTES = 1 << 40
 status = zemosaic_cli.main(["stack", sys.argv[1], *{command!r}, "{limit}"])
 print(status, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
-    measured(program, tmp_path / "f.npy")  # compiles what is not in the cache yet
+    measured(program, tmp_path)  # compiles what is not in the cache yet
     status, peak = measured(program, tmp_path)
     assert status == 0
     assert peak < limit

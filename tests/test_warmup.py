@@ -1,0 +1,80 @@
+"""Kernels compiled beside a first run: everything it will call, by a process that never outlives it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+import zemosaic_kernels as kernels
+import zemosaic_warmup as warmup
+from zemosaic_spec import RegisterSpec, RejectName, StackSpec
+
+ROOT = Path(__file__).parents[1]
+NOTHING = RegisterSpec(mode="none")
+
+
+@pytest.mark.parametrize("is_resampled", [True, False])
+@pytest.mark.parametrize("reject", get_args(RejectName))
+def test_every_method_can_be_compiled_for(reject: str, is_resampled: bool) -> None:
+    spec = StackSpec(reject=reject)
+    warmup.main([json.dumps({"is_resampled": is_resampled, "stack": asdict(spec)})])
+
+
+def test_the_process_is_waited_for_and_ends_with_the_block(tmp_path: Path) -> None:
+    kernels.wait_for_compiler()  # nothing to wait for
+    done = tmp_path / "done"
+    with kernels.compile_beside([sys.executable, "-c", f"open({str(done)!r}, 'w').close()"]):
+        kernels.wait_for_compiler()
+        assert done.exists()
+    start = time.monotonic()
+    with kernels.compile_beside([sys.executable, "-c", "import time; time.sleep(60)"]):
+        process = kernels._compiler[0]
+    assert process.poll() is not None
+    assert time.monotonic() - start < 30
+    kernels.wait_for_compiler()
+
+
+def test_a_process_that_cannot_start_or_is_slow_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with kernels.compile_beside(["/no/such/program"]):
+        kernels.wait_for_compiler()
+    monkeypatch.setattr(kernels, "COMPILER_PATIENCE_S", 0.01)
+    with kernels.compile_beside([sys.executable, "-c", "import time; time.sleep(60)"]):
+        kernels.wait_for_compiler()
+
+
+@pytest.mark.parametrize(("files", "cores", "started"), [([], 2, True), (["zemosaic_x.nbi"], 2, False), ([], 1, False)])
+def test_only_a_first_run_with_a_core_to_spare_starts_one(
+    tmp_path: Path, files: list[str], cores: int, started: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in files:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(warmup, "usable_cpus", lambda: cores)
+    with warmup.kernels_compiled_beside(StackSpec(), NOTHING, tmp_path):
+        assert bool(kernels._compiler) == started
+    with warmup.kernels_compiled_beside(StackSpec(), NOTHING, None):
+        assert not kernels._compiler
+
+
+def test_kernels_run_where_no_folder_can_be_written(tmp_path: Path) -> None:
+    """As in a read-only installation without a home folder: neither beside the module nor anywhere else."""
+    (tmp_path / "__pycache__").touch()  # a file where the folder would be: not even root can write into it
+    (tmp_path / "doubling.py").write_text(
+        "from zemosaic_kernels import kernel\n\n\n@kernel\ndef double(x):\n    return x + x\n"
+    )
+    nowhere = dict.fromkeys(("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME", "LOCALAPPDATA", "IPYTHONDIR"), os.devnull)
+    done = subprocess.run(
+        [sys.executable, "-c", "import doubling; print(doubling.double(21), doubling.double.stats.cache_path)"],
+        env={**os.environ, **nowhere, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["42", "None"]

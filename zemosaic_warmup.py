@@ -1,0 +1,77 @@
+"""Kernels compiled by a second process while a first run opens, measures and registers its frames.
+
+The one compiles what opens frames, the other what stacks them. On a machine with two cores that is nearly half of the
+waiting, and the memory the compiler takes is not the stack's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from parallel_utils import usable_cpus
+from zemosaic_slabs import stack_job
+from zemosaic_spec import RegisterSpec, StackSpec
+from zemosaic_stack import make_job
+from zemosaic_utils import Frame, open_source
+
+SIDE: Final = 16  # pixels of the frames that are stacked for the sake of compiling
+FRAMES: Final = 12  # the fewest that every rejection judges
+
+
+@contextlib.contextmanager
+def kernels_compiled_beside(stack: StackSpec, register: RegisterSpec, cache: Path | None) -> Iterator[None]:
+    """Have another process compile what the stack will call, if nothing is in the cache and a core is free for it.
+
+    Parameters
+    ----------
+    stack, register : StackSpec, RegisterSpec
+        What will be done in the block.
+    cache : Path or None
+        Folder of compiled kernels; None where none can be kept.
+    """
+    is_cold = cache is not None and not any(cache.glob("zemosaic_*.nbi"))
+    if not is_cold or usable_cpus() < 2 or getattr(sys, "frozen", False):
+        yield
+        return
+    from zemosaic_kernels import compile_beside
+
+    wanted = json.dumps({"is_resampled": register.mode != "none", "stack": asdict(stack)})
+    with compile_beside([sys.executable, "-m", "zemosaic_warmup", wanted]):
+        yield
+
+
+def warm_up(stack: StackSpec, *, is_resampled: bool) -> None:
+    """Stack a few small frames, so that the kernels are compiled that resample, reject and combine.
+
+    Those that open and demosaic frames are left to the process that works with the frames: it needs them first.
+
+    Parameters
+    ----------
+    stack : StackSpec
+    is_resampled : bool
+        The frames do not lie on the reference grid.
+    """
+    spec = replace(stack, normalize="none", weight="none")
+    frames = np.random.default_rng(0).normal(1000.0, 30.0, (FRAMES, SIDE, SIDE, 3))  # float64: read without a kernel
+    place = np.eye(3)
+    place[:2, 2] = 0.25 if is_resampled else 0.0
+    job = make_job([Frame(open_source(frame), place) for frame in frames], spec)
+    stack_job(job, workers=1)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Compile for what the parent process has written as JSON."""
+    wanted = json.loads(arguments[0])
+    warm_up(StackSpec(**wanted["stack"]), is_resampled=wanted["is_resampled"])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
