@@ -17,7 +17,7 @@ import re
 import stat
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import isfinite, prod
 from pathlib import Path
@@ -111,6 +111,32 @@ class FrameSource(abc.ABC):
         shape = (y1 - y0, self.width) if planes == 1 else (y1 - y0, self.width, planes)
         return np.empty(shape, self.dtype) if y0 == y1 else self._read(y0, y1, shape)
 
+    @property
+    def raw_layout(self) -> RawLayout | None:
+        """How the pixels are stored; None where only :meth:`read_rows` can tell what they mean."""
+        return None
+
+    def read_raw(self, y0: int, y1: int, out: np.ndarray) -> None:
+        """Read rows y0 (included) to y1 (excluded) as they are stored, without a copy on the way.
+
+        Parameters
+        ----------
+        y0, y1 : int
+            A range inside the frame, not empty.
+        out : ndarray uint8, contiguous
+            Of just the size of the rows; filled.
+
+        Raises
+        ------
+        FrameError
+            The file can no longer be read, or ends too early; or :attr:`raw_layout` is None.
+        """
+        raise FrameError(self.name, "its pixels cannot be read as stored; use read_rows")
+
+    def rows_in_memory(self, y0: int, y1: int) -> np.ndarray | None:
+        """Return rows y0 .. y1 - 1 as a view of the caller's contiguous array, if that is where they are."""
+        return None
+
     def read_header(self) -> Header:
         """Return the frame's FITS header, read afresh (empty when it has none).
 
@@ -146,6 +172,24 @@ class FrameSource(abc.ABC):
         from astropy.io import fits
 
         return fits.Header()
+
+
+class RawLayout(NamedTuple):
+    """How the pixels of a frame are stored, where that is simple: what :meth:`FrameSource.read_raw` gives.
+
+    Attributes
+    ----------
+    dtype : numpy.dtype
+        float32, uint16 or int16, with the byte order of the file.
+    flipped : bool
+        The numbers are signed and stand for unsigned ones, 32768 to be added (FITS convention).
+    planar : bool
+        The rows asked for come plane by plane, (C, rows, W); otherwise (rows, W, C), or (rows, W).
+    """
+
+    dtype: np.dtype
+    flipped: bool
+    planar: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -443,6 +487,14 @@ class _Codec(NamedTuple):
         is_unsigned16 = size == 2 and self.bscale == 1 and (kind, self.bzero) in {("i", 32768), ("u", 0)}
         return _UINT16 if is_unsigned16 and self.blank is None else _FLOAT32
 
+    def raw_layout(self, *, planar: bool) -> RawLayout | None:
+        """Return the layout if the numbers need no more than their bytes put in order."""
+        is_plain = self.bscale == 1 and self.bzero == 0
+        is_flipped = self.bscale == 1 and self.bzero == 32768 and self.stored.kind == "i"
+        fits_16 = self.stored.itemsize == 2 and self.stored.kind in "iu" and (is_plain or is_flipped)
+        fits_32 = self.stored.itemsize == 4 and self.stored.kind == "f" and is_plain
+        return RawLayout(self.stored, is_flipped, planar) if self.blank is None and (fits_16 or fits_32) else None
+
     def decode(self, raw: np.ndarray) -> np.ndarray:
         """Return samples; ``raw`` is used up (bytes are swapped in place, so that no second copy is held)."""
         if not raw.dtype.isnative:
@@ -486,6 +538,18 @@ class _ArraySource(FrameSource):
     def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
         return self._codec.decode(np.array(self._pixels[y0:y1], order="C").reshape(shape))
 
+    @property
+    def raw_layout(self) -> RawLayout | None:
+        return self._codec.raw_layout(planar=False)
+
+    def read_raw(self, y0: int, y1: int, out: np.ndarray) -> None:
+        rows = self._pixels[y0:y1]
+        np.copyto(out.view(rows.dtype).reshape(rows.shape), rows)
+
+    def rows_in_memory(self, y0: int, y1: int) -> np.ndarray | None:
+        rows = self._pixels[y0:y1]
+        return rows if rows.flags.c_contiguous else None
+
 
 class _PixelFile(FrameSource):
     """Pixels stored one after the other in a file: a FITS image or an ``.npy`` cache, plain or in a ``.gz``."""
@@ -503,6 +567,30 @@ class _PixelFile(FrameSource):
             while self._place.gzipped and y1 == self.height and stream.read(_DRAIN_BYTES):
                 continue
         return rows
+
+    @property
+    def raw_layout(self) -> RawLayout | None:
+        planar = self._place.order == "planes" and self.channels > 1 and self.cfa is None
+        is_simple = not self._place.gzipped and self._place.order != "columns"
+        return self._codec.raw_layout(planar=planar) if is_simple else None
+
+    def read_raw(self, y0: int, y1: int, out: np.ndarray) -> None:
+        planes = 1 if self.cfa else self.channels
+        row = self.width * planes * self._codec.stored.itemsize
+        layout = self.raw_layout
+        if layout is None:
+            super().read_raw(y0, y1, out)
+        elif not layout.planar:
+            pieces = [(self._place.offset + y0 * row, out)]
+        else:
+            plane_row = row // planes
+            places = [self._place.offset + (c * self.height + y0) * plane_row for c in range(planes)]
+            pieces = list(zip(places, np.split(out, planes), strict=True))
+        with _file_errors(self.name):
+            for got, (_, piece) in zip(_read_at(self._place.path, pieces), pieces, strict=True):
+                if got < piece.size:
+                    reason = f"truncated: expected {piece.size} bytes of pixels, found {got} bytes; copy it again"
+                    raise FrameError(self.name, reason)
 
     def _read_stream(self, stream: BufferedIOBase, y0: int, shape: tuple[int, ...]) -> np.ndarray:
         planes = prod(shape[2:])
@@ -553,6 +641,38 @@ class _PixelFile(FrameSource):
             return headers.inherit(headers.parse_header(headers.header_bytes(stream, self.name, offset)), primary)
 
 
+def _read_at(path: str, pieces: Iterable[tuple[int, np.ndarray]]) -> list[int]:
+    """Read from places of a file into arrays of bytes; return how many bytes each got, fewer at the end of the file.
+
+    No buffer in between. One system call a piece where the system can read at an offset.
+    """
+    counts: list[int] = []
+    if not hasattr(os, "preadv"):  # Windows
+        with Path(path).open("rb", buffering=0) as stream:
+            for offset, piece in pieces:
+                stream.seek(offset)
+                counts.append(_read_all(lambda rest, _: stream.readinto(rest), piece, offset))
+        return counts
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for offset, piece in pieces:
+            counts.append(_read_all(lambda rest, at: os.preadv(descriptor, [rest], at), piece, offset))
+    finally:
+        os.close(descriptor)
+    return counts
+
+
+def _read_all(read: Callable[[memoryview, int], int | None], piece: np.ndarray, offset: int) -> int:
+    """Call ``read(rest, place)`` until an array of bytes is full or nothing comes."""
+    target, done = piece.data, 0
+    while done < len(target):
+        count = read(target[done:], offset + done)
+        if not count:
+            break
+        done += count
+    return done
+
+
 _HCOMPRESS_LOCK = threading.Lock()
 
 
@@ -560,6 +680,10 @@ class _TileCompressedFile(_PixelFile):
     """A tile-compressed FITS image (``.fz``): astropy decompresses the tiles that the rows touch."""
 
     __slots__ = ()
+
+    @property
+    def raw_layout(self) -> RawLayout | None:
+        return None
 
     def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
         from astropy.io import fits
