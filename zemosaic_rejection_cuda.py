@@ -27,6 +27,7 @@ SCRATCH_BYTES: Final = 1 << 30
 SAMPLE_CODES: Final = {"float32": 0, "uint16": 1, "fits_uint16": 2}
 
 _SAMPLES: Final = r"""
+#define DEVICE __device__ __forceinline__
 #define EVERYONE 0xffffffffu
 #define BIG 3.4028235e38f
 #define PAST_ALL 1e300  // above every sample
@@ -43,7 +44,7 @@ struct Cube {  // the samples of one pixel
 
 struct Window { int first, last; };  // ranks first .. last - 1
 
-__device__ __forceinline__ float sample(const Cube& cube, int i) {
+DEVICE float sample(const Cube& cube, int i) {
     const long long at = (long long)i * cube.stride + cube.p;
     float v;
     if (SAMPLE == 0) {
@@ -60,13 +61,13 @@ __device__ __forceinline__ float sample(const Cube& cube, int i) {
     return v;
 }
 
-__device__ __forceinline__ bool finite(float v) { return v - v == 0.0f; }  // false for NaN and infinity
+DEVICE bool finite(float v) { return v - v == 0.0f; }  // false for NaN and infinity
 
-__device__ __forceinline__ double at(const float* t, int i) { return (double)t[i * LANES]; }
+DEVICE double at(const float* t, int i) { return (double)t[i * LANES]; }
 """
 
 _SORTING: Final = r"""
-__device__ __forceinline__ void order(float& a, float& b) {
+DEVICE void order(float& a, float& b) {
     const float x = a, y = b;
     a = fminf(x, y);
     b = fmaxf(x, y);
@@ -75,7 +76,7 @@ __device__ __forceinline__ void order(float& a, float& b) {
 // One stage of Batcher's odd-even merge sort, Knuth, TAOCP vol. 3, 5.2.2, algorithm M: pairs at distance K while runs
 // of P are merged; then the stages after it.
 template <int RUN, int P, int K>
-__device__ __forceinline__ void sort_stage(float (&v)[RUN]) {
+DEVICE void sort_stage(float (&v)[RUN]) {
 #pragma unroll
     for (int i = K % P; i < RUN - K; i++) {
         if (((i - K % P) & K) == 0 && i / (2 * P) == (i + K) / (2 * P)) order(v[i], v[i + K]);
@@ -85,7 +86,7 @@ __device__ __forceinline__ void sort_stage(float (&v)[RUN]) {
 }
 
 template <int FIRST, int COUNT, int SIZE>  // the last stages of a bitonic merge: pairs at distance COUNT / 2 .. 1
-__device__ __forceinline__ void clean(float (&v)[SIZE]) {
+DEVICE void clean(float (&v)[SIZE]) {
 #pragma unroll
     for (int k = COUNT / 2; k >= 1; k /= 2) {
 #pragma unroll
@@ -98,7 +99,7 @@ __device__ __forceinline__ void clean(float (&v)[SIZE]) {
 // Stages of a bitonic merge at the distances R / 2 * step .. step. Rows from n on hold BIG, unwritten: every
 // comparison leaves the larger value in the higher row, so they never move. Rows from stop on are left alone.
 template <int R>
-__device__ __forceinline__ void clean_pass(float* t, int n, int stop, int step) {
+DEVICE void clean_pass(float* t, int n, int stop, int step) {
 #pragma unroll 1
     for (int block = 0; block < stop; block += R * step) {
 #pragma unroll 1
@@ -125,7 +126,7 @@ __device__ __forceinline__ void clean_pass(float* t, int n, int stop, int step) 
 
 // The first four stages of a merge of sorted runs of p rows: each row with its mirror image in the other run, then the
 // distances p / 2, p / 4 and p / 8.
-__device__ __forceinline__ void mirror_pass(float* t, int n, int stop, int p) {
+DEVICE void mirror_pass(float* t, int n, int stop, int p) {
     const int step = p / 8;
 #pragma unroll 1
     for (int block = 0; block < stop; block += 2 * p) {
@@ -154,7 +155,7 @@ __device__ __forceinline__ void mirror_pass(float* t, int n, int stop, int p) {
 
 // Sorts the n rows of a column that consists of sorted runs of 32: K. E. Batcher, "Sorting networks and their
 // applications", 1968.
-__device__ __forceinline__ void sort_rows(float* t, int n) {
+DEVICE void sort_rows(float* t, int n) {
 #pragma unroll 1
     for (int p = 32; p < n; p *= 2) {
         const int rest = n % (2 * p);
@@ -177,7 +178,7 @@ __device__ __forceinline__ void sort_rows(float* t, int n) {
 // Copies the samples of all frames in sorted runs into t; invalid ones become the largest number and are not counted.
 // Returns how many are valid and takes the invalid from the frames' counts, hits[i][2].
 template <int RUN>
-__device__ __forceinline__ int load(const Cube& cube, int n_frames, float* t, bool active, unsigned long long* hits) {
+DEVICE int load(const Cube& cube, int n_frames, float* t, bool active, unsigned long long* hits) {
     int n_valid = n_frames;
 #pragma unroll 1
     for (int start = 0; start < n_frames; start += RUN) {
@@ -211,7 +212,7 @@ __device__ __forceinline__ int load(const Cube& cube, int n_frames, float* t, bo
 }
 
 // Median of the valid samples; 0 where there is none.
-__device__ __forceinline__ double centre_of(const float* t, int n) {
+DEVICE double centre_of(const float* t, int n) {
     return n > 0 ? 0.5 * (at(t, (n - 1) / 2) + at(t, n / 2)) : 0.0;
 }
 """
@@ -229,7 +230,7 @@ struct Sums {
 
 struct Pair { double s1, s2; };
 
-__device__ __forceinline__ Pair add_up(const float* t, double centre, int from, int to, Pair s) {
+DEVICE Pair add_up(const float* t, double centre, int from, int to, Pair s) {
 #pragma unroll 4
     for (int i = from; i < to; i++) {
         const double d = at(t, i) - centre;
@@ -239,7 +240,7 @@ __device__ __forceinline__ Pair add_up(const float* t, double centre, int from, 
     return s;
 }
 
-__device__ __forceinline__ Pair add_down(const float* t, double centre, int from, int to, Pair s) {
+DEVICE Pair add_down(const float* t, double centre, int from, int to, Pair s) {
 #pragma unroll 4
     for (int i = from - 1; i >= to; i--) {
         const double d = at(t, i) - centre;
@@ -249,7 +250,7 @@ __device__ __forceinline__ Pair add_down(const float* t, double centre, int from
     return s;
 }
 
-__device__ __forceinline__ Sums running_sums(const float* t, int n_frames, int n_valid, double centre) {
+DEVICE Sums running_sums(const float* t, int n_frames, int n_valid, double centre) {
     Sums sums;
     sums.centre = centre;
     sums.n = n_valid;
@@ -280,7 +281,7 @@ __device__ __forceinline__ Sums running_sums(const float* t, int n_frames, int n
 }
 
 // sum1[i] and sum2[i] of the Numba text.
-__device__ __forceinline__ Pair sums_at(const float* t, const Sums& sums, int i) {
+DEVICE Pair sums_at(const float* t, const Sums& sums, int i) {
     if (i >= sums.middle) {
         if (i == sums.n) return {sums.high1[0], sums.high2[0]};
         if (i >= sums.high_mark[0]) return add_up(t, sums.centre, sums.high_mark[0], i, {sums.high1[1], sums.high2[1]});
@@ -299,11 +300,11 @@ struct Ends {
     Pair low, high;
 };
 
-__device__ __forceinline__ Ends all_ranks(const Sums& sums) {
+DEVICE Ends all_ranks(const Sums& sums) {
     return {0, sums.n, {sums.low1[0], sums.low2[0]}, {sums.high1[0], sums.high2[0]}};
 }
 
-__device__ __forceinline__ void move_ends(const float* t, const Sums& sums, int first, int last, Ends& ends) {
+DEVICE void move_ends(const float* t, const Sums& sums, int first, int last, Ends& ends) {
     if (first != ends.first) ends.low = sums_at(t, sums, first);
     if (last != ends.last) ends.high = sums_at(t, sums, last);
     ends.first = first;
@@ -312,31 +313,31 @@ __device__ __forceinline__ void move_ends(const float* t, const Sums& sums, int 
 """
 
 _WINDOWS: Final = r"""
-__device__ __forceinline__ double median_of(const float* t, int first, int last) {
+DEVICE double median_of(const float* t, int first, int last) {
     const int k = last - first;
     return 0.5 * (at(t, first + (k - 1) / 2) + at(t, first + k / 2));
 }
 
-__device__ __forceinline__ double deviation(double s1, double s2, int k, int free) {
+DEVICE double deviation(double s1, double s2, int k, int free) {
     const double ss = s2 - s1 * (s1 / k);
     return ss > 0.0 ? sqrt(ss / (k - free)) : 0.0;
 }
 
-__device__ __forceinline__ double deviation_of(const Ends& ends, int free) {
+DEVICE double deviation_of(const Ends& ends, int free) {
     return deviation(ends.high.s1 - ends.low.s1, ends.high.s2 - ends.low.s2, ends.last - ends.first, free);
 }
 
-__device__ __forceinline__ int skip_below(const float* t, int first, int last, double limit) {
+DEVICE int skip_below(const float* t, int first, int last, double limit) {
     while (first < last && at(t, first) < limit) first++;
     return first;
 }
 
-__device__ __forceinline__ int skip_above(const float* t, int first, int last, double limit) {
+DEVICE int skip_above(const float* t, int first, int last, double limit) {
     while (last > first && at(t, last - 1) > limit) last--;
     return last;
 }
 
-__device__ __forceinline__ Window window_kappa_sigma(const float* t, const Sums& sums, int n, double k_low, double k_high) {
+DEVICE Window window_kappa_sigma(const float* t, const Sums& sums, int n, double k_low, double k_high) {
     const double s = deviation_of(all_ranks(sums), 0);
     if (s == 0.0) return {0, n};
     const double m = median_of(t, 0, n);
@@ -344,7 +345,7 @@ __device__ __forceinline__ Window window_kappa_sigma(const float* t, const Sums&
     return {first, skip_above(t, first, n, (double)(float)(m + k_high * s))};
 }
 
-__device__ __forceinline__ Window window_kappa_sigma_clipped(
+DEVICE Window window_kappa_sigma_clipped(
     const float* t, const Sums& sums, int n, double k_low, double k_high) {
     Ends ends = all_ranks(sums);
 #pragma unroll 1
@@ -363,7 +364,7 @@ __device__ __forceinline__ Window window_kappa_sigma_clipped(
     return {first, skip_above(t, first, n, m + k_high * s)};
 }
 
-__device__ __forceinline__ Window window_sigma_clip(const float* t, const Sums& sums, int n, double k_low, double k_high) {
+DEVICE Window window_sigma_clip(const float* t, const Sums& sums, int n, double k_low, double k_high) {
     Ends ends = all_ranks(sums);
 #pragma unroll 1
     while (ends.last - ends.first >= 3) {
@@ -378,7 +379,7 @@ __device__ __forceinline__ Window window_sigma_clip(const float* t, const Sums& 
     return {ends.first, ends.last};
 }
 
-__device__ __forceinline__ double quantile(const float* t, int n, double fraction) {
+DEVICE double quantile(const float* t, int n, double fraction) {
     const double place = fraction * (n - 1);
     const int k = (int)floor(place);
     if (k >= n - 1) return at(t, n - 1);
@@ -386,13 +387,14 @@ __device__ __forceinline__ double quantile(const float* t, int n, double fractio
     return low + (place - k) * (at(t, k + 1) - low);
 }
 
-__device__ __forceinline__ double clipped(double x, double low, double high) {
+DEVICE double clipped(double x, double low, double high) {
     return x < low ? low : (x > high ? high : x);
 }
 
 // Deviation of ranks first .. last - 1: those below a counting as low, from b on as high. inner: sums of the last call.
-__device__ __forceinline__ double clipped_deviation(
-    const float* t, const Sums& sums, int first, int last, int a, int b, double low, double high, int free, Ends& inner) {
+DEVICE double clipped_deviation(
+    const float* t, const Sums& sums, int first, int last, int a, int b, double low, double high, int free,
+    Ends& inner) {
     const int i0 = min(max(a, first), last);
     const int i1 = max(min(b, last), i0);
     move_ends(t, sums, i0, i1, inner);
@@ -406,7 +408,7 @@ __device__ __forceinline__ double clipped_deviation(
 }
 
 // Writes the values the samples are clipped to into clip_low and clip_high.
-__device__ __forceinline__ Window window_legacy_quantile(
+DEVICE Window window_legacy_quantile(
     const float* t, const Sums& sums, int n, double k_low, double k_high, double low_fraction, double high_fraction,
     double& clip_low, double& clip_high) {
     const double low = quantile(t, n, low_fraction);
@@ -439,7 +441,7 @@ __device__ __forceinline__ Window window_legacy_quantile(
     return {first, skip_above(t, first, n, m + k_high * s)};
 }
 
-__device__ __forceinline__ Window window_pixinsight(const float* t, const Sums& sums, int n, double k_low, double k_high) {
+DEVICE Window window_pixinsight(const float* t, const Sums& sums, int n, double k_low, double k_high) {
     Ends ends = all_ranks(sums);
     Ends inner = ends;
 #pragma unroll 1
@@ -471,7 +473,7 @@ __device__ __forceinline__ Window window_pixinsight(const float* t, const Sums& 
     return {ends.first, ends.last};
 }
 
-__device__ __forceinline__ Window window_averaged_sigma(const float* t, const Sums& sums, int n, double k_low, double k_high) {
+DEVICE Window window_averaged_sigma(const float* t, const Sums& sums, int n, double k_low, double k_high) {
     if (!(t[0] > 0.0f)) return {0, n};
     double m = median_of(t, 0, n);
     const double square = (sums.high2[0] - sums.low2[0]) / m / (n - 1);
@@ -492,7 +494,7 @@ __device__ __forceinline__ Window window_averaged_sigma(const float* t, const Su
     return {first, last};
 }
 
-__device__ __forceinline__ Window window_percentile_clip(const float* t, int n, double p_low, double p_high) {
+DEVICE Window window_percentile_clip(const float* t, int n, double p_low, double p_high) {
     const double m = median_of(t, 0, n);
     if (m == 0.0) return {0, n};
     const double below = m > 0.0 ? p_low : p_high;
@@ -506,7 +508,7 @@ __device__ __forceinline__ Window window_percentile_clip(const float* t, int n, 
 }
 
 // Widens a range of ranks to all samples that equal one inside: equal samples share one fate.
-__device__ __forceinline__ Window with_equals(const float* t, int n, int first, int last) {
+DEVICE Window with_equals(const float* t, int n, int first, int last) {
     if (last > first) {
         while (first > 0 && t[(first - 1) * LANES] == t[first * LANES]) first--;
         while (last < n && t[last * LANES] == t[(last - 1) * LANES]) last++;
@@ -514,7 +516,7 @@ __device__ __forceinline__ Window with_equals(const float* t, int n, int first, 
     return {first, last};
 }
 
-__device__ __forceinline__ Window window_gesd(
+DEVICE Window window_gesd(
     const float* t, const Sums& sums, int n, double fraction, const double* critical) {
     Ends ends = all_ranks(sums);
     int best_first = 0;
@@ -548,7 +550,7 @@ struct Verdict {  // what a pixel keeps: ranks, the smallest and largest value, 
 };
 
 // Marks a pixel that lost all samples: below low lies what was rejected low, the rest was rejected high.
-__device__ __forceinline__ int crossed(const float* t, int n, double centre, float& low, float& high) {
+DEVICE int crossed(const float* t, int n, double centre, float& low, float& high) {
     high = __int_as_float(0xff800000);  // -infinity
     if (n == 0) {
         low = __int_as_float(0x7f800000);
@@ -560,7 +562,7 @@ __device__ __forceinline__ int crossed(const float* t, int n, double centre, flo
     return f;
 }
 
-__device__ __forceinline__ Verdict reject(
+DEVICE Verdict reject(
     const float* t, int n_frames, int n, double centre, const double* par, const double* critical) {
     Verdict v = {0, n, 0.0f, 0.0f, 0.0, 0.0};
     Window w = {0, n};
@@ -598,14 +600,14 @@ struct Weights {
     long long place;
 };
 
-__device__ __forceinline__ double weight_of(const Cube& cube, const Weights& weights, int i) {
+DEVICE double weight_of(const Cube& cube, const Weights& weights, int i) {
     const double w = weights.frame[(long long)i * cube.channels + cube.channel];
     if (weights.per_sample == nullptr) return w;
     return w * (double)weights.per_sample[(long long)i * weights.stride + weights.place];
 }
 
 // Adds the samples of a frame that were rejected, over the pixels of the warp, to hits[i][0] and hits[i][1].
-__device__ __forceinline__ void count_hits(float x, const Verdict& v, bool active, int i, unsigned long long* hits) {
+DEVICE void count_hits(float x, const Verdict& v, bool active, int i, unsigned long long* hits) {
     const bool out = finite(x) && !(x >= v.low && x <= v.high) && active;
     const unsigned lanes = __ballot_sync(EVERYONE, out);
     if (lanes != 0) {
@@ -623,7 +625,7 @@ __device__ __forceinline__ void count_hits(float x, const Verdict& v, bool activ
 // The sum over the frames, in their order, of the samples kept, and of their weights; counts what was rejected.
 // WEIGHTED false: plain_sums, true: weighted_sums of the Numba text. COUNT: valid samples, where none were loaded.
 template <bool SUM, bool WEIGHTED, bool HITS, bool COUNT>
-__device__ __forceinline__ void frame_sums(
+DEVICE void frame_sums(
     const Cube& cube, int n_frames, const Verdict& v, const Weights& weights, bool active, unsigned long long* hits,
     double& total, double& weight, int& n_valid) {
     total = 0.0;
@@ -659,8 +661,9 @@ __device__ __forceinline__ void frame_sums(
 }
 
 // Sums with rejected samples counting with their clipped values; all weights 1 if plain.
-__device__ __forceinline__ void rewinsorized_sums(
-    const Cube& cube, int n_frames, const Verdict& v, const Weights& weights, bool plain, double& total, double& weight) {
+DEVICE void rewinsorized_sums(
+    const Cube& cube, int n_frames, const Verdict& v, const Weights& weights, bool plain, double& total,
+    double& weight) {
     total = 0.0;
     weight = 0.0;
 #pragma unroll 4
@@ -677,7 +680,7 @@ __device__ __forceinline__ void rewinsorized_sums(
 
 // Ranks a and b, a <= b, of the samples with the rejected ones replaced by their clipped values: three ascending lists
 // (rejected low, kept, rejected high) are merged up to there.
-__device__ __forceinline__ void sort_rewinsorized(
+DEVICE void sort_rewinsorized(
     const float* t, int n, const Verdict& v, int a, int b, double& at_a, double& at_b) {
     int i = 0;
     int k = v.first;
@@ -704,7 +707,7 @@ struct Maps {
 };
 
 // The average of what is kept, and the weight of it.
-__device__ __forceinline__ float mean_of(
+DEVICE float mean_of(
     const Cube& cube, int n_frames, const Verdict& v, const Weights& weights, bool uniform, int counted, double total,
     double weight, float& weight_sum) {
     const double divisor = uniform && !REWINSOR ? (double)counted : weight;
@@ -718,7 +721,7 @@ __device__ __forceinline__ float mean_of(
 }
 
 // One value from the sorted samples: the median, the smallest or the largest.
-__device__ __forceinline__ float rank_of(const float* t, int n, const Verdict& v) {
+DEVICE float rank_of(const float* t, int n, const Verdict& v) {
     if (REWINSOR) {
         double a = 0.0, b = 0.0;
         if (COMBINE == 1) sort_rewinsorized(t, n, v, (n - 1) / 2, n / 2, a, b);
@@ -729,7 +732,7 @@ __device__ __forceinline__ float rank_of(const float* t, int n, const Verdict& v
     return t[(COMBINE == 2 ? v.first : v.last - 1) * LANES];
 }
 
-__device__ __forceinline__ void combine_pixel(
+DEVICE void combine_pixel(
     const Cube& cube, int n_frames, float* t, const double* par, const double* critical, const Weights& weights,
     bool uniform, bool active, const Maps& maps, unsigned long long* hits, unsigned long long* lost) {
     int n = n_frames;
@@ -831,7 +834,7 @@ class LaunchPlan:
         """True when the columns lie in shared memory; :func:`source` must be told."""
         return self.scratch_bytes == 0
 
-    def __str__(self) -> str:
+    def __str__(self) -> str:  # noqa: D105
         where = f"{self.shared_bytes} B shared" if self.in_shared else f"{self.scratch_bytes / 2**20:.0f} MiB scratch"
         return f"{self.blocks} blocks of {self.threads} threads, {where}"
 

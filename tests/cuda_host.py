@@ -13,7 +13,6 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 STRICT = ("-O2", "-ffp-contract=off")
 CONTRACTED = ("-O2", "-ffp-contract=fast", "-mfma")
@@ -54,6 +53,8 @@ def compiler() -> str:
     """Return g++, or skip the test with the reason."""
     found = shutil.which("g++")
     if found is None:
+        import pytest
+
         pytest.skip("no g++ to build the CUDA text with")
     return found
 
