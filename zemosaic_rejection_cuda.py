@@ -542,6 +542,163 @@ DEVICE Window window_gesd(
 }
 """
 
+_LINE_FIT: Final = r"""
+// Samples of a window, relative to the centre: y[i] of the Numba text is y(i).
+struct Line {
+    const float* t;
+    double centre;
+    int first, k;
+    double level, slope;  // at rank 0 of the window, and by rank
+    int place;            // the rank of a sample it passes through
+    DEVICE double y(int i) const { return at(t, first + i) - centre; }
+    DEVICE double residual(int i) const { return y(i) - (level + slope * i); }
+};
+
+DEVICE void line_least_squares(Line& line) {
+    const int n = line.k;
+    const double middle = 0.5 * (n - 1);
+    double tilted = 0.0;
+    double total = 0.0;
+#pragma unroll 4
+    for (int i = 0; i < n; i++) {
+        const double y = line.y(i);
+        tilted += (i - middle) * y;
+        total += y;
+    }
+    line.slope = tilted / (n * ((double)n * n - 1.0) / 12.0);
+    line.level = total / n - line.slope * middle;
+}
+
+struct Side { double slope; int weight, place; };  // the slope next to a bound, the weight of all equal to it, the first
+
+DEVICE void nearer(Side& side, bool closer, double slope, int weight, int i) {
+    if (closer) side = {slope, weight, i};
+    else if (slope == side.slope) side.weight += weight;
+}
+
+// Weight of the slopes, from sample line.place to the others, below a bound; the nearest on either side of the bound.
+DEVICE int weight_below(const Line& line, double bound, Side& below, Side& above) {
+    const int here = line.place;
+    const double level = line.y(here);
+    int total = 0;
+    below = {-PAST_ALL, 0, 0};
+    above = {PAST_ALL, 0, 0};
+#pragma unroll 1
+    for (int side = -1; side <= 1; side += 2) {
+        const int from = side < 0 ? 0 : here + 1;
+        const int to = side < 0 ? here : line.k;
+#pragma unroll 4
+        for (int i = from; i < to; i++) {
+            const int weight = side * (i - here);
+            const double slope = (line.y(i) - level) / (i - here);
+            const bool under = slope < bound;
+            total += under ? weight : 0;
+            if (under) nearer(below, slope > below.slope, slope, weight, i);
+            else nearer(above, slope < above.slope, slope, weight, i);
+        }
+    }
+    return total;
+}
+
+// Place of the weighted median: the smallest slope at which half of the weight is reached, the first of equal ones.
+// The weight below a bound says on which side it lies; the bound moves there, by interpolation once it is enclosed. Another search than the
+// Numba text's, for the same place.
+DEVICE Side weighted_median(const Line& line) {
+    const int here = line.place;
+    const int after = line.k - 1 - here;
+    const double half = 0.25 * ((double)here * (here + 1) + (double)after * (after + 1));  // weights are distances
+    double low = -1.0, high = PAST_ALL;  // the median lies between; samples are sorted, no slope is negative
+    double weight_low = 0.0, weight_high = 2.0 * half;
+    double bound = line.slope > 0.0 ? line.slope : 1e-30;
+    double step = 0.05 * bound;
+#pragma unroll 1
+    for (int r = 0;; r++) {
+        Side below, above;
+        const int under = weight_below(line, bound, below, above);
+        if (under < half) {
+            if (under + above.weight >= half) return above;
+            low = above.slope;
+            weight_low = under + above.weight;
+        } else {
+            if (under - below.weight < half) return below;
+            high = below.slope;
+            weight_high = under - below.weight;
+        }
+        step *= 2.0;
+        if (high == PAST_ALL) bound = low + step;
+        else if (low < 0.0) bound = high > step ? high - step : 0.5 * high;
+        else if (r % 3 == 2) bound = low + 0.5 * (high - low);
+        else bound = low + (high - low) * ((half - weight_low) / (weight_high - weight_low));
+        if (!(bound > low && bound < high)) bound = high;
+    }
+}
+
+DEVICE void line_least_absolute(Line& line) {
+    int came_from = -1;
+#pragma unroll 1
+    for (int r = 0; r < 50; r++) {
+        const Side other = weighted_median(line);
+        line.slope = other.slope;
+        if (other.place == came_from) break;
+        came_from = line.place;
+        line.place = other.place;
+    }
+    line.level = line.y(line.place) - line.slope * line.place;
+}
+
+DEVICE Window window_linear_fit(const float* t, double centre, int n, double k_low, double k_high) {
+    int first = 0;
+    int last = n;
+    int place = -1;
+    Line line = {t, centre, 0, 0, 0.0, 0.0, 0};
+#pragma unroll 1
+    while (last - first >= 5) {
+        const int k = last - first;
+        line.first = first;
+        line.k = k;
+        if (METHOD == 10) {
+            if (!(first <= place && place < last)) {  // the first round, or the line's sample fell
+                line_least_squares(line);
+                double nearest = PAST_ALL;
+                for (int i = 0; i < k; i++) {
+                    const double distance = fabs(line.residual(i));
+                    if (distance < nearest) {
+                        nearest = distance;
+                        place = first + i;
+                    }
+                }
+            }
+            line.place = place - first;
+            line_least_absolute(line);
+            place = first + line.place;
+        } else {
+            line_least_squares(line);
+        }
+        double sigma = 0.0;
+#pragma unroll 4
+        for (int i = 0; i < k; i++) sigma += fabs(line.residual(i));
+        sigma = 2.0 * sigma / k;
+        const double largest = fmax(fabs(at(t, first)), fabs(at(t, last - 1)));
+        if (!(sigma > 1e-12 * largest)) break;
+        int f = 0;
+        int g = k;
+        const double clear = 0.999 * fmin(k_low, k_high) * sigma;  // nearer to the line nothing is rejected
+#pragma unroll 1
+        for (int i = 0; i < k; i++) {
+            const double r = line.residual(i);
+            if (fabs(r) >= clear && (r / sigma >= k_high || -r / sigma >= k_low)) {
+                if (i < k / 2) f = i + 1;
+                else g = min(g, i);
+            }
+        }
+        if (f == 0 && g == k) break;
+        last = first + g;
+        first = first + f;
+    }
+    return with_equals(t, n, first, last);
+}
+"""
+
 _COMBINING: Final = r"""
 struct Verdict {  // what a pixel keeps: ranks, the smallest and largest value, the values that replace the rejected
     int first, last;
@@ -568,6 +725,8 @@ DEVICE Verdict reject(
     Window w = {0, n};
     if (METHOD == 7) {
         if (n >= 2) w = window_percentile_clip(t, n, par[0], par[1]);
+    } else if (METHOD == 9 || METHOD == 10) {
+        if (n >= 5) w = window_linear_fit(t, centre, n, par[0], par[1]);
     } else if (n >= (METHOD == 8 ? 10 : 3)) {
         const Sums sums = running_sums(t, n_frames, n, centre);
         if (METHOD == 1) w = window_kappa_sigma(t, sums, n, par[0], par[1]);
@@ -817,7 +976,7 @@ extern "C" __global__ void __launch_bounds__(LANES) combine_block(
 }
 """
 
-TEXT: Final = _SAMPLES + _SORTING + _SUMS + _WINDOWS + _COMBINING + _KERNEL
+TEXT: Final = _SAMPLES + _SORTING + _SUMS + _WINDOWS + _LINE_FIT + _COMBINING + _KERNEL
 
 
 @dataclass(frozen=True)
