@@ -75,14 +75,14 @@ DEVICE void order(float& a, float& b) {
 
 // One stage of Batcher's odd-even merge sort, Knuth, TAOCP vol. 3, 5.2.2, algorithm M: pairs at distance K while runs
 // of P are merged; then the stages after it.
-template <int RUN, int P, int K>
-DEVICE void sort_stage(float (&v)[RUN]) {
+template <int COUNT, int P, int K>
+DEVICE void sort_stage(float (&v)[COUNT]) {
 #pragma unroll
-    for (int i = K % P; i < RUN - K; i++) {
+    for (int i = K % P; i < COUNT - K; i++) {
         if (((i - K % P) & K) == 0 && i / (2 * P) == (i + K) / (2 * P)) order(v[i], v[i + K]);
     }
-    if constexpr (K > 1) sort_stage<RUN, P, K / 2>(v);
-    else if constexpr (2 * P < RUN) sort_stage<RUN, 2 * P, 2 * P>(v);
+    if constexpr (K > 1) sort_stage<COUNT, P, K / 2>(v);
+    else if constexpr (2 * P < COUNT) sort_stage<COUNT, 2 * P, 2 * P>(v);
 }
 
 template <int FIRST, int COUNT, int SIZE>  // the last stages of a bitonic merge: pairs at distance COUNT / 2 .. 1
@@ -175,36 +175,40 @@ DEVICE void sort_rows(float* t, int n) {
     }
 }
 
-// Copies the samples of all frames in sorted runs into t; invalid ones become the largest number and are not counted.
-// Returns how many are valid and takes the invalid from the frames' counts, hits[i][2].
-template <int RUN>
+// Returns 1 for an invalid sample of frame i; all those of the warp are taken from the frame's count, hits[i][2].
+DEVICE int count_invalid(float x, bool active, int i, unsigned long long* hits) {
+    const bool invalid = !finite(x);
+    const unsigned lanes = __ballot_sync(EVERYONE, invalid && active);
+    if (threadIdx.x == 0 && lanes != 0) atomicAdd(hits + 3 * i + 2, 0ull - (unsigned long long)__popc(lanes));
+    return invalid ? 1 : 0;
+}
+
+// Copies the samples of all frames into t, in sorted runs of COUNT; invalid ones become the largest number. Returns how
+// many are valid.
+template <int COUNT>
 DEVICE int load(const Cube& cube, int n_frames, float* t, bool active, unsigned long long* hits) {
     int n_valid = n_frames;
 #pragma unroll 1
-    for (int start = 0; start < n_frames; start += RUN) {
-        float v[RUN];
+    for (int start = 0; start < n_frames; start += COUNT) {
+        float v[COUNT];
 #pragma unroll
-        for (int k = 0; k < RUN; k++) v[k] = start + k < n_frames ? sample(cube, start + k) : BIG;
+        for (int k = 0; k < COUNT; k++) v[k] = start + k < n_frames ? sample(cube, start + k) : BIG;
         bool all = true;
 #pragma unroll
-        for (int k = 0; k < RUN; k++) all = all && finite(v[k]);
+        for (int k = 0; k < COUNT; k++) all = all && finite(v[k]);
         if (__any_sync(EVERYONE, !all)) {
 #pragma unroll
-            for (int k = 0; k < RUN; k++) {
-                const bool invalid = !finite(v[k]);
-                const unsigned lanes = __ballot_sync(EVERYONE, invalid && active);
-                if (threadIdx.x == 0 && lanes != 0) {
-                    atomicAdd(hits + 3 * (start + k) + 2, 0ull - (unsigned long long)__popc(lanes));
-                }
-                n_valid -= invalid ? 1 : 0;
-                v[k] = invalid ? BIG : v[k];
+            for (int k = 0; k < COUNT; k++) {
+                const int invalid = count_invalid(v[k], active, start + k, hits);
+                n_valid -= invalid;
+                v[k] = invalid != 0 ? BIG : v[k];
             }
         }
 #pragma unroll
-        for (int k = 0; k < RUN; k++) v[k] = v[k] + 0.0f;  // -0 becomes +0: their order must not tell them apart
-        sort_stage<RUN, 1, 1>(v);
+        for (int k = 0; k < COUNT; k++) v[k] = v[k] + 0.0f;  // -0 becomes +0: their order must not tell them apart
+        sort_stage<COUNT, 1, 1>(v);
 #pragma unroll
-        for (int k = 0; k < RUN; k++) {
+        for (int k = 0; k < COUNT; k++) {
             if (start + k < n_frames) t[(start + k) * LANES] = v[k];
         }
     }
@@ -218,34 +222,26 @@ DEVICE double centre_of(const float* t, int n) {
 """
 
 _SUMS: Final = r"""
-// Running sums of d = x - centre and d * d from the middle rank outward. Kept are those at both ends, and at a
-// sixteenth and an eighth of the ranks from them, where the windows of most methods lie.
-struct Sums {
-    double centre;
-    int middle;
-    int n;
-    int low_mark[2], high_mark[2];          // ranks, the outer one first
-    double low1[3], low2[3], high1[3], high2[3];  // at the end, the outer mark, the inner mark
-};
-
+// Running sums of d = x - centre and d * d from the middle rank outward, to either side. Kept are those to both ends and
+// to ranks a sixteenth and an eighth of all from them, where the windows of most methods end; others are added from there.
 struct Pair { double s1, s2; };
 
-DEVICE Pair add_up(const float* t, double centre, int from, int to, Pair s) {
+struct Sums {
+    double centre;
+    int middle, n;
+    int low_mark[2], high_mark[2];  // ranks, the outer one first
+    Pair low[3], high[3];           // to the end, the outer mark, the inner mark
+};
+
+// Adds count ranks to a sum, from rank i on upward (direction 1) or downward (-1).
+DEVICE Pair add_ranks(const float* t, double centre, int i, int count, int direction, Pair s) {
+    const float* place = t + i * LANES;
 #pragma unroll 4
-    for (int i = from; i < to; i++) {
-        const double d = at(t, i) - centre;
+    for (int r = 0; r < count; r++) {
+        const double d = (double)*place - centre;
         s.s1 = s.s1 + d;
         s.s2 = s.s2 + d * d;
-    }
-    return s;
-}
-
-DEVICE Pair add_down(const float* t, double centre, int from, int to, Pair s) {
-#pragma unroll 4
-    for (int i = from - 1; i >= to; i--) {
-        const double d = at(t, i) - centre;
-        s.s1 = s.s1 - d;
-        s.s2 = s.s2 - d * d;
+        place += direction * LANES;
     }
     return s;
 }
@@ -255,43 +251,46 @@ DEVICE Sums running_sums(const float* t, int n_frames, int n_valid, double centr
     sums.centre = centre;
     sums.n = n_valid;
     sums.middle = min(n_frames / 2, n_valid);  // ranks from n_valid on add nothing
-    Pair s = {0.0, 0.0};
-    int from = sums.middle;
+    Pair up = {0.0, 0.0};
+    Pair down = {0.0, 0.0};
+    int above = sums.middle;
+    int below = sums.middle;
 #pragma unroll
     for (int k = 2; k >= 0; k--) {
-        const int to = k == 0 ? n_valid : max(from, n_valid - n_valid / (k == 2 ? 8 : 16));
-        s = add_up(t, centre, from, to, s);
-        if (k > 0) sums.high_mark[k - 1] = to;
-        sums.high1[k] = s.s1;
-        sums.high2[k] = s.s2;
-        from = to;
-    }
-    s = {0.0, 0.0};
-    from = sums.middle;
-#pragma unroll
-    for (int k = 2; k >= 0; k--) {
-        const int to = k == 0 ? 0 : min(from, n_valid / (k == 2 ? 8 : 16));
-        s = add_down(t, centre, from, to, s);
-        if (k > 0) sums.low_mark[k - 1] = to;
-        sums.low1[k] = s.s1;
-        sums.low2[k] = s.s2;
-        from = to;
+        const int margin = k == 0 ? 0 : n_valid / (k == 2 ? 8 : 16);
+        const int high = max(above, n_valid - margin);
+        const int low = min(below, margin);
+        up = add_ranks(t, centre, above, high - above, 1, up);
+        down = add_ranks(t, centre, below - 1, below - low, -1, down);
+        sums.high[k] = up;
+        sums.low[k] = down;
+        if (k > 0) {
+            sums.high_mark[k - 1] = high;
+            sums.low_mark[k - 1] = low;
+        }
+        above = high;
+        below = low;
     }
     return sums;
 }
 
-// sum1[i] and sum2[i] of the Numba text.
+// sum1[i] and sum2[i] of the Numba text: below the middle the sums taken negative.
 DEVICE Pair sums_at(const float* t, const Sums& sums, int i) {
-    if (i >= sums.middle) {
-        if (i == sums.n) return {sums.high1[0], sums.high2[0]};
-        if (i >= sums.high_mark[0]) return add_up(t, sums.centre, sums.high_mark[0], i, {sums.high1[1], sums.high2[1]});
-        if (i >= sums.high_mark[1]) return add_up(t, sums.centre, sums.high_mark[1], i, {sums.high1[2], sums.high2[2]});
-        return add_up(t, sums.centre, sums.middle, i, {0.0, 0.0});
+    const bool upper = i >= sums.middle;
+    int from = sums.middle;
+    Pair s = {0.0, 0.0};
+    if (upper) {
+        if (i >= sums.high_mark[1]) from = sums.high_mark[1], s = sums.high[2];
+        if (i >= sums.high_mark[0]) from = sums.high_mark[0], s = sums.high[1];
+        if (i >= sums.n) from = i, s = sums.high[0];
+    } else {
+        if (i <= sums.low_mark[1]) from = sums.low_mark[1], s = sums.low[2];
+        if (i <= sums.low_mark[0]) from = sums.low_mark[0], s = sums.low[1];
+        if (i <= 0) from = i, s = sums.low[0];
     }
-    if (i == 0) return {sums.low1[0], sums.low2[0]};
-    if (i <= sums.low_mark[0]) return add_down(t, sums.centre, sums.low_mark[0], i, {sums.low1[1], sums.low2[1]});
-    if (i <= sums.low_mark[1]) return add_down(t, sums.centre, sums.low_mark[1], i, {sums.low1[2], sums.low2[2]});
-    return add_down(t, sums.centre, sums.middle, i, {0.0, 0.0});
+    s = add_ranks(t, sums.centre, upper ? from : from - 1, upper ? i - from : from - i, upper ? 1 : -1, s);
+    if (!upper) s = {-s.s1, -s.s2};
+    return s;
 }
 
 // The sums of a window whose ends move: what did not move is not added again.
@@ -301,7 +300,7 @@ struct Ends {
 };
 
 DEVICE Ends all_ranks(const Sums& sums) {
-    return {0, sums.n, {sums.low1[0], sums.low2[0]}, {sums.high1[0], sums.high2[0]}};
+    return {0, sums.n, {-sums.low[0].s1, -sums.low[0].s2}, sums.high[0]};
 }
 
 DEVICE void move_ends(const float* t, const Sums& sums, int first, int last, Ends& ends) {
@@ -476,7 +475,7 @@ DEVICE Window window_pixinsight(const float* t, const Sums& sums, int n, double 
 DEVICE Window window_averaged_sigma(const float* t, const Sums& sums, int n, double k_low, double k_high) {
     if (!(t[0] > 0.0f)) return {0, n};
     double m = median_of(t, 0, n);
-    const double square = (sums.high2[0] - sums.low2[0]) / m / (n - 1);
+    const double square = (sums.high[0].s2 + sums.low[0].s2) / m / (n - 1);
     if (!(square > 0.0)) return {0, n};
     const double gain = sqrt(square);
     int first = 0;
@@ -781,9 +780,9 @@ DEVICE void count_hits(float x, const Verdict& v, bool active, int i, unsigned l
 
 #define AT_ONCE 16  // frames read before the first is used
 
-// The sum over the frames, in their order, of the samples kept, and of their weights; counts what was rejected.
-// WEIGHTED false: plain_sums, true: weighted_sums of the Numba text. COUNT: valid samples, where none were loaded.
-template <bool SUM, bool WEIGHTED, bool HITS, bool COUNT>
+// Adds up, over the frames in their order, the samples kept and their weights: plain_sums and, where WEIGHTED, weighted_sums
+// of the Numba text. Counts each frame's rejected samples, or, where nothing is rejected and nothing was loaded, its valid.
+template <bool SUM, bool WEIGHTED>
 DEVICE void frame_sums(
     const Cube& cube, int n_frames, const Verdict& v, const Weights& weights, bool active, unsigned long long* hits,
     double& total, double& weight, int& n_valid) {
@@ -798,25 +797,25 @@ DEVICE void frame_sums(
         for (int k = 0; k < AT_ONCE; k++) {
             const int i = start + k;
             if (i >= n_frames) break;
+            if (METHOD != 0) count_hits(x[k], v, active, i, hits);
+            else n_valid -= count_invalid(x[k], active, i, hits);
             const bool keep = x[k] >= v.low && x[k] <= v.high;
-            if (HITS) count_hits(x[k], v, active, i, hits);
-            if (COUNT) {
-                const bool invalid = !finite(x[k]);
-                const unsigned lanes = __ballot_sync(EVERYONE, invalid && active);
-                if (threadIdx.x == 0 && lanes != 0) {
-                    atomicAdd(hits + 3 * i + 2, 0ull - (unsigned long long)__popc(lanes));
-                }
-                n_valid -= invalid ? 1 : 0;
-            }
-            if (SUM && WEIGHTED) {
-                const double w = weight_of(cube, weights, i);
-                total += keep ? w * (double)x[k] : 0.0;
-                weight += keep ? w : 0.0;
-            } else if (SUM) {
-                total += keep ? (double)x[k] : 0.0;
-            }
+            const double w = WEIGHTED ? weight_of(cube, weights, i) : 1.0;
+            if (SUM) total += keep ? w * (double)x[k] : 0.0;
+            if (WEIGHTED) weight += keep ? w : 0.0;
         }
     }
+}
+
+// The same for one pixel, without weights and counts.
+DEVICE double plain_sums(const Cube& cube, int n_frames, const Verdict& v) {
+    double total = 0.0;
+#pragma unroll 1
+    for (int i = 0; i < n_frames; i++) {
+        const float x = sample(cube, i);
+        total += x >= v.low && x <= v.high ? (double)x : 0.0;
+    }
+    return total;
 }
 
 // Sums with rejected samples counting with their clipped values; all weights 1 if plain.
@@ -872,10 +871,8 @@ DEVICE float mean_of(
     const double divisor = uniform && !REWINSOR ? (double)counted : weight;
     weight_sum = (float)divisor;
     if (divisor > 0.0) return (float)(total / divisor);
-    unsigned long long* none = nullptr;  // all weights are 0: the plain mean
-    int seen = 0;
-    if (REWINSOR) rewinsorized_sums(cube, n_frames, v, weights, true, total, weight);
-    else frame_sums<true, false, false, false>(cube, n_frames, v, weights, false, none, total, weight, seen);
+    if (REWINSOR) rewinsorized_sums(cube, n_frames, v, weights, true, total, weight);  // all weights are 0
+    else total = plain_sums(cube, n_frames, v);
     return (float)(total / counted);
 }
 
@@ -901,35 +898,23 @@ DEVICE void combine_pixel(
     Verdict v = {0, 0, -BIG, BIG, 0.0, 0.0};
     const bool sorted = METHOD != 0 || COMBINE != 0;
     if (sorted) {
-        if (n_frames <= 8) n = load<8>(cube, n_frames, t, active, hits);
-        else if (n_frames <= 16) n = load<16>(cube, n_frames, t, active, hits);
-        else n = load<32>(cube, n_frames, t, active, hits);
+        if (RUN == 8) n = load<8>(cube, n_frames, t, active, hits);
+        if (RUN == 16) n = load<16>(cube, n_frames, t, active, hits);
+        if (RUN == 32) n = load<32>(cube, n_frames, t, active, hits);
         sort_rows(t, n_frames);
     }
     if (METHOD != 0) {
         centre = centre_of(t, n);
         v = reject(t, n_frames, n, centre, par, critical);
     }
-    if (!sorted) {  // a plain mean needs no order: count and add in one go
-        if (uniform) frame_sums<true, false, false, true>(cube, n_frames, v, weights, active, hits, total, weight, n);
-        else frame_sums<true, true, false, true>(cube, n_frames, v, weights, active, hits, total, weight, n);
-    }
+    const bool sums = COMBINE == 0 && !REWINSOR;
+    const bool count = METHOD != 0 && __any_sync(EVERYONE, v.last - v.first < n);
+    if (sums && uniform) frame_sums<true, false>(cube, n_frames, v, weights, active, hits, total, weight, n);
+    else if (sums) frame_sums<true, true>(cube, n_frames, v, weights, active, hits, total, weight, n);
+    else if (count) frame_sums<false, false>(cube, n_frames, v, weights, active, hits, total, weight, n);
+    if (COMBINE == 0 && REWINSOR) rewinsorized_sums(cube, n_frames, v, weights, false, total, weight);
     if (METHOD == 0) v.last = n;
     const int kept = v.last - v.first;
-    if (sorted) {
-        const bool count = METHOD != 0 && __any_sync(EVERYONE, kept < n);
-        const bool sums = COMBINE == 0 && !REWINSOR;
-        int seen = 0;
-        if (sums && uniform && count)
-            frame_sums<true, false, true, false>(cube, n_frames, v, weights, active, hits, total, weight, seen);
-        else if (sums && uniform)
-            frame_sums<true, false, false, false>(cube, n_frames, v, weights, active, hits, total, weight, seen);
-        else if (sums)
-            frame_sums<true, true, true, false>(cube, n_frames, v, weights, active, hits, total, weight, seen);
-        else if (count)
-            frame_sums<false, false, true, false>(cube, n_frames, v, weights, active, hits, total, weight, seen);
-        if (COMBINE == 0 && REWINSOR) rewinsorized_sums(cube, n_frames, v, weights, false, total, weight);
-    }
     if (!active) return;
     const long long p = cube.p;
     const int counted = REWINSOR ? n : kept;
@@ -1037,6 +1022,7 @@ def source(
     sample: str = "float32",
     scaled: bool = False,
     in_shared: bool = True,
+    n_frames: int = 0,
 ) -> str:
     """Return the text of the kernel for one way to reject and combine.
 
@@ -1055,6 +1041,8 @@ def source(
         Samples are ``float32(scale * value + offset)``, computed in float64.
     in_shared : bool
         From :func:`launch_plan`.
+    n_frames : int
+        So many frames or fewer; 0: any number. Up to 16 a shorter text sorts them.
 
     Raises
     ------
@@ -1065,6 +1053,7 @@ def source(
         raise ValueError(f"no such type of samples: {sample!r}; known are {', '.join(SAMPLE_CODES)}")
     constants = {
         "LANES": LANES,
+        "RUN": next((run for run in (8, 16) if 0 < n_frames <= run), 32),
         "METHOD": method,
         "COMBINE": combine,
         "REWINSOR": int(rewinsor),

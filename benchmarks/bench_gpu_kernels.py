@@ -32,7 +32,7 @@ METHODS = {  # METHOD_CODES of zemosaic_rejection, which would load Numba
 }  # fmt: skip
 COMBINES = {"mean": 0, "median": 1, "min": 2, "max": 3}
 IMAGE = 1080 * 1920 * 3
-CONSTANTS = ("METHOD", "COMBINE", "REWINSOR", "SAMPLE", "SCALED", "IN_SHARED")
+CONSTANTS = ("METHOD", "COMBINE", "REWINSOR", "SAMPLE", "SCALED", "IN_SHARED", "RUN")
 CHECKED = 2000  # elements whose bits are compared
 
 
@@ -109,7 +109,7 @@ def on_host(library: ctypes.CDLL, row: Row, arguments: list) -> list[np.ndarray]
     host[1] = np.int64(host[0].shape[1])
     host[3] = host[1]
     host[19] = np.empty(row.n_frames, np.float32)
-    values = (METHODS[row.method], COMBINES[row.combine], 0, cuda.SAMPLE_CODES[row.sample], row.sample != "float32", 1)
+    values = (METHODS[row.method], COMBINES[row.combine], 0, cuda.SAMPLE_CODES[row.sample], row.sample != "float32", 1, 32)
     for name, value in zip(CONSTANTS, values, strict=True):
         getattr(library, f"set_{name}")(int(value))
     library.set_grid(0, 0, 0, 1, 1, 1)
@@ -132,7 +132,7 @@ def measure(row: Row, cube: cp.ndarray, library: ctypes.CDLL) -> str:
     begin = time.perf_counter()
     text = cuda.source(
         METHODS[row.method], COMBINES[row.combine], sample=row.sample, scaled=row.sample != "float32",
-        in_shared=plan.in_shared,
+        in_shared=plan.in_shared, n_frames=n,
     )  # fmt: skip
     kernel = cp.RawModule(code=text, options=cuda.COMPILE_OPTIONS).get_function(cuda.KERNEL)
     if plan.shared_bytes > 48 << 10:

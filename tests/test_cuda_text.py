@@ -21,7 +21,7 @@ COUNTS = [1, 2, 3, 5, 9, 10, 64, 65, 200, 1000]
 OUTPUTS = ("image", "coverage", "weight", "low", "high", "hits", "lost")
 MOST_FRAMES = 4096  # of the tests: the memory of one column
 # What is fixed when the text is compiled for a device is set before each call here.
-CONSTANTS = ("METHOD", "COMBINE", "REWINSOR", "SAMPLE", "SCALED", "IN_SHARED")
+CONSTANTS = ("METHOD", "COMBINE", "REWINSOR", "SAMPLE", "SCALED", "IN_SHARED", "RUN")
 SETTERS = "".join(
     f'static int {name};\nextern "C" void set_{name}(int value) {{ {name} = value; }}\n' for name in CONSTANTS
 )
@@ -53,6 +53,7 @@ class Case:
     scale: np.ndarray | None = None  # (N, channels)
     offset: np.ndarray | None = None
     shared: bool = True
+    run: int = 32  # samples sorted in registers
     parameters: np.ndarray = field(init=False)
 
     def __post_init__(self) -> None:
@@ -122,7 +123,7 @@ def on_host(
     uniform = case.sample_weights is None and bool((case.frame_weight == 1.0).all())
     values = (
         rejection.METHOD_CODES[case.method], rejection.COMBINE_CODES[case.combine], int(case.rewinsor),
-        cuda.SAMPLE_CODES[case.sample], int(case.scale is not None), int(case.shared),
+        cuda.SAMPLE_CODES[case.sample], int(case.scale is not None), int(case.shared), case.run,
     )  # fmt: skip
     for name, value in zip(CONSTANTS, values, strict=True):
         getattr(library, f"set_{name}")(value)
