@@ -133,8 +133,9 @@ class FrameSource(abc.ABC):
         """
         raise FrameError(self.name, "its pixels cannot be read as stored; use read_rows")
 
-    def rows_in_memory(self, y0: int, y1: int) -> np.ndarray | None:
-        """Return rows y0 .. y1 - 1 as a view of the caller's contiguous array, if that is where they are."""
+    @property
+    def pixels_in_memory(self) -> np.ndarray | None:
+        """The caller's array, as stored, if that is where the pixels are and its rows lie one after the other."""
         return None
 
     def read_header(self) -> Header:
@@ -546,9 +547,9 @@ class _ArraySource(FrameSource):
         rows = self._pixels[y0:y1]
         np.copyto(out.view(rows.dtype).reshape(rows.shape), rows)
 
-    def rows_in_memory(self, y0: int, y1: int) -> np.ndarray | None:
-        rows = self._pixels[y0:y1]
-        return rows if rows.flags.c_contiguous else None
+    @property
+    def pixels_in_memory(self) -> np.ndarray | None:
+        return self._pixels if self._pixels.flags.c_contiguous else None
 
 
 class _PixelFile(FrameSource):

@@ -7,12 +7,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from zemosaic_spec import FrameTable, NoFramesError, SpecError, StackCancelled, StackSpec, stack_spec_from_params
+from zemosaic_spec import (
+    FrameError,
+    FrameTable,
+    NoFramesError,
+    SpecError,
+    StackCancelled,
+    StackSpec,
+    stack_spec_from_params,
+)
 from zemosaic_utils import Frame, FrameSource, open_source
 from zemosaic_weights import build_frame_table, measure_frame, measure_levels
 
@@ -125,6 +133,54 @@ def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) ->
         [f.source.name for f in frames], [f.transform for f in frames], stats, spec, reference
     )
     return Job([frames[i].source for i in used], table, spec, frames[0].source.shape, dropped)
+
+
+def empty_result(job: Job, rows_per_slab: int) -> StackResult:
+    """Return a result whose arrays are still to be filled."""
+    return StackResult(
+        image=np.empty(job.shape, np.float32),
+        coverage=np.empty(job.shape, np.int32),
+        weight=np.empty(job.shape, np.float32),
+        rejected_low=np.empty(job.shape, np.int32),
+        rejected_high=np.empty(job.shape, np.int32),
+        frame_hits=np.zeros((len(job.sources), 3), np.int64),
+        rows_per_slab=rows_per_slab,
+    )
+
+
+def without_unreadable(job: Job, error: FrameError) -> Job:
+    """Return the job without the frame that can no longer be read, which is listed as dropped.
+
+    Raises
+    ------
+    FrameError
+        ``error`` itself, if no other frame is left or none bears its name.
+    """
+    keep = [k for k, source in enumerate(job.sources) if source.name != error.name]
+    if len(keep) in (0, len(job.sources)):
+        raise error
+    logger.warning("left out while stacking: %s", error)
+    table = job.table
+    return replace(
+        job,
+        sources=[job.sources[k] for k in keep],
+        table=replace(
+            table,
+            names=[table.names[k] for k in keep],
+            transform=table.transform[keep],
+            scale=table.scale[keep],
+            offset=table.offset[keep],
+            weight=table.weight[keep],
+        ),
+        sample_weight=None if job.sample_weight is None else job.sample_weight[keep],
+        dropped=[*job.dropped, (error.name, error.reason)],
+    )
+
+
+def plan_hint(plan: object, name: str) -> int | None:
+    """Return a positive hint of a duck-typed plan, else None."""
+    value = getattr(plan, name, None)
+    return int(value) if isinstance(value, (int, float)) and value > 0 else None
 
 
 def _percent(part: np.ndarray, whole: np.ndarray, channels: int) -> list[float]:

@@ -1,0 +1,463 @@
+"""The GPU slab engine: the twin of ``zemosaic_slabs``, with the same arguments, results and bits.
+
+``stack_job`` is the engine. Host threads gather rows of frames in pinned buffers; whatever one has filled is sent,
+opened, resampled, rejected and combined on the card while the others gather on. No frame is on the card as a whole, and
+nothing grows with the number of frames but what one slab of rows needs.
+
+Equal bits rest on three things: the kernels' texts add in the order of their Numba twins, they are compiled without
+contraction, and one thread owns a pixel. So a tile that falls back to the CPU cannot be told from its neighbours.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+import cuda_utils
+from parallel_utils import memory_text, usable_cpus
+from zemosaic_gpu_card import Card, launch_plan
+from zemosaic_gpu_plan import (
+    OUTPUT_BYTES,
+    Batch,
+    GpuPlan,
+    Route,
+    Slab,
+    cut,
+    device_bytes,
+    plan_gpu,
+    preferred_rows,
+    route_of,
+)
+from zemosaic_spec import FrameError, PlanError, StackSpec
+from zemosaic_stack import (
+    Callback,
+    Job,
+    StackResult,
+    describe,
+    empty_result,
+    make_job,
+    notify,
+    plan_hint,
+    prepare,
+    without_unreadable,
+)
+from zemosaic_tile import poststack_rgb_equalization
+
+__all__ = ["GPUStackingError", "gpu_stack_from_arrays", "gpu_stack_from_paths", "stack_job", "usability"]
+
+LOGGER = logging.getLogger("ZeMosaicWorker")
+SCRATCH_SHARE: Final = 8  # the rejection kernel may take one part in so many of a tile's device memory
+PROBE_BYTES: Final = 256 << 20  # a card with less free memory is left to whoever uses it
+
+
+class GPUStackingError(RuntimeError):
+    """The GPU engine found that it cannot stack a tile, or that its result is wrong."""
+
+
+# --------------------------------------------------------------------------- gathering
+
+
+class Gatherer:
+    """Fills pinned buffers with the rows of frames as they are stored; used by several threads at once."""
+
+    def __init__(self, job: Job, route: Route) -> None:
+        self._sources, self._wires = job.sources, route.wires
+        arrays = [
+            source.pixels_in_memory if wire.is_raw else None
+            for source, wire in zip(job.sources, route.wires, strict=True)
+        ]
+        self._addresses = np.array([0 if array is None else array.ctypes.data for array in arrays], np.uint64)
+        self._row_bytes = np.array([wire.row_bytes for wire in route.wires], np.uint64)
+
+    def fill(self, slab: Slab, batch: Batch, buffer: np.ndarray) -> None:
+        """Fill a buffer with one batch.
+
+        Raises
+        ------
+        FrameError
+            A frame can no longer be read.
+        """
+        here = slice(batch.first, batch.last)
+        frames, sizes, addresses = slab.frames[here], slab.sizes[here], self._addresses[here]
+        in_memory = (addresses > 0) & (sizes > 0)
+        if in_memory.any():
+            from zemosaic_gather import gather_rows
+
+            rows = frames["raw_first"][in_memory].astype(np.uint64)
+            gather_rows(
+                addresses[in_memory] + rows * self._row_bytes[here][in_memory],
+                np.uint64(buffer.ctypes.data) + frames["raw_at"][in_memory].astype(np.uint64),
+                sizes[in_memory].astype(np.uint64),
+            )
+        for k in np.flatnonzero((addresses == 0) & (sizes > 0)).tolist():
+            start, top = int(frames["raw_at"][k]), int(frames["raw_first"][k])
+            self._read(batch.first + k, top, top + int(frames["raw_rows"][k]), buffer[start : start + int(sizes[k])])
+
+    def _read(self, i: int, top: int, bottom: int, target: np.ndarray) -> None:
+        source = self._sources[i]
+        if self._wires[i].is_raw:
+            source.read_raw(top, bottom, target)
+        else:
+            np.copyto(target, source.read_rows(top, bottom).reshape(-1).view(np.uint8))
+
+
+# --------------------------------------------------------------------------- one tile
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Offer threads; on the way out what has not started is dropped, what has is waited for."""
+    pool = ThreadPoolExecutor(max_workers=count, thread_name_prefix="zemosaic")
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _stack_slabs(
+    job: Job, route: Route, plan: GpuPlan, scratch_limit: int, workers: int, progress: Callback | None
+) -> tuple[StackResult, int]:
+    """Stack a job by a plan; returns the result and the bytes sent.
+
+    The batches of all slabs go through the pinned buffers in turn, so the next slab is gathered while this one is
+    rejected.
+    """
+    result = empty_result(job, plan.rows_per_slab)
+    gatherer = Gatherer(job, route)
+    work = ((slab, batch) for slab in cut(job, route, plan) for batch in slab.batches)
+    gathering: deque[tuple[int, Slab, Batch, Future[None]]] = deque()
+    collecting: deque[Future[None]] = deque()
+
+    def gather(card: Card, slab: Slab, batch: Batch, buffer: int) -> None:
+        card.wait_for_buffer(buffer)
+        gatherer.fill(slab, batch, card.pinned[buffer])
+
+    def gather_next(pool: ThreadPoolExecutor, card: Card, buffer: int) -> None:
+        for slab, batch in work:
+            gathering.append((buffer, slab, batch, pool.submit(gather, card, slab, batch, buffer)))
+            return
+
+    def collect_oldest() -> None:
+        collecting.popleft().result()
+        notify(progress, "stack", slabs_done(), plan.n_slabs)
+
+    combined = 0
+
+    def slabs_done() -> int:
+        return combined - len(collecting)
+
+    with Card(job, route, plan, scratch_limit) as card, _threads(workers) as gatherers, _threads(1) as collector:
+        for buffer in range(plan.pinned_buffers):
+            gather_next(gatherers, card, buffer)
+        while gathering:
+            buffer, slab, batch, filled = gathering.popleft()
+            filled.result()
+            if batch.first == 0:
+                card.begin(slab)
+            card.send(slab, batch, buffer)
+            gather_next(gatherers, card, buffer)
+            if batch.last == route.n_frames:
+                if len(collecting) > 1:  # maps exist twice
+                    collect_oldest()
+                card.combine(slab)
+                combined += 1
+                collecting.append(collector.submit(card.collect, slab, result))
+        while collecting:
+            collect_oldest()
+        result.frame_hits, result.all_rejected = card.counts()
+        return result, card.bytes_h2d
+
+
+def stack_job(
+    job: Job,
+    *,
+    workers: int = 1,
+    allowed_bytes: int | None = None,
+    host_bytes: int | None = None,
+    max_rows: int | None = None,
+    progress: Callback | None = None,
+) -> tuple[StackResult, GpuPlan, int]:
+    """Stack a job on the GPU.
+
+    Parameters
+    ----------
+    job : Job
+        From :func:`zemosaic_stack.make_job`.
+    workers : int
+        Host threads that gather.
+    allowed_bytes : int or None
+        Device memory it may take; None: what it has a use for, if the card has it free.
+    host_bytes : int or None
+        Host memory it may take, the result included.
+    max_rows : int or None
+        No slab is higher. Slabs never change a value.
+    progress : callable or None
+        Called as ``progress("stack", slabs_done, slabs)``.
+
+    Returns
+    -------
+    result : StackResult
+    plan : GpuPlan
+    bytes_h2d : int
+        Bytes that went over the bus to the card.
+
+    Raises
+    ------
+    GPUStackingError
+        Not even one row fits on the card, or in the bytes it may take there.
+    FrameError
+        A frame can no longer be read.
+    """
+    route = route_of(job)
+    rows = preferred_rows(route, max_rows)
+    smallest = launch_plan(route.n_frames, route.row_elements, 0).scratch_bytes
+    largest = launch_plan(route.n_frames, rows * route.row_elements, 1 << 62).scratch_bytes
+    least, wanted = device_bytes(route, 1, smallest), device_bytes(route, rows, largest)
+    if allowed_bytes is not None:
+        wanted = max(1, min(wanted, allowed_bytes))
+    with cuda_utils.reserve_vram(min(least, wanted), wanted) as granted:
+        scratch_limit = granted // SCRATCH_SHARE
+        try:
+            plan = plan_gpu(
+                route,
+                allowed_bytes=granted,
+                scratch_bytes=launch_plan(route.n_frames, rows * route.row_elements, scratch_limit).scratch_bytes,
+                workers=workers,
+                max_rows=max_rows,
+                host_bytes=None if host_bytes is None else host_bytes - _result_bytes(job),
+            )
+        except PlanError as exc:
+            raise GPUStackingError(str(exc)) from exc
+        LOGGER.debug("GPU stack: %s", plan)
+        result, sent = _stack_slabs(job, route, plan, scratch_limit, workers, progress)
+    return result, plan, sent
+
+
+def _result_bytes(job: Job) -> int:
+    return OUTPUT_BYTES * int(np.prod(job.shape))
+
+
+def _run_job(
+    job: Job, parallel_plan: object, host_bytes: int | None, progress: Callback | None
+) -> tuple[Job, StackResult, GpuPlan, int]:
+    """Stack a job within the hints of a plan; if a frame can no longer be read, drop it and start anew without it."""
+    while True:
+        try:
+            return job, *stack_job(
+                job,
+                workers=plan_hint(parallel_plan, "cpu_workers") or usable_cpus(),
+                allowed_bytes=plan_hint(parallel_plan, "gpu_max_chunk_bytes"),
+                host_bytes=host_bytes,
+                max_rows=plan_hint(parallel_plan, "gpu_rows_per_chunk"),
+                progress=progress,
+            )
+        except FrameError as exc:
+            job = without_unreadable(job, exc)
+
+
+def gpu_stack_from_paths(
+    image_descriptors: Sequence[Any] | np.ndarray,
+    stacking_params: Mapping[str, Any],
+    *,
+    parallel_plan: object = None,
+    logger: logging.Logger | None = None,
+    pcb_tile: Callback | None = None,
+    zconfig: object = None,
+    tile_id: object = None,
+    progress_callback: Callback | None = None,
+    array_loader: Callable[[Any], np.ndarray] | None = None,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Stack descriptors on the GPU: the twin of ``zemosaic_slabs.stack_descriptors``, with the same bits.
+
+    Parameters
+    ----------
+    image_descriptors : sequence
+        Arrays, paths, dictionaries or :class:`zemosaic_utils.Frame` objects, of one shape.
+    stacking_params : mapping
+        See :func:`zemosaic_spec.stack_spec_from_params`; of ours, optional: ``reference_index`` (frame the others are
+        normalised to), ``memory_bytes`` (of the host).
+    parallel_plan, zconfig : object
+        Hints (``cpu_workers``, ``gpu_max_chunk_bytes``, ``gpu_rows_per_chunk``) and configuration by attribute.
+    logger : logging.Logger, optional
+        Where the summary goes when there is no ``pcb_tile``; default ``ZeMosaicWorker``.
+    pcb_tile : callable, optional
+        Told of the event ``phase3_gpu_chunk_summary``, as ``pcb_tile(key, None, "INFO_DETAIL", **figures)``.
+    tile_id : object, optional
+        For the event.
+    progress_callback : callable or None
+        Called as ``progress_callback("stack", slabs_done, slabs)``.
+    array_loader : callable, optional
+        Turns a path into an array; without it files are read by rows, which takes less memory.
+
+    Returns
+    -------
+    image : ndarray (H, W) or (H, W, 3) float32, ADU
+        NaN where no frame has a valid sample.
+    metadata : dict
+        Methods, statistics, maps; see :func:`zemosaic_stack.describe`.
+
+    Raises
+    ------
+    GPUStackingError
+        The tile does not fit on the card, or CUDA is lost to this process.
+    Exception
+        Whatever CuPy raises; :func:`cuda_utils.classify_failure` tells what it means.
+    """
+    began = time.perf_counter()
+    if cuda_utils.is_poisoned():
+        raise GPUStackingError(cuda_utils.probe().reason)
+    descriptors = image_descriptors
+    if array_loader is not None:
+        descriptors = [array_loader(d) if isinstance(d, (str, os.PathLike)) else d for d in image_descriptors]
+    job = prepare(descriptors, stacking_params, zconfig)
+    job, result, plan, sent = _run_job(job, parallel_plan, stacking_params.get("memory_bytes"), progress_callback)
+    metadata = describe(job, result)
+    metadata["rgb_equalization"] = poststack_rgb_equalization(result.image, job.spec.equalize_rgb)
+    figures = {
+        "rows_per_chunk": plan.rows_per_slab,
+        "total_rows": job.shape[0],
+        "chunks": plan.n_slabs,
+        "frames": len(job.sources),
+        "duration_s": round(time.perf_counter() - began, 4),
+        "bytes_h2d": sent,
+        "tile_id": tile_id,
+    }
+    if pcb_tile is None:
+        told = ", ".join(f"{key}={value}" for key, value in figures.items())
+        (logger or LOGGER).info("[P3][GPU] phase3_gpu_chunk_summary: %s", told)
+    else:
+        notify(pcb_tile, "phase3_gpu_chunk_summary", None, "INFO_DETAIL", **figures)
+    return result.image, metadata
+
+
+def gpu_stack_from_arrays(
+    aligned_images: Sequence[np.ndarray] | np.ndarray, stacking_params: Mapping[str, Any], **keywords: Any
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Stack arrays on the GPU; parameters, returns and errors of :func:`gpu_stack_from_paths`.
+
+    Parameters
+    ----------
+    aligned_images : sequence of ndarray (H, W) or (H, W, 3), or ndarray (N, ...)
+        ADU; float32 and 16-bit ones travel as they are.
+    stacking_params, **keywords
+        See there.
+    """
+    return gpu_stack_from_paths(aligned_images, stacking_params, **keywords)
+
+
+# --------------------------------------------------------------------------- can it be used
+
+
+@dataclass(frozen=True)
+class Usability:
+    """Whether the GPU gives right answers here; if not, why, and what helps."""
+
+    usable: bool
+    reason: str = ""
+    remedy: str = ""
+
+
+_CHECKING = threading.Lock()
+_KNOWN: list[Usability] = []
+
+NVRTC_REMEDY: Final = (
+    'pip install "cupy-cuda12x[ctk]" (or cupy-cuda13x[ctk]), which brings the compiler of CUDA kernels, '
+    "or install the CUDA toolkit"
+)
+
+
+def usability() -> Usability:
+    """Return whether a kernel can be compiled, run and trusted here.
+
+    Looked into once per process: a small tile with an outlier and an invalid sample is stacked, and every value compared
+    with the known answer. Later calls only look whether CUDA has been lost since.
+    """
+    if cuda_utils.is_poisoned():
+        lost = cuda_utils.probe()
+        return Usability(False, lost.reason, lost.remedy)
+    with _CHECKING:
+        if not _KNOWN:
+            _KNOWN.append(_look_into_it())
+        return _KNOWN[0]
+
+
+def _look_into_it() -> Usability:
+    seen = cuda_utils.probe()
+    if not seen.usable_hint:
+        return Usability(False, seen.reason, seen.remedy)
+    if seen.vram_free < PROBE_BYTES:
+        free, needed = memory_text(seen.vram_free), memory_text(PROBE_BYTES)
+        return Usability(False, f"the GPU has {free} of free memory, {needed} are needed", "close what else uses it")
+    try:
+        fault = _known_answer_fault()
+    except Exception as exc:  # noqa: BLE001 - the check is a GPU attempt: whatever it raises means no
+        return _failed_check(exc)
+    if fault:
+        return Usability(False, f"the GPU computes wrongly: {fault}", "update the NVIDIA driver and CuPy")
+    return Usability(True)
+
+
+def _failed_check(exc: Exception) -> Usability:
+    if cuda_utils.classify_failure(exc) == "sticky":
+        cuda_utils.mark_sticky()
+    text = f"{type(exc).__name__}: {exc}"
+    if "nvrtc" in text.lower():
+        return Usability(False, f"CUDA kernels cannot be compiled ({text})", NVRTC_REMEDY)
+    return Usability(False, f"a test kernel failed ({text})", "check that nvidia-smi works, update the driver and CuPy")
+
+
+def _known_answer_fault() -> str:
+    """Stack a tile whose answer is known; returns what is wrong with the result, or nothing.
+
+    Ten samples a pixel: seven about the mean, two on it, one far out; one of them NaN at every third pixel. Two rounds
+    of clipping at two deviations leave samples that are symmetric about a whole number.
+    """
+    level = np.arange(24 * 32, dtype=np.float32).reshape(24, 32)
+    steps = (0, 1, -1, 0, 2, -2, 1, -1, 5000, 0)
+    frames = [level + np.float32(step) for step in steps]
+    frames[-1].reshape(-1)[::3] = np.nan
+    spec = StackSpec(normalize="none", weight="none", reject="sigma_clip", kappa_low=2.5, kappa_high=2.5)
+    result, _, _ = stack_job(make_job(frames_of(frames), spec), workers=1)
+    coverage = np.full(level.shape, 10)
+    coverage.reshape(-1)[::3] = 9
+    for name, found, expected in (
+        ("mean", result.image, level),
+        ("coverage", result.coverage, coverage),
+        ("rejected high", result.rejected_high, np.ones(level.shape)),
+        ("rejected low", result.rejected_low, np.zeros(level.shape)),
+    ):
+        wrong = int((found != expected).sum())
+        if wrong:
+            return f"{name} differs at {wrong} of {level.size} pixels"
+    return ""
+
+
+def frames_of(arrays: Sequence[np.ndarray]) -> list[Any]:
+    """Return arrays as frames that lie on the reference grid."""
+    from zemosaic_stack import as_frames
+
+    return as_frames(arrays)
+
+
+def _gpu_is_usable(logger: logging.Logger | None = None) -> bool:
+    """Return True if a kernel was compiled and run here, and gave the right answer; looked into once per process.
+
+    Parameters
+    ----------
+    logger : logging.Logger, optional
+        Told why not, and what helps.
+    """
+    found = usability()
+    if not found.usable:
+        (logger or LOGGER).info("[P3][GPU] no GPU is used: %s; %s", found.reason, found.remedy)
+    return found.usable
