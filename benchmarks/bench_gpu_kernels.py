@@ -24,7 +24,7 @@ import cuda_host
 import cupy as cp
 import numpy as np
 
-import zemosaic_rejection_cuda as cuda
+import zemosaic_combine_cuda as cuda
 
 METHODS = {  # METHOD_CODES of zemosaic_rejection, which would load Numba
     "none": 0, "kappa_sigma": 1, "kappa_sigma_clipped": 2, "legacy_quantile": 3, "pixinsight": 4, "sigma_clip": 5,

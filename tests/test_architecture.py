@@ -29,6 +29,10 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_resample": {"zemosaic_spec", "zemosaic_kernels"},
     "zemosaic_weights": {"zemosaic_spec", "zemosaic_stars", "zemosaic_utils"},
     "zemosaic_rejection": {"zemosaic_spec", "zemosaic_kernels"},
+    # The CUDA text of rejection: strings, and numbers to launch it with.
+    "zemosaic_sorting_cuda": set(),
+    "zemosaic_rejection_cuda": set(),
+    "zemosaic_combine_cuda": {"zemosaic_sorting_cuda", "zemosaic_rejection_cuda"},
     "zemosaic_simulate": {"zemosaic_spec"},
     "zemosaic_truth": {"zemosaic_simulate"},
     "zemosaic_stack": {"zemosaic_spec", "zemosaic_utils", "zemosaic_weights"},

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import cuda_host
 import numpy as np
@@ -13,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import zemosaic_combine_cuda as cuda
 import zemosaic_rejection as rejection
-import zemosaic_rejection_cuda as cuda
 
 METHODS = [name for name in rejection.METHOD_CODES if name != "given_limits"]
+COMBINES = list(rejection.COMBINE_CODES)
 COUNTS = [1, 2, 3, 5, 9, 10, 64, 65, 200, 1000]
 OUTPUTS = ("image", "coverage", "weight", "low", "high", "hits", "lost")
 MOST_FRAMES = 4096  # of the tests: the memory of one column
@@ -113,7 +113,7 @@ def on_numba(case: Case) -> dict[str, np.ndarray]:
 
 def on_host(
     library: ctypes.CDLL, case: Case, *, gap: int = 0, start: int = 0, stop: int | None = None
-) -> dict[str, Any]:
+) -> dict[str, np.ndarray]:
     """Run the CUDA text over pixels ``start .. stop - 1``; between the frames lie ``gap`` other elements."""
     n, p = case.cube.shape
     stop = p if stop is None else stop
@@ -166,5 +166,160 @@ def stack(n: int, p: int, seed: int, *, holes: float = 0.05, ties: bool = False)
     return cube.astype(np.float32)
 
 
-def weights_for(n: int, channels: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).uniform(0.2, 1.0, (n, channels))
+def weights_for(n: int, columns: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(0.2, 1.0, (n, columns))
+
+
+def check(library: ctypes.CDLL, case: Case) -> None:
+    assert differences(on_host(library, case, gap=5), on_numba(case)) == {}
+
+
+@pytest.mark.parametrize("n", COUNTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_and_combination_has_the_bits_of_numba(strict, method, n):
+    p = 96 if n < 1000 else 24
+    for ties in (False, True):
+        cube = stack(n, p, 10 * n + ties, ties=ties)
+        for combine in COMBINES:
+            for weights, samples in ((None, None), (weights_for(n, 3, 1), None),
+                                     (None, weights_for(n, p // 3, 2).astype(np.float32))):  # fmt: skip
+                check(strict, Case(cube, method, combine, channels=3, weights=weights, sample_weights=samples, step=3))
+            if method == "legacy_quantile":
+                check(strict, Case(cube, method, combine, channels=3, weights=weights_for(n, 3, 1), rewinsor=True))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_random_stacks_in_any_pieces_have_the_bits_of_the_whole(strict, method, data):
+    n, pixels = data.draw(st.integers(1, 300)), data.draw(st.integers(1, 40))
+    channels = data.draw(st.sampled_from([1, 3]))
+    p, seed = pixels * channels, data.draw(st.integers(0, 2**31))
+    cube = stack(n, p, seed, holes=data.draw(st.sampled_from([0.0, 0.05, 0.6])), ties=data.draw(st.booleans()))
+    case = Case(
+        cube, method, data.draw(st.sampled_from(COMBINES)), par=data.draw(st.sampled_from([(3.0, 3.0), (0.6, 2.0)])),
+        channels=channels, weights=weights_for(n, channels, seed) if data.draw(st.booleans()) else None,
+        sample_weights=weights_for(n, pixels, seed + 1).astype(np.float32) if data.draw(st.booleans()) else None,
+        step=channels, rewinsor=method == "legacy_quantile" and data.draw(st.booleans()),
+        shared=data.draw(st.booleans()), run=data.draw(st.sampled_from([r for r in (8, 16, 32) if n <= r or r == 32])),
+    )  # fmt: skip
+    whole = on_numba(case)
+    cut = channels * data.draw(st.integers(0, pixels - 1))
+    pieces = [on_host(strict, case, start=a, stop=b) for a, b in ((0, cut), (cut, p)) if b > a]
+    for name in OUTPUTS:
+        joined = np.sum([piece[name] for piece in pieces], axis=0)
+        if name not in ("hits", "lost"):
+            joined = np.concatenate([pieces[0][name][:cut], pieces[-1][name][cut:]])
+        assert joined.tobytes() == whole[name].tobytes(), name
+
+
+@pytest.mark.parametrize("sample", ["uint16", "fits_uint16", "float32"])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("method", ["none", "sigma_clip"])
+def test_samples_are_decoded_and_scaled_as_the_engine_does(strict, sample, scaled, method):
+    rng = np.random.default_rng(5)
+    n, p = 40, 60
+    values = rng.integers(0, 1 << 16, (n, p)).astype(np.uint16)
+    values[:, :4] = [0, 1, 0x7FFF, 0xFFFF]
+    cube = {
+        "uint16": values,
+        "fits_uint16": (values.astype(np.int32) - 32768).astype(">i2").view(np.uint16),
+        "float32": stack(n, p, 3),
+    }[sample]
+    scale, offset = (rng.uniform(0.9, 1.1, (n, 3)), rng.normal(0.0, 50.0, (n, 3))) if scaled else (None, None)
+    check(strict, Case(cube, method, channels=3, sample=sample, scale=scale, offset=offset))
+
+
+@pytest.mark.parametrize("rewinsor", [False, True])
+def test_where_all_weights_are_zero_the_mean_is_plain(strict, rewinsor):
+    weights = np.zeros((30, 3))
+    weights[0, 1] = 1.0  # one channel has one frame that counts, which some of its pixels reject
+    case = Case(stack(30, 60, 8), "legacy_quantile", channels=3, weights=weights, rewinsor=rewinsor, par=(1.0, 1.0))
+    result = on_host(strict, case)
+    assert np.isfinite(result["image"][4:]).all() and (result["weight"][4:] == 0.0).any()
+    check(strict, case)
+
+
+@pytest.mark.parametrize("method", ["kappa_sigma", "percentile_clip", "averaged_sigma"])
+def test_pixels_that_lose_all_samples_are_counted_and_keep_their_median(strict, method):
+    case = Case(stack(12, 90, 4), method, par=(0.0, 0.0))
+    result = on_host(strict, case)
+    assert result["lost"][0] > 30
+    check(strict, case)
+
+
+def test_with_contraction_some_bits_differ(strict, tmp_path):
+    if not cuda_host.has_fma():
+        pytest.skip("this processor has no fused multiply-add, or not g++'s -mfma")
+    contracted = cuda_host.build(host_text(), "contracted", tmp_path, cuda_host.CONTRACTED)
+    cube, scale = np.full((30, 960), 1000, np.uint16), weights_for(30, 3, 2)
+    offset = -1000.0 * scale  # what the product loses by rounding would be all that is left
+    case = Case(cube, "sigma_clip", "min", channels=3, sample="uint16", scale=scale, offset=offset)
+    assert differences(on_host(contracted, case), on_numba(case)).get("image", 0) > 900
+    check(strict, case)
+
+
+# --------------------------------------------------------------------------- compiled for a device, launched on none
+
+
+def test_a_plan_keeps_to_the_memory_it_is_given():
+    near = cuda.launch_plan(200, 1000, shared_limit=227 << 10, multiprocessors=132)
+    assert near.in_shared and near.shared_bytes == 200 * cuda.LANES * 4
+    assert near.blocks * near.threads >= 1000 > (near.blocks - 1) * near.threads
+    far = cuda.launch_plan(10_000, 10**7, shared_limit=227 << 10, multiprocessors=132, scratch_limit=1 << 28)
+    assert not far.in_shared and far.shared_bytes == 0
+    assert far.scratch_bytes == far.blocks * 10_000 * cuda.LANES * 4 <= 1 << 28
+    least = cuda.launch_plan(10_000, 10**7, shared_limit=48 << 10, multiprocessors=1, scratch_limit=1)
+    assert least.blocks == 1 and "scratch" in str(least) and "shared" in str(near)
+
+
+@pytest.mark.parametrize(("n_frames", "n_elements"), [(0, 5), (5, 0)])
+def test_a_plan_for_nothing_is_refused(n_frames, n_elements):
+    with pytest.raises(ValueError, match=f"{n_frames} frames of {n_elements} elements"):
+        cuda.launch_plan(n_frames, n_elements, shared_limit=48 << 10, multiprocessors=1)
+
+
+def test_an_unknown_type_of_samples_is_refused():
+    with pytest.raises(ValueError, match="'int8'; known are float32"):
+        cuda.source(0, 0, sample="int8")
+
+
+def test_few_frames_are_sorted_by_a_shorter_text():
+    def run(n: int) -> str:
+        return next(line for line in cuda.source(5, 0, n_frames=n).splitlines() if " RUN " in line)
+
+    assert [run(n).split()[-1] for n in (1, 8, 9, 16, 17, 0)] == ["8;", "8;", "16;", "16;", "32;", "32;"]
+
+
+@pytest.fixture(scope="session")
+def nvrtc() -> ctypes.CDLL:
+    """The compiler of CUDA text, which needs no driver and no device."""
+    package = pytest.importorskip("nvidia.cuda_nvrtc", reason="no NVRTC: pip install nvidia-cuda-nvrtc-cu12")
+    folder = Path(next(iter(package.__path__)))
+    library = next(iter([*folder.glob("lib/libnvrtc.so*"), *folder.glob("bin/nvrtc64_*.dll")]))
+    return ctypes.CDLL(str(library))
+
+
+def compiled(nvrtc: ctypes.CDLL, text: str, architecture: str) -> str:
+    """Compile for an architecture; returns what the compiler complains of."""
+    options = [option.encode() for option in (*cuda.COMPILE_OPTIONS, f"--gpu-architecture={architecture}")]
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernel.cu", 0, None, None)
+    failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
+    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetProgramLog(program, log)
+    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    return log.value.decode() or "failed" if failed else ""
+
+
+@pytest.mark.parametrize("architecture", ["sm_70", "sm_75", "sm_80", "sm_90"])
+def test_the_text_compiles_for_every_architecture(nvrtc, architecture):
+    assert compiled(nvrtc, cuda.source(4, 0), architecture) == ""
+    assert "error" in compiled(nvrtc, cuda.source(4, 0) + "int;x", architecture)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_compiles(nvrtc, method):
+    code = rejection.METHOD_CODES[method]
+    assert compiled(nvrtc, cuda.source(code, 1, rewinsor=True, sample="uint16", scaled=True), "sm_80") == ""

@@ -1,0 +1,215 @@
+"""The CUDA text of a column of samples: loaded, decoded and sorted by one thread.
+
+``t`` is the column of a thread's pixel: rank ``i`` is ``t[i * LANES]``. The ``LANES`` threads of a block are
+neighbouring pixels, so that a warp reads consecutive words, in shared memory and in global memory alike.
+
+Runs of 8, 16 or 32 frames are sorted in registers as they are loaded, by Batcher's odd-even merge sort. Bitonic merges
+follow, four stages to a pass: 16 rows come into registers, meet, and go back, so that the samples of 200 frames are
+moved six times. Every comparison leaves the larger value in the higher row, and rows that do not exist count as
+largest, so any number of frames will do.
+
+Sorting only moves values: what is sorted is the same whatever sorts it, here and in the Numba text.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+SAMPLE_CODES: Final = {"float32": 0, "uint16": 1, "fits_uint16": 2}
+
+_SAMPLES: Final = r"""
+#define DEVICE __device__ __forceinline__
+#define EVERYONE 0xffffffffu
+#define BIG 3.4028235e38f
+#define PAST_ALL 1e300  // above every sample
+
+struct Cube {  // the samples of one pixel
+    const void* samples;
+    long long stride;      // elements from one frame to the next
+    long long p;           // this pixel
+    const double* scale;   // (N, channels), or null: the samples as they are
+    const double* offset;
+    int channels;
+    int channel;
+};
+
+struct Window { int first, last; };  // ranks first .. last - 1
+
+DEVICE float sample(const Cube& cube, int i) {
+    const long long at = (long long)i * cube.stride + cube.p;
+    float v;
+    if (SAMPLE == 0) {
+        v = ((const float*)cube.samples)[at];
+    } else {
+        unsigned short bits = ((const unsigned short*)cube.samples)[at];
+        if (SAMPLE == 2) bits = (unsigned short)(((bits >> 8) | (bits << 8)) ^ 0x8000);  // big-endian, BZERO = 32768
+        v = (float)bits;
+    }
+    if (SCALED) {
+        const long long w = (long long)i * cube.channels + cube.channel;
+        v = (float)(cube.scale[w] * (double)v + cube.offset[w]);
+    }
+    return v;
+}
+
+DEVICE bool finite(float v) { return v - v == 0.0f; }  // false for NaN and infinity
+
+DEVICE double at(const float* t, int i) { return (double)t[i * LANES]; }
+"""
+
+_SORTING: Final = r"""
+DEVICE void order(float& a, float& b) {
+    const float x = a, y = b;
+    a = fminf(x, y);
+    b = fmaxf(x, y);
+}
+
+// One stage of Batcher's odd-even merge sort, Knuth, TAOCP vol. 3, 5.2.2, algorithm M: pairs at distance K while runs
+// of P are merged; then the stages after it.
+template <int COUNT, int P, int K>
+DEVICE void sort_stage(float (&v)[COUNT]) {
+#pragma unroll
+    for (int i = K % P; i < COUNT - K; i++) {
+        if (((i - K % P) & K) == 0 && i / (2 * P) == (i + K) / (2 * P)) order(v[i], v[i + K]);
+    }
+    if constexpr (K > 1) sort_stage<COUNT, P, K / 2>(v);
+    else if constexpr (2 * P < COUNT) sort_stage<COUNT, 2 * P, 2 * P>(v);
+}
+
+template <int FIRST, int COUNT, int SIZE>  // the last stages of a bitonic merge: pairs at distance COUNT / 2 .. 1
+DEVICE void clean(float (&v)[SIZE]) {
+#pragma unroll
+    for (int k = COUNT / 2; k >= 1; k /= 2) {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            if ((i & k) == 0) order(v[FIRST + i], v[FIRST + i + k]);
+        }
+    }
+}
+
+// Stages of a bitonic merge at the distances R / 2 * step .. step. Rows from n on hold BIG, unwritten: every
+// comparison leaves the larger value in the higher row, so they never move. Rows from stop on are left alone.
+template <int R>
+DEVICE void clean_pass(float* t, int n, int stop, int step) {
+#pragma unroll 1
+    for (int block = 0; block < stop; block += R * step) {
+#pragma unroll 1
+        for (int row = block; row < block + step && row < stop; row++) {
+            float v[R];
+            if (row + (R - 1) * step < n) {
+#pragma unroll
+                for (int m = 0; m < R; m++) v[m] = t[(row + m * step) * LANES];
+                clean<0, R>(v);
+#pragma unroll
+                for (int m = 0; m < R; m++) t[(row + m * step) * LANES] = v[m];
+            } else {
+#pragma unroll
+                for (int m = 0; m < R; m++) v[m] = row + m * step < n ? t[(row + m * step) * LANES] : BIG;
+                clean<0, R>(v);
+#pragma unroll
+                for (int m = 0; m < R; m++) {
+                    if (row + m * step < n) t[(row + m * step) * LANES] = v[m];
+                }
+            }
+        }
+    }
+}
+
+// The first four stages of a merge of sorted runs of p rows: each row with its mirror image in the other run, then the
+// distances p / 2, p / 4 and p / 8.
+DEVICE void mirror_pass(float* t, int n, int stop, int p) {
+    const int step = p / 8;
+#pragma unroll 1
+    for (int block = 0; block < stop; block += 2 * p) {
+#pragma unroll 1
+        for (int j = 0; j < step; j++) {
+            const int row = block + j;
+            const int mirror = block + p + step - 1 - j;
+            float v[16];
+#pragma unroll
+            for (int m = 0; m < 8; m++) {
+                v[m] = t[(row + m * step) * LANES];
+                v[8 + m] = mirror + m * step < n ? t[(mirror + m * step) * LANES] : BIG;
+            }
+#pragma unroll
+            for (int m = 0; m < 8; m++) order(v[m], v[15 - m]);
+            clean<0, 8>(v);
+            clean<8, 8>(v);
+#pragma unroll
+            for (int m = 0; m < 8; m++) {
+                t[(row + m * step) * LANES] = v[m];
+                if (mirror + m * step < n) t[(mirror + m * step) * LANES] = v[8 + m];
+            }
+        }
+    }
+}
+
+// Sorts the n rows of a column that consists of sorted runs of 32: K. E. Batcher, "Sorting networks and their
+// applications", 1968.
+DEVICE void sort_rows(float* t, int n) {
+#pragma unroll 1
+    for (int p = 32; p < n; p *= 2) {
+        const int rest = n % (2 * p);
+        const int stop = rest <= p ? n - rest : n;  // a run without a partner stays
+        mirror_pass(t, n, stop, p);
+        int distance = p / 16;
+        int stages = 0;
+        for (int k = distance; k >= 1; k /= 2) stages++;
+        while (stages > 0) {
+            const int take = stages % 4 == 0 ? 4 : (stages == 2 ? 2 : 3);
+            if (take == 4) clean_pass<16>(t, n, stop, distance / 8);
+            else if (take == 3) clean_pass<8>(t, n, stop, distance / 4);
+            else clean_pass<4>(t, n, stop, distance / 2);
+            distance >>= take;
+            stages -= take;
+        }
+    }
+}
+
+// Returns 1 for an invalid sample of frame i; all those of the warp are taken from the frame's count, hits[i][2].
+DEVICE int count_invalid(float x, bool active, int i, unsigned long long* hits) {
+    const bool invalid = !finite(x);
+    const unsigned lanes = __ballot_sync(EVERYONE, invalid && active);
+    if (threadIdx.x == 0 && lanes != 0) atomicAdd(hits + 3 * i + 2, 0ull - (unsigned long long)__popc(lanes));
+    return invalid ? 1 : 0;
+}
+
+// Copies the samples of all frames into t, in sorted runs of COUNT; invalid ones become the largest number. Returns how
+// many are valid.
+template <int COUNT>
+DEVICE int load(const Cube& cube, int n_frames, float* t, bool active, unsigned long long* hits) {
+    int n_valid = n_frames;
+#pragma unroll 1
+    for (int start = 0; start < n_frames; start += COUNT) {
+        float v[COUNT];
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) v[k] = start + k < n_frames ? sample(cube, start + k) : BIG;
+        bool all = true;
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) all = all && finite(v[k]);
+        if (__any_sync(EVERYONE, !all)) {
+#pragma unroll
+            for (int k = 0; k < COUNT; k++) {
+                const int invalid = count_invalid(v[k], active, start + k, hits);
+                n_valid -= invalid;
+                v[k] = invalid != 0 ? BIG : v[k];
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) v[k] = v[k] + 0.0f;  // -0 becomes +0: their order must not tell them apart
+        sort_stage<COUNT, 1, 1>(v);
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) {
+            if (start + k < n_frames) t[(start + k) * LANES] = v[k];
+        }
+    }
+    return n_valid;
+}
+
+// Median of the valid samples; 0 where there is none.
+DEVICE double centre_of(const float* t, int n) {
+    return n > 0 ? 0.5 * (at(t, (n - 1) / 2) + at(t, n / 2)) : 0.0;
+}
+"""
+
+SORTING_TEXT: Final = _SAMPLES + _SORTING
