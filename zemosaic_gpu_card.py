@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 import cuda_utils
-import zemosaic_rejection_cuda as rejection_cuda
+import zemosaic_combine_cuda as rejection_cuda
 from zemosaic_gpu_plan import STAGING_BUFFERS, Batch, GpuPlan, Route, Slab
 from zemosaic_resample_cuda import FRAME_ROWS, RESAMPLE_CUDA
 

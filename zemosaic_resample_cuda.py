@@ -1,4 +1,4 @@
-'''From the bytes of a frame as stored to samples on the reference grid: the CUDA text of :mod:`zemosaic_resample`.
+"""From the bytes of a frame as stored to samples on the reference grid: the CUDA text of :mod:`zemosaic_resample`.
 
 The functions carry the names of their Numba twins and add in the same order, so the two can be read side by side and give
 the same bits; what differs is who walks the pixels: there a loop, here one thread each. Reading stored numbers is the
@@ -6,7 +6,7 @@ twin of ``zemosaic_frames``: byte order, unsigned 16-bit numbers, infinities tha
 
 The text uses + - * / and sqrt only, and must be compiled without contraction (``--fmad=false``). It is plain C++ but for
 the words of CUDA, so a host compiler can build it too, which is how its arithmetic is tested without a GPU.
-'''
+"""
 
 from __future__ import annotations
 

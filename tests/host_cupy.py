@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from cuda_host import build
 
-import zemosaic_rejection_cuda
+import zemosaic_combine_cuda
 from zemosaic_resample_cuda import RESAMPLE_CUDA
 
 MOST_FRAMES = 4096  # whose column fits in what stands in for shared memory
@@ -30,9 +30,9 @@ def constants_of(text: str) -> dict[str, int]:
 
 
 def _rejection_text() -> str:
-    names = constants_of(zemosaic_rejection_cuda.source(0, 0))
+    names = constants_of(zemosaic_combine_cuda.source(0, 0))
     setters = "".join(f'static int {n};\nextern "C" void set_{n}(int value) {{ {n} = value; }}\n' for n in names)
-    return f"constexpr int LANES = 1;\n{setters}{zemosaic_rejection_cuda.TEXT}\nfloat tile_memory[{MOST_FRAMES}];"
+    return f"constexpr int LANES = 1;\n{setters}{zemosaic_combine_cuda.TEXT}\nfloat tile_memory[{MOST_FRAMES}];"
 
 
 class Data:

@@ -59,6 +59,16 @@ def cupy(host, monkeypatch):
         yield fake
 
 
+@pytest.fixture(params=["processor", pytest.param("device", marks=pytest.mark.gpu)])
+def launched(request):
+    """Names of the kernels that the stand-in launched; None on a device, where nobody counts."""
+    if request.param == "processor":
+        return request.getfixturevalue("cupy").launched
+    if not engine.usability().usable:
+        pytest.skip(engine.usability().reason)
+    return None
+
+
 def stack_of(seed=1, n=11, shape=(14, 17, 3), dtype=np.float32):
     rng = np.random.default_rng(seed)
     frames = rng.normal(1000.0, 30.0, (n, *shape)) * rng.uniform(0.95, 1.05, (n, *[1] * len(shape)))
@@ -99,24 +109,23 @@ def both(descriptors, spec, rows=None, **keywords):
 
 @pytest.mark.parametrize("rejection", REJECTIONS)
 @pytest.mark.parametrize("combine", ["mean", "median", "min", "max"])
-def test_every_rejection_and_combination(cupy, rejection, combine):
+def test_every_rejection_and_combination(launched, rejection, combine):
     spec = StackSpec(normalize="none", weight="noise_variance", combine=combine, **REJECTIONS[rejection])
     both(stack_of(), spec, rows=5)
-    assert set(cupy.launched) == {"combine_block"}, "frames that need nothing go straight to rejection"
+    assert launched is None or set(launched) == {"combine_block"}, "such frames go straight to rejection"
 
 
 @pytest.mark.parametrize("normalize", ["linear_fit", "sky_mean", "additive", "multiplicative", "additive_scaling"])
 @pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.float64, ">f4"])
-def test_every_normalisation_and_type(cupy, normalize, dtype):
+def test_every_normalisation_and_type(launched, normalize, dtype):
     spec = StackSpec(normalize=normalize, weight="none", **REJECTIONS["sigma_clip"])
     both(stack_of(dtype=dtype), spec, rows=4)
-    assert "open_rows" in cupy.launched
-    assert "resample_rows" not in cupy.launched
+    assert launched is None or set(launched) == {"open_rows", "combine_block"}
 
 
 @pytest.mark.parametrize("interpolation", ["lanczos3", "bicubic", "bilinear", "nearest"])
 @pytest.mark.parametrize("radial", [False, True])
-def test_registered_frames(cupy, interpolation, radial):
+def test_registered_frames(launched, interpolation, radial):
     arrays = stack_of(shape=(24, 31, 3))
     frames = [Frame(open_source(a), turned(0.4 * i, 0.7 * i - 3, 1.1 * i)) for i, a in enumerate(arrays)]
     spec = StackSpec(
@@ -131,7 +140,7 @@ def test_registered_frames(cupy, interpolation, radial):
     seed=st.integers(0, 10_000), n=st.integers(1, 30), rows=st.integers(1, 30),
     rejection=st.sampled_from(sorted(REJECTIONS)), colour=st.booleans(), apart=st.booleans(),
 )  # fmt: skip
-def test_slabs_never_change_a_value(cupy, seed, n, rows, rejection, colour, apart):
+def test_slabs_never_change_a_value(launched, seed, n, rows, rejection, colour, apart):
     shape = (int(8 + seed % 13), 11, 3) if colour else (int(8 + seed % 13), 11)
     frames = [
         Frame(open_source(a), turned(1.0 * i, -0.3 * i, 0.0) if apart else np.eye(3))
@@ -140,7 +149,7 @@ def test_slabs_never_change_a_value(cupy, seed, n, rows, rejection, colour, apar
     both(frames, StackSpec(normalize="none", weight="none", **REJECTIONS[rejection]), rows=rows)
 
 
-def test_files_and_mosaics(cupy, tmp_path):
+def test_files_and_mosaics(launched, tmp_path):
     names = []
     for i, frame in enumerate(stack_of(n=6, shape=(28, 34), dtype=np.uint16)):
         names.append(tmp_path / f"{i}.fits")
@@ -159,7 +168,7 @@ def test_files_and_mosaics(cupy, tmp_path):
     both(names, spec, rows=28)
 
 
-def test_weights_of_every_sample(cupy):
+def test_weights_of_every_sample(launched):
     arrays = np.stack(stack_of())
     spec = StackSpec(normalize="none", weight="none", **REJECTIONS["kappa"])
     job = make_job(as_frames(arrays), spec)
