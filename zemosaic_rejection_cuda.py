@@ -359,78 +359,136 @@ DEVICE void line_least_squares(Line& line) {
     line.level = total / n - line.slope * middle;
 }
 
-struct Side {  // the slope next to a bound
+#define CHUNK 8  // samples looked at without a branch
+
+// What the search for a weighted median compares slopes with. In float32 a slope d / g is surely below if d < g * under -
+// margin and surely not if d > g * over + margin; only in between it is computed: the division is what takes the time.
+struct Bound {
+    double value;
+    float under, over;
+    DEVICE Bound(double bound) : value(bound), under((float)bound * 0.999999f), over((float)bound * 1.000001f) {}
+};
+
+struct Slopes {  // from sample here of a window to the others, by their distance in ranks on either side
+    const float* t;
+    double centre, level;
+    int here;
+    float margin;  // covers the rounding of the samples when they were taken relative to the centre
+    DEVICE double at(int rank) const { return ((double)t[rank * LANES] - centre - level) / (rank - here); }
+    DEVICE float rise(int rank) const { return fabsf(t[rank * LANES] - t[here * LANES]); }
+};
+
+DEVICE Slopes slopes_of(const Line& line) {
+    const double size = fmax(fabs(line.y(0)), fabs(line.y(line.k - 1)));
+    return {line.t + line.first * LANES, line.centre, line.y(line.place), line.place, (float)(1e-15 * size) + 1e-37f};
+}
+
+struct Below { int weight, count; };  // of the slopes below a bound
+
+DEVICE Below weight_below(const Slopes& slopes, int k, const Bound& bound) {
+    Below below = {0, 0};
+#pragma unroll 1
+    for (int side = -1; side <= 1; side += 2) {
+        const int many = side < 0 ? slopes.here : k - 1 - slopes.here;
+#pragma unroll 1
+        for (int start = 1; start <= many; start += CHUNK) {
+            bool unsure = false;
+#pragma unroll
+            for (int w = start; w < start + CHUNK; w++) {
+                const float d = slopes.rise(slopes.here + side * min(w, many));
+                const bool under = w <= many && d < (float)w * bound.under - slopes.margin;
+                unsure = unsure || !(under || w > many || d > (float)w * bound.over + slopes.margin);
+                below.weight += under ? w : 0;
+                below.count += under ? 1 : 0;
+            }
+            if (!unsure) continue;
+#pragma unroll 1
+            for (int w = start; w < start + CHUNK && w <= many; w++) {
+                const float d = slopes.rise(slopes.here + side * w);
+                if (d < (float)w * bound.under - slopes.margin || d > (float)w * bound.over + slopes.margin) continue;
+                const bool under = slopes.at(slopes.here + side * w) < bound.value;
+                below.weight += under ? w : 0;
+                below.count += under ? 1 : 0;
+            }
+        }
+    }
+    return below;
+}
+
+struct Next {
     double slope;
     int weight, place;  // of all equal to it; the first of them
 };
 
-DEVICE void nearer(Side& side, bool closer, double slope, int weight, int i) {
-    if (closer) side = {slope, weight, i};
-    else if (slope == side.slope) side.weight += weight;
-}
-
-// Weight of the slopes, from sample line.place to the others, below a bound; the nearest on either side of the bound.
-DEVICE int weight_below(const Line& line, double bound, Side& below, Side& above) {
-    const int here = line.place;
-    const double level = line.y(here);
-    int total = 0;
-    below = {-PAST_ALL, 0, 0};
-    above = {PAST_ALL, 0, 0};
+// The smallest slope from low to high that is above another.
+DEVICE Next next_slope(const Slopes& slopes, int k, const Bound& low, const Bound& high, double other) {
+    Next next = {PAST_ALL, 0, 0};
 #pragma unroll 1
-    for (int side = -1; side <= 1; side += 2) {
-        const int from = side < 0 ? 0 : here + 1;
-        const int to = side < 0 ? here : line.k;
-#pragma unroll 4
-        for (int i = from; i < to; i++) {
-            const int weight = side * (i - here);
-            const double slope = (line.y(i) - level) / (i - here);
-            const bool under = slope < bound;
-            total += under ? weight : 0;
-            if (under) nearer(below, slope > below.slope, slope, weight, i);
-            else nearer(above, slope < above.slope, slope, weight, i);
+    for (int start = 0; start < k; start += CHUNK) {
+        unsigned inside = 0;
+#pragma unroll
+        for (int r = 0; r < CHUNK; r++) {
+            const int i = min(start + r, k - 1);
+            const float d = slopes.rise(i);
+            const float g = fabsf((float)(i - slopes.here));
+            const bool out = d < g * low.under - slopes.margin || d > g * high.over + slopes.margin;
+            inside |= out || start + r >= k || i == slopes.here ? 0u : 1u << r;
+        }
+#pragma unroll 1
+        for (int i = start; inside != 0; i++, inside >>= 1) {
+            if ((inside & 1) == 0) continue;
+            const double slope = slopes.at(i);
+            const int weight = abs(i - slopes.here);
+            if (slope == next.slope) next.weight += weight;
+            if (slope < next.slope && slope >= low.value && slope > other) next = {slope, weight, i};
         }
     }
-    return total;
+    return next;
 }
 
 // Place of the weighted median: the smallest slope at which half of the weight is reached, the first of equal ones.
-// The weight below a bound says on which side it lies; the bound moves there, by interpolation once it is
-// enclosed. Another search than the Numba text's, for the same place.
-DEVICE Side weighted_median(const Line& line) {
+// The weight below a bound says on which side it lies; the bound moves there, by interpolation once it is enclosed,
+// until few slopes are left. Another search than the Numba text's, for the same place.
+DEVICE Next weighted_median(const Line& line) {
+    const Slopes slopes = slopes_of(line);
     const int here = line.place;
-    const int after = line.k - 1 - here;
+    const int k = line.k;
+    const int after = k - 1 - here;
     const double half = 0.25 * ((double)here * (here + 1) + (double)after * (after + 1));  // weights are distances
-    double low = -1.0, high = PAST_ALL;  // the median lies between; samples are sorted, no slope is negative
-    double weight_low = 0.0, weight_high = 2.0 * half;
-    double bound = line.slope > 0.0 ? line.slope : 1e-30;
+    double low = 0.0, high = PAST_ALL;  // the median lies between; samples are sorted, no slope is negative
+    Below below_low = {0, 0};
+    Below below_high = {(int)(2.0 * half), k - 1};
+    double bound = line.slope > 0.0 ? line.slope : (line.y(k - 1) - line.y(0)) / (k - 1);
     double step = 0.05 * bound;
 #pragma unroll 1
-    for (int r = 0;; r++) {
-        Side below, above;
-        const int under = weight_below(line, bound, below, above);
-        if (under < half) {
-            if (under + above.weight >= half) return above;
-            low = above.slope;
-            weight_low = under + above.weight;
-        } else {
-            if (under - below.weight < half) return below;
-            high = below.slope;
-            weight_high = under - below.weight;
+    for (int r = 0; below_high.count - below_low.count > 3 && r < 12; r++) {
+        const Below below = weight_below(slopes, k, Bound(bound));
+        if (below.weight < half) low = bound, below_low = below;
+        else high = bound, below_high = below;
+        if (high == PAST_ALL) bound = low + step;
+        else if (low == 0.0) bound = high > step ? high - step : 0.5 * high;
+        else if (r % 4 == 3) bound = low + 0.5 * (high - low);
+        else {
+            const double part = (half - below_low.weight) / (double)(below_high.weight - below_low.weight);
+            bound = low + (high - low) * fmin(fmax(part, 0.05), 0.95);
         }
         step *= 2.0;
-        if (high == PAST_ALL) bound = low + step;
-        else if (low < 0.0) bound = high > step ? high - step : 0.5 * high;
-        else if (r % 3 == 2) bound = low + 0.5 * (high - low);
-        else bound = low + (high - low) * ((half - weight_low) / (weight_high - weight_low));
-        if (!(bound > low && bound < high)) bound = high;
+        if (!(bound > low && bound < high)) break;
     }
+    Next next = {-1.0, 0, 0};
+    double reached = below_low.weight;
+    do {  // less than half of the weight lies below low
+        next = next_slope(slopes, k, Bound(low), Bound(high), next.slope);
+        reached += next.weight;
+    } while (reached < half && next.slope < high);
+    return next;
 }
 
 DEVICE void line_least_absolute(Line& line) {
     int came_from = -1;
 #pragma unroll 1
     for (int r = 0; r < 50; r++) {
-        const Side other = weighted_median(line);
+        const Next other = weighted_median(line);
         line.slope = other.slope;
         if (other.place == came_from) break;
         came_from = line.place;
