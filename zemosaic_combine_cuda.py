@@ -14,14 +14,16 @@ from dataclasses import dataclass
 from typing import Final
 
 from zemosaic_rejection_cuda import REJECTION_TEXT
-from zemosaic_sorting_cuda import SAMPLE_CODES, SORTING_TEXT
+from zemosaic_sorting_cuda import LEVELS, RUN_ROWS, SORTING_TEXT
 
 LANES: Final = 32  # threads of a block, one warp: no thread waits for another
 KERNEL: Final = "combine_block"
 COMPILE_OPTIONS: Final = ("--std=c++17", "--fmad=false")
 SHARED_BLOCKS: Final = 3  # columns must fit so often into a multiprocessor's shared memory, or lie in global memory
-SCRATCH_BLOCKS: Final = 16  # blocks on a multiprocessor where columns lie in global memory
-SCRATCH_BYTES: Final = 1 << 30
+SCRATCH_BLOCKS: Final = 16  # on a multiprocessor, where they need no shared memory
+SCRATCH_BYTES: Final = 4 << 30  # global memory taken for them at most, if not told otherwise
+SHARED, MERGED, SCRATCH = range(3)  # where columns are sorted, see zemosaic_sorting_cuda
+MERGED_FRAMES: Final = RUN_ROWS << LEVELS  # so many runs the tournament takes
 
 _COMBINE: Final = r"""
 struct Verdict {  // what a pixel keeps: ranks, the smallest and largest value, the values that replace the rejected
@@ -214,8 +216,10 @@ DEVICE float rank_of(const float* t, int n, const Verdict& v) {
 }
 
 DEVICE void combine_pixel(
-    const Cube& cube, int n_frames, float* t, const double* par, const double* critical, const Weights& weights,
-    bool uniform, bool active, const Maps& maps, unsigned long long* hits, unsigned long long* lost) {
+    const Cube& cube, int n_frames, const Memory& memory, const double* par, const double* critical,
+    const Weights& weights, bool uniform, bool active, const Maps& maps, unsigned long long* hits,
+    unsigned long long* lost) {
+    const float* t = nullptr;
     int n = n_frames;
     double centre = 0.0;
     double total = 0.0;
@@ -223,10 +227,9 @@ DEVICE void combine_pixel(
     Verdict v = {0, 0, -BIG, BIG, 0.0, 0.0};
     const bool sorted = METHOD != 0 || COMBINE != 0;
     if (sorted) {
-        if (RUN == 8) n = load<8>(cube, n_frames, t, active, hits);
-        if (RUN == 16) n = load<16>(cube, n_frames, t, active, hits);
-        if (RUN == 32) n = load<32>(cube, n_frames, t, active, hits);
-        sort_rows(t, n_frames);
+        if (RUN == 8) n = load_sorted<8>(cube, n_frames, memory, active, hits, t);
+        if (RUN == 16) n = load_sorted<16>(cube, n_frames, memory, active, hits, t);
+        if (RUN == 32) n = load_sorted<32>(cube, n_frames, memory, active, hits, t);
     }
     if (METHOD != 0) {
         centre = centre_of(t, n);
@@ -262,12 +265,12 @@ _KERNEL: Final = r"""
 extern __shared__ float tile_memory[];
 
 extern "C" __global__ void __launch_bounds__(LANES) combine_block(
-    const void* cube, long long stride, int n_frames, long long n_elements, int channels, const double* par,
+    const float* cube, long long stride, int n_frames, long long n_elements, int channels, const double* par,
     const double* critical, const double* frame_weight, const float* sample_weight, long long sample_stride,
     int sample_step, int uniform, float* image, int* coverage, float* weight_map, int* rejected_low,
-    int* rejected_high, unsigned long long* hits, unsigned long long* lost, float* scratch, const double* scale,
-    const double* offset) {
-    float* t = (IN_SHARED ? tile_memory : scratch + (long long)blockIdx.x * n_frames * LANES) + threadIdx.x;
+    int* rejected_high, unsigned long long* hits, unsigned long long* lost, float* scratch) {
+    const long long scratch_words = (long long)(PLACE == 1 ? 2 : 1) * n_frames * LANES;
+    const Memory memory = {tile_memory + threadIdx.x, scratch + blockIdx.x * scratch_words + threadIdx.x};
     if (blockIdx.x == 0) {  // each frame's valid samples: all, less those that turn out invalid
         for (int i = threadIdx.x; i < n_frames; i += LANES) {
             atomicAdd(hits + 3 * i + 2, (unsigned long long)n_elements);
@@ -279,9 +282,9 @@ extern "C" __global__ void __launch_bounds__(LANES) combine_block(
         const long long element = tile * LANES + threadIdx.x;
         const bool active = element < n_elements;
         const long long p = active ? element : n_elements - 1;
-        const Cube column = {cube, stride, p, scale, offset, channels, (int)(p % channels)};
+        const Cube column = {cube, stride, p, channels, (int)(p % channels)};
         const Weights weights = {frame_weight, sample_weight, sample_stride, p / sample_step};
-        combine_pixel(column, n_frames, t, par, critical, weights, uniform != 0, active, maps, hits, lost);
+        combine_pixel(column, n_frames, memory, par, critical, weights, uniform != 0, active, maps, hits, lost);
     }
 }
 """
@@ -295,7 +298,7 @@ class LaunchPlan:
 
     threads: int  # of a block
     blocks: int  # at most; they share the elements among themselves
-    shared_bytes: int  # dynamic shared memory of a block; 0: columns lie in scratch memory
+    shared_bytes: int  # dynamic shared memory of a block
     scratch_bytes: int  # global memory for the whole launch
 
     @property
@@ -304,8 +307,8 @@ class LaunchPlan:
         return self.scratch_bytes == 0
 
     def __str__(self) -> str:  # noqa: D105
-        where = f"{self.shared_bytes} B shared" if self.in_shared else f"{self.scratch_bytes / 2**20:.0f} MiB scratch"
-        return f"{self.blocks} blocks of {self.threads} threads, {where}"
+        where = "" if self.in_shared else f", {self.scratch_bytes / 2**20:.0f} MiB scratch"
+        return f"{self.blocks} blocks of {self.threads} threads, {self.shared_bytes} B shared{where}"
 
 
 def launch_plan(
@@ -335,8 +338,12 @@ def launch_plan(
     tiles = -(-n_elements // LANES)
     if column * SHARED_BLOCKS <= shared_limit:
         return LaunchPlan(LANES, tiles, column, 0)
-    blocks = max(1, min(tiles, multiprocessors * SCRATCH_BLOCKS, scratch_limit // column))
-    return LaunchPlan(LANES, blocks, 0, blocks * column)
+    merged = n_frames <= MERGED_FRAMES
+    shared = RUN_ROWS * LANES * 4 if merged else 0
+    scratch = column * (2 if merged else 1)
+    resident = max(1, shared_limit // (shared + 1024)) if merged else SCRATCH_BLOCKS  # the system takes 1 KiB a block
+    blocks = max(1, min(tiles, multiprocessors * resident, scratch_limit // scratch))
+    return LaunchPlan(LANES, blocks, shared, blocks * scratch)
 
 
 def source(
@@ -344,10 +351,8 @@ def source(
     combine: int,
     *,
     rewinsor: bool = False,
-    sample: str = "float32",
-    scaled: bool = False,
-    in_shared: bool = True,
-    n_frames: int = 0,
+    in_shared: bool,
+    n_frames: int,
 ) -> str:
     """Return the text of the kernel for one way to reject and combine.
 
@@ -360,30 +365,19 @@ def source(
         From ``METHOD_CODES`` (any but ``given_limits``) and ``COMBINE_CODES`` of :mod:`zemosaic_rejection`.
     rewinsor : bool
         Replace rejected samples by their clipped values.
-    sample : {"float32", "uint16", "fits_uint16"}
-        Type of the samples; the last is 16 bit as FITS stores it: big-endian, 32768 less.
-    scaled : bool
-        Samples are ``float32(scale * value + offset)``, computed in float64.
     in_shared : bool
         From :func:`launch_plan`.
     n_frames : int
-        So many frames or fewer; 0: any number. Up to 16 a shorter text sorts them.
-
-    Raises
-    ------
-    ValueError
-        An unknown type of samples.
+        How many are combined: few or very many are sorted by another text.
     """
-    if sample not in SAMPLE_CODES:
-        raise ValueError(f"no such type of samples: {sample!r}; known are {', '.join(SAMPLE_CODES)}")
     constants = {
         "LANES": LANES,
-        "RUN": next((run for run in (8, 16) if 0 < n_frames <= run), 32),
+        "RUN": next((run for run in (8, 16) if n_frames <= run), 32),
         "METHOD": method,
         "COMBINE": combine,
         "REWINSOR": int(rewinsor),
-        "SAMPLE": SAMPLE_CODES[sample],
-        "SCALED": int(scaled),
-        "IN_SHARED": int(in_shared),
+        "PLACE": SHARED if in_shared else (MERGED if n_frames <= MERGED_FRAMES else SCRATCH),
+        "RUN_ROWS": RUN_ROWS,
+        "LEVELS": LEVELS,
     }
     return "".join(f"constexpr int {name} = {value};\n" for name, value in constants.items()) + TEXT

@@ -361,8 +361,8 @@ DEVICE void line_least_squares(Line& line) {
 
 #define CHUNK 8  // samples looked at without a branch
 
-// What the search for a weighted median compares slopes with. In float32 a slope d / g is surely below if d < g * under -
-// margin and surely not if d > g * over + margin; only in between it is computed: the division is what takes the time.
+// What the search for a weighted median compares slopes with. In float32 a slope d / g is surely below if d < g * under
+// - margin and surely not if d > g * over + margin; only in between it is computed: divisions are what takes the time.
 struct Bound {
     double value;
     float under, over;

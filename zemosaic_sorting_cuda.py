@@ -1,4 +1,4 @@
-"""The CUDA text of a column of samples: loaded, decoded and sorted by one thread.
+"""The CUDA text of a column of samples: loaded and sorted by one thread.
 
 ``t`` is the column of a thread's pixel: rank ``i`` is ``t[i * LANES]``. The ``LANES`` threads of a block are
 neighbouring pixels, so that a warp reads consecutive words, in shared memory and in global memory alike.
@@ -8,6 +8,9 @@ follow, four stages to a pass: 16 rows come into registers, meet, and go back, s
 moved six times. Every comparison leaves the larger value in the higher row, and rows that do not exist count as
 largest, so any number of frames will do.
 
+A column too long for shared memory is sorted in runs of ``RUN_ROWS``, which are merged all at once in global memory by
+a tournament; one too long for that (16,384 frames) is sorted in global memory like a short one.
+
 Sorting only moves values: what is sorted is the same whatever sorts it, here and in the Numba text.
 """
 
@@ -15,42 +18,26 @@ from __future__ import annotations
 
 from typing import Final
 
-SAMPLE_CODES: Final = {"float32": 0, "uint16": 1, "fits_uint16": 2}
+RUN_ROWS: Final = 256  # sorted in shared memory where a column does not fit
+LEVELS: Final = 6  # of the tournament that merges such runs
 
 _SAMPLES: Final = r"""
 #define DEVICE __device__ __forceinline__
 #define EVERYONE 0xffffffffu
 #define BIG 3.4028235e38f
 #define PAST_ALL 1e300  // above every sample
+#define BIGGER __int_as_float(0x7f800000)  // infinity
 
 struct Cube {  // the samples of one pixel
-    const void* samples;
-    long long stride;      // elements from one frame to the next
-    long long p;           // this pixel
-    const double* scale;   // (N, channels), or null: the samples as they are
-    const double* offset;
-    int channels;
-    int channel;
+    const float* samples;
+    long long stride;  // elements from one frame to the next
+    long long p;       // this pixel
+    int channels, channel;
 };
 
 struct Window { int first, last; };  // ranks first .. last - 1
 
-DEVICE float sample(const Cube& cube, int i) {
-    const long long at = (long long)i * cube.stride + cube.p;
-    float v;
-    if (SAMPLE == 0) {
-        v = ((const float*)cube.samples)[at];
-    } else {
-        unsigned short bits = ((const unsigned short*)cube.samples)[at];
-        if (SAMPLE == 2) bits = (unsigned short)(((bits >> 8) | (bits << 8)) ^ 0x8000);  // big-endian, BZERO = 32768
-        v = (float)bits;
-    }
-    if (SCALED) {
-        const long long w = (long long)i * cube.channels + cube.channel;
-        v = (float)(cube.scale[w] * (double)v + cube.offset[w]);
-    }
-    return v;
-}
+DEVICE float sample(const Cube& cube, int i) { return cube.samples[(long long)i * cube.stride + cube.p]; }
 
 DEVICE bool finite(float v) { return v - v == 0.0f; }  // false for NaN and infinity
 
@@ -174,23 +161,23 @@ DEVICE int count_invalid(float x, bool active, int i, unsigned long long* hits) 
     return invalid ? 1 : 0;
 }
 
-// Copies the samples of all frames into t, in sorted runs of COUNT; invalid ones become the largest number. Returns how
-// many are valid.
+// Copies the samples of frames first .. first + n - 1 into t, in sorted runs of COUNT; invalid ones become the largest
+// number. Returns how many are valid.
 template <int COUNT>
-DEVICE int load(const Cube& cube, int n_frames, float* t, bool active, unsigned long long* hits) {
-    int n_valid = n_frames;
+DEVICE int load(const Cube& cube, int first, int n, float* t, bool active, unsigned long long* hits) {
+    int n_valid = n;
 #pragma unroll 1
-    for (int start = 0; start < n_frames; start += COUNT) {
+    for (int start = 0; start < n; start += COUNT) {
         float v[COUNT];
 #pragma unroll
-        for (int k = 0; k < COUNT; k++) v[k] = start + k < n_frames ? sample(cube, start + k) : BIG;
+        for (int k = 0; k < COUNT; k++) v[k] = start + k < n ? sample(cube, first + start + k) : BIG;
         bool all = true;
 #pragma unroll
         for (int k = 0; k < COUNT; k++) all = all && finite(v[k]);
         if (__any_sync(EVERYONE, !all)) {
 #pragma unroll
             for (int k = 0; k < COUNT; k++) {
-                const int invalid = count_invalid(v[k], active, start + k, hits);
+                const int invalid = count_invalid(v[k], active, first + start + k, hits);
                 n_valid -= invalid;
                 v[k] = invalid != 0 ? BIG : v[k];
             }
@@ -200,9 +187,83 @@ DEVICE int load(const Cube& cube, int n_frames, float* t, bool active, unsigned 
         sort_stage<COUNT, 1, 1>(v);
 #pragma unroll
         for (int k = 0; k < COUNT; k++) {
-            if (start + k < n_frames) t[(start + k) * LANES] = v[k];
+            if (start + k < n) t[(start + k) * LANES] = v[k];
         }
     }
+    return n_valid;
+}
+
+// Merges the sorted runs of RUN_ROWS rows of a column, all at once, by a tournament. memory: 3 * LEAVES rows.
+// Source: Knuth, TAOCP vol. 3, 5.4.1, tree of losers.
+DEVICE void merge_runs(const float* runs, float* merged, int n, float* memory) {
+    const int many = (n + RUN_ROWS - 1) / RUN_ROWS;
+    int leaves = 1;
+    while (leaves < many) leaves *= 2;
+    float* loser = memory;  // of the match played at each node: its value
+    float* of_run = memory + leaves * LANES;  // and its run, an integer's bits like the next
+    float* next_row = memory + 2 * leaves * LANES;  // of each run
+    for (int i = 0; i < leaves; i++) {
+        loser[i * LANES] = -BIGGER;  // until the first real ones have come
+        of_run[i * LANES] = __int_as_float(i);
+        next_row[i * LANES] = __int_as_float(i * RUN_ROWS);
+    }
+    int run = 0;
+#pragma unroll 1
+    for (int step = 0; step < leaves - 1 + n; step++) {
+        if (step < leaves) run = step;  // each run enters once, then the one that has won
+        const int row = __float_as_int(next_row[run * LANES]);
+        next_row[run * LANES] = __int_as_float(row + 1);
+        float value = row < min((run + 1) * RUN_ROWS, n) ? runs[row * LANES] : BIGGER;
+        const int leaf = run + leaves;
+        float other[LEVELS];
+        int other_run[LEVELS];
+#pragma unroll
+        for (int level = 0; level < LEVELS; level++) {
+            const int node = leaf >> (level + 1);
+            other[level] = node > 0 ? loser[node * LANES] : BIGGER;
+            other_run[level] = node > 0 ? __float_as_int(of_run[node * LANES]) : 0;
+        }
+#pragma unroll
+        for (int level = 0; level < LEVELS; level++) {
+            if (other[level] < value) {
+                loser[(leaf >> (level + 1)) * LANES] = value;
+                of_run[(leaf >> (level + 1)) * LANES] = __int_as_float(run);
+                value = other[level];
+                run = other_run[level];
+            }
+        }
+        if (step >= leaves - 1) merged[(step - leaves + 1) * LANES] = value;
+    }
+}
+
+// Where the columns of a block are sorted, from this thread's word on.
+struct Memory {
+    float* shared;
+    float* scratch;  // where it is used, 2 * n rows for runs and column, or n rows
+};
+
+template <int COUNT>
+DEVICE int load_sorted(
+    const Cube& cube, int n, const Memory& memory, bool active, unsigned long long* hits, const float*& t) {
+    if (PLACE != 1) {
+        float* column = PLACE == 0 ? memory.shared : memory.scratch;
+        const int n_valid = load<COUNT>(cube, 0, n, column, active, hits);
+        sort_rows(column, n);
+        t = column;
+        return n_valid;
+    }
+    int n_valid = 0;
+#pragma unroll 1
+    for (int first = 0; first < n; first += RUN_ROWS) {
+        const int rows = min(RUN_ROWS, n - first);
+        n_valid += load<COUNT>(cube, first, rows, memory.shared, active, hits);
+        sort_rows(memory.shared, rows);
+#pragma unroll 8
+        for (int i = 0; i < rows; i++) memory.scratch[(first + i) * LANES] = memory.shared[i * LANES];
+    }
+    float* column = memory.scratch + (long long)n * LANES;
+    merge_runs(memory.scratch, column, n, memory.shared);
+    t = column;
     return n_valid;
 }
 

@@ -44,6 +44,7 @@ static inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 template <class T> static inline T __ldg(const T* place) { return *place; }
 template <class T> static inline T atomicAdd(T* place, T value) { T old = *place; *place = old + value; return old; }
 static inline float __int_as_float(unsigned bits) { float x; std::memcpy(&x, &bits, 4); return x; }
+static inline int __float_as_int(float x) { int bits; std::memcpy(&bits, &x, 4); return bits; }
 using std::max;
 using std::min;
 """

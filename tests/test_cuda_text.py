@@ -14,21 +14,23 @@ from hypothesis import strategies as st
 
 import zemosaic_combine_cuda as cuda
 import zemosaic_rejection as rejection
+from zemosaic_sorting_cuda import LEVELS, RUN_ROWS
 
 METHODS = [name for name in rejection.METHOD_CODES if name != "given_limits"]
 COMBINES = list(rejection.COMBINE_CODES)
 COUNTS = [1, 2, 3, 5, 9, 10, 64, 65, 200, 1000]
 OUTPUTS = ("image", "coverage", "weight", "low", "high", "hits", "lost")
-MOST_FRAMES = 4096  # of the tests: the memory of one column
+MOST_FRAMES = cuda.MERGED_FRAMES  # of the tests: the memory of one column
 # What is fixed when the text is compiled for a device is set before each call here.
-CONSTANTS = ("METHOD", "COMBINE", "REWINSOR", "SAMPLE", "SCALED", "IN_SHARED", "RUN")
+CONSTANTS = ("METHOD", "COMBINE", "REWINSOR", "PLACE", "RUN")
 SETTERS = "".join(
     f'static int {name};\nextern "C" void set_{name}(int value) {{ {name} = value; }}\n' for name in CONSTANTS
 )
 
 
 def host_text() -> str:
-    return f"constexpr int LANES = 1;\n{SETTERS}{cuda.TEXT}\nfloat tile_memory[{MOST_FRAMES}];\n"
+    fixed = f"constexpr int LANES = 1, RUN_ROWS = {RUN_ROWS}, LEVELS = {LEVELS};\n"
+    return f"{fixed}{SETTERS}{cuda.TEXT}\nfloat tile_memory[{MOST_FRAMES}];\n"
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +42,7 @@ def strict(tmp_path_factory) -> ctypes.CDLL:
 class Case:
     """A stack and what to do with it; the two runs below read nothing else."""
 
-    cube: np.ndarray  # (N, P) of the type that ``sample`` names, in the order of bytes it names
+    cube: np.ndarray  # (N, P) float32
     method: str = "none"
     combine: str = "mean"
     par: tuple[float, float] = (2.5, 2.0)
@@ -49,10 +51,7 @@ class Case:
     sample_weights: np.ndarray | None = None  # (N, P / step)
     step: int = 1
     rewinsor: bool = False
-    sample: str = "float32"
-    scale: np.ndarray | None = None  # (N, channels)
-    offset: np.ndarray | None = None
-    shared: bool = True
+    place: int = cuda.SHARED  # where the columns are sorted
     run: int = 32  # samples sorted in registers
     parameters: np.ndarray = field(init=False)
 
@@ -80,20 +79,8 @@ def outputs(n: int, p: int) -> dict[str, np.ndarray]:
     }
 
 
-def decoded(case: Case) -> np.ndarray:
-    """The samples as the engine hands them to the Numba text, ``(N, P) float32``."""
-    values = case.cube
-    if case.sample == "fits_uint16":  # as the file has it: big-endian, 32768 less
-        values = case.cube.view(">i2").astype(np.int32) + 32768
-    values = values.astype(np.float32)
-    if case.scale is None:
-        return values
-    pixels = values.reshape(len(values), -1, case.channels)
-    return (pixels * case.scale[:, None, :] + case.offset[:, None, :]).astype(np.float32).reshape(values.shape)
-
-
 def on_numba(case: Case) -> dict[str, np.ndarray]:
-    cube = np.ascontiguousarray(decoded(case))
+    cube = np.ascontiguousarray(case.cube)
     n, p = cube.shape
     out = outputs(n, p)
     lanes = np.ascontiguousarray(np.tile(case.frame_weight, (1, rejection.LANES // case.channels)))
@@ -122,14 +109,14 @@ def on_host(
     out = outputs(n, p)
     uniform = case.sample_weights is None and bool((case.frame_weight == 1.0).all())
     values = (
-        rejection.METHOD_CODES[case.method], rejection.COMBINE_CODES[case.combine], int(case.rewinsor),
-        cuda.SAMPLE_CODES[case.sample], int(case.scale is not None), int(case.shared), case.run,
+        rejection.METHOD_CODES[case.method], rejection.COMBINE_CODES[case.combine], int(case.rewinsor), case.place,
+        case.run,
     )  # fmt: skip
     for name, value in zip(CONSTANTS, values, strict=True):
         getattr(library, f"set_{name}")(value)
     critical = rejection.gesd_table(n, case.parameters[5])
     samples = case.sample_weights
-    scratch = np.empty(0 if case.shared else n, np.float32)
+    scratch = np.empty(2 * n, np.float32)
     weight = np.ascontiguousarray(case.frame_weight)
     at = cuda_host.address
     maps = [out[name][start:] for name in ("image", "coverage", "weight", "low", "high")]
@@ -139,7 +126,7 @@ def on_host(
         at(case.parameters), at(critical), at(weight),
         at(None if samples is None else samples[:, start // case.step :]),
         ctypes.c_longlong(0 if samples is None else samples.shape[1]), case.step, int(uniform),
-        *[at(a) for a in maps], at(out["hits"]), at(out["lost"]), at(scratch), at(case.scale), at(case.offset),
+        *[at(a) for a in maps], at(out["hits"]), at(out["lost"]), at(scratch),
     )  # fmt: skip
     return out
 
@@ -201,7 +188,8 @@ def test_random_stacks_in_any_pieces_have_the_bits_of_the_whole(strict, method, 
         channels=channels, weights=weights_for(n, channels, seed) if data.draw(st.booleans()) else None,
         sample_weights=weights_for(n, pixels, seed + 1).astype(np.float32) if data.draw(st.booleans()) else None,
         step=channels, rewinsor=method == "legacy_quantile" and data.draw(st.booleans()),
-        shared=data.draw(st.booleans()), run=data.draw(st.sampled_from([r for r in (8, 16, 32) if n <= r or r == 32])),
+        place=data.draw(st.sampled_from([cuda.SHARED, cuda.MERGED, cuda.SCRATCH])),
+        run=data.draw(st.sampled_from([r for r in (8, 16, 32) if n <= r or r == 32])),
     )  # fmt: skip
     whole = on_numba(case)
     cut = channels * data.draw(st.integers(0, pixels - 1))
@@ -213,21 +201,16 @@ def test_random_stacks_in_any_pieces_have_the_bits_of_the_whole(strict, method, 
         assert joined.tobytes() == whole[name].tobytes(), name
 
 
-@pytest.mark.parametrize("sample", ["uint16", "fits_uint16", "float32"])
-@pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("method", ["none", "sigma_clip"])
-def test_samples_are_decoded_and_scaled_as_the_engine_does(strict, sample, scaled, method):
-    rng = np.random.default_rng(5)
-    n, p = 40, 60
-    values = rng.integers(0, 1 << 16, (n, p)).astype(np.uint16)
-    values[:, :4] = [0, 1, 0x7FFF, 0xFFFF]
-    cube = {
-        "uint16": values,
-        "fits_uint16": (values.astype(np.int32) - 32768).astype(">i2").view(np.uint16),
-        "float32": stack(n, p, 3),
-    }[sample]
-    scale, offset = (rng.uniform(0.9, 1.1, (n, 3)), rng.normal(0.0, 50.0, (n, 3))) if scaled else (None, None)
-    check(strict, Case(cube, method, channels=3, sample=sample, scale=scale, offset=offset))
+@pytest.mark.parametrize("place", [cuda.MERGED, cuda.SCRATCH])
+@pytest.mark.parametrize("n", [1, 31, RUN_ROWS - 1, RUN_ROWS, RUN_ROWS + 1, 5 * RUN_ROWS + 7, 8 * RUN_ROWS])
+def test_columns_that_do_not_fit_in_shared_memory_are_sorted_the_same(strict, place, n):
+    check(strict, Case(stack(n, 12, n, ties=n % 2 == 0), "sigma_clip", "median", place=place))
+
+
+def test_the_largest_tournament_and_what_is_beyond(strict):
+    cube = stack(cuda.MERGED_FRAMES, 2, 1, holes=0.0)
+    for place in (cuda.MERGED, cuda.SCRATCH):
+        check(strict, Case(cube, "sigma_clip", place=place))
 
 
 @pytest.mark.parametrize("rewinsor", [False, True])
@@ -252,9 +235,8 @@ def test_with_contraction_some_bits_differ(strict, tmp_path):
     if not cuda_host.has_fma():
         pytest.skip("this processor has no fused multiply-add, or not g++'s -mfma")
     contracted = cuda_host.build(host_text(), "contracted", tmp_path, cuda_host.CONTRACTED)
-    cube, scale = np.full((30, 960), 1000, np.uint16), weights_for(30, 3, 2)
-    offset = -1000.0 * scale  # what the product loses by rounding would be all that is left
-    case = Case(cube, "sigma_clip", "min", channels=3, sample="uint16", scale=scale, offset=offset)
+    pairs = np.repeat(weights_for(15, 3, 2), 2, axis=0)  # a sample and its opposite have the same weight: 0 in all
+    case = Case(np.tile(np.float32([[1000.0], [-1000.0]]), (15, 960)), channels=3, weights=pairs)
     assert differences(on_host(contracted, case), on_numba(case)).get("image", 0) > 900
     check(strict, case)
 
@@ -267,10 +249,13 @@ def test_a_plan_keeps_to_the_memory_it_is_given():
     assert near.in_shared and near.shared_bytes == 200 * cuda.LANES * 4
     assert near.blocks * near.threads >= 1000 > (near.blocks - 1) * near.threads
     far = cuda.launch_plan(10_000, 10**7, shared_limit=227 << 10, multiprocessors=132, scratch_limit=1 << 28)
-    assert not far.in_shared and far.shared_bytes == 0
-    assert far.scratch_bytes == far.blocks * 10_000 * cuda.LANES * 4 <= 1 << 28
+    assert not far.in_shared and far.shared_bytes == RUN_ROWS * cuda.LANES * 4 <= 48 << 10
+    assert far.scratch_bytes == far.blocks * 2 * 10_000 * cuda.LANES * 4 <= 1 << 28
     least = cuda.launch_plan(10_000, 10**7, shared_limit=48 << 10, multiprocessors=1, scratch_limit=1)
-    assert least.blocks == 1 and "scratch" in str(least) and "shared" in str(near)
+    assert least.blocks == 1 and "scratch" in str(least) and "scratch" not in str(near)
+    beyond = cuda.launch_plan(cuda.MERGED_FRAMES + 1, 10**7, shared_limit=48 << 10, multiprocessors=2)
+    assert beyond.shared_bytes == 0 and beyond.scratch_bytes == beyond.blocks * 16385 * cuda.LANES * 4
+    assert 3 * 2**LEVELS <= RUN_ROWS  # the tournament's memory is the run's
 
 
 @pytest.mark.parametrize(("n_frames", "n_elements"), [(0, 5), (5, 0)])
@@ -279,16 +264,14 @@ def test_a_plan_for_nothing_is_refused(n_frames, n_elements):
         cuda.launch_plan(n_frames, n_elements, shared_limit=48 << 10, multiprocessors=1)
 
 
-def test_an_unknown_type_of_samples_is_refused():
-    with pytest.raises(ValueError, match="'int8'; known are float32"):
-        cuda.source(0, 0, sample="int8")
+def test_the_text_follows_the_number_of_frames():
+    def constant(name: str, n: int, in_shared: bool = True) -> int:
+        lines = cuda.source(5, 0, n_frames=n, in_shared=in_shared).splitlines()
+        return int(next(line for line in lines if f" {name} " in line).split()[-1][:-1])
 
-
-def test_few_frames_are_sorted_by_a_shorter_text():
-    def run(n: int) -> str:
-        return next(line for line in cuda.source(5, 0, n_frames=n).splitlines() if " RUN " in line)
-
-    assert [run(n).split()[-1] for n in (1, 8, 9, 16, 17, 0)] == ["8;", "8;", "16;", "16;", "32;", "32;"]
+    assert [constant("RUN", n) for n in (1, 8, 9, 16, 17, 10**6)] == [8, 8, 16, 16, 32, 32]
+    assert constant("PLACE", 300) == cuda.SHARED
+    assert [constant("PLACE", n, False) for n in (300, 16384, 16385)] == [cuda.MERGED, cuda.MERGED, cuda.SCRATCH]
 
 
 @pytest.fixture(scope="session")
@@ -315,11 +298,14 @@ def compiled(nvrtc: ctypes.CDLL, text: str, architecture: str) -> str:
 
 @pytest.mark.parametrize("architecture", ["sm_70", "sm_75", "sm_80", "sm_90"])
 def test_the_text_compiles_for_every_architecture(nvrtc, architecture):
-    assert compiled(nvrtc, cuda.source(4, 0), architecture) == ""
-    assert "error" in compiled(nvrtc, cuda.source(4, 0) + "int;x", architecture)
+    assert compiled(nvrtc, cuda.source(4, 0, in_shared=True, n_frames=200), architecture) == ""
+
+
+def test_what_the_compiler_complains_of_is_seen(nvrtc):
+    assert "error" in compiled(nvrtc, "int;x", "sm_80")
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_compiles(nvrtc, method):
     code = rejection.METHOD_CODES[method]
-    assert compiled(nvrtc, cuda.source(code, 1, rewinsor=True, sample="uint16", scaled=True), "sm_80") == ""
+    assert compiled(nvrtc, cuda.source(code, 1, rewinsor=True, in_shared=False, n_frames=1000), "sm_80") == ""
