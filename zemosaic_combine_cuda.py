@@ -91,21 +91,31 @@ DEVICE double weight_of(const Cube& cube, const Weights& weights, int i) {
     return w * (double)weights.per_sample[(long long)i * weights.stride + weights.place];
 }
 
-// Adds the samples of a frame that were rejected, over the pixels of the warp, to hits[i][0] and hits[i][1].
-DEVICE void count_hits(float x, const Verdict& v, bool active, int i, unsigned long long* hits) {
-    const bool out = finite(x) && !(x >= v.low && x <= v.high) && active;
-    const unsigned lanes = __ballot_sync(EVERYONE, out);
-    if (lanes != 0) {
-        const int n_low = __popc(__ballot_sync(EVERYONE, out && x < v.low));
-        const int n_high = __popc(lanes) - n_low;
-        if (threadIdx.x == 0) {
-            if (n_low != 0) atomicAdd(hits + 3 * i, (unsigned long long)n_low);
-            if (n_high != 0) atomicAdd(hits + 3 * i + 1, (unsigned long long)n_high);
+// Frames read before the first is used. Each has a thread that counts for all pixels of the block.
+constexpr int AT_ONCE = LANES < 16 ? LANES : 16;
+
+// Adds to the frames' counts what a block found in AT_ONCE of them, from frame start on. mine: the threads whose sample
+// of frame start + threadIdx.x was rejected or, where no method rejects, was invalid.
+DEVICE void count_hits(
+    const float (&x)[AT_ONCE], const Verdict& v, unsigned mine, int start, unsigned long long* hits) {
+    if (!__any_sync(EVERYONE, mine != 0)) return;
+    unsigned low = 0;
+    if (METHOD != 0) {
+#pragma unroll
+        for (int k = 0; k < AT_ONCE; k++) {
+            const unsigned below = __ballot_sync(EVERYONE, x[k] < v.low);
+            low = threadIdx.x == k ? below & mine : low;
         }
     }
+    if (mine == 0) return;
+    unsigned long long* count = hits + 3 * (start + threadIdx.x);
+    if (METHOD == 0) {
+        atomicAdd(count + 2, 0ull - (unsigned long long)__popc(mine));
+    } else {
+        if (low != 0) atomicAdd(count, (unsigned long long)__popc(low));
+        if (mine != low) atomicAdd(count + 1, (unsigned long long)__popc(mine ^ low));
+    }
 }
-
-#define AT_ONCE 16  // frames read before the first is used
 
 // Adds up, over the frames in their order, the samples kept and their weights: plain_sums and, where WEIGHTED,
 // weighted_sums of the Numba text. Counts each frame's rejected samples, or, where no method rejects, its invalid ones.
@@ -118,19 +128,27 @@ DEVICE void frame_sums(
 #pragma unroll 1
     for (int start = 0; start < n_frames; start += AT_ONCE) {
         float x[AT_ONCE];
-#pragma unroll
-        for (int k = 0; k < AT_ONCE; k++) x[k] = start + k < n_frames ? sample(cube, start + k) : 0.0f;
+        samples_of<AT_ONCE>(cube, start, n_frames, __int_as_float(0x7fc00000), x);
+        unsigned mine = 0;
 #pragma unroll
         for (int k = 0; k < AT_ONCE; k++) {
-            const int i = start + k;
-            if (i >= n_frames) break;
-            if (METHOD != 0) count_hits(x[k], v, active, i, hits);
-            else n_valid -= count_invalid(x[k], active, i, hits);
+            const int i = min(start + k, n_frames - 1);
             const bool keep = x[k] >= v.low && x[k] <= v.high;
-            const double w = WEIGHTED ? weight_of(cube, weights, i) : 1.0;
-            if (SUM) total += keep ? w * (double)x[k] : 0.0;
-            if (WEIGHTED) weight += keep ? w : 0.0;
+            const bool invalid = !finite(x[k]) && start + k < n_frames;
+            const unsigned lanes = __ballot_sync(EVERYONE, active && (METHOD != 0 ? finite(x[k]) && !keep : invalid));
+            mine = threadIdx.x == k ? lanes : mine;
+            if (METHOD == 0) n_valid -= invalid ? 1 : 0;
+            if (SUM && WEIGHTED) {
+                const double w = weight_of(cube, weights, i);
+                const double term = w * (double)x[k];
+                if (keep) total += term;
+                if (keep) weight += w;
+            } else if (SUM) {
+                const double term = (double)x[k];
+                if (keep) total += term;
+            }
         }
+        count_hits(x, v, mine, start, hits);
     }
 }
 

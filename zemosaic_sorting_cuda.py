@@ -39,7 +39,20 @@ struct Window { int first, last; };  // ranks first .. last - 1
 
 DEVICE float sample(const Cube& cube, int i) { return cube.samples[(long long)i * cube.stride + cube.p]; }
 
-DEVICE bool finite(float v) { return v - v == 0.0f; }  // false for NaN and infinity
+// Samples of frames first .. first + COUNT - 1, as many reads at once; rest for frames from stop on.
+template <int COUNT>
+DEVICE void samples_of(const Cube& cube, int first, int stop, float rest, float (&x)[COUNT]) {
+    const float* place = cube.samples + (long long)first * cube.stride + cube.p;
+    if (first + COUNT <= stop) {
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) x[k] = place[k * cube.stride];
+    } else {
+#pragma unroll
+        for (int k = 0; k < COUNT; k++) x[k] = first + k < stop ? place[k * cube.stride] : rest;
+    }
+}
+
+DEVICE bool finite(float v) { return fabsf(v) <= BIG; }  // false for NaN and infinity
 
 DEVICE double at(const float* t, int i) { return (double)t[i * LANES]; }
 """
@@ -169,8 +182,7 @@ DEVICE int load(const Cube& cube, int first, int n, float* t, bool active, unsig
 #pragma unroll 1
     for (int start = 0; start < n; start += COUNT) {
         float v[COUNT];
-#pragma unroll
-        for (int k = 0; k < COUNT; k++) v[k] = start + k < n ? sample(cube, first + start + k) : BIG;
+        samples_of<COUNT>(cube, first + start, first + n, BIG, v);
         bool all = true;
 #pragma unroll
         for (int k = 0; k < COUNT; k++) all = all && finite(v[k]);
