@@ -14,6 +14,7 @@ for the codes listed here.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import importlib
 import importlib.util
@@ -392,15 +393,12 @@ def cupy_module() -> Any:
     return importlib.import_module("cupy")
 
 
-_LEFT_ALONE: list[object] = []
-
-
 def leave_alone(owner: object) -> None:
-    """Keep an object that owns device memory, streams or events to the end of the process.
+    """Never destroy an object that owns device memory, streams, events or modules, not even when the process ends.
 
-    After a sticky error even a destructor must not call CUDA; what is never destroyed calls none.
+    After a sticky error a destructor may not call CUDA either; what is never destroyed does not.
     """
-    _LEFT_ALONE.append(owner)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))
 
 
 VRAM_SHARE: Final = 0.9  # of the free memory that tiles may plan with; the rest is for what the driver takes itself

@@ -15,9 +15,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,13 +24,12 @@ import numpy as np
 
 import cuda_utils
 from parallel_utils import memory_text, usable_cpus
-from zemosaic_gpu_card import Card, launch_plan
+from zemosaic_gpu_card import MAPS, Card, launch_plan
+from zemosaic_gpu_gather import gatherer_of
 from zemosaic_gpu_plan import (
     OUTPUT_BYTES,
-    Batch,
     GpuPlan,
     Route,
-    Slab,
     cut,
     device_bytes,
     plan_gpu,
@@ -56,7 +54,9 @@ from zemosaic_tile import poststack_rgb_equalization
 __all__ = ["GPUStackingError", "gpu_stack_from_arrays", "gpu_stack_from_paths", "stack_job", "usability"]
 
 LOGGER = logging.getLogger("ZeMosaicWorker")
-SCRATCH_SHARE: Final = 8  # the rejection kernel may take one part in so many of a tile's device memory
+SCRATCH_SHARE: Final = 3  # the rejection kernel may take one part in so many of a tile's device memory
+COPIES_AHEAD: Final = 2  # batches on the bus or waiting for it, so that it never does
+MAPS_IN_FLIGHT: Final = 2  # slabs whose maps are on their way back
 PROBE_BYTES: Final = 256 << 20  # a card with less free memory is left to whoever uses it
 
 
@@ -64,64 +64,7 @@ class GPUStackingError(RuntimeError):
     """The GPU engine found that it cannot stack a tile, or that its result is wrong."""
 
 
-# --------------------------------------------------------------------------- gathering
-
-
-class Gatherer:
-    """Fills pinned buffers with the rows of frames as they are stored; used by several threads at once."""
-
-    def __init__(self, job: Job, route: Route) -> None:
-        self._sources, self._wires = job.sources, route.wires
-        arrays = [
-            source.pixels_in_memory if wire.is_raw else None
-            for source, wire in zip(job.sources, route.wires, strict=True)
-        ]
-        self._addresses = np.array([0 if array is None else array.ctypes.data for array in arrays], np.uint64)
-        self._row_bytes = np.array([wire.row_bytes for wire in route.wires], np.uint64)
-
-    def fill(self, slab: Slab, batch: Batch, buffer: np.ndarray) -> None:
-        """Fill a buffer with one batch.
-
-        Raises
-        ------
-        FrameError
-            A frame can no longer be read.
-        """
-        here = slice(batch.first, batch.last)
-        frames, sizes, addresses = slab.frames[here], slab.sizes[here], self._addresses[here]
-        in_memory = (addresses > 0) & (sizes > 0)
-        if in_memory.any():
-            from zemosaic_gather import gather_rows
-
-            rows = frames["raw_first"][in_memory].astype(np.uint64)
-            gather_rows(
-                addresses[in_memory] + rows * self._row_bytes[here][in_memory],
-                np.uint64(buffer.ctypes.data) + frames["raw_at"][in_memory].astype(np.uint64),
-                sizes[in_memory].astype(np.uint64),
-            )
-        for k in np.flatnonzero((addresses == 0) & (sizes > 0)).tolist():
-            start, top = int(frames["raw_at"][k]), int(frames["raw_first"][k])
-            self._read(batch.first + k, top, top + int(frames["raw_rows"][k]), buffer[start : start + int(sizes[k])])
-
-    def _read(self, i: int, top: int, bottom: int, target: np.ndarray) -> None:
-        source = self._sources[i]
-        if self._wires[i].is_raw:
-            source.read_raw(top, bottom, target)
-        else:
-            np.copyto(target, source.read_rows(top, bottom).reshape(-1).view(np.uint8))
-
-
 # --------------------------------------------------------------------------- one tile
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Offer threads; on the way out what has not started is dropped, what has is waited for."""
-    pool = ThreadPoolExecutor(max_workers=count, thread_name_prefix="zemosaic")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _stack_slabs(
@@ -133,49 +76,40 @@ def _stack_slabs(
     rejected.
     """
     result = empty_result(job, plan.rows_per_slab)
-    gatherer = Gatherer(job, route)
-    work = ((slab, batch) for slab in cut(job, route, plan) for batch in slab.batches)
-    gathering: deque[tuple[int, Slab, Batch, Future[None]]] = deque()
-    collecting: deque[Future[None]] = deque()
-
-    def gather(card: Card, slab: Slab, batch: Batch, buffer: int) -> None:
-        card.wait_for_buffer(buffer)
-        gatherer.fill(slab, batch, card.pinned[buffer])
-
-    def gather_next(pool: ThreadPoolExecutor, card: Card, buffer: int) -> None:
-        for slab, batch in work:
-            gathering.append((buffer, slab, batch, pool.submit(gather, card, slab, batch, buffer)))
-            return
+    ahead = min(COPIES_AHEAD, plan.pinned_buffers - 1)
+    collecting: deque[list[Future[None]]] = deque()  # one list per slab, its maps
 
     def collect_oldest() -> None:
-        collecting.popleft().result()
-        notify(progress, "stack", slabs_done(), plan.n_slabs)
+        for collected in collecting.popleft():
+            collected.result()
 
-    combined = 0
-
-    def slabs_done() -> int:
-        return combined - len(collecting)
-
-    with Card(job, route, plan, scratch_limit) as card, _threads(workers) as gatherers, _threads(1) as collector:
-        for buffer in range(plan.pinned_buffers):
-            gather_next(gatherers, card, buffer)
-        while gathering:
-            buffer, slab, batch, filled = gathering.popleft()
-            filled.result()
+    with (
+        Card(job, route, plan, scratch_limit) as card,
+        gatherer_of(job, route, cut(job, route, plan), card.pinned, _gathering_threads(workers)) as gatherer,
+        ThreadPoolExecutor(max_workers=len(MAPS), thread_name_prefix="zemosaic") as collectors,
+    ):
+        for number, slab, batch in gatherer.filled():
             if batch.first == 0:
                 card.begin(slab)
-            card.send(slab, batch, buffer)
-            gather_next(gatherers, card, buffer)
+            card.send(slab, batch, number % plan.pinned_buffers)
+            if number >= ahead:
+                card.wait_for_buffer((number - ahead) % plan.pinned_buffers)
+                gatherer.release()
             if batch.last == route.n_frames:
-                if len(collecting) > 1:  # maps exist twice
+                if len(collecting) == MAPS_IN_FLIGHT:
                     collect_oldest()
                 card.combine(slab)
-                combined += 1
-                collecting.append(collector.submit(card.collect, slab, result))
+                collecting.append([collectors.submit(card.collect, slab, name, result) for name in MAPS])
+                notify(progress, "stack", slab.number + 1, plan.n_slabs)
         while collecting:
             collect_oldest()
         result.frame_hits, result.all_rejected = card.counts()
         return result, card.bytes_h2d
+
+
+def _gathering_threads(workers: int) -> int:
+    """Return how many threads gather: one core is the driver's, one collects, where there are enough."""
+    return max(1, workers - 2) if workers > 4 else workers
 
 
 def stack_job(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 import cuda_utils
-import zemosaic_combine_cuda as rejection_cuda
+import zemosaic_combine_cuda as combine_cuda
 from zemosaic_gpu_plan import STAGING_BUFFERS, Batch, GpuPlan, Route, Slab
 from zemosaic_resample_cuda import FRAME_ROWS, RESAMPLE_CUDA
 
@@ -66,15 +66,17 @@ def recipe_of(job: Job) -> Recipe:
 
 
 @functools.cache
-def _module(text: str) -> Any:
+def _compiled(text: str, name: str) -> Any:
     cupy = cuda_utils.cupy_module()
-    return cupy.RawModule(code=text, options=rejection_cuda.COMPILE_OPTIONS)
+    kernel = cupy.RawModule(code=text, options=combine_cuda.COMPILE_OPTIONS).get_function(name)
+    cuda_utils.leave_alone(kernel.kernel)  # CuPy unloads modules when the process ends, even if CUDA is lost by then
+    return kernel
 
 
 def kernel_of(text: str, name: str) -> Any:
     """Compile a text, once in a process and once on disk (CuPy's cache), and return one of its kernels."""
     with _COMPILING:
-        return _module(text).get_function(name)
+        return _compiled(text, name)
 
 
 @functools.cache
@@ -84,11 +86,11 @@ def device_limits() -> tuple[int, int]:
     return int(attributes["MaxSharedMemoryPerBlockOptin"]), int(attributes["MultiProcessorCount"])
 
 
-def launch_plan(n_frames: int, n_elements: int, scratch_limit: int) -> rejection_cuda.LaunchPlan:
+def launch_plan(n_frames: int, n_elements: int, scratch_limit: int) -> combine_cuda.LaunchPlan:
     """Return how rejection is launched on the current device."""
     shared_limit, multiprocessors = device_limits()
-    limit = min(scratch_limit, rejection_cuda.SCRATCH_BYTES)
-    return rejection_cuda.launch_plan(
+    limit = min(scratch_limit, combine_cuda.SCRATCH_BYTES)
+    return combine_cuda.launch_plan(
         n_frames, n_elements, shared_limit=shared_limit, multiprocessors=multiprocessors, scratch_limit=limit
     )
 
@@ -187,7 +189,7 @@ class Card:
     # ------------------------------------------------------------------ the way there
 
     def wait_for_buffer(self, buffer: int) -> None:
-        """Wait, in a thread that gathers, until the last batch in a pinned buffer has left it."""
+        """Wait until the last batch in a pinned buffer has left it."""
         self._pinned_free[buffer].synchronize()
 
     def begin(self, slab: Slab) -> None:
@@ -267,14 +269,14 @@ class Card:
         route, recipe, k = self._route, self._recipe, slab.number % self._in_flight
         size = (slab.rows.stop - slab.rows.start) * route.row_elements
         launch = launch_plan(route.n_frames, size, self._scratch_limit)
-        text = rejection_cuda.source(
+        text = combine_cuda.source(
             recipe.method,
             recipe.combine,
             rewinsor=recipe.rewinsor,
             in_shared=launch.in_shared,
             n_frames=route.n_frames,
         )
-        kernel = kernel_of(text, rejection_cuda.KERNEL)
+        kernel = kernel_of(text, combine_cuda.KERNEL)
         if launch.shared_bytes > 48 << 10:
             kernel.max_dynamic_shared_size_bytes = launch.shared_bytes
         self._arrived.record(self._copying if route.is_direct else self._opening)
@@ -287,7 +289,7 @@ class Card:
             np.int32(route.channels), parameters, critical, weights, _pointer(self._sample_weights[k]),
             np.int64(size // step), np.int32(step), np.int32(recipe.uniform),
             *(base + np.uint64(4 * size * m) for m in range(maps)),
-            _pointer(self._hits), _pointer(self._lost), _pointer(self._scratch), _NOTHING, _NOTHING,
+            _pointer(self._hits), _pointer(self._lost), _pointer(self._scratch),
         )  # fmt: skip
         with self._combining:
             kernel((launch.blocks,), (launch.threads,), arguments, shared_mem=launch.shared_bytes)
@@ -297,15 +299,13 @@ class Card:
         )
         self._maps_ready[k].record(self._combining)
 
-    def collect(self, slab: Slab, result: StackResult) -> None:
-        """Wait for the maps of a slab and copy them into the rows of the result."""
-        k = slab.number % self._in_flight
-        rows = getattr(result, MAPS[0])[slab.rows]
+    def collect(self, slab: Slab, name: str, result: StackResult) -> None:
+        """Wait for the maps of a slab and copy one of them into the rows of the result."""
+        k, m = slab.number % self._in_flight, MAPS.index(name)
+        target = getattr(result, name)[slab.rows]
         self._maps_ready[k].synchronize()
-        for m, name in enumerate(MAPS):
-            target = getattr(result, name)[slab.rows]
-            source = self._pinned_maps[k][m * rows.nbytes : (m + 1) * rows.nbytes]
-            np.copyto(target, source.view(target.dtype).reshape(target.shape))
+        source = self._pinned_maps[k][m * target.nbytes : (m + 1) * target.nbytes]
+        np.copyto(target, source.view(target.dtype).reshape(target.shape))
 
     def counts(self) -> tuple[np.ndarray, int]:
         """Return the hits of every frame, ``(N, 3) int64``, and how many elements lost all samples."""

@@ -8,10 +8,12 @@ neither on the number of frames nor on the height of a slab, and copies are long
 
 from __future__ import annotations
 
+import bisect
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
@@ -23,14 +25,16 @@ if TYPE_CHECKING:
     from zemosaic_stack import Job
     from zemosaic_utils import FrameSource
 
-BATCH_BYTES: Final = 32 << 20  # of one pinned buffer: half a millisecond on the bus, so that overheads do not show
+BATCH_BYTES: Final = 16 << 20  # of one pinned buffer: 0.3 ms on the bus, so that overheads do not show
 BLOCK_BYTES: Final = 256 << 20  # of the demosaiced rows of one batch, device memory
+SHARED_BUFFERS: Final = 12  # pinned, where threads fill one together: so far the host may run ahead of the bus
 STAGING_BUFFERS: Final = 4  # on the card, for batches that are opened there
 SLAB_BYTES: Final = 384 << 20  # samples of a slab: the last one's rejection is not hidden behind a copy
 MIN_ELEMENTS: Final = 1 << 17  # of a slab, so that every multiprocessor has work
 MARGINS: Final = 8  # a slab is this many times as high as the rows that it shares with its neighbours
 MAX_BATCH_FRAMES: Final = 32768  # a grid of blocks is at most 65,535 high
 OUTPUT_BYTES: Final = 20  # per element: image, coverage, weight, rejected low and high
+Where = Literal["memory", "files", "mixed"]
 ALIGNMENT: Final = 256  # bytes; where the rows of a frame begin in a buffer
 
 
@@ -111,8 +115,9 @@ class Route:
     """What a tile's frames ask of the way to the card: the facts a plan is made of.
 
     ``wires``: one per frame. ``in_place (N,) bool``: the frame lies on the reference grid already. ``is_direct``: the
-    bytes of all frames are the samples themselves, and go straight to where rejection reads them. ``margin``: rows of
-    a frame that a slab needs beyond its own.
+    bytes of all frames are the samples themselves, and go straight to where rejection reads them. ``where``: "memory" if
+    all are arrays, "files" if all are plain files, whose bytes travel as they are; else "mixed". ``margin``: rows of a
+    frame that a slab needs beyond its own.
     """
 
     n_frames: int
@@ -122,6 +127,7 @@ class Route:
     wires: tuple[Wire, ...]
     in_place: np.ndarray
     is_direct: bool
+    where: Where
     margin: int
     has_radial: bool
     has_sample_weights: bool
@@ -162,10 +168,20 @@ def route_of(job: Job) -> Route:
         wires=wires,
         in_place=in_place,
         is_direct=is_direct,
+        where=_where(job, wires),
         margin=margin,
         has_radial=has_radial,
         has_sample_weights=job.sample_weight is not None,
     )
+
+
+def _where(job: Job, wires: tuple[Wire, ...]) -> Where:
+    if not all(wire.is_raw for wire in wires):
+        return "mixed"
+    if all(source.pixels_in_memory is not None for source in job.sources):
+        return "memory"
+    is_posix = hasattr(os, "preadv")
+    return "files" if is_posix and all(source.raw_file is not None for source in job.sources) else "mixed"
 
 
 def _cfa_margin() -> int:
@@ -293,7 +309,7 @@ def plan_gpu(
     rows = math.ceil(route.height / n_slabs)
     batch = _batch_bytes(route, rows)
     n_batches = n_slabs * max(1, math.ceil(route.n_frames * (rows + route.margin) * route.row_bytes / batch))
-    buffers = min(workers + STAGING_BUFFERS, n_batches)
+    buffers = min(workers + STAGING_BUFFERS if route.where == "mixed" else SHARED_BUFFERS, n_batches)
     if host_bytes is not None:
         buffers = min(buffers, host_bytes // batch)
     return GpuPlan(
@@ -382,23 +398,23 @@ def _pack(
 ) -> tuple[Batch, ...]:
     """Fill batches with frames in their order, and write each frame's place in the buffers into its row."""
     padded = sizes if is_direct else -(-sizes // ALIGNMENT) * ALIGNMENT  # direct rows follow each other without a gap
-    ends, block_ends = np.cumsum(padded), np.cumsum(blocks)
+    places, block_places = (np.concatenate([[0], np.cumsum(part)]) for part in (padded, blocks))
+    ends, block_ends = places.tolist(), block_places.tolist()
     batches: list[Batch] = []
     first = 0
     while first < len(frames):
-        start, block_start = ends[first] - padded[first], block_ends[first] - blocks[first]
-        last = int(np.searchsorted(ends, start + plan.batch_bytes, side="right"))
-        if blocks.any():
-            last = min(last, int(np.searchsorted(block_ends, block_start + plan.block_bytes, side="right")))
+        last = bisect.bisect_right(ends, ends[first] + plan.batch_bytes) - 1
+        if block_ends[-1]:
+            last = min(last, bisect.bisect_right(block_ends, block_ends[first] + plan.block_bytes) - 1)
         last = min(last, first + MAX_BATCH_FRAMES)
         if last <= first:
             raise PlanError(
                 f"the rows of one frame take {padded[first]} bytes, and {blocks[first]} demosaiced, more than the "
                 f"buffers of {plan.batch_bytes} and {plan.block_bytes} bytes that were planned; stack on the CPU"
             )
-        here = slice(first, last)
-        frames["raw_at"][here] = ends[here] - padded[here] - start
-        frames["block_at"][here] = (block_ends[here] - blocks[here] - block_start) // 4
-        batches.append(Batch(first, last, int(ends[last - 1] - start)))
+        batches.append(Batch(first, last, ends[last] - ends[first]))
         first = last
+    firsts = np.repeat([batch.first for batch in batches], [batch.last - batch.first for batch in batches])
+    frames["raw_at"] = places[:-1] - places[firsts]
+    frames["block_at"] = (block_places[:-1] - block_places[firsts]) // 4
     return tuple(batches)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from parallel_utils import parallel_map
 from zemosaic_spec import (
     FrameError,
     FrameTable,
@@ -183,22 +184,25 @@ def plan_hint(plan: object, name: str) -> int | None:
     return int(value) if isinstance(value, (int, float)) and value > 0 else None
 
 
-def _percent(part: np.ndarray, whole: np.ndarray, channels: int) -> list[float]:
-    """Percent of samples per channel."""
-    sums = [
-        (float(p.sum()), float(w.sum())) for p, w in zip(_planes(part, channels), _planes(whole, channels), strict=True)
-    ]
-    return [100.0 * p / w if w > 0 else 0.0 for p, w in sums]
+def _sums(image: np.ndarray, n_frames: int, channels: int) -> np.ndarray:
+    """Sum whole numbers from 0 to ``n_frames`` per channel, ``(C,) int64``."""
+    lines = image.reshape(image.shape[0], -1)
+    # Down the columns first: neighbours in memory are added at once, in the type they have unless it is too small.
+    fits = n_frames * len(lines) < 2**31
+    columns = lines.sum(axis=0, dtype=image.dtype if fits else np.int64)
+    return columns.reshape(-1, channels).sum(axis=0, dtype=np.int64)
 
 
-def _planes(image: np.ndarray, channels: int) -> list[np.ndarray]:
-    return [image[..., c] for c in range(channels)] if image.ndim == 3 else [image]
+def _percent(part: np.ndarray, whole: np.ndarray) -> list[float]:
+    return [100.0 * p / w if w > 0 else 0.0 for p, w in zip(part.tolist(), whole.tolist(), strict=True)]
 
 
 def describe(job: Job, result: StackResult) -> dict[str, Any]:
     """Return the metadata of a stack: methods as used, statistics, maps and the frame table."""
     table, spec = job.table, job.spec
     rejected = result.frame_hits[:, :2].sum(axis=1) / np.maximum(result.frame_hits[:, 2], 1)
+    maps = (result.rejected_low, result.rejected_high, result.coverage)
+    low, high, covered = parallel_map(lambda a: _sums(a, len(table.names), job.channels), maps, len(maps))
     return {
         "normalize_method": spec.normalize,
         "weight_method": table.weight_method,
@@ -213,8 +217,8 @@ def describe(job: Job, result: StackResult) -> dict[str, Any]:
         "frames_used": len(table.names),
         "frames_dropped": list(job.dropped),
         "warnings": list(table.notes),
-        "rejected_low_percent": _percent(result.rejected_low, result.coverage, job.channels),
-        "rejected_high_percent": _percent(result.rejected_high, result.coverage, job.channels),
+        "rejected_low_percent": _percent(low, covered),
+        "rejected_high_percent": _percent(high, covered),
         "frame_rejected_percent": (100.0 * rejected).tolist(),
         "all_rejected_pixels": int(result.all_rejected),
         "rows_per_slab": int(result.rows_per_slab),

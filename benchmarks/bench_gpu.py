@@ -30,9 +30,10 @@ import numpy as np
 import cuda_utils
 import parallel_utils
 import zemosaic_align_stack_gpu as engine
-import zemosaic_gpu_plan
+import zemosaic_gpu_plan as gpu_plan
 import zemosaic_slabs
 from parallel_utils import ParallelPlan
+from zemosaic_gpu_gather import gatherer_of
 from zemosaic_spec import StackSpec, params_from_stack_spec
 from zemosaic_stack import make_job
 from zemosaic_utils import Frame, open_source
@@ -101,20 +102,21 @@ def bus_seconds(total: int, piece: int = 64 << 20) -> float:
 
 
 def gather_seconds(frames: list[Frame], max_rows: int | None = None) -> float:
-    """Return what filling pinned memory with all rows takes, with every core and no copy to the card."""
+    """Return what filling pinned memory with all rows takes, as the engine does it, without copies to the card."""
     job = make_job(frames, spec())
-    route = zemosaic_gpu_plan.route_of(job)
-    plan = zemosaic_gpu_plan.plan_gpu(route, allowed_bytes=1 << 60, workers=CORES, max_rows=max_rows)
+    route = gpu_plan.route_of(job)
+    plan = gpu_plan.plan_gpu(route, allowed_bytes=1 << 60, workers=CORES, max_rows=max_rows)
     cupy = cuda_utils.cupy_module()
-    buffers = [np.frombuffer(cupy.cuda.alloc_pinned_memory(plan.batch_bytes), np.uint8) for _ in range(CORES)]
-    gatherer = engine.Gatherer(job, route)
-    work = [(slab, batch) for slab in zemosaic_gpu_plan.cut(job, route, plan) for batch in slab.batches]
+    pinned = [cupy.cuda.alloc_pinned_memory(plan.batch_bytes) for _ in range(plan.pinned_buffers)]
+    buffers = [np.frombuffer(memory, np.uint8, plan.batch_bytes) for memory in pinned]
     best = np.inf
-    with ThreadPoolExecutor(CORES) as pool:
-        for _ in range(4):
-            start = time.perf_counter()
-            list(pool.map(lambda k: gatherer.fill(*work[k], buffers[k % CORES]), range(len(work))))
-            best = min(best, time.perf_counter() - start)
+    for _ in range(4):
+        start = time.perf_counter()
+        threads = engine._gathering_threads(CORES)
+        with gatherer_of(job, route, gpu_plan.cut(job, route, plan), buffers, threads) as gatherer:
+            for _ in gatherer.filled():
+                gatherer.release()
+        best = min(best, time.perf_counter() - start)
     return best
 
 
@@ -197,7 +199,7 @@ def tune(count: int) -> None:
         for size in (4, 8, 16, 32):
             for workers in (8, 12, 16):
                 for slab in (192, 384, 768):
-                    zemosaic_gpu_plan.BATCH_BYTES, zemosaic_gpu_plan.SLAB_BYTES = size << 20, slab << 20
+                    gpu_plan.BATCH_BYTES, gpu_plan.SLAB_BYTES = size << 20, slab << 20
                     times = timed(lambda w=workers: stack(frames, SIGMA, workers=w), 4)
                     line(f"{np.dtype(dtype)} batch {size} MiB, {workers} threads, slab {slab} MiB", times, bus)
         frames.clear()

@@ -24,15 +24,19 @@ from zemosaic_resample_cuda import RESAMPLE_CUDA
 MOST_FRAMES = 4096  # whose column fits in what stands in for shared memory
 
 
+VARIED = ("METHOD", "COMBINE", "REWINSOR", "PLACE", "RUN")  # set before each call; a device has a text for each
+
+
 def constants_of(text: str) -> dict[str, int]:
-    """What is fixed when the text of rejection is compiled for a device; here it is set before each call."""
-    return {n: int(v) for n, v in re.findall(r"^constexpr int (\w+) = (\d+);$", text, re.MULTILINE) if n != "LANES"}
+    """What is fixed when the text of rejection is compiled for a device."""
+    return {n: int(v) for n, v in re.findall(r"^constexpr int (\w+) = (\d+);$", text, re.MULTILINE)}
 
 
 def _rejection_text() -> str:
-    names = constants_of(zemosaic_combine_cuda.source(0, 0))
-    setters = "".join(f'static int {n};\nextern "C" void set_{n}(int value) {{ {n} = value; }}\n' for n in names)
-    return f"constexpr int LANES = 1;\n{setters}{zemosaic_combine_cuda.TEXT}\nfloat tile_memory[{MOST_FRAMES}];"
+    constants = constants_of(zemosaic_combine_cuda.source(0, 0, in_shared=True, n_frames=1)) | {"LANES": 1}
+    fixed = "".join(f"constexpr int {n} = {v};\n" for n, v in constants.items() if n not in VARIED)
+    setters = "".join(f'static int {n};\nextern "C" void set_{n}(int value) {{ {n} = value; }}\n' for n in VARIED)
+    return f"{fixed}{setters}{zemosaic_combine_cuda.TEXT}\nfloat tile_memory[{MOST_FRAMES}];"
 
 
 class Data:
@@ -85,6 +89,7 @@ class Kernel:
     def __init__(self, owner: HostCupy, library: ctypes.CDLL, name: str, constants: dict[str, int]) -> None:
         self.owner, self.library, self.name, self.constants = owner, library, name, constants
         self.max_dynamic_shared_size_bytes = 48 << 10
+        self.kernel = self
 
     def __call__(self, grid, block, arguments, *, shared_mem: int = 0) -> None:
         assert shared_mem <= self.max_dynamic_shared_size_bytes
@@ -170,7 +175,7 @@ class HostCupy(types.ModuleType):
 
     def RawModule(self, code: str, options: tuple[str, ...]) -> types.SimpleNamespace:  # noqa: N802
         assert "--fmad=false" in options
-        constants = constants_of(code)
+        constants = {n: v for n, v in constants_of(code).items() if n in VARIED}
         library = self.rejection if constants else self.resample
         return types.SimpleNamespace(get_function=lambda name: Kernel(self, library, name, constants))
 
@@ -209,7 +214,7 @@ def installed(cupy: HostCupy, monkeypatch):
     import zemosaic_align_stack_gpu as engine
     import zemosaic_gpu_card as card
 
-    caches = (cuda_utils._first_probe, card._module, card.device_limits)
+    caches = (cuda_utils._first_probe, card._compiled, card.device_limits)
     cupy.reset()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(cuda_utils, "_POISONED", threading.Event())
