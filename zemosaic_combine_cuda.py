@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from zemosaic_rejection_cuda import REJECTION_TEXT
-from zemosaic_sorting_cuda import LEVELS, RUN_ROWS, SORTING_TEXT
+from zemosaic_sorting_cuda import AHEAD, LEVELS, RUN_ROWS, SORTING_TEXT
 
 LANES: Final = 32  # threads of a block, one warp: no thread waits for another
 KERNEL: Final = "combine_block"
@@ -357,7 +357,8 @@ def launch_plan(
     if column * SHARED_BLOCKS <= shared_limit:
         return LaunchPlan(LANES, tiles, column, 0)
     merged = n_frames <= MERGED_FRAMES
-    shared = RUN_ROWS * LANES * 4 if merged else 0
+    rows = max(RUN_ROWS, (3 + AHEAD) * -(-n_frames // RUN_ROWS))  # of a run, or of the tournament of all
+    shared = rows * LANES * 4 if merged else 0
     scratch = column * (2 if merged else 1)
     resident = max(1, shared_limit // (shared + 1024)) if merged else SCRATCH_BLOCKS  # the system takes 1 KiB a block
     blocks = max(1, min(tiles, multiprocessors * resident, scratch_limit // scratch))
@@ -397,5 +398,6 @@ def source(
         "PLACE": SHARED if in_shared else (MERGED if n_frames <= MERGED_FRAMES else SCRATCH),
         "RUN_ROWS": RUN_ROWS,
         "LEVELS": LEVELS,
+        "AHEAD": AHEAD,
     }
     return "".join(f"constexpr int {name} = {value};\n" for name, value in constants.items()) + TEXT

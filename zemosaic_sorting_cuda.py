@@ -20,6 +20,7 @@ from typing import Final
 
 RUN_ROWS: Final = 256  # sorted in shared memory where a column does not fit
 LEVELS: Final = 6  # of the tournament that merges such runs
+AHEAD: Final = 4  # rows of each run read before their turn: so long does global memory take
 
 _SAMPLES: Final = r"""
 #define DEVICE __device__ __forceinline__
@@ -205,46 +206,64 @@ DEVICE int load(const Cube& cube, int first, int n, float* t, bool active, unsig
     return n_valid;
 }
 
-// Merges the sorted runs of RUN_ROWS rows of a column, all at once, by a tournament. memory: 3 * LEAVES rows.
+// Merges the sorted runs of RUN_ROWS rows of a column, all at once, by a tournament. memory: 3 + AHEAD rows a run.
+// Of every run the next AHEAD rows wait in memory; the one behind them is read while AHEAD rows of whatever run go out.
 // Source: Knuth, TAOCP vol. 3, 5.4.1, tree of losers.
 DEVICE void merge_runs(const float* runs, float* merged, int n, float* memory) {
     const int many = (n + RUN_ROWS - 1) / RUN_ROWS;
-    int leaves = 1;
-    while (leaves < many) leaves *= 2;
     float* loser = memory;  // of the match played at each node: its value
-    float* of_run = memory + leaves * LANES;  // and its run, an integer's bits like the next
-    float* next_row = memory + 2 * leaves * LANES;  // of each run
-    for (int i = 0; i < leaves; i++) {
+    float* of_run = loser + many * LANES;  // and its run, an integer's bits like the next
+    float* next_row = of_run + many * LANES;  // of each run, counted within it
+    float* waiting = next_row + many * LANES;  // row r of a run at its place r % AHEAD
+    for (int i = 0; i < many; i++) {
         loser[i * LANES] = -BIGGER;  // until the first real ones have come
         of_run[i * LANES] = __int_as_float(i);
-        next_row[i * LANES] = __int_as_float(i * RUN_ROWS);
+        next_row[i * LANES] = __int_as_float(0);
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++) {
+            const int row = i * RUN_ROWS + a;
+            waiting[(i * AHEAD + a) * LANES] = row < n ? runs[row * LANES] : BIGGER;
+        }
     }
+    float coming[AHEAD];
+    int place[AHEAD];  // where it will wait
+#pragma unroll
+    for (int a = 0; a < AHEAD; a++) place[a] = -1;
     int run = 0;
 #pragma unroll 1
-    for (int step = 0; step < leaves - 1 + n; step++) {
-        if (step < leaves) run = step;  // each run enters once, then the one that has won
-        const int row = __float_as_int(next_row[run * LANES]);
-        next_row[run * LANES] = __int_as_float(row + 1);
-        float value = row < min((run + 1) * RUN_ROWS, n) ? runs[row * LANES] : BIGGER;
-        const int leaf = run + leaves;
-        float other[LEVELS];
-        int other_run[LEVELS];
+    for (int start = 0; start < many - 1 + n; start += AHEAD) {
 #pragma unroll
-        for (int level = 0; level < LEVELS; level++) {
-            const int node = leaf >> (level + 1);
-            other[level] = node > 0 ? loser[node * LANES] : BIGGER;
-            other_run[level] = node > 0 ? __float_as_int(of_run[node * LANES]) : 0;
-        }
+        for (int a = 0; a < AHEAD; a++) {
+            const int step = start + a;
+            if (place[a] >= 0) waiting[place[a] * LANES] = coming[a];
+            if (step < many) run = step;  // each run enters once, then the one that has won
+            const int row = __float_as_int(next_row[run * LANES]);
+            next_row[run * LANES] = __int_as_float(row + 1);
+            place[a] = run * AHEAD + row % AHEAD;
+            float value = waiting[place[a] * LANES];
+            const int behind = run * RUN_ROWS + row + AHEAD;
+            coming[a] = row + AHEAD < RUN_ROWS && behind < n ? runs[behind * LANES] : BIGGER;
+            const int leaf = run + many;
+            float other[LEVELS];
+            int other_run[LEVELS];
 #pragma unroll
-        for (int level = 0; level < LEVELS; level++) {
-            if (other[level] < value) {
-                loser[(leaf >> (level + 1)) * LANES] = value;
-                of_run[(leaf >> (level + 1)) * LANES] = __int_as_float(run);
-                value = other[level];
-                run = other_run[level];
+            for (int level = 0; level < LEVELS; level++) {
+                const int node = leaf >> (level + 1);
+                other[level] = node > 0 ? loser[node * LANES] : BIGGER;
+                other_run[level] = node > 0 ? __float_as_int(of_run[node * LANES]) : 0;
             }
+#pragma unroll
+            for (int level = 0; level < LEVELS; level++) {
+                if (other[level] < value) {
+                    loser[(leaf >> (level + 1)) * LANES] = value;
+                    of_run[(leaf >> (level + 1)) * LANES] = __int_as_float(run);
+                    value = other[level];
+                    run = other_run[level];
+                }
+            }
+            const int rank = step - many + 1;
+            if (rank >= 0 && rank < n) merged[rank * LANES] = value;
         }
-        if (step >= leaves - 1) merged[(step - leaves + 1) * LANES] = value;
     }
 }
 

@@ -24,7 +24,7 @@ import cupy as cp
 import numpy as np
 
 import zemosaic_combine_cuda as cuda
-from zemosaic_sorting_cuda import LEVELS, RUN_ROWS
+from zemosaic_sorting_cuda import AHEAD, LEVELS, RUN_ROWS
 
 METHODS = {  # METHOD_CODES of zemosaic_rejection, which would load Numba
     "none": 0, "kappa_sigma": 1, "kappa_sigma_clipped": 2, "legacy_quantile": 3, "pixinsight": 4, "sigma_clip": 5,
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="an eighth of the pixels")
     options = parser.parse_args()
     setters = "".join(f'static int {n};\nextern "C" void set_{n}(int value) {{ {n} = value; }}\n' for n in CONSTANTS)
-    fixed = f"constexpr int LANES = 1, RUN_ROWS = {RUN_ROWS}, LEVELS = {LEVELS};\n"
+    fixed = f"constexpr int LANES = 1, RUN_ROWS = {RUN_ROWS}, LEVELS = {LEVELS}, AHEAD = {AHEAD};\n"
     host = f"{fixed}{setters}{cuda.TEXT}\nfloat tile_memory[{cuda.MERGED_FRAMES}];\n"
     library = cuda_host.build(host, "kernels", Path(tempfile.mkdtemp()))
     made, cube = None, None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import zemosaic_combine_cuda as cuda
 import zemosaic_rejection as rejection
-from zemosaic_sorting_cuda import LEVELS, RUN_ROWS
+from zemosaic_sorting_cuda import AHEAD, LEVELS, RUN_ROWS
 
 METHODS = [name for name in rejection.METHOD_CODES if name != "given_limits"]
 COMBINES = list(rejection.COMBINE_CODES)
@@ -29,7 +29,7 @@ SETTERS = "".join(
 
 
 def host_text() -> str:
-    fixed = f"constexpr int LANES = 1, RUN_ROWS = {RUN_ROWS}, LEVELS = {LEVELS};\n"
+    fixed = f"constexpr int LANES = 1, RUN_ROWS = {RUN_ROWS}, LEVELS = {LEVELS}, AHEAD = {AHEAD};\n"
     return f"{fixed}{SETTERS}{cuda.TEXT}\nfloat tile_memory[{MOST_FRAMES}];\n"
 
 
@@ -249,13 +249,14 @@ def test_a_plan_keeps_to_the_memory_it_is_given():
     assert near.in_shared and near.shared_bytes == 200 * cuda.LANES * 4
     assert near.blocks * near.threads >= 1000 > (near.blocks - 1) * near.threads
     far = cuda.launch_plan(10_000, 10**7, shared_limit=227 << 10, multiprocessors=132, scratch_limit=1 << 28)
-    assert not far.in_shared and far.shared_bytes == RUN_ROWS * cuda.LANES * 4 <= 48 << 10
+    assert not far.in_shared and far.shared_bytes == 40 * (3 + AHEAD) * cuda.LANES * 4 <= 48 << 10
     assert far.scratch_bytes == far.blocks * 2 * 10_000 * cuda.LANES * 4 <= 1 << 28
     least = cuda.launch_plan(10_000, 10**7, shared_limit=48 << 10, multiprocessors=1, scratch_limit=1)
     assert least.blocks == 1 and "scratch" in str(least) and "scratch" not in str(near)
     beyond = cuda.launch_plan(cuda.MERGED_FRAMES + 1, 10**7, shared_limit=48 << 10, multiprocessors=2)
     assert beyond.shared_bytes == 0 and beyond.scratch_bytes == beyond.blocks * 16385 * cuda.LANES * 4
-    assert 3 * 2**LEVELS <= RUN_ROWS  # the tournament's memory is the run's
+    most = cuda.launch_plan(cuda.MERGED_FRAMES, 10**7, shared_limit=64 << 10, multiprocessors=2)
+    assert most.shared_bytes <= 64 << 10  # every card's, from Turing on
 
 
 @pytest.mark.parametrize(("n_frames", "n_elements"), [(0, 5), (5, 0)])
