@@ -41,7 +41,7 @@ DEVICE int crossed(const float* t, int n, double centre, float& low, float& high
     }
     int f = 0;
     while (at(t, f) < centre) f++;
-    low = t[f * LANES];
+    low = t[f * ROW];
     return f;
 }
 
@@ -52,7 +52,7 @@ DEVICE Verdict reject(
     if (METHOD == 7) {
         if (n >= 2) w = window_percentile_clip(t, n, par[0], par[1]);
     } else if (METHOD == 9 || METHOD == 10) {
-        if (n >= 5) w = window_linear_fit(t, centre, n, par[0], par[1]);
+        w = window_linear_fit(t, centre, n, par[0], par[1]);
     } else if (n >= (METHOD == 8 ? 10 : 3)) {
         const Sums sums = running_sums(t, n_frames, n, centre);
         if (METHOD == 1) w = window_kappa_sigma(t, sums, n, par[0], par[1]);
@@ -66,8 +66,8 @@ DEVICE Verdict reject(
         if (METHOD == 8) w = window_gesd(t, sums, n, par[4], critical);
     }
     if (w.last > w.first) {
-        v.low = t[w.first * LANES];
-        v.high = t[(w.last - 1) * LANES];
+        v.low = t[w.first * ROW];
+        v.high = t[(w.last - 1) * ROW];
     } else {
         w.first = crossed(t, n, centre, v.low, v.high);
         w.last = w.first;
@@ -230,7 +230,7 @@ DEVICE float rank_of(const float* t, int n, const Verdict& v) {
         return (float)(COMBINE == 1 ? 0.5 * (a + b) : b);
     }
     if (COMBINE == 1) return (float)median_of(t, v.first, v.last);
-    return t[(COMBINE == 2 ? v.first : v.last - 1) * LANES];
+    return t[(COMBINE == 2 ? v.first : v.last - 1) * ROW];
 }
 
 DEVICE void combine_pixel(
@@ -287,7 +287,7 @@ extern "C" __global__ void __launch_bounds__(LANES) combine_block(
     const double* critical, const double* frame_weight, const float* sample_weight, long long sample_stride,
     int sample_step, int uniform, float* image, int* coverage, float* weight_map, int* rejected_low,
     int* rejected_high, unsigned long long* hits, unsigned long long* lost, float* scratch) {
-    const long long scratch_words = (long long)(PLACE == 1 ? 2 : 1) * n_frames * LANES;
+    const long long scratch_words = (long long)(PLACE == 1 ? 2 : 1) * n_frames * ROW;
     const Memory memory = {tile_memory + threadIdx.x, scratch + blockIdx.x * scratch_words + threadIdx.x};
     if (blockIdx.x == 0) {  // each frame's valid samples: all, less those that turn out invalid
         for (int i = threadIdx.x; i < n_frames; i += LANES) {
@@ -352,14 +352,14 @@ def launch_plan(
     """
     if n_frames < 1 or n_elements < 1:
         raise ValueError(f"nothing to launch: {n_frames} frames of {n_elements} elements; both must be at least 1")
-    column = n_frames * LANES * 4
+    near = n_frames * (LANES + 1) * 4
     tiles = -(-n_elements // LANES)
-    if column * SHARED_BLOCKS <= shared_limit:
-        return LaunchPlan(LANES, tiles, column, 0)
+    if near * SHARED_BLOCKS <= shared_limit:
+        return LaunchPlan(LANES, tiles, near, 0)
     merged = n_frames <= MERGED_FRAMES
     rows = max(RUN_ROWS, (3 + AHEAD) * -(-n_frames // RUN_ROWS))  # of a run, or of the tournament of all
     shared = rows * LANES * 4 if merged else 0
-    scratch = column * (2 if merged else 1)
+    scratch = n_frames * LANES * 4 * (2 if merged else 1)
     resident = max(1, shared_limit // (shared + 1024)) if merged else SCRATCH_BLOCKS  # the system takes 1 KiB a block
     blocks = max(1, min(tiles, multiprocessors * resident, scratch_limit // scratch))
     return LaunchPlan(LANES, blocks, shared, blocks * scratch)
@@ -391,6 +391,7 @@ def source(
     """
     constants = {
         "LANES": LANES,
+        "ROW": LANES + 1 if in_shared else LANES,
         "RUN": next((run for run in (8, 16) if n_frames <= run), 32),
         "METHOD": method,
         "COMBINE": combine,

@@ -26,13 +26,13 @@ struct Sums {
 
 // Adds count ranks to a sum, from rank i on upward (direction 1) or downward (-1).
 DEVICE Pair add_ranks(const float* t, double centre, int i, int count, int direction, Pair s) {
-    const float* place = t + i * LANES;
+    const float* place = t + i * ROW;
 #pragma unroll 4
     for (int r = 0; r < count; r++) {
         const double d = (double)*place - centre;
         s.s1 = s.s1 + d;
         s.s2 = s.s2 + d * d;
-        place += direction * LANES;
+        place += direction * ROW;
     }
     return s;
 }
@@ -300,8 +300,8 @@ DEVICE Window window_percentile_clip(const float* t, int n, double p_low, double
 // Widens a range of ranks to all samples that equal one inside: equal samples share one fate.
 DEVICE Window with_equals(const float* t, int n, int first, int last) {
     if (last > first) {
-        while (first > 0 && t[(first - 1) * LANES] == t[first * LANES]) first--;
-        while (last < n && t[last * LANES] == t[(last - 1) * LANES]) last++;
+        while (first > 0 && t[(first - 1) * ROW] == t[first * ROW]) first--;
+        while (last < n && t[last * ROW] == t[(last - 1) * ROW]) last++;
     }
     return {first, last};
 }
@@ -359,7 +359,13 @@ DEVICE void line_least_squares(Line& line) {
     line.level = total / n - line.slope * middle;
 }
 
-#define CHUNK 8  // samples looked at without a branch
+// The line of least absolute deviation of one pixel is sought by all threads of a block together: each looks at every
+// LANES-th of its samples. Pixel by pixel that is faster than a pixel a thread, which would wait for the slowest.
+
+DEVICE int sum_of_block(int x) {
+    for (int d = LANES / 2; d > 0; d /= 2) x += __shfl_xor_sync(EVERYONE, x, d);
+    return x;
+}
 
 // What the search for a weighted median compares slopes with. In float32 a slope d / g is surely below if d < g * under
 // - margin and surely not if d > g * over + margin; only in between it is computed: divisions are what takes the time.
@@ -369,49 +375,36 @@ struct Bound {
     DEVICE Bound(double bound) : value(bound), under((float)bound * 0.999999f), over((float)bound * 1.000001f) {}
 };
 
-struct Slopes {  // from sample here of a window to the others, by their distance in ranks on either side
+struct Slopes {  // from sample here of a window to the others
     const float* t;
     double centre, level;
     int here;
     float margin;  // covers the rounding of the samples when they were taken relative to the centre
-    DEVICE double at(int rank) const { return ((double)t[rank * LANES] - centre - level) / (rank - here); }
-    DEVICE float rise(int rank) const { return fabsf(t[rank * LANES] - t[here * LANES]); }
+    DEVICE double at(int rank) const { return ((double)t[rank * ROW] - centre - level) / (rank - here); }
+    DEVICE float rise(int rank) const { return fabsf(t[rank * ROW] - t[here * ROW]); }
 };
 
 DEVICE Slopes slopes_of(const Line& line) {
     const double size = fmax(fabs(line.y(0)), fabs(line.y(line.k - 1)));
-    return {line.t + line.first * LANES, line.centre, line.y(line.place), line.place, (float)(1e-15 * size) + 1e-37f};
+    return {line.t + line.first * ROW, line.centre, line.y(line.place), line.place, (float)(1e-15 * size) + 1e-37f};
 }
 
 struct Below { int weight, count; };  // of the slopes below a bound
 
 DEVICE Below weight_below(const Slopes& slopes, int k, const Bound& bound) {
     Below below = {0, 0};
-#pragma unroll 1
-    for (int side = -1; side <= 1; side += 2) {
-        const int many = side < 0 ? slopes.here : k - 1 - slopes.here;
-#pragma unroll 1
-        for (int start = 1; start <= many; start += CHUNK) {
-            bool unsure = false;
-#pragma unroll
-            for (int w = start; w < start + CHUNK; w++) {
-                const float d = slopes.rise(slopes.here + side * min(w, many));
-                const bool under = w <= many && d < (float)w * bound.under - slopes.margin;
-                unsure = unsure || !(under || w > many || d > (float)w * bound.over + slopes.margin);
-                below.weight += under ? w : 0;
-                below.count += under ? 1 : 0;
-            }
-            if (!unsure) continue;
-#pragma unroll 1
-            for (int w = start; w < start + CHUNK && w <= many; w++) {
-                const float d = slopes.rise(slopes.here + side * w);
-                if (d < (float)w * bound.under - slopes.margin || d > (float)w * bound.over + slopes.margin) continue;
-                const bool under = slopes.at(slopes.here + side * w) < bound.value;
-                below.weight += under ? w : 0;
-                below.count += under ? 1 : 0;
-            }
-        }
+#pragma unroll 4
+    for (int start = 0; start < k; start += LANES) {
+        const int i = min(start + (int)threadIdx.x, k - 1);
+        const bool real = start + (int)threadIdx.x < k && i != slopes.here;
+        const int weight = abs(i - slopes.here);
+        const float d = slopes.rise(i);
+        bool under = real && d < (float)weight * bound.under - slopes.margin;
+        if (real && !under && !(d > (float)weight * bound.over + slopes.margin)) under = slopes.at(i) < bound.value;
+        below.weight += under ? weight : 0;
+        below.count += __popc(__ballot_sync(EVERYONE, under));
     }
+    below.weight = sum_of_block(below.weight);
     return below;
 }
 
@@ -422,27 +415,22 @@ struct Next {
 
 // The smallest slope from low to high that is above another.
 DEVICE Next next_slope(const Slopes& slopes, int k, const Bound& low, const Bound& high, double other) {
-    Next next = {PAST_ALL, 0, 0};
+    Next next = {PAST_ALL, 0, k};
 #pragma unroll 1
-    for (int start = 0; start < k; start += CHUNK) {
-        unsigned inside = 0;
-#pragma unroll
-        for (int r = 0; r < CHUNK; r++) {
-            const int i = min(start + r, k - 1);
-            const float d = slopes.rise(i);
-            const float g = fabsf((float)(i - slopes.here));
-            const bool out = d < g * low.under - slopes.margin || d > g * high.over + slopes.margin;
-            inside |= out || start + r >= k || i == slopes.here ? 0u : 1u << r;
-        }
-#pragma unroll 1
-        for (int i = start; inside != 0; i++, inside >>= 1) {
-            if ((inside & 1) == 0) continue;
-            const double slope = slopes.at(i);
-            const int weight = abs(i - slopes.here);
-            if (slope == next.slope) next.weight += weight;
-            if (slope < next.slope && slope >= low.value && slope > other) next = {slope, weight, i};
-        }
+    for (int i = threadIdx.x; i < k; i += LANES) {
+        const int weight = abs(i - slopes.here);
+        const float d = slopes.rise(i);
+        if (d < (float)weight * low.under - slopes.margin || d > (float)weight * high.over + slopes.margin) continue;
+        if (i == slopes.here) continue;
+        const double slope = slopes.at(i);
+        if (slope == next.slope) next.weight += weight;
+        if (slope < next.slope && slope >= low.value && slope > other) next = {slope, weight, i};
     }
+    double smallest = next.slope;
+    for (int d = LANES / 2; d > 0; d /= 2) smallest = fmin(smallest, __shfl_xor_sync(EVERYONE, smallest, d));
+    if (next.slope != smallest) next = {smallest, 0, k};
+    next.weight = sum_of_block(next.weight);
+    for (int d = LANES / 2; d > 0; d /= 2) next.place = min(next.place, __shfl_xor_sync(EVERYONE, next.place, d));
     return next;
 }
 
@@ -465,12 +453,13 @@ DEVICE Next weighted_median(const Line& line) {
         const Below below = weight_below(slopes, k, Bound(bound));
         if (below.weight < half) low = bound, below_low = below;
         else high = bound, below_high = below;
-        if (high == PAST_ALL) bound = low + step;
-        else if (low == 0.0) bound = high > step ? high - step : 0.5 * high;
-        else if (r % 4 == 3) bound = low + 0.5 * (high - low);
-        else {
+        if (high == PAST_ALL) {
+            bound = low + step;
+        } else if (low == 0.0) {
+            bound = high > step ? high - step : 0.5 * high;
+        } else {
             const double part = (half - below_low.weight) / (double)(below_high.weight - below_low.weight);
-            bound = low + (high - low) * fmin(fmax(part, 0.05), 0.95);
+            bound = low + (high - low) * (r % 4 == 3 ? 0.5 : fmin(fmax(part, 0.05), 0.95));
         }
         step *= 2.0;
         if (!(bound > low && bound < high)) break;
@@ -484,69 +473,103 @@ DEVICE Next weighted_median(const Line& line) {
     return next;
 }
 
-DEVICE void line_least_absolute(Line& line) {
-    int came_from = -1;
+// The lines of all threads for which going is true, one after the other.
+DEVICE void line_least_absolute(Line& line, bool going) {
+    unsigned waiting = __ballot_sync(EVERYONE, going);
+    __syncwarp();  // each reads what the others have sorted
 #pragma unroll 1
-    for (int r = 0; r < 50; r++) {
-        const Next other = weighted_median(line);
-        line.slope = other.slope;
-        if (other.place == came_from) break;
-        came_from = line.place;
-        line.place = other.place;
+    while (waiting != 0) {
+        const int lane = __ffs(waiting) - 1;
+        waiting &= waiting - 1;
+        Line one = line;
+        one.t = line.t + (lane - (int)threadIdx.x);
+        one.centre = __shfl_sync(EVERYONE, line.centre, lane);
+        one.first = __shfl_sync(EVERYONE, line.first, lane);
+        one.k = __shfl_sync(EVERYONE, line.k, lane);
+        one.slope = __shfl_sync(EVERYONE, line.slope, lane);
+        one.place = __shfl_sync(EVERYONE, line.place, lane);
+        int came_from = -1;
+#pragma unroll 1
+        for (int r = 0; r < 50; r++) {
+            const Next other = weighted_median(one);
+            one.slope = other.slope;
+            if (other.place == came_from) break;
+            came_from = one.place;
+            one.place = other.place;
+        }
+        if ((int)threadIdx.x == lane) {
+            line.slope = one.slope;
+            line.place = one.place;
+            line.level = one.y(one.place) - one.slope * one.place;
+        }
     }
-    line.level = line.y(line.place) - line.slope * line.place;
+    __syncwarp();
 }
 
+// The ranks in between lie near enough to the line; sigma 0: the fit is perfect.
+DEVICE Window near_line(const Line& line, double k_low, double k_high) {
+    const int k = line.k;
+    double sigma = 0.0;
+#pragma unroll 4
+    for (int i = 0; i < k; i++) sigma += fabs(line.residual(i));
+    sigma = 2.0 * sigma / k;
+    const double largest = fmax(fabs(at(line.t, line.first)), fabs(at(line.t, line.first + k - 1)));
+    if (!(sigma > 1e-12 * largest)) return {0, k};  // less is the rounding of a perfect fit
+    int f = 0;
+    int g = k;
+    const double clear = 0.999 * fmin(k_low, k_high) * sigma;  // nearer to the line nothing is rejected
+#pragma unroll 1
+    for (int i = 0; i < k; i++) {
+        const double r = line.residual(i);
+        if (fabs(r) >= clear && (r / sigma >= k_high || -r / sigma >= k_low)) {
+            if (i < k / 2) f = i + 1;
+            else g = min(g, i);
+        }
+    }
+    return {f, g};
+}
+
+// The sample nearest to a line.
+DEVICE int nearest_to(const Line& line) {
+    int place = 0;
+    double nearest = PAST_ALL;
+    for (int i = 0; i < line.k; i++) {
+        const double distance = fabs(line.residual(i));
+        if (distance < nearest) {
+            nearest = distance;
+            place = i;
+        }
+    }
+    return place;
+}
+
+// All threads of a block must call it, with fewer than 5 samples too.
 DEVICE Window window_linear_fit(const float* t, double centre, int n, double k_low, double k_high) {
-    int first = 0;
-    int last = n;
+    Window kept = {0, n};
     int place = -1;
     Line line = {t, centre, 0, 0, 0.0, 0.0, 0};
+    bool going = n >= 5;
 #pragma unroll 1
-    while (last - first >= 5) {
-        const int k = last - first;
-        line.first = first;
-        line.k = k;
-        if (METHOD == 10) {
-            if (!(first <= place && place < last)) {  // the first round, or the line's sample fell
-                line_least_squares(line);
-                double nearest = PAST_ALL;
-                for (int i = 0; i < k; i++) {
-                    const double distance = fabs(line.residual(i));
-                    if (distance < nearest) {
-                        nearest = distance;
-                        place = first + i;
-                    }
-                }
-            }
-            line.place = place - first;
-            line_least_absolute(line);
-            place = first + line.place;
-        } else {
+    while (__any_sync(EVERYONE, going)) {
+        line.first = kept.first;
+        line.k = kept.last - kept.first;
+        const bool keeps_sample = METHOD == 10 && kept.first <= place && place < kept.last;
+        if (going && !keeps_sample) {  // the first round, or the line's sample fell
             line_least_squares(line);
+            if (METHOD == 10) place = kept.first + nearest_to(line);
         }
-        double sigma = 0.0;
-#pragma unroll 4
-        for (int i = 0; i < k; i++) sigma += fabs(line.residual(i));
-        sigma = 2.0 * sigma / k;
-        const double largest = fmax(fabs(at(t, first)), fabs(at(t, last - 1)));
-        if (!(sigma > 1e-12 * largest)) break;
-        int f = 0;
-        int g = k;
-        const double clear = 0.999 * fmin(k_low, k_high) * sigma;  // nearer to the line nothing is rejected
-#pragma unroll 1
-        for (int i = 0; i < k; i++) {
-            const double r = line.residual(i);
-            if (fabs(r) >= clear && (r / sigma >= k_high || -r / sigma >= k_low)) {
-                if (i < k / 2) f = i + 1;
-                else g = min(g, i);
-            }
+        if (METHOD == 10) {
+            line.place = place - kept.first;
+            line_least_absolute(line, going);
+            place = kept.first + line.place;
         }
-        if (f == 0 && g == k) break;
-        last = first + g;
-        first = first + f;
+        if (!going) continue;
+        const Window near = near_line(line, k_low, k_high);
+        going = near.first > 0 || near.last < line.k;
+        kept = {kept.first + near.first, kept.first + near.last};
+        going = going && kept.last - kept.first >= 5;
     }
-    return with_equals(t, n, first, last);
+    return with_equals(t, n, kept.first, kept.last);
 }
 """
 

@@ -1,7 +1,8 @@
 """The CUDA text of a column of samples: loaded and sorted by one thread.
 
-``t`` is the column of a thread's pixel: rank ``i`` is ``t[i * LANES]``. The ``LANES`` threads of a block are
-neighbouring pixels, so that a warp reads consecutive words, in shared memory and in global memory alike.
+``t`` is the column of a thread's pixel: rank ``i`` is ``t[i * ROW]``. The ``LANES`` threads of a block are
+neighbouring pixels, so that a warp reads consecutive words, in shared memory and in global memory alike. In shared
+memory a row has one word more, so that a warp can as well read consecutive ranks of one pixel.
 
 Runs of 8, 16 or 32 frames are sorted in registers as they are loaded, by Batcher's odd-even merge sort. Bitonic merges
 follow, four stages to a pass: 16 rows come into registers, meet, and go back, so that the samples of 200 frames are
@@ -55,7 +56,7 @@ DEVICE void samples_of(const Cube& cube, int first, int stop, float rest, float 
 
 DEVICE bool finite(float v) { return fabsf(v) <= BIG; }  // false for NaN and infinity
 
-DEVICE double at(const float* t, int i) { return (double)t[i * LANES]; }
+DEVICE double at(const float* t, int i) { return (double)t[i * ROW]; }
 """
 
 _SORTING: Final = r"""
@@ -99,17 +100,17 @@ DEVICE void clean_pass(float* t, int n, int stop, int step) {
             float v[R];
             if (row + (R - 1) * step < n) {
 #pragma unroll
-                for (int m = 0; m < R; m++) v[m] = t[(row + m * step) * LANES];
+                for (int m = 0; m < R; m++) v[m] = t[(row + m * step) * ROW];
                 clean<0, R>(v);
 #pragma unroll
-                for (int m = 0; m < R; m++) t[(row + m * step) * LANES] = v[m];
+                for (int m = 0; m < R; m++) t[(row + m * step) * ROW] = v[m];
             } else {
 #pragma unroll
-                for (int m = 0; m < R; m++) v[m] = row + m * step < n ? t[(row + m * step) * LANES] : BIG;
+                for (int m = 0; m < R; m++) v[m] = row + m * step < n ? t[(row + m * step) * ROW] : BIG;
                 clean<0, R>(v);
 #pragma unroll
                 for (int m = 0; m < R; m++) {
-                    if (row + m * step < n) t[(row + m * step) * LANES] = v[m];
+                    if (row + m * step < n) t[(row + m * step) * ROW] = v[m];
                 }
             }
         }
@@ -129,8 +130,8 @@ DEVICE void mirror_pass(float* t, int n, int stop, int p) {
             float v[16];
 #pragma unroll
             for (int m = 0; m < 8; m++) {
-                v[m] = t[(row + m * step) * LANES];
-                v[8 + m] = mirror + m * step < n ? t[(mirror + m * step) * LANES] : BIG;
+                v[m] = t[(row + m * step) * ROW];
+                v[8 + m] = mirror + m * step < n ? t[(mirror + m * step) * ROW] : BIG;
             }
 #pragma unroll
             for (int m = 0; m < 8; m++) order(v[m], v[15 - m]);
@@ -138,8 +139,8 @@ DEVICE void mirror_pass(float* t, int n, int stop, int p) {
             clean<8, 8>(v);
 #pragma unroll
             for (int m = 0; m < 8; m++) {
-                t[(row + m * step) * LANES] = v[m];
-                if (mirror + m * step < n) t[(mirror + m * step) * LANES] = v[8 + m];
+                t[(row + m * step) * ROW] = v[m];
+                if (mirror + m * step < n) t[(mirror + m * step) * ROW] = v[8 + m];
             }
         }
     }
@@ -200,7 +201,7 @@ DEVICE int load(const Cube& cube, int first, int n, float* t, bool active, unsig
         sort_stage<COUNT, 1, 1>(v);
 #pragma unroll
         for (int k = 0; k < COUNT; k++) {
-            if (start + k < n) t[(start + k) * LANES] = v[k];
+            if (start + k < n) t[(start + k) * ROW] = v[k];
         }
     }
     return n_valid;
@@ -212,17 +213,17 @@ DEVICE int load(const Cube& cube, int first, int n, float* t, bool active, unsig
 DEVICE void merge_runs(const float* runs, float* merged, int n, float* memory) {
     const int many = (n + RUN_ROWS - 1) / RUN_ROWS;
     float* loser = memory;  // of the match played at each node: its value
-    float* of_run = loser + many * LANES;  // and its run, an integer's bits like the next
-    float* next_row = of_run + many * LANES;  // of each run, counted within it
-    float* waiting = next_row + many * LANES;  // row r of a run at its place r % AHEAD
+    float* of_run = loser + many * ROW;  // and its run, an integer's bits like the next
+    float* next_row = of_run + many * ROW;  // of each run, counted within it
+    float* waiting = next_row + many * ROW;  // row r of a run at its place r % AHEAD
     for (int i = 0; i < many; i++) {
-        loser[i * LANES] = -BIGGER;  // until the first real ones have come
-        of_run[i * LANES] = __int_as_float(i);
-        next_row[i * LANES] = __int_as_float(0);
+        loser[i * ROW] = -BIGGER;  // until the first real ones have come
+        of_run[i * ROW] = __int_as_float(i);
+        next_row[i * ROW] = __int_as_float(0);
 #pragma unroll
         for (int a = 0; a < AHEAD; a++) {
             const int row = i * RUN_ROWS + a;
-            waiting[(i * AHEAD + a) * LANES] = row < n ? runs[row * LANES] : BIGGER;
+            waiting[(i * AHEAD + a) * ROW] = row < n ? runs[row * ROW] : BIGGER;
         }
     }
     float coming[AHEAD];
@@ -235,34 +236,34 @@ DEVICE void merge_runs(const float* runs, float* merged, int n, float* memory) {
 #pragma unroll
         for (int a = 0; a < AHEAD; a++) {
             const int step = start + a;
-            if (place[a] >= 0) waiting[place[a] * LANES] = coming[a];
+            if (place[a] >= 0) waiting[place[a] * ROW] = coming[a];
             if (step < many) run = step;  // each run enters once, then the one that has won
-            const int row = __float_as_int(next_row[run * LANES]);
-            next_row[run * LANES] = __int_as_float(row + 1);
+            const int row = __float_as_int(next_row[run * ROW]);
+            next_row[run * ROW] = __int_as_float(row + 1);
             place[a] = run * AHEAD + row % AHEAD;
-            float value = waiting[place[a] * LANES];
+            float value = waiting[place[a] * ROW];
             const int behind = run * RUN_ROWS + row + AHEAD;
-            coming[a] = row + AHEAD < RUN_ROWS && behind < n ? runs[behind * LANES] : BIGGER;
+            coming[a] = row + AHEAD < RUN_ROWS && behind < n ? runs[behind * ROW] : BIGGER;
             const int leaf = run + many;
             float other[LEVELS];
             int other_run[LEVELS];
 #pragma unroll
             for (int level = 0; level < LEVELS; level++) {
                 const int node = leaf >> (level + 1);
-                other[level] = node > 0 ? loser[node * LANES] : BIGGER;
-                other_run[level] = node > 0 ? __float_as_int(of_run[node * LANES]) : 0;
+                other[level] = node > 0 ? loser[node * ROW] : BIGGER;
+                other_run[level] = node > 0 ? __float_as_int(of_run[node * ROW]) : 0;
             }
 #pragma unroll
             for (int level = 0; level < LEVELS; level++) {
                 if (other[level] < value) {
-                    loser[(leaf >> (level + 1)) * LANES] = value;
-                    of_run[(leaf >> (level + 1)) * LANES] = __int_as_float(run);
+                    loser[(leaf >> (level + 1)) * ROW] = value;
+                    of_run[(leaf >> (level + 1)) * ROW] = __int_as_float(run);
                     value = other[level];
                     run = other_run[level];
                 }
             }
             const int rank = step - many + 1;
-            if (rank >= 0 && rank < n) merged[rank * LANES] = value;
+            if (rank >= 0 && rank < n) merged[rank * ROW] = value;
         }
     }
 }
@@ -290,9 +291,9 @@ DEVICE int load_sorted(
         n_valid += load<COUNT>(cube, first, rows, memory.shared, active, hits);
         sort_rows(memory.shared, rows);
 #pragma unroll 8
-        for (int i = 0; i < rows; i++) memory.scratch[(first + i) * LANES] = memory.shared[i * LANES];
+        for (int i = 0; i < rows; i++) memory.scratch[(first + i) * ROW] = memory.shared[i * ROW];
     }
-    float* column = memory.scratch + (long long)n * LANES;
+    float* column = memory.scratch + (long long)n * ROW;
     merge_runs(memory.scratch, column, n, memory.shared);
     t = column;
     return n_valid;

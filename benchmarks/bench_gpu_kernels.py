@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="an eighth of the pixels")
     options = parser.parse_args()
     setters = "".join(f'static int {n};\nextern "C" void set_{n}(int value) {{ {n} = value; }}\n' for n in CONSTANTS)
-    fixed = f"constexpr int LANES = 1, RUN_ROWS = {RUN_ROWS}, LEVELS = {LEVELS}, AHEAD = {AHEAD};\n"
+    fixed = f"constexpr int LANES = 1, ROW = 1, RUN_ROWS = {RUN_ROWS}, LEVELS = {LEVELS}, AHEAD = {AHEAD};\n"
     host = f"{fixed}{setters}{cuda.TEXT}\nfloat tile_memory[{cuda.MERGED_FRAMES}];\n"
     library = cuda_host.build(host, "kernels", Path(tempfile.mkdtemp()))
     made, cube = None, None

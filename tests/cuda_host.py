@@ -40,6 +40,9 @@ static inline void __syncwarp(unsigned = 0) {}
 static inline unsigned __ballot_sync(unsigned, int predicate) { return predicate ? 1u : 0u; }
 static inline int __any_sync(unsigned, int predicate) { return predicate; }
 static inline int __all_sync(unsigned, int predicate) { return predicate; }
+static inline int __ffs(unsigned bits) { return __builtin_ffs((int)bits); }
+template <class T> static inline T __shfl_sync(unsigned, T value, int) { return value; }
+template <class T> static inline T __shfl_xor_sync(unsigned, T value, int) { return value; }
 static inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 template <class T> static inline T __ldg(const T* place) { return *place; }
 template <class T> static inline T atomicAdd(T* place, T value) { T old = *place; *place = old + value; return old; }

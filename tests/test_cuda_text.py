@@ -29,7 +29,7 @@ SETTERS = "".join(
 
 
 def host_text() -> str:
-    fixed = f"constexpr int LANES = 1, RUN_ROWS = {RUN_ROWS}, LEVELS = {LEVELS}, AHEAD = {AHEAD};\n"
+    fixed = f"constexpr int LANES = 1, ROW = 1, RUN_ROWS = {RUN_ROWS}, LEVELS = {LEVELS}, AHEAD = {AHEAD};\n"
     return f"{fixed}{SETTERS}{cuda.TEXT}\nfloat tile_memory[{MOST_FRAMES}];\n"
 
 
@@ -246,7 +246,7 @@ def test_with_contraction_some_bits_differ(strict, tmp_path):
 
 def test_a_plan_keeps_to_the_memory_it_is_given():
     near = cuda.launch_plan(200, 1000, shared_limit=227 << 10, multiprocessors=132)
-    assert near.in_shared and near.shared_bytes == 200 * cuda.LANES * 4
+    assert near.in_shared and near.shared_bytes == 200 * (cuda.LANES + 1) * 4
     assert near.blocks * near.threads >= 1000 > (near.blocks - 1) * near.threads
     far = cuda.launch_plan(10_000, 10**7, shared_limit=227 << 10, multiprocessors=132, scratch_limit=1 << 28)
     assert not far.in_shared and far.shared_bytes == 40 * (3 + AHEAD) * cuda.LANES * 4 <= 48 << 10
