@@ -282,12 +282,19 @@ DEVICE void combine_pixel(
 _KERNEL: Final = r"""
 extern __shared__ float tile_memory[];
 
+// The arguments of zemosaic_rejection.combine_block, for n_elements pixels (or pixel-channels); N = n_frames.
+// cube: (N, stride), stride >= n_elements; element p is of channel p % channels
+// par: (6,) float64; critical: (N + 1,) float64, of GESD; frame_weight: (N, channels) float64
+// sample_weight: (N, sample_stride) float32, or null; sample_step neighbouring elements share one
+// uniform: all frame weights are 1 and there is no sample weight
+// image .. rejected_high: (n_elements,), written; hits: (N, 3) and lost: (1,), added to
+// scratch: as much as the launch plan says
 extern "C" __global__ void __launch_bounds__(LANES) combine_block(
     const float* cube, long long stride, int n_frames, long long n_elements, int channels, const double* par,
     const double* critical, const double* frame_weight, const float* sample_weight, long long sample_stride,
     int sample_step, int uniform, float* image, int* coverage, float* weight_map, int* rejected_low,
     int* rejected_high, unsigned long long* hits, unsigned long long* lost, float* scratch) {
-    const long long scratch_words = (long long)(PLACE == 1 ? 2 : 1) * n_frames * ROW;
+    const long long scratch_words = (long long)(PLACE == MERGED ? 2 : 1) * n_frames * ROW;
     const Memory memory = {tile_memory + threadIdx.x, scratch + blockIdx.x * scratch_words + threadIdx.x};
     if (blockIdx.x == 0) {  // each frame's valid samples: all, less those that turn out invalid
         for (int i = threadIdx.x; i < n_frames; i += LANES) {

@@ -30,6 +30,8 @@ _SAMPLES: Final = r"""
 #define PAST_ALL 1e300  // above every sample
 #define BIGGER __int_as_float(0x7f800000)  // infinity
 
+enum { SHARED, MERGED, SCRATCH };  // PLACE: where a column is sorted
+
 struct Cube {  // the samples of one pixel
     const float* samples;
     long long stride;  // elements from one frame to the next
@@ -274,11 +276,12 @@ struct Memory {
     float* scratch;  // where it is used, 2 * n rows for runs and column, or n rows
 };
 
+// Loads the samples of a pixel and sorts them; t is where they are then. Returns how many are valid.
 template <int COUNT>
 DEVICE int load_sorted(
     const Cube& cube, int n, const Memory& memory, bool active, unsigned long long* hits, const float*& t) {
-    if (PLACE != 1) {
-        float* column = PLACE == 0 ? memory.shared : memory.scratch;
+    if (PLACE != MERGED) {
+        float* column = PLACE == SHARED ? memory.shared : memory.scratch;
         const int n_valid = load<COUNT>(cube, 0, n, column, active, hits);
         sort_rows(column, n);
         t = column;
