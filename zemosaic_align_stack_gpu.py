@@ -38,6 +38,7 @@ from zemosaic_gpu_plan import (
 )
 from zemosaic_spec import FrameError, PlanError, StackSpec
 from zemosaic_stack import (
+    SUMMED,
     Callback,
     Job,
     StackResult,
@@ -77,11 +78,14 @@ def _stack_slabs(
     """
     result = empty_result(job, plan.rows_per_slab)
     ahead = min(COPIES_AHEAD, plan.pinned_buffers - 1)
-    collecting: deque[list[Future[None]]] = deque()  # one list per slab, its maps
+    collecting: deque[list[Future[tuple[str, np.ndarray]]]] = deque()  # one list per slab, its maps
+    result.sums = {name: np.zeros(job.channels, np.int64) for name in SUMMED}
 
     def collect_oldest() -> None:
         for collected in collecting.popleft():
-            collected.result()
+            name, sums = collected.result()
+            if name in result.sums:
+                result.sums[name] += sums
 
     with (
         Card(job, route, plan, scratch_limit) as card,

@@ -13,6 +13,7 @@ Files are read by ``open``, ``pread`` and ``close`` of the C library, which is w
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numba
@@ -114,12 +115,30 @@ def _read(path, flags, offset, target, size) -> bool:
     return done == size
 
 
+if os.name == "posix":
+    _usleep = numba.types.ExternalFunction("usleep", numba.int32(numba.uint32))
+
+    @kernel
+    def _rest() -> None:
+        """Sleep a moment without meeting the interpreter."""
+        _usleep(numba.uint32(20))
+
+else:
+
+    @kernel
+    def _rest() -> None:
+        """Look again at once; whoever called sleeps when patience ends."""
+
+
 @kernel
-def _may_go_on(counters, batch, patience) -> bool:
-    base = numba.uint64(counters.ctypes.data)
+def _reaches(counters, index, count, patience) -> bool:
+    """Look at ``counters[index]`` until it is ``count`` or more; False when patience ends first."""
+    place = numba.uint64(counters.ctypes.data) + numba.uint64(8 * index)
     looks = 0
-    while _look(base + numba.uint64(8)) <= batch:
+    while _look(place) < count:
         looks += 1
+        if looks > 2000:  # some microseconds
+            _rest()
         if looks > patience:
             return False
     return True
@@ -153,7 +172,7 @@ def copy_pieces(sources, targets, sizes, batch_of, counters, piece, patience) ->
             piece = _fetch_add(base, 1)
         if piece >= sources.size:
             return -1
-        if not _may_go_on(counters, batch_of[piece], patience):
+        if not _reaches(counters, 1, batch_of[piece] + 1, patience):
             return piece
         _copy(sources[piece], targets[piece], sizes[piece])
         _fetch_add(base + numba.uint64(8 * (batch_of[piece] + 2)), 1)
@@ -172,7 +191,7 @@ def read_pieces(paths, offsets, flags, targets, sizes, batch_of, failed, counter
             piece = _fetch_add(base, 1)
         if piece >= paths.size:
             return -1
-        if not _may_go_on(counters, batch_of[piece], patience):
+        if not _reaches(counters, 1, batch_of[piece] + 1, patience):
             return piece
         if not _read(paths[piece], flags, offsets[piece], targets[piece], sizes[piece]):
             failed[piece] = 1
@@ -182,11 +201,5 @@ def read_pieces(paths, offsets, flags, targets, sizes, batch_of, failed, counter
 
 @kernel
 def await_count(counters, index, count, patience) -> bool:
-    """Look at ``counters[index]`` until it reaches ``count``; False when patience ends first."""
-    place = numba.uint64(counters.ctypes.data) + numba.uint64(8 * index)
-    looks = 0
-    while _look(place) < count:
-        looks += 1
-        if looks > patience:
-            return False
-    return True
+    """Wait until ``counters[index]`` is ``count`` or more; False when patience ends first."""
+    return _reaches(counters, index, count, patience)

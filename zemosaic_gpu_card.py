@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -22,9 +22,7 @@ import cuda_utils
 import zemosaic_combine_cuda as combine_cuda
 from zemosaic_gpu_plan import STAGING_BUFFERS, Batch, GpuPlan, Route, Slab
 from zemosaic_resample_cuda import FRAME_ROWS, RESAMPLE_CUDA
-
-if TYPE_CHECKING:
-    from zemosaic_stack import Job, StackResult
+from zemosaic_stack import SUMMED, Job, StackResult, channel_sums
 
 MAPS: Final = ("image", "coverage", "weight", "rejected_low", "rejected_high")
 THREADS: Final = 256  # of a block that opens or resamples
@@ -299,13 +297,24 @@ class Card:
         )
         self._maps_ready[k].record(self._combining)
 
-    def collect(self, slab: Slab, name: str, result: StackResult) -> None:
-        """Wait for the maps of a slab and copy one of them into the rows of the result."""
+    def collect(self, slab: Slab, name: str, result: StackResult) -> tuple[str, np.ndarray]:
+        """Wait for the maps of a slab and copy one of them into the rows of the result.
+
+        Returns
+        -------
+        name : str
+        sums : ndarray (C,) int64
+            Of the rows, if the metadata need them, else zeros: they are in the cache now.
+        """
         k, m = slab.number % self._in_flight, MAPS.index(name)
         target = getattr(result, name)[slab.rows]
         self._maps_ready[k].synchronize()
         source = self._pinned_maps[k][m * target.nbytes : (m + 1) * target.nbytes]
         np.copyto(target, source.view(target.dtype).reshape(target.shape))
+        channels = self._route.channels
+        if name not in SUMMED:
+            return name, np.zeros(channels, np.int64)
+        return name, channel_sums(target, self._route.n_frames, channels)
 
     def counts(self) -> tuple[np.ndarray, int]:
         """Return the hits of every frame, ``(N, 3) int64``, and how many elements lost all samples."""

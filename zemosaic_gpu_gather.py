@@ -22,8 +22,8 @@ from zemosaic_gpu_plan import Batch, Route, Slab
 if TYPE_CHECKING:
     from zemosaic_stack import Job
 
-PATIENCE: Final = 20_000  # looks at a counter before a thread sleeps, some 20 microseconds
-NAP_SECONDS: Final = 0.0005  # the bus needs this for two buffers; shorter naps of many threads crowd the interpreter
+PATIENCE: Final = 20_000  # looks at a counter before a thread comes out of compiled code
+NAP_SECONDS: Final = 0.0005  # and sleeps there: the bus needs this for two buffers
 
 
 class Filled(NamedTuple):

@@ -8,11 +8,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from parallel_utils import parallel_map
 from zemosaic_spec import (
     FrameError,
     FrameTable,
@@ -60,6 +59,9 @@ class Job:
         return self.shape[2] if len(self.shape) == 3 else 1
 
 
+SUMMED: Final = ("rejected_low", "rejected_high", "coverage")  # maps whose sums the metadata need
+
+
 @dataclass
 class StackResult:
     """One stacked image and its evidence. Arrays ``(H, W)`` or ``(H, W, 3)``; image float32, ADU, NaN where nothing is.
@@ -76,6 +78,7 @@ class StackResult:
     frame_hits: np.ndarray
     all_rejected: int = 0
     rows_per_slab: int = 0
+    sums: dict[str, np.ndarray] = field(default_factory=dict)  # of maps, by name, (C,) int64; what an engine knows of them
 
 
 def as_frames(descriptors: Sequence[Any] | np.ndarray | None) -> list[Frame]:
@@ -184,8 +187,8 @@ def plan_hint(plan: object, name: str) -> int | None:
     return int(value) if isinstance(value, (int, float)) and value > 0 else None
 
 
-def _sums(image: np.ndarray, n_frames: int, channels: int) -> np.ndarray:
-    """Sum whole numbers from 0 to ``n_frames`` per channel, ``(C,) int64``."""
+def channel_sums(image: np.ndarray, n_frames: int, channels: int) -> np.ndarray:
+    """Sum whole numbers from 0 to ``n_frames`` per channel: rows (h, W) or (h, W, C) to ``(C,) int64``."""
     lines = image.reshape(image.shape[0], -1)
     # Down the columns first: neighbours in memory are added at once, in the type they have unless it is too small.
     fits = n_frames * len(lines) < 2**31
@@ -201,8 +204,10 @@ def describe(job: Job, result: StackResult) -> dict[str, Any]:
     """Return the metadata of a stack: methods as used, statistics, maps and the frame table."""
     table, spec = job.table, job.spec
     rejected = result.frame_hits[:, :2].sum(axis=1) / np.maximum(result.frame_hits[:, 2], 1)
-    maps = (result.rejected_low, result.rejected_high, result.coverage)
-    low, high, covered = parallel_map(lambda a: _sums(a, len(table.names), job.channels), maps, len(maps))
+    low, high, covered = (
+        result.sums[name] if name in result.sums else channel_sums(getattr(result, name), len(table.names), job.channels)
+        for name in SUMMED
+    )
     return {
         "normalize_method": spec.normalize,
         "weight_method": table.weight_method,
