@@ -52,7 +52,14 @@ from zemosaic_stack import (
 )
 from zemosaic_tile import poststack_rgb_equalization
 
-__all__ = ["GPUStackingError", "gpu_stack_from_arrays", "gpu_stack_from_paths", "stack_job", "usability"]
+__all__ = [
+    "GPUStackingError",
+    "gpu_stack_from_arrays",
+    "gpu_stack_from_paths",
+    "stack_job",
+    "usability",
+    "why_unusable",
+]
 
 LOGGER = logging.getLogger("ZeMosaicWorker")
 SCRATCH_SHARE: Final = 3  # the rejection kernel may take one part in so many of a tile's device memory
@@ -317,8 +324,8 @@ NVRTC_REMEDY: Final = (
 def usability() -> Usability:
     """Return whether a kernel can be compiled, run and trusted here.
 
-    Looked into once per process: a small tile with an outlier and an invalid sample is stacked, and every value compared
-    with the known answer. Later calls only look whether CUDA has been lost since.
+    Looked into once per process: a small tile with an outlier and an invalid sample is stacked, and every value
+    compared with the known answer. Later calls only look whether CUDA has been lost since.
     """
     if cuda_utils.is_poisoned():
         lost = cuda_utils.probe()
@@ -327,6 +334,12 @@ def usability() -> Usability:
         if not _KNOWN:
             _KNOWN.append(_look_into_it())
         return _KNOWN[0]
+
+
+def why_unusable() -> str:
+    """Return the reason of :func:`usability` and what helps, in one line; empty if the GPU can be used."""
+    found = usability()
+    return "" if found.usable else f"{found.reason}; {found.remedy}"
 
 
 def _look_into_it() -> Usability:
@@ -395,7 +408,7 @@ def _gpu_is_usable(logger: logging.Logger | None = None) -> bool:
     logger : logging.Logger, optional
         Told why not, and what helps.
     """
-    found = usability()
-    if not found.usable:
-        (logger or LOGGER).info("[P3][GPU] no GPU is used: %s; %s", found.reason, found.remedy)
-    return found.usable
+    reason = why_unusable()
+    if reason:
+        (logger or LOGGER).info("[P3][GPU] no GPU is used: %s", reason)
+    return not reason

@@ -1,9 +1,9 @@
 """Rows of many frames, in memory or in files, into pinned buffers, by threads that do not meet the interpreter.
 
 A tile is cut into hundreds of batches, and a bus that carries one in a third of a millisecond does not wait for
-interpreter locks. So each thread enters compiled code once and takes *pieces* (the rows of one frame for one slab) from a
-shared list, in order, until all are there; it comes out only to sleep when it is too far ahead. Counters in memory,
-changed atomically, say who is where.
+interpreter locks. So each thread enters compiled code once and takes *pieces* (the rows of one frame for one slab) from
+a shared list, in order, until all are there. Counters in memory, changed atomically, say who is where; a thread that is
+too far ahead sleeps where it is (on Windows, where it comes out for that).
 
 The buffers are written once and then read by the bus alone, so a copy goes past the caches (non-temporal stores): an
 ordinary store would first read the line it is about to overwrite, a third more traffic on the memory that limits all.

@@ -229,28 +229,35 @@ class Card:
         self._pinned_free[buffer].record(self._copying)
 
     def _open(self, slab: Slab, batch: Batch, staged: Any) -> None:
+        """Launch what turns a batch as stored into samples."""
         route, k = self._route, slab.number % self._in_flight
-        rows = slab.rows.stop - slab.rows.start
+        pixels = (slab.rows.stop - slab.rows.start) * route.width
         frames = slab.frames[batch.first : batch.last]
-        samples, stride = self._samples[k], np.int64(rows * route.row_elements)
-        shape = (np.int32(route.height), np.int32(route.width), np.int32(route.channels))
-        common = (_pointer(self._frames[k]), np.int32(batch.first), *shape)
+        common = (
+            _pointer(self._frames[k]), np.int32(batch.first), np.int32(route.height), np.int32(route.width),
+            np.int32(route.channels),
+        )  # fmt: skip
+        samples = (_pointer(self._samples[k]), np.int64(pixels * route.channels))
         highest = int((frames["last"] - frames["first"]).max(initial=0))
         if highest > 0:
             kernel = kernel_of(RESAMPLE_CUDA, "open_rows")
-            arguments = (_pointer(staged), *common, _pointer(self._blocks), _pointer(samples), stride)
+            arguments = (_pointer(staged), *common, _pointer(self._blocks), *samples)
             self._launch(kernel, len(frames), highest * route.width, arguments)
-        if route.in_place[batch.first : batch.last].all():
-            return
+        if not route.in_place[batch.first : batch.last].all():
+            self._resample(slab, len(frames), pixels, common, samples)
+
+    def _resample(
+        self, slab: Slab, n_frames: int, pixels: int, common: tuple[Any, ...], samples: tuple[Any, ...]
+    ) -> None:
         table, radial_table = self._tables
-        pixels = rows * route.width
+        radial = self._sample_weights[slab.number % self._in_flight] if self._route.has_radial else None
+        rows = np.int32(slab.rows.stop - slab.rows.start)
         arguments = (
-            _pointer(self._blocks), *common, _pointer(table), np.int32(self._clamp), np.int32(slab.rows.start),
-            np.int32(rows), np.int32(route.width), _pointer(samples), stride,
-            _pointer(self._sample_weights[k] if route.has_radial else None), np.int64(pixels), _pointer(radial_table),
+            _pointer(self._blocks), *common, _pointer(table), np.int32(self._clamp), np.int32(slab.rows.start), rows,
+            np.int32(self._route.width), *samples, _pointer(radial), np.int64(pixels), _pointer(radial_table),
             np.int32(self._nodes),
         )  # fmt: skip
-        self._launch(kernel_of(RESAMPLE_CUDA, "resample_rows"), len(frames), pixels, arguments)
+        self._launch(kernel_of(RESAMPLE_CUDA, "resample_rows"), n_frames, pixels, arguments)
 
     def _launch(self, kernel: Any, n_frames: int, pixels: int, arguments: tuple[Any, ...]) -> None:
         grid = (min(-(-pixels // THREADS), BLOCKS), n_frames)

@@ -76,16 +76,14 @@ class Gatherer(abc.ABC):
 class FileGatherer(Gatherer):
     """Whatever the frames are: one thread fills one buffer, frame by frame, while the others fill theirs."""
 
-    def __init__(
-        self, job: Job, route: Route, slabs: Iterable[Slab], buffers: list[np.ndarray], workers: int
-    ) -> None:
+    def __init__(self, job: Job, route: Route, slabs: Iterable[Slab], buffers: list[np.ndarray], workers: int) -> None:
         super().__init__(buffers, workers)
         self._sources, self._wires = job.sources, route.wires
         self._work = (Filled(-1, slab, batch) for slab in slabs for batch in slab.batches)
         self._started = 0
         self._waiting: deque[tuple[Filled, Future[None]]] = deque()
 
-    def filled(self) -> Iterator[Filled]:
+    def filled(self) -> Iterator[Filled]:  # noqa: D102 - as in the base class
         for _ in self._buffers:
             self.release()
         while self._waiting:
@@ -93,7 +91,7 @@ class FileGatherer(Gatherer):
             future.result()
             yield item
 
-    def release(self) -> None:
+    def release(self) -> None:  # noqa: D102 - as in the base class
         item = next(self._work, None)
         if item is not None:
             item = item._replace(number=self._started)
@@ -121,9 +119,7 @@ class FileGatherer(Gatherer):
 class _PieceGatherer(Gatherer):
     """Threads work on the same batch, each on a piece of it, in compiled code; see :mod:`zemosaic_gather`."""
 
-    def __init__(
-        self, job: Job, route: Route, slabs: Iterable[Slab], buffers: list[np.ndarray], workers: int
-    ) -> None:
+    def __init__(self, job: Job, route: Route, slabs: Iterable[Slab], buffers: list[np.ndarray], workers: int) -> None:
         super().__init__(buffers, workers)
         self._slabs = list(slabs)
         addresses = np.array([buffer.ctypes.data for buffer in buffers], np.uint64)
@@ -185,9 +181,7 @@ class _PieceGatherer(Gatherer):
 class MemoryGatherer(_PieceGatherer):
     """Copies the rows of arrays."""
 
-    def __init__(
-        self, job: Job, route: Route, slabs: Iterable[Slab], buffers: list[np.ndarray], workers: int
-    ) -> None:
+    def __init__(self, job: Job, route: Route, slabs: Iterable[Slab], buffers: list[np.ndarray], workers: int) -> None:
         arrays = [source.pixels_in_memory for source in job.sources]
         self._addresses = np.array([0 if a is None else a.__array_interface__["data"][0] for a in arrays], np.uint64)
         self._row_bytes = np.array([wire.row_bytes for wire in route.wires], np.int64)
@@ -207,18 +201,16 @@ class MemoryGatherer(_PieceGatherer):
 
 
 class PosixGatherer(_PieceGatherer):
-    """Reads the rows of plain files; a file that cannot be read so is read again in the ordinary way, which says why."""
+    """Reads the rows of plain files; one that cannot be read so is read again in the ordinary way, which says why."""
 
-    def __init__(
-        self, job: Job, route: Route, slabs: Iterable[Slab], buffers: list[np.ndarray], workers: int
-    ) -> None:
+    def __init__(self, job: Job, route: Route, slabs: Iterable[Slab], buffers: list[np.ndarray], workers: int) -> None:
         self._job = job
         files = [source.raw_file for source in job.sources]
         self._names = [os.fsencode(file.path) + b"\0" for file in files if file is not None]
         places = [np.frombuffer(name, np.uint8).__array_interface__["data"][0] for name in self._names]
         self._paths = np.array(places, np.uint64)
-        columns = [[getattr(file, field) for file in files] for field in ("offset", "row_bytes", "planes", "plane_bytes")]
-        self._files = np.array(columns, np.int64)
+        fields = ("offset", "row_bytes", "planes", "plane_bytes")
+        self._files = np.array([[getattr(file, field) for file in files] for field in fields], np.int64)
         self._flags = os.O_RDONLY | os.O_CLOEXEC
         super().__init__(job, route, slabs, buffers, workers)
         self._failed = np.zeros(len(self._sources), np.uint8)
@@ -252,9 +244,9 @@ class PosixGatherer(_PieceGatherer):
                 self._job.sources[i].read_raw(top, top + int(row["raw_rows"]), buffer[place : place + size])
 
 
-def gatherer_of(
-    job: Job, route: Route, slabs: Iterable[Slab], buffers: list[np.ndarray], workers: int
-) -> Gatherer:
+def gatherer_of(job: Job, route: Route, slabs: Iterable[Slab], buffers: list[np.ndarray], workers: int) -> Gatherer:
     """Return the gatherer that suits where the frames are."""
-    kinds = {"memory": MemoryGatherer, "files": PosixGatherer, "mixed": FileGatherer}
-    return kinds[route.where](job, route, slabs, buffers, workers)
+    if route.where == "memory":
+        return MemoryGatherer(job, route, slabs, buffers, workers)
+    kind = PosixGatherer if route.where == "files" else FileGatherer
+    return kind(job, route, slabs, buffers, workers)

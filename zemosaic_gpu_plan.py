@@ -1,9 +1,9 @@
 """How a tile travels to the card: which rows of which frames, in which batches, in how many bytes. Arithmetic only.
 
-A tile is cut into slabs of rows, as on the CPU. The samples of one slab lie on the card as a whole, since rejection looks
-at all frames of a pixel. They come in *batches*, the rows of some frames: a batch is what one host thread gathers in one
-pinned buffer, what one copy carries over the bus, and what one launch opens and resamples. So the pinned memory depends
-neither on the number of frames nor on the height of a slab, and copies are long however thin the slabs are.
+A tile is cut into slabs of rows, as on the CPU. The samples of one slab lie on the card as a whole, since rejection
+looks at all frames of a pixel. They come in *batches*, the rows of some frames: a batch is what one pinned buffer
+holds, what one copy carries over the bus, and what one launch opens and resamples. So the pinned memory depends neither
+on the number of frames nor on the height of a slab, and copies are long however thin the slabs are.
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ class Route:
     """What a tile's frames ask of the way to the card: the facts a plan is made of.
 
     ``wires``: one per frame. ``in_place (N,) bool``: the frame lies on the reference grid already. ``is_direct``: the
-    bytes of all frames are the samples themselves, and go straight to where rejection reads them. ``where``: "memory" if
-    all are arrays, "files" if all are plain files, whose bytes travel as they are; else "mixed". ``margin``: rows of a
-    frame that a slab needs beyond its own.
+    bytes of all frames are the samples themselves, and go straight to where rejection reads them. ``where``: "memory"
+    if all are arrays, "files" if all are plain files, whose bytes travel as they are; else "mixed". ``margin``: rows of
+    a frame that a slab needs beyond its own.
     """
 
     n_frames: int
@@ -298,9 +298,9 @@ def plan_gpu(
     least = device_bytes(route, 1, scratch_bytes)
     if least > allowed_bytes:
         raise PlanError(
-            f"one row of {route.n_frames} frames, {route.width} pixels wide, needs {least} bytes ({memory_text(least)}) "
-            f"on the GPU, allowed are {allowed_bytes} ({memory_text(allowed_bytes)}); stack fewer frames at a time, "
-            "or on the CPU"
+            f"one row of {route.n_frames} frames, {route.width} pixels wide, needs {least} bytes on the GPU "
+            f"({memory_text(least)}), allowed are {allowed_bytes} ({memory_text(allowed_bytes)}); "
+            "stack fewer frames at a time, or on the CPU"
         )
     rows = preferred_rows(route, max_rows)
     while device_bytes(route, rows, scratch_bytes) > allowed_bytes:  # it grows with the rows, but for the whole tile

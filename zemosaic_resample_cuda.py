@@ -1,11 +1,11 @@
 """From the bytes of a frame as stored to samples on the reference grid: the CUDA text of :mod:`zemosaic_resample`.
 
-The functions carry the names of their Numba twins and add in the same order, so the two can be read side by side and give
-the same bits; what differs is who walks the pixels: there a loop, here one thread each. Reading stored numbers is the
-twin of ``zemosaic_frames``: byte order, unsigned 16-bit numbers, infinities that become NaN.
+The functions carry the names of their Numba twins and add in the same order, so the two can be read side by side and
+give the same bits; what differs is who walks the pixels: there a loop, here one thread each. Reading stored numbers is
+the twin of ``zemosaic_frames``: byte order, unsigned 16-bit numbers, infinities that become NaN.
 
-The text uses + - * / and sqrt only, and must be compiled without contraction (``--fmad=false``). It is plain C++ but for
-the words of CUDA, so a host compiler can build it too, which is how its arithmetic is tested without a GPU.
+The text uses + - * / and sqrt only, and must be compiled without contraction (``--fmad=false``). It is plain C++ but
+for the words of CUDA, so a host compiler can build it too, which is how its arithmetic is tested without a GPU.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ __device__ inline float at(const unsigned char* raw, int stored, int row0, int h
 }
 
 // Red, green, blue at one pixel (Malvar, He, Cutler 2004), into out[0..2].
-__device__ inline void demosaic_pixel(const unsigned char* raw, int stored, int row0, int height, int width, int y, int x,
-                                      int red_row, int red_col, float* out) {
+__device__ inline void demosaic_pixel(const unsigned char* raw, int stored, int row0, int height, int width, int y,
+                                      int x, int red_row, int red_col, float* out) {
 #define AT(dy, dx) at(raw, stored, row0, height, width, y + (dy), x + (dx))
   const float c = AT(0, 0);
   const float vertical2 = AT(-2, 0) + AT(2, 0);
@@ -110,8 +110,8 @@ __device__ inline void demosaic_pixel(const unsigned char* raw, int stored, int 
   }
 }
 
-// Stored rows of a batch of frames become float32, channels interleaved: twin of frame_block and, for frames that lie on
-// the reference grid already, of the scaling in fill_samples. One row of the grid of blocks per frame.
+// Stored rows of a batch of frames become float32, channels interleaved: twin of frame_block and, for frames that lie
+// on the reference grid already, of the scaling in fill_samples. One row of the grid of blocks per frame.
 extern "C" __global__ void open_rows(const unsigned char* staged, const FrameRows* frames, int first_frame, int height,
                                      int width, int channels, float* blocks, float* cube, long long stride) {
   const int i = first_frame + blockIdx.y;
@@ -242,7 +242,8 @@ extern "C" __global__ void resample_rows(const float* blocks, const FrameRows* f
       continue;
     }
     if (radial) {
-      const double per_px = radial_table[nodes + 1] / (0.5 * sqrt((double)((long long)width * width + (long long)height * height)));
+      const double diagonal = sqrt((double)((long long)width * width + (long long)height * height));
+      const double per_px = radial_table[nodes + 1] / (0.5 * diagonal);
       const double dx = x - centre_x, dy = y - centre_y;
       const double t = sqrt(dx * dx + dy * dy) * per_px;
       const int k = (int)t < nodes - 1 ? (int)t : nodes - 1;

@@ -16,7 +16,17 @@ import numpy as np
 
 from parallel_utils import SlabPlan, available_memory, parallel_map, plan_slabs, row_slabs, usable_cpus
 from zemosaic_spec import FrameError
-from zemosaic_stack import Callback, Job, StackResult, describe, empty_result, notify, plan_hint, prepare, without_unreadable
+from zemosaic_stack import (
+    Callback,
+    Job,
+    StackResult,
+    describe,
+    empty_result,
+    notify,
+    plan_hint,
+    prepare,
+    without_unreadable,
+)
 from zemosaic_tile import poststack_rgb_equalization
 from zemosaic_utils import FrameSource
 

@@ -78,7 +78,9 @@ class StackResult:
     frame_hits: np.ndarray
     all_rejected: int = 0
     rows_per_slab: int = 0
-    sums: dict[str, np.ndarray] = field(default_factory=dict)  # of maps, by name, (C,) int64; what an engine knows of them
+    sums: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # of maps, by name, (C,) int64; what an engine knows of them
 
 
 def as_frames(descriptors: Sequence[Any] | np.ndarray | None) -> list[Frame]:
@@ -205,7 +207,9 @@ def describe(job: Job, result: StackResult) -> dict[str, Any]:
     table, spec = job.table, job.spec
     rejected = result.frame_hits[:, :2].sum(axis=1) / np.maximum(result.frame_hits[:, 2], 1)
     low, high, covered = (
-        result.sums[name] if name in result.sums else channel_sums(getattr(result, name), len(table.names), job.channels)
+        result.sums[name]
+        if name in result.sums
+        else channel_sums(getattr(result, name), len(table.names), job.channels)
         for name in SUMMED
     )
     return {

@@ -5,8 +5,8 @@ Every time is host to host: arrays or files in, the finished image and its maps 
 first tile of its kind in the process (compilation from CuPy's cache if it is there, pinned memory taken), the rest are
 later ones. The limits are measured in the same run: ``bus`` copies the same bytes from one pinned buffer to the card.
 
-Sections: speed (float32, 16-bit, files), pool (4 GB, 8 GB), methods (each against the CPU engine), tune, big
-(``--frames`` raw mosaics on disk), kernels (times of each on the card).
+Sections: speed (float32, 16-bit, files), pool (8, 4, 1 GB), methods (each against the CPU engine), big (``--frames``
+raw mosaics on disk; only when named). The kernels alone: ``bench_gpu_kernels.py``.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
@@ -40,6 +39,7 @@ from zemosaic_utils import Frame, open_source
 
 HEIGHT, WIDTH, CHANNELS = 1080, 1920, 3
 SKY, NOISE, HIT_SHARE, HIT = 1000.0, 30.0, 0.002, 2000.0
+FOLDER = os.environ.get("BENCH_DIR")  # of the files that are read; default: the system's for temporary files
 CORES = parallel_utils.usable_cpus()
 SIGMA = {"reject": "sigma_clip", "kappa_low": 3.0, "kappa_high": 3.0}
 HUBER = {"reject": "winsorized_sigma_clip", "wsc_impl": "pixinsight", "kappa_low": 3.0, "kappa_high": 3.0}
@@ -123,7 +123,8 @@ def gather_seconds(frames: list[Frame], max_rows: int | None = None) -> float:
 def stack(descriptors: list, options: dict, *, workers: int = CORES, **plan: int) -> tuple[np.ndarray, dict]:
     params = params_from_stack_spec(spec(**options))
     plan = ParallelPlan(workers, False, 0, use_gpu=True, **plan)
-    return engine.gpu_stack_from_paths(descriptors, params, parallel_plan=plan, pcb_tile=lambda *_, **k: EVENTS.append(k))
+    note = lambda *_, **figures: EVENTS.append(figures)  # noqa: E731
+    return engine.gpu_stack_from_paths(descriptors, params, parallel_plan=plan, pcb_tile=note)
 
 
 EVENTS: list[dict] = []
@@ -148,7 +149,8 @@ def check_bits(descriptors: list, options: dict, label: str) -> None:
     differing = int((image.view(np.uint32) != expected.view(np.uint32)).sum())
     maps = sum(int((facts[k] != truth[k]).sum()) for k in ("coverage", "weight_map", "rejected_low", "rejected_high"))
     hits = facts["frame_rejected_percent"] == truth["frame_rejected_percent"]
-    print(f"bits {label}: image differs at {differing}, maps at {maps}, hits equal {hits}; CPU {took:.2f} s", flush=True)
+    found = f"image differs at {differing}, maps at {maps}, hits equal {hits}"
+    print(f"bits {label}: {found}; CPU {took:.2f} s", flush=True)
 
 
 def speed(count: int) -> None:
@@ -160,7 +162,7 @@ def speed(count: int) -> None:
         line(f"N={count} float32 {name}", timed(lambda o=options: stack(frames, o)), bus)
     check_bits(frames, SIGMA, "float32 sigma_clip")
     check_bits(frames, HUBER, "float32 Huber")
-    with tempfile.TemporaryDirectory(dir=os.environ.get("BENCH_DIR", "/dev/shm")) as folder:
+    with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
         from_files(frames, Path(folder), bus)
     words = [np.rint(frame).astype(np.uint16) for frame in frames]
     frames.clear()
@@ -192,19 +194,6 @@ def pool(count: int) -> None:
     cupy.get_default_memory_pool().set_limit(size=0)
 
 
-def tune(count: int) -> None:
-    for dtype in (np.float32, np.uint16):
-        frames = noise(count, dtype)
-        bus = bus_seconds(sum(frame.nbytes for frame in frames))
-        for size in (4, 8, 16, 32):
-            for workers in (8, 12, 16):
-                for slab in (192, 384, 768):
-                    gpu_plan.BATCH_BYTES, gpu_plan.SLAB_BYTES = size << 20, slab << 20
-                    times = timed(lambda w=workers: stack(frames, SIGMA, workers=w), 4)
-                    line(f"{np.dtype(dtype)} batch {size} MiB, {workers} threads, slab {slab} MiB", times, bus)
-        frames.clear()
-
-
 def methods(count: int) -> None:
     frames = noise(count, np.float32)
     params = {name: params_from_stack_spec(spec(**options)) for name, options in METHODS.items()}
@@ -226,7 +215,7 @@ def methods(count: int) -> None:
 
 
 def big(count: int) -> None:
-    folder = Path(tempfile.mkdtemp(dir=os.environ.get("BENCH_DIR", "/tmp")))  # noqa: S108 - gigabytes, so not in memory
+    folder = Path(tempfile.mkdtemp(dir=FOLDER))
     try:
         _big(count, folder)
     finally:
@@ -281,7 +270,7 @@ def _check_rows(frames: list[Frame], options: dict, image: np.ndarray) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sections = {"speed": speed, "pool": pool, "methods": methods, "tune": tune, "big": big}
+    sections = {"speed": speed, "pool": pool, "methods": methods, "big": big}
     parser.add_argument("sections", nargs="*", choices=[*sections, []], default=["speed", "pool", "methods"])
     parser.add_argument("--frames", type=int, default=0, help="frames (default: 200; methods 50; big 1000)")
     arguments = parser.parse_args()

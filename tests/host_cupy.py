@@ -1,8 +1,8 @@
 """A stand-in for CuPy that runs the real kernels on the processor, built by g++: the GPU engine without a GPU.
 
 It knows what the engine uses of CuPy and nothing else. Device memory is ordinary memory that starts as rubbish, and is
-counted; streams do everything at once; a kernel runs its blocks one by one, one thread to a block. So every copy, offset
-and argument of the engine is the real one, only the order in which streams overtake each other is not.
+counted; streams do everything at once; a kernel runs its blocks one by one, one thread to a block. So every copy,
+offset and argument of the engine is the real one, only the order in which streams overtake each other is not.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def constants_of(text: str) -> dict[str, int]:
 
 
 def _rejection_text() -> str:
-    constants = constants_of(zemosaic_combine_cuda.source(0, 0, in_shared=True, n_frames=1)) | {"LANES": 1}
+    constants = constants_of(zemosaic_combine_cuda.source(0, 0, in_shared=True, n_frames=1)) | {"LANES": 1, "ROW": 1}
     fixed = "".join(f"constexpr int {n} = {v};\n" for n, v in constants.items() if n not in VARIED)
     setters = "".join(f'static int {n};\nextern "C" void set_{n}(int value) {{ {n} = value; }}\n' for n in VARIED)
     return f"{fixed}{setters}{zemosaic_combine_cuda.TEXT}\nfloat tile_memory[{MOST_FRAMES}];"

@@ -46,6 +46,37 @@ ROOMS: dict[str, set[str]] = {
         "zemosaic_rejection",
         "zemosaic_stack",
     },
+    # The GPU engine, the twin of zemosaic_slabs, which it does not know: text, kernels of the host, plan, card, engine.
+    "zemosaic_resample_cuda": set(),
+    "zemosaic_gather": {"zemosaic_kernels"},
+    "zemosaic_gpu_plan": {
+        "zemosaic_spec",
+        "parallel_utils",
+        "zemosaic_utils",
+        "zemosaic_resample",
+        "zemosaic_resample_cuda",
+        "zemosaic_stack",
+    },
+    "zemosaic_gpu_gather": {"zemosaic_stack", "zemosaic_gather", "zemosaic_gpu_plan"},
+    "zemosaic_gpu_card": {
+        "cuda_utils",
+        "zemosaic_resample",
+        "zemosaic_rejection",
+        "zemosaic_combine_cuda",
+        "zemosaic_stack",
+        "zemosaic_resample_cuda",
+        "zemosaic_gpu_plan",
+    },
+    "zemosaic_align_stack_gpu": {
+        "zemosaic_spec",
+        "cuda_utils",
+        "parallel_utils",
+        "zemosaic_tile",
+        "zemosaic_stack",
+        "zemosaic_gpu_plan",
+        "zemosaic_gpu_gather",
+        "zemosaic_gpu_card",
+    },
     # The frames before they are stacked: knows no engine.
     "zemosaic_group": {
         "zemosaic_spec",
@@ -75,6 +106,7 @@ for real in ("zemosaic_align_stack", "zemosaic_pipeline", "zemosaic_master_tile"
 ROOMS["zemosaic_bench"] -= {*TRUTH, "zemosaic_demo"}  # its frames are noise alone
 ROOMS["zemosaic_align_stack"] -= {
     "cuda_utils",
+    *(room for room in ROOMS if "gpu" in room or "cuda" in room or "gather" in room),
     "zemosaic_preview",
     "zemosaic_gate",
     "zemosaic_group",
