@@ -439,11 +439,19 @@ def _compute_quality_weights(
 
 def _kept_mask(stack: np.ndarray, spec: StackSpec, method: str) -> np.ndarray:
     """Boolean mask of the samples that a rejection keeps, of the stack's shape."""
-    from zemosaic_rejection import METHOD_CODES, limits_block, method_parameters, sorting_network
+    from zemosaic_combine import combine_block
+    from zemosaic_rejection import METHOD_CODES, method_parameters
+    from zemosaic_simd import LANES
 
     cube = np.ascontiguousarray(stack.reshape(stack.shape[0], -1), dtype=np.float32)
-    low, high = np.empty(cube.shape[1], np.float32), np.empty(cube.shape[1], np.float32)
-    limits_block(cube, sorting_network(stack.shape[0]), METHOD_CODES[method], method_parameters(spec), low, high)
+    n_frames, size = cube.shape
+    low, high, image, weight = (np.empty(size, np.float32) for _ in range(4))
+    counts = [np.empty(size, np.int32) for _ in range(3)]
+    combine_block(
+        cube, 0, size, METHOD_CODES[method], method_parameters(spec), np.empty(0), False, 0, True,
+        np.ones((n_frames, LANES)), np.empty((0, 0), np.float32), 1, image, counts[0], weight, *counts[1:],
+        np.zeros((n_frames, 3), np.int64), kept=(low, high),
+    )  # fmt: skip
     return ((cube >= low) & (cube <= high)).reshape(stack.shape)
 
 

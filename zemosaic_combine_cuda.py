@@ -52,7 +52,7 @@ DEVICE Verdict reject(
     if (METHOD == 7) {
         if (n >= 2) w = window_percentile_clip(t, n, par[0], par[1]);
     } else if (METHOD == 9 || METHOD == 10) {
-        w = window_linear_fit(t, centre, n, par[0], par[1]);
+        w = window_linear_fit(t, running_sums(t, n_frames, n, centre), n, par[0], par[1]);
     } else if (n >= (METHOD == 8 ? 10 : 3)) {
         const Sums sums = running_sums(t, n_frames, n, centre);
         if (METHOD == 1) w = window_kappa_sigma(t, sums, n, par[0], par[1]);
@@ -282,7 +282,7 @@ DEVICE void combine_pixel(
 _KERNEL: Final = r"""
 extern __shared__ float tile_memory[];
 
-// The arguments of zemosaic_rejection.combine_block, for n_elements pixels (or pixel-channels); N = n_frames.
+// The arguments of zemosaic_combine.combine_block, for n_elements pixels (or pixel-channels); N = n_frames.
 // cube: (N, stride), stride >= n_elements; element p is of channel p % channels
 // par: (6,) float64; critical: (N + 1,) float64, of GESD; frame_weight: (N, channels) float64
 // sample_weight: (N, sample_stride) float32, or null; sample_step neighbouring elements share one
@@ -382,13 +382,13 @@ def source(
 ) -> str:
     """Return the text of the kernel for one way to reject and combine.
 
-    The kernel is :data:`KERNEL`; it takes the arguments of ``zemosaic_rejection.combine_block`` as pointers, see
-    ``_KERNEL``.
+    The kernel is :data:`KERNEL`; it takes the arguments of :func:`zemosaic_combine.combine_block` as pointers; see the
+    text of ``_KERNEL``.
 
     Parameters
     ----------
     method, combine : int
-        From ``METHOD_CODES`` (any but ``given_limits``) and ``COMBINE_CODES`` of :mod:`zemosaic_rejection`.
+        From ``METHOD_CODES`` and ``COMBINE_CODES`` of :mod:`zemosaic_rejection`.
     rewinsor : bool
         Replace rejected samples by their clipped values.
     in_shared : bool

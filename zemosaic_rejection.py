@@ -1,16 +1,17 @@
-"""Rejection and combination: each algorithm once.
+"""Rejection: each algorithm once.
 
-How a block is combined. ``LANES`` neighbouring pixels are taken at once. Their samples are sorted by a network whose
-inner loop runs over the pixels, so the compiler turns every comparison into one SIMD minimum and maximum. On sorted
-samples each algorithm only has to find a *window*: the samples ``first .. last - 1`` it keeps. Counts, means and
-deviations of any window are differences of two running sums. The average comes last, over the frames in their own
-order, of the samples inside the window's values.
+A block of ``LANES`` neighbouring pixels arrives sorted, ``t (rows, LANES) float32``: lane j holds one pixel, its n
+valid samples in ranks 0 .. n - 1. On sorted samples each algorithm only has to find a *window*: the samples
+``first .. last - 1`` it keeps. Counts, means and deviations of any window are differences of two running sums.
 
-Order of additions (part of every definition, so that devices agree to the bit). The running sums of
-``d = x - m`` and ``d * d``, m the median of the valid samples, all float64, start at rank ``n_frames // 2`` and grow
-outward, so that an outlier at one end never enters the sum of the samples kept. The average adds ``w * x`` and ``w`` in
-frame order in float64. A pixel's result depends on its own samples and weights and the number of frames, on nothing
-else.
+Order of additions (part of every definition, so that devices agree to the bit). The running sums ``sum1, sum2
+(n_frames + 1, LANES) float64`` of ``d = x - m`` and ``d * d``, m the median of the valid samples, start at rank
+``n_frames // 2`` and grow outward, so that an outlier at one end never enters the sum of the samples kept. A pixel's
+window depends on its own samples and the number of frames, on nothing else.
+
+Two forms of one definition. The functions ``_window_...`` treat one lane: they are the definition. Where it pays,
+``_windows_...`` do the rounds of many lanes in lockstep, statement by statement the same arithmetic with SIMD
+instructions; a lane that is done leaves the list alone, so no pixel's result depends on its neighbours.
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ from typing import Final
 
 import numpy as np
 
-from zemosaic_kernels import kernel, sorting_kernel
+from zemosaic_kernels import kernel
+from zemosaic_simd import census
 from zemosaic_spec import StackSpec
-
-LANES: Final = 96  # pixels sorted at once; a multiple of 3 (colour) and of 16 (SIMD), sized for the L2 cache at N = 200
 
 # Numbers the kernels use for the methods. They are written out in the kernels, because a compiled cache does not
 # notice a changed global.
@@ -39,9 +39,7 @@ METHOD_CODES: Final = {
     "gesd": 8,
     "linear_fit_ols": 9,
     "linear_fit_lad": 10,
-    "given_limits": 11,
 }
-RANKED: Final = frozenset({8, 9, 10})  # judged by ``ranked_limits``; ``combine_block`` is then given the limits
 COMBINE_CODES: Final = {"mean": 0, "median": 1, "min": 2, "max": 3}
 
 
@@ -77,103 +75,6 @@ def gesd_table(n_frames: int, alpha: float) -> np.ndarray:
     return table
 
 
-# --------------------------------------------------------------------------- sorting
-
-
-@lru_cache(maxsize=64)
-def sorting_network(n: int) -> np.ndarray:
-    """Return Batcher's odd-even merge sort for n rows as pairs of rows to compare, ``(K, 2) int32``.
-
-    Source: K. E. Batcher, "Sorting networks and their applications", 1968; the form for any n is in
-    Knuth, TAOCP vol. 3, 5.2.2, algorithm M.
-    """
-    pairs: list[np.ndarray] = []
-    p = 1
-    while p < n:
-        k = p
-        while k >= 1:
-            low = np.concatenate(
-                [np.arange(j, min(j + k, n - k)) for j in range(k % p, n - k, 2 * k)] or [np.empty(0, int)]
-            )
-            keep = low // (2 * p) == (low + k) // (2 * p)
-            pairs.append(np.stack([low[keep], low[keep] + k], axis=1))
-            k //= 2
-        p *= 2
-    network = np.concatenate(pairs) if pairs else np.empty((0, 2))
-    network = np.ascontiguousarray(network, dtype=np.int32)
-    network.flags.writeable = False
-    return network
-
-
-@sorting_kernel
-def sort_rows(t: np.ndarray, network: np.ndarray) -> None:
-    """Sort every column of ``t (rows, LANES) float32`` ascending; values are finite."""
-    for c in range(network.shape[0]):
-        a = t[network[c, 0]]
-        b = t[network[c, 1]]
-        for j in range(96):
-            x = a[j]
-            y = b[j]
-            a[j] = min(x, y)
-            b[j] = max(x, y)
-
-
-@kernel
-def _load(cube, p0, width, t, n_valid, seen) -> None:
-    """Copy ``width`` pixels of all frames into ``t``; invalid samples become the largest number and are not counted.
-
-    ``n_valid (LANES,) int32`` counts the valid samples of each pixel, ``seen (N,) int64`` grows by those of each frame.
-    """
-    big = np.float32(3.4028235e38)
-    zero = np.float32(0.0)
-    one = np.int32(1)
-    none = np.int32(0)
-    for j in range(96):
-        n_valid[j] = none
-    for i in range(cube.shape[0]):
-        s = cube[i, p0 : p0 + width]
-        d = t[i]
-        valid = none
-        for j in range(width):
-            v = s[j]
-            ok = v - v == zero  # false for NaN and infinity
-            d[j] = v + zero if ok else big  # -0 becomes +0: the two must not be told apart by their order
-            n_valid[j] += one if ok else none
-            valid += one if ok else none
-        seen[i] += valid
-        for j in range(width, 96):
-            d[j] = zero
-    for j in range(width, 96):
-        n_valid[j] = np.int32(cube.shape[0])
-
-
-@kernel
-def _centre(t, n_valid, centre) -> None:
-    """Median of the valid samples of every pixel, float64; 0 where there is none."""
-    for j in range(96):
-        n = n_valid[j]
-        centre[j] = 0.5 * (np.float64(t[(n - 1) // 2, j]) + np.float64(t[n // 2, j])) if n > 0 else 0.0
-
-
-@kernel
-def _running_sums(t, n_frames, n_valid, centre, sum1, sum2) -> None:
-    """Fill sums such that ``sum[last] - sum[first]`` adds ranks first .. last - 1, from the middle outward."""
-    middle = n_frames // 2
-    for j in range(96):
-        sum1[middle, j] = 0.0
-        sum2[middle, j] = 0.0
-    for i in range(middle, n_frames):
-        for j in range(96):
-            d = np.float64(t[i, j]) - centre[j] if i < n_valid[j] else 0.0
-            sum1[i + 1, j] = sum1[i, j] + d
-            sum2[i + 1, j] = sum2[i, j] + d * d
-    for i in range(middle - 1, -1, -1):
-        for j in range(96):
-            d = np.float64(t[i, j]) - centre[j] if i < n_valid[j] else 0.0
-            sum1[i, j] = sum1[i + 1, j] - d
-            sum2[i, j] = sum2[i + 1, j] - d * d
-
-
 # --------------------------------------------------------------------------- what all algorithms share
 
 
@@ -205,6 +106,69 @@ def _skip_above(t, j, first, last, limit) -> int:
     while last > first and np.float64(t[last - 1, j]) > limit:
         last -= 1
     return last
+
+
+# --------------------------------------------------------------------------- rounds of many lanes in lockstep
+#
+# The lanes still at work stand in a list, ``lane (LANES,) int64``; what belongs to the q-th of them stands in place q
+# of its row of ``work``. So the arithmetic of a round is a plain loop over neighbouring numbers, which the compiler
+# turns into SIMD instructions, and costs nothing for lanes that are done.
+
+
+@kernel
+def _gather_statistics(t, sum1, sum2, centre, first, last, lane, n_lanes, m, c, s1, s2, k) -> None:
+    """Fill median, centre, sums and number of samples of the listed lanes' windows."""
+    for q in range(n_lanes):
+        j = lane[q]
+        f = first[j]
+        g = last[j]
+        m[q] = _median_of(t, j, f, g)
+        c[q] = centre[j]
+        s1[q] = sum1[g, j] - sum1[f, j]
+        s2[q] = sum2[g, j] - sum2[f, j]
+        k[q] = np.float64(g - f)
+
+
+@kernel
+def _deviations(s1, s2, k, n_lanes, s) -> None:
+    """Fill ``s``: :func:`_deviation` with divisor k - 1."""
+    for q in range(n_lanes):
+        ss = s2[q] - s1[q] * (s1[q] / k[q])
+        s[q] = np.sqrt(max(ss, 0.0) / (k[q] - 1))
+
+
+@kernel
+def _judge(t, first, last, lane, n_lanes, m, s, k_low, k_high, spare_flat) -> int:
+    """Narrow the listed lanes' windows to ``m - k_low s .. m + k_high s``.
+
+    On the list, whose new length is returned, stay the lanes that lost samples and have 3 left. ``spare_flat``: where s
+    is 0 nothing is rejected; otherwise all but the median is.
+    """
+    n_left = np.int64(0)
+    for q in range(n_lanes):
+        if spare_flat and s[q] == 0.0:
+            continue
+        j = lane[q]
+        f = _skip_below(t, j, first[j], last[j], m[q] - k_low * s[q])
+        g = _skip_above(t, j, f, last[j], m[q] + k_high * s[q])
+        if f != first[j] or g != last[j]:
+            first[j] = f
+            last[j] = g
+            if g - f >= 3:
+                lane[n_left] = j
+                n_left += 1
+    return n_left
+
+
+@kernel
+def _list_lanes(first, last, lane) -> int:
+    """Fill ``lane`` with the lanes that have at least 3 samples; returns how many they are."""
+    n_lanes = np.int64(0)
+    for j in range(96):
+        if last[j] - first[j] >= 3:
+            lane[n_lanes] = j
+            n_lanes += 1
+    return n_lanes
 
 
 # --------------------------------------------------------------------------- kappa_sigma
@@ -258,14 +222,12 @@ def _window_kappa_sigma_clipped(t, sum1, sum2, j, n, k_low, k_high):
 
 
 @kernel
-def _window_sigma_clip(t, sum1, sum2, j, n, k_low, k_high):
+def _window_sigma_clip(t, sum1, sum2, j, first, last, k_low, k_high):
     """Iterate: reject ``x < m - k_low s`` or ``x > m + k_high s``, m median, s = std(n - 1) of what is kept.
 
     Ends when nothing falls, the deviation is zero or fewer than 3 samples are left.
     Source: the textbook method, as Siril's ``rej s``. NOTE: Siril keeps at least 4 samples in file order.
     """
-    first = 0
-    last = n
     while last - first >= 3:
         k = last - first
         s = _deviation(sum1[last, j] - sum1[first, j], sum2[last, j] - sum2[first, j], k, 1)
@@ -279,6 +241,18 @@ def _window_sigma_clip(t, sum1, sum2, j, n, k_low, k_high):
         first = f
         last = g
     return first, last
+
+
+@kernel
+def _windows_sigma_clip(t, sum1, sum2, centre, first, last, k_low, k_high, work, lane) -> None:
+    """Narrow the windows ``first, last (LANES,) int64`` of all lanes by :func:`_window_sigma_clip`."""
+    m, s, s1, s2 = work[0:96], work[96:192], work[192:288], work[288:384]
+    k, c = work[384:480], work[480:576]
+    n_lanes = _list_lanes(first, last, lane)
+    while n_lanes > 0:
+        _gather_statistics(t, sum1, sum2, centre, first, last, lane, n_lanes, m, c, s1, s2, k)
+        _deviations(s1, s2, k, n_lanes, s)
+        n_lanes = _judge(t, first, last, lane, n_lanes, m, s, k_low, k_high, True)
 
 
 # --------------------------------------------------------------------------- winsorized_sigma_clip, legacy_quantile
@@ -316,8 +290,8 @@ def _clipped_deviation(sum1, sum2, centre, j, first, last, a, b, low, high, free
 
 
 @kernel
-def _window_legacy_quantile(t, sum1, sum2, centre, j, n, k_low, k_high, low_fraction, high_fraction, limits):
-    """ZeMosaic's winsorized sigma clip; writes the clip values into ``limits[0..1]``.
+def _window_legacy_quantile(t, sum1, sum2, centre, j, n, k_low, k_high, low_fraction, high_fraction, clip):
+    """ZeMosaic's winsorized sigma clip; writes the clip values into ``clip[j]`` and ``clip[LANES + j]``.
 
     Clip the samples to their quantiles l and 1 - h; m, s = median and population deviation of the clipped samples after
     sigma-clipping them (3 sigma about the median, at most 5 rounds); reject originals outside ``m - k_low s .. m +
@@ -325,8 +299,8 @@ def _window_legacy_quantile(t, sum1, sum2, centre, j, n, k_low, k_high, low_frac
     """
     low = _quantile(t, j, n, low_fraction)
     high = _quantile(t, j, n, 1.0 - high_fraction)
-    limits[0] = low
-    limits[1] = high
+    clip[j] = low
+    clip[96 + j] = high
     a = _skip_below(t, j, 0, n, low)
     b = _skip_above(t, j, a, n, high)
     first = 0
@@ -361,7 +335,7 @@ def _window_legacy_quantile(t, sum1, sum2, centre, j, n, k_low, k_high, low_frac
 
 
 @kernel
-def _window_pixinsight(t, sum1, sum2, centre, j, n, k_low, k_high):
+def _window_pixinsight(t, sum1, sum2, centre, j, first, last, k_low, k_high):
     """Winsorized sigma clipping with Huber's winsorisation, as PixInsight and Siril have it.
 
     Outer round: m = median and s = std(n - 1) of the kept samples; inner rounds: clip cumulatively to ``m -+ 1.5
@@ -372,8 +346,6 @@ def _window_pixinsight(t, sum1, sum2, centre, j, n, k_low, k_high):
     Source: P. J. Huber, E. M. Ronchetti, "Robust Statistics", 2nd ed. 2009; PixInsight reference documentation,
     ImageIntegration. NOTE: Siril keeps at least 4 samples in file order; here 3 are enough to go on.
     """
-    first = 0
-    last = n
     while last - first >= 3:
         k = last - first
         m = _median_of(t, j, first, last)
@@ -400,6 +372,91 @@ def _window_pixinsight(t, sum1, sum2, centre, j, n, k_low, k_high):
         first = f
         last = g
     return first, last
+
+
+@kernel
+def _huber_deviations(t, sum1, sum2, first, last, lane, n_lanes, work, state, deviation) -> None:
+    """Fill ``deviation (LANES,) float64`` of the listed lanes with the s of :func:`_window_pixinsight`'s inner rounds.
+
+    ``work`` holds the statistics of the lanes' windows; lanes and statistics are used up.
+    """
+    m, s, s1, s2 = work[0:96], work[96:192], work[192:288], work[288:384]
+    k, c, low, high = work[384:480], work[480:576], work[576:672], work[672:768]
+    below, above = work[768:864], work[864:960]
+    a, b = state[0:96], state[96:192]
+    for q in range(n_lanes):
+        j = lane[q]
+        low[q] = -np.inf
+        high[q] = np.inf
+        a[j] = first[j]
+        b[j] = last[j]
+    for r in range(200):
+        for q in range(n_lanes):
+            low[q] = max(low[q], m[q] - 1.5 * s[q])
+            high[q] = min(high[q], m[q] + 1.5 * s[q])
+        for q in range(n_lanes):
+            j = lane[q]
+            i0 = _skip_below(t, j, a[j], b[j], low[q])
+            i1 = _skip_above(t, j, i0, b[j], high[q])
+            a[j] = i0
+            b[j] = i1
+            s1[q] = sum1[i1, j] - sum1[i0, j]
+            s2[q] = sum2[i1, j] - sum2[i0, j]
+            below[q] = np.float64(i0 - first[j])
+            above[q] = np.float64(last[j] - i1)
+        for q in range(n_lanes):
+            d_low = low[q] - c[q]
+            d_high = high[q] - c[q]
+            t1 = s1[q] + (below[q] * d_low + above[q] * d_high)
+            t2 = s2[q] + (below[q] * (d_low * d_low) + above[q] * (d_high * d_high))
+            ss = t2 - t1 * (t1 / k[q])
+            new = 1.134 * np.sqrt(max(ss, 0.0) / (k[q] - 1))
+            s1[q] = abs(new - s[q]) - 0.0005 * s[q]
+            s[q] = new
+        if r == 0:
+            continue
+        n_left = np.int64(0)
+        for q in range(n_lanes):  # the settled leave the list
+            j = lane[q]
+            deviation[j] = s[q]
+            lane[n_left] = j
+            m[n_left] = m[q]
+            s[n_left] = s[q]
+            c[n_left] = c[q]
+            k[n_left] = k[q]
+            low[n_left] = low[q]
+            high[n_left] = high[q]
+            n_left += 1 if s1[q] > 0.0 else 0
+        n_lanes = n_left
+        if n_lanes == 0:
+            break
+
+
+@kernel
+def _windows_pixinsight(t, sum1, sum2, centre, first, last, k_low, k_high, work, state) -> None:
+    """Narrow the windows ``first, last (LANES,) int64`` of all lanes by :func:`_window_pixinsight`."""
+    m, s, s1, s2, k, c = work[0:96], work[96:192], work[192:288], work[288:384], work[384:480], work[480:576]
+    deviation, median = work[960:1056], work[1056:1152]
+    lane, busy = state[192:288], state[288:384]
+    n_lanes = _list_lanes(first, last, lane)
+    while n_lanes > 0:
+        _gather_statistics(t, sum1, sum2, centre, first, last, lane, n_lanes, m, c, s1, s2, k)
+        _deviations(s1, s2, k, n_lanes, s)
+        n_live = np.int64(0)
+        for q in range(n_lanes):  # no deviation, nothing to reject
+            if s[q] != 0.0:
+                lane[n_live] = lane[q]
+                busy[n_live] = lane[q]
+                m[n_live] = m[q]
+                median[n_live] = m[q]
+                s[n_live] = s[q]
+                c[n_live] = c[q]
+                k[n_live] = k[q]
+                n_live += 1
+        _huber_deviations(t, sum1, sum2, first, last, busy, n_live, work, state, deviation)
+        for q in range(n_live):
+            s[q] = deviation[lane[q]]
+        n_lanes = _judge(t, first, last, lane, n_live, median, s, k_low, k_high, False)
 
 
 # --------------------------------------------------------------------------- averaged_sigma
@@ -497,175 +554,300 @@ def _window_gesd(t, sum1, sum2, centre, j, n, fraction, critical):
 
 # --------------------------------------------------------------------------- linear_fit_clip
 #
-# The samples of one pixel lie in ``y`` (float64, relative to their median), sorted; sums run over four interleaved
-# partial sums, ``(s0 + s1) + (s2 + s3)``, the rest added last.
+# Lines are ``level + slope i`` with i the rank among all valid samples, and heights relative to the median.
 
 
 @kernel
-def _sum_of(y, n) -> float:
-    a = 0.0
-    b = 0.0
-    c = 0.0
-    d = 0.0
-    i = 0
-    while i + 4 <= n:
-        a += y[i]
-        b += y[i + 1]
-        c += y[i + 2]
-        d += y[i + 3]
-        i += 4
-    total = (a + b) + (c + d)
-    while i < n:
-        total += y[i]
-        i += 1
-    return total
+def _fall_from_line(t, centre, j, first, last, level, slope, total, k_low, k_high, calm, calm_end, smallest, largest):
+    """Return the window left when the samples too far from a line fall, and what lies beyond them with them.
 
-
-@kernel
-def _line_least_squares(y, n, work):
-    """Return level at rank 0 and slope of the least-squares line of y against rank."""
-    middle = 0.5 * (n - 1)
-    for i in range(n):
-        work[i] = (i - middle) * y[i]
-    slope = _sum_of(work, n) / (n * (np.float64(n) * n - 1.0) / 12.0)
-    return _sum_of(y, n) / n - slope * middle, slope
-
-
-@kernel
-def _weight_below(slopes, weights, n, bound) -> int:
-    """Sum of the integer weights of the slopes below a bound; exact in any order, so the compiler may choose it."""
-    total = np.int32(0)
-    none = np.int32(0)
-    for i in range(n):
-        total += weights[i] if slopes[i] < bound else none
-    return total
-
-
-@kernel
-def _weighted_median(slopes, weights, n, guess, step) -> int:
-    """Place of the weighted median: the smallest slope at which half of the weight is reached, the first of equal ones.
-
-    A bracket grows from the guess and is halved a few times; what is left in it is taken one by one. A slope that is
-    NaN does not count.
+    ``total``: the sum of the distances of ranks first .. last - 1. The residuals of ranks ``calm .. calm_end - 1`` are
+    known to lie within ``smallest .. largest``; none are where ``calm >= calm_end``. The window stays as it is where
+    nothing falls or all lies on the line.
     """
-    total = _weight_below(slopes, weights, n, np.inf)
-    low = guess - step
-    high = guess + step
-    for _ in range(60):
-        if 2 * _weight_below(slopes, weights, n, low) < total:
+    sigma = 2.0 * total / (last - first)
+    height = max(abs(np.float64(t[first, j])), abs(np.float64(t[last - 1, j])))
+    if not sigma > 1e-12 * height:  # less is the rounding of a perfect fit
+        return first, last
+    above = k_high * sigma
+    below = -k_low * sigma
+    half = first + (last - first) // 2
+    start = half
+    stop = half
+    if calm <= half and half <= calm_end and largest < above and smallest > below:
+        start = max(calm, first)
+        stop = min(calm_end, last)
+    f = first
+    for i in range(start - 1, first - 1, -1):
+        r = (np.float64(t[i, j]) - centre) - (level + slope * i)
+        if r >= above or r <= below:
+            f = i + 1
             break
-        high = low
-        low -= step
-        step *= 2.0
-    for _ in range(60):
-        if 2 * _weight_below(slopes, weights, n, high) >= total:
+    g = last
+    for i in range(stop, last):
+        r = (np.float64(t[i, j]) - centre) - (level + slope * i)
+        if r >= above or r <= below:
+            g = i
             break
-        low = high
-        high += step
-        step *= 2.0
-    for _ in range(6):
-        middle = 0.5 * (low + high)
-        if 2 * _weight_below(slopes, weights, n, middle) < total:
-            low = middle
+    return f, g
+
+
+@kernel
+def _distance_from_line(t, centre, j, first, last, level, slope) -> float:
+    """Sum of the distances of ranks first .. last - 1 from a line, in their order."""
+    total = 0.0
+    for i in range(first, last):
+        total += abs((np.float64(t[i, j]) - centre) - (level + slope * i))
+    return total
+
+
+@kernel
+def _line_least_squares(sum1, sum3, j, first, last):
+    """Return level and slope of the least-squares line of ranks first .. last - 1.
+
+    ``sum3``: running sums of ``i d``, as ``sum1`` of d.
+    """
+    k = np.float64(last - first)
+    middle = first + 0.5 * (k - 1.0)
+    s1 = sum1[last, j] - sum1[first, j]
+    s3 = sum3[last, j] - sum3[first, j]
+    slope = (s3 - middle * s1) / (k * (k * k - 1.0) / 12.0)
+    return s1 / k - slope * middle, slope
+
+
+@kernel
+def _window_linear_fit(t, sum1, sum3, centre, j, first, last, k_low, k_high, absolute, y, slopes, weights):
+    """Reject by distance from a line fitted to the sorted samples, refitted on the survivors.
+
+    sigma = 2 mean(abs(residual)); reject ``residual >= k_high sigma`` or ``residual <= -k_low sigma``; repeat until
+    nothing falls or fewer than 5 are left. The line is that of least squares or, if ``absolute``, of least absolute
+    deviations; then ``y (n_frames,) float64``, ``slopes (n_frames + 8,) float64`` and ``weights (n_frames + 8,) int64``
+    are scratch.
+    Source: PixInsight's linear fit clipping; W. H. Press et al., "Numerical Recipes", 15.7, for the line.
+    NOTE: Siril's sigma has no factor 2, and its line keeps the ranks of removed samples. What lies beyond a rejected
+    sample, seen from the middle, is rejected with it; samples equal to one that is kept are kept.
+    """
+    at = -1
+    slope = 0.0
+    if absolute:
+        for i in range(first, last):
+            y[i] = np.float64(t[i, j]) - centre
+    while last - first >= 5:
+        if absolute:
+            if not first <= at < last:  # the first round, or the line's sample fell
+                level, slope = _line_least_squares(sum1, sum3, j, first, last)
+                at = _nearest_to_line(y, first, last, level, slope)
+            level, slope, at = _line_least_absolute(y, first, last, at, slope, slopes, weights)
         else:
-            high = middle
-    reached = _weight_below(slopes, weights, n, low)
-    place = 0
-    for _ in range(n):  # less than half of the weight lies below ``low``: the median is at or above it
-        smallest = np.inf
-        for i in range(n):
-            if slopes[i] >= low and slopes[i] < smallest:
-                smallest = slopes[i]
-                place = i
-        low = smallest
-        for i in range(n):
-            if slopes[i] == low:
-                reached += weights[i]
-        if 2 * reached >= total:
+            level, slope = _line_least_squares(sum1, sum3, j, first, last)
+        total = _distance_from_line(t, centre, j, first, last, level, slope)
+        f, g = _fall_from_line(t, centre, j, first, last, level, slope, total, k_low, k_high, last, first, 0.0, 0.0)
+        if f == first and g == last:
             break
-        low = np.nextafter(low, np.inf)
+        first = f
+        last = g
+    return first, last
+
+
+@kernel
+def _distances_from_lines(flat, start, stop, work) -> None:
+    """Add to every lane's total the distances of rows start .. stop - 1 from its line, and note the extreme residuals.
+
+    In ``work``: centre, level, slope, total, smallest and largest residual.
+    """
+    centre, level, slope = work[0:96], work[96:192], work[192:288]
+    total, smallest, largest = work[288:384], work[384:480], work[480:576]
+    for j in range(96):
+        smallest[j] = np.inf
+        largest[j] = -np.inf
+    for i in range(start, stop):
+        x = flat[i * 96 : (i + 1) * 96]
+        rank = np.float64(i)
+        for j in range(96):
+            r = (np.float64(x[j]) - centre[j]) - (level[j] + slope[j] * rank)
+            total[j] += abs(r)
+            smallest[j] = r if r < smallest[j] else smallest[j]
+            largest[j] = r if r > largest[j] else largest[j]
+
+
+@kernel
+def _distances_inside(flat, start, stop, first, last, work) -> None:
+    """Add the distances of rows that are inside the windows ``first, last (LANES,) int64`` of some lanes only."""
+    centre, level, slope, total = work[0:96], work[96:192], work[192:288], work[288:384]
+    for i in range(start, stop):
+        x = flat[i * 96 : (i + 1) * 96]
+        rank = np.float64(i)
+        for j in range(96):
+            r = (np.float64(x[j]) - centre[j]) - (level[j] + slope[j] * rank)
+            total[j] += abs(r) if i >= first[j] and i < last[j] else 0.0
+
+
+@kernel
+def _windows_linear_fit(
+    t, n_frames, sum1, sum3, centre, first, last, k_low, k_high, absolute, work, state, y, slopes, weights
+) -> None:
+    """Narrow the windows ``first, last (LANES,) int64`` of all lanes by :func:`_window_linear_fit`.
+
+    Rounds of least squares are done in lockstep while many lanes need them.
+    """
+    level, slope, total, smallest, largest = (
+        work[96:192], work[192:288], work[288:384], work[384:480], work[480:576],
+    )  # fmt: skip
+    lane, n_valid = state[0:96], state[96:192]
+    flat = t.reshape(-1)
+    n_lanes = np.int64(0)
+    for j in range(96):
+        n_valid[j] = last[j]
+        work[j] = centre[j]
+        level[j] = 0.0
+        slope[j] = 0.0
+        if last[j] - first[j] >= 5:
+            lane[n_lanes] = j
+            n_lanes += 1
+    while n_lanes >= 24 and not absolute:
+        calm = np.int64(n_frames // 8)  # rows from here on are inside all windows: their residuals need no second look
+        calm_end = np.int64(n_frames - n_frames // 8)
+        for q in range(n_lanes):
+            j = lane[q]
+            level[j], slope[j] = _line_least_squares(sum1, sum3, j, first[j], last[j])
+            calm = max(calm, first[j])
+            calm_end = min(calm_end, last[j])
+        calm_end = max(calm, calm_end)
+        for j in range(96):
+            total[j] = 0.0
+        _distances_inside(flat, 0, calm, first, last, work)
+        _distances_from_lines(flat, calm, calm_end, work)
+        _distances_inside(flat, calm_end, n_frames, first, last, work)
+        n_left = np.int64(0)
+        for q in range(n_lanes):
+            j = lane[q]
+            f, g = _fall_from_line(
+                t, centre[j], j, first[j], last[j], level[j], slope[j], total[j], k_low, k_high,
+                calm, calm_end, smallest[j], largest[j],
+            )  # fmt: skip
+            if f != first[j] or g != last[j]:
+                first[j] = f
+                last[j] = g
+                lane[n_left] = j
+                n_left += 1 if g - f >= 5 else 0
+        n_lanes = n_left
+    for q in range(n_lanes):
+        j = lane[q]
+        first[j], last[j] = _window_linear_fit(
+            t, sum1, sum3, centre[j], j, first[j], last[j], k_low, k_high, absolute, y, slopes, weights
+        )
+    for j in range(96):
+        if n_valid[j] >= 5:
+            first[j], last[j] = _with_equals(t, j, n_valid[j], first[j], last[j])
+
+
+# --- the line of least absolute deviations
+
+
+@kernel
+def _nearest_to_line(y, first, last, level, slope) -> int:
+    """Rank of the sample nearest to a line, the lowest of equals."""
+    nearest = np.inf
+    at = first
+    for i in range(first, last):
+        distance = abs(y[i] - (level + slope * i))
+        if distance < nearest:
+            nearest = distance
+            at = i
+    return at
+
+
+@kernel
+def _weight_of(slopes, weights, n, value) -> int:
+    """Return the weight of the slopes that equal a value."""
+    total = np.int64(0)
+    none = np.int64(0)
+    for i in range(n):
+        total += weights[i] if slopes[i] == value else none
+    return total
+
+
+@kernel
+def _place_of(slopes, n, value) -> int:
+    """Return the first place of a value."""
+    place = np.int64(n)
+    for i in range(n):
+        place = min(place, np.int64(i) if slopes[i] == value else np.int64(n))
     return place
 
 
 @kernel
-def _line_least_absolute(y, n, at, slope, slopes, weights):
-    """Return level at rank 0, slope and a sample of a line of least absolute deviation of y against rank.
+def _weighted_median(slopes, weights, n, whole, guess, step) -> float:
+    """Return the smallest of n slopes at which half of the weight ``whole`` is reached; n is a multiple of 8.
+
+    Every census of the weight below a bound is exact and also finds the two slopes next to the bound, so the search
+    ends with the first bound that falls between the median and a neighbour of it, however it was chosen: here by
+    interpolation between the two nearest bounds.
+    """
+    half = 0.5 * np.float64(whole)
+    low = -1e308  # less than half of the weight lies below ``low``, at least half below ``high``
+    high = 1e308
+    w_low = np.int64(0)
+    w_high = whole
+    bound = guess
+    for r in range(200):
+        w, under, over = census(slopes, weights, n, bound)
+        if 2 * w < whole:
+            if 2 * (w + _weight_of(slopes, weights, n, over)) >= whole:
+                return over
+            low = over
+            w_low = w
+        else:
+            if 2 * (w - _weight_of(slopes, weights, n, under)) < whole:
+                return under
+            high = under
+            w_high = w
+        if low < -1e307:
+            bound = high - step
+            step *= 4.0
+        elif high > 1e307:
+            bound = low + step
+            step *= 4.0
+        elif r % 4 == 3:
+            bound = 0.5 * (low + high)
+        else:
+            part = (half - np.float64(w_low)) / np.float64(w_high - w_low)
+            bound = low + (high - low) * min(max(part, 0.02), 0.98)
+        if not low < bound <= high:
+            bound = high
+    return low
+
+
+@kernel
+def _line_least_absolute(y, first, last, at, slope, slopes, weights):
+    """Return level, slope and a sample of the line of least absolute deviations of ranks first .. last - 1.
 
     Through sample ``at`` the best slope is a weighted median of the slopes to the others; the line then passes
-    through a
-    second sample, whose best line is sought next, until it leads back. ``slope``: where to begin. ``slopes (n,)``
-    float64 and ``weights (n,)`` int32 are overwritten.
+    through a second sample, whose best line is sought next, until it leads back. ``slope``: where to begin.
     Source: P. Bloomfield, W. Steiger, "Least absolute deviations: theory, applications, and algorithms", 1983.
     """
+    k = last - first
+    heights = y[first:last]
+    size = (k + 7) // 8 * 8
+    for i in range(k, size):
+        slopes[i] = 1e308
+        weights[i] = 0
     came_from = -1
     for _ in range(50):
+        own = at - first
         level = y[at]
-        for i in range(n):
-            weights[i] = abs(i - at)
-            slopes[i] = (y[i] - level) / (i - at)  # 0 / 0 at the sample itself: NaN, weight 0
-        other = _weighted_median(slopes, weights, n, slope, 0.05 * abs(slope) + 1e-30)
-        slope = slopes[other]
+        for i in range(k):
+            weights[i] = abs(i - own)
+            slopes[i] = (heights[i] - level) / np.float64(i - own)
+        slopes[own] = 1e308  # of weight 0
+        whole = (own * (own + 1) + (k - 1 - own) * (k - own)) // 2
+        slope = _weighted_median(slopes, weights, size, whole, slope, 0.02 * abs(slope) + 1e-30)
+        other = first + _place_of(slopes, k, slope)
         if other == came_from:
             break
         came_from = at
         at = other
     return y[at] - slope * at, slope, at
-
-
-@kernel
-def _window_linear_fit(t, centre, j, n, k_low, k_high, absolute, samples, work, weights):
-    """Reject by distance from a line fitted to the sorted samples, refitted on the survivors with ranks renewed.
-
-    sigma = 2 mean(abs(residual)); reject ``residual / sigma >= k_high`` or ``-residual / sigma >= k_low``; repeat until
-    nothing falls or fewer than 5 are left.
-    Source: PixInsight's linear fit clipping; W. H. Press et al., "Numerical Recipes", 15.7, for the line.
-    NOTE: Siril's sigma has no factor 2, and its line keeps the ranks of removed samples. What lies beyond a rejected
-    sample, seen from the middle, is rejected with it; samples equal to one that is kept are kept.
-    """
-    for i in range(n):
-        samples[i] = np.float64(t[i, j]) - centre[j]
-    first = 0
-    last = n
-    residual = work[0]
-    size = work[1]
-    at = -1
-    slope = 0.0
-    while last - first >= 5:
-        y = samples[first:last]
-        k = last - first
-        if absolute:
-            if not first <= at < last:  # the first round, or the line's sample fell
-                level, slope = _line_least_squares(y, k, work[0])
-                nearest = np.inf
-                for i in range(k):
-                    distance = abs(y[i] - (level + slope * i))
-                    if distance < nearest:
-                        nearest = distance
-                        at = first + i
-            level, slope, at = _line_least_absolute(y, k, at - first, slope, work[0], weights)
-            at += first
-        else:
-            level, slope = _line_least_squares(y, k, work[0])
-        for i in range(k):
-            residual[i] = y[i] - (level + slope * i)
-            size[i] = abs(residual[i])
-        sigma = 2.0 * _sum_of(size, k) / k
-        largest = max(abs(np.float64(t[first, j])), abs(np.float64(t[last - 1, j])))
-        if not sigma > 1e-12 * largest:  # less is the rounding of a perfect fit
-            break
-        f = 0
-        g = k
-        for i in range(k // 2):
-            if residual[i] / sigma >= k_high or -residual[i] / sigma >= k_low:
-                f = i + 1
-        for i in range(k - 1, k // 2 - 1, -1):
-            if residual[i] / sigma >= k_high or -residual[i] / sigma >= k_low:
-                g = i
-        if f == 0 and g == k:
-            break
-        last = first + g
-        first = first + f
-    return _with_equals(t, j, n, first, last)
 
 
 @kernel
@@ -677,403 +859,3 @@ def _with_equals(t, j, n, first, last):
         while last < n and t[last, j] == t[last - 1, j]:
             last += 1
     return first, last
-
-
-# --------------------------------------------------------------------------- one block of pixels
-
-
-@kernel
-def _crossed(t, j, n, centre, low, high) -> int:
-    """Mark a pixel that lost all samples: below ``low`` lies what was rejected low, the rest was rejected high.
-
-    Returns the rank between the two, or 0 where there was no sample.
-    """
-    if n == 0:
-        low[j] = np.float32(np.inf)
-        high[j] = np.float32(-np.inf)
-        return 0
-    f = 0
-    while np.float64(t[f, j]) < centre:
-        f += 1
-    low[j] = t[f, j]
-    high[j] = np.float32(-np.inf)
-    return f
-
-
-@kernel
-def _reject(t, n_valid, method, par, given_low, given_high, centre, sum1, sum2, first, last, clip, low, high) -> None:
-    """Find what every pixel of a sorted block keeps.
-
-    Fills the ranks ``first, last (LANES,) int32``, the smallest and largest value kept ``low, high (LANES,) float32``,
-    and ``clip (2 LANES,) float64``, the values that replace rejected samples. Where all was rejected the limits are
-    crossed, see :func:`_crossed`. ``given_low, given_high``: the limits themselves, for method 11.
-    """
-    limits = np.empty(2, np.float64)
-    _centre(t, n_valid, centre)
-    if method < 7:
-        _running_sums(t, t.shape[0], n_valid, centre, sum1, sum2)
-    for j in range(96):
-        n = np.int64(n_valid[j])
-        f = 0
-        g = n
-        limits[0] = np.nan
-        limits[1] = np.nan
-        if n >= 3:
-            if method == 1:
-                f, g = _window_kappa_sigma(t, sum1, sum2, j, n, par[0], par[1])
-            elif method == 2:
-                f, g = _window_kappa_sigma_clipped(t, sum1, sum2, j, n, par[0], par[1])
-            elif method == 3:
-                f, g = _window_legacy_quantile(t, sum1, sum2, centre, j, n, par[0], par[1], par[2], par[3], limits)
-            elif method == 4:
-                f, g = _window_pixinsight(t, sum1, sum2, centre, j, n, par[0], par[1])
-            elif method == 5:
-                f, g = _window_sigma_clip(t, sum1, sum2, j, n, par[0], par[1])
-            elif method == 6:
-                f, g = _window_averaged_sigma(t, sum2, j, n, par[0], par[1])
-        if method == 7 and n >= 2:
-            f, g = _window_percentile_clip(t, j, n, par[0], par[1])
-        elif method == 11 and j < given_low.size:
-            f = _skip_below(t, j, 0, n, np.float64(given_low[j]))
-            g = _skip_above(t, j, f, n, np.float64(given_high[j]))
-        clip[j] = limits[0]
-        clip[96 + j] = limits[1]
-        if g > f:
-            low[j] = t[f, j]
-            high[j] = t[g - 1, j]
-        else:
-            f = _crossed(t, j, n, centre[j], low, high)
-            g = f
-        first[j] = f
-        last[j] = g
-
-
-@kernel
-def _count_hits(cube, p0, width, low, high, hits) -> None:
-    """Add the samples of each frame that were rejected low and high to ``hits (N, 3) int64``."""
-    one = np.int32(1)
-    none = np.int32(0)
-    for i in range(cube.shape[0]):
-        s = cube[i, p0 : p0 + width]
-        n_low = none
-        n_out = none
-        for j in range(width):
-            finite = s[j] - s[j] == np.float32(0.0)
-            below = s[j] < low[j] and finite
-            n_low += one if below else none
-            n_out += one if below or (s[j] > high[j] and finite) else none
-        hits[i, 0] += n_low
-        hits[i, 1] += n_out - n_low
-
-
-@kernel
-def _plain_sums(cube, p0, width, low, high, total) -> None:
-    """``total (LANES,) float64``: the sum over the frames, in their order, of the samples kept."""
-    n = cube.shape[0]
-    for j in range(96):
-        total[j] = 0.0
-    i = 0
-    while i + 4 <= n:
-        a = cube[i, p0 : p0 + width]
-        b = cube[i + 1, p0 : p0 + width]
-        c = cube[i + 2, p0 : p0 + width]
-        d = cube[i + 3, p0 : p0 + width]
-        for j in range(width):
-            lo = low[j]
-            hi = high[j]
-            t = total[j]
-            t += np.float64(a[j]) if a[j] >= lo and a[j] <= hi else 0.0
-            t += np.float64(b[j]) if b[j] >= lo and b[j] <= hi else 0.0
-            t += np.float64(c[j]) if c[j] >= lo and c[j] <= hi else 0.0
-            t += np.float64(d[j]) if d[j] >= lo and d[j] <= hi else 0.0
-            total[j] = t
-        i += 4
-    while i < n:
-        a = cube[i, p0 : p0 + width]
-        for j in range(width):
-            total[j] += np.float64(a[j]) if a[j] >= low[j] and a[j] <= high[j] else 0.0
-        i += 1
-
-
-@kernel
-def _weighted_sums(cube, p0, width, frame_weight, sample_weight, place, low, high, total, weight) -> None:
-    """``total`` of w x and ``weight`` of w over the frames, in their order, of the samples kept.
-
-    With all weights 1 this is :func:`_plain_sums` to the bit.
-    """
-    per_sample = sample_weight.shape[0] > 0
-    for j in range(96):
-        total[j] = 0.0
-        weight[j] = 0.0
-    for i in range(cube.shape[0]):
-        s = cube[i, p0 : p0 + width]
-        w = frame_weight[i]
-        if per_sample:
-            r = sample_weight[i]
-            for j in range(width):
-                keep = s[j] >= low[j] and s[j] <= high[j]
-                wj = w[j] * np.float64(r[place[j]])
-                total[j] += wj * np.float64(s[j]) if keep else 0.0
-                weight[j] += wj if keep else 0.0
-        else:
-            for j in range(width):
-                keep = s[j] >= low[j] and s[j] <= high[j]
-                total[j] += w[j] * np.float64(s[j]) if keep else 0.0
-                weight[j] += w[j] if keep else 0.0
-
-
-@kernel
-def _rewinsorized_sums(
-    cube, p0, width, frame_weight, sample_weight, place, low, high, clip, plain, total, weight
-) -> None:
-    """Sum with rejected samples counting with their clipped values, ``clip (2 LANES,)``; all weights 1 if ``plain``."""
-    per_sample = sample_weight.shape[0] > 0
-    for j in range(96):
-        total[j] = 0.0
-        weight[j] = 0.0
-    for i in range(cube.shape[0]):
-        s = cube[i, p0 : p0 + width]
-        w = frame_weight[i]
-        for j in range(width):
-            x = np.float64(s[j])
-            if x - x != 0.0:
-                continue
-            if s[j] < low[j] or s[j] > high[j]:
-                x = clip[j] if x < clip[j] else (clip[96 + j] if x > clip[96 + j] else x)
-            wj = 1.0 if plain else w[j]
-            if per_sample and not plain:
-                wj = wj * np.float64(sample_weight[i, place[j]])
-            total[j] += wj * x
-            weight[j] += wj
-
-
-@kernel
-def _sort_rewinsorized(t, j, n, first, last, low, high, ordered) -> None:
-    """Fill ``ordered (n,)``: the samples with the rejected ones replaced by their clipped values, sorted again."""
-    for i in range(n):
-        x = np.float64(t[i, j])
-        if i < first or i >= last:
-            x = low if x < low else (high if x > high else x)
-        k = i
-        while k > 0 and ordered[k - 1] > x:
-            ordered[k] = ordered[k - 1]
-            k -= 1
-        ordered[k] = x
-
-
-@kernel
-def combine_block(
-    cube,
-    start,
-    stop,
-    network,
-    method,
-    par,
-    low_map,
-    high_map,
-    rewinsor,
-    combine,
-    frame_weight,
-    sample_weight,
-    sample_step,
-    image,
-    coverage,
-    weight_map,
-    rejected_low,
-    rejected_high,
-    hits,
-) -> int:
-    """Reject and combine pixels ``start .. stop - 1``; returns how many had every sample rejected.
-
-    Parameters
-    ----------
-    cube : ndarray (N, P) float32, ADU
-        Samples of P pixels (or pixel-channels) of N frames; NaN and infinity are invalid.
-    start, stop : int
-        Pixels to do; ``start`` is a multiple of ``LANES``.
-    network : ndarray (K, 2) int32
-        ``sorting_network(N)``.
-    method, combine : int
-        From ``METHOD_CODES`` and ``COMBINE_CODES``.
-    par : ndarray (6,) float64
-        From :func:`method_parameters`.
-    low_map, high_map : ndarray (P,) float32
-        Limits found by :func:`ranked_limits`, for method 11 ("given_limits"); empty for the other methods.
-    rewinsor : bool
-        Replace rejected samples by their clipped values (legacy winsorizing only) instead of dropping them.
-    frame_weight : ndarray (N, LANES) float64
-        Weight of each frame, one column per lane so that channels may differ; lane = pixel mod LANES.
-    sample_weight : ndarray (N, P / sample_step) float32, or (0, 0)
-        Multiplies the frame weight, where given.
-    sample_step : int
-        Neighbouring elements that share a sample weight (the channels of a pixel, or 1).
-    image : ndarray (P,) float32, ADU
-    coverage, rejected_low, rejected_high : ndarray (P,) int32
-        Valid samples; samples rejected on either side.
-    weight_map : ndarray (P,) float32
-        Sum of the weights that entered the mean (the number of samples for the other combinations).
-    hits : ndarray (N, 3) int64
-        Grows by the samples of each frame rejected low, rejected high, and valid.
-    """
-    n_frames = cube.shape[0]
-    t = np.empty((n_frames, 96), np.float32)
-    sum1 = np.empty((n_frames + 1, 96), np.float64)
-    sum2 = np.empty((n_frames + 1, 96), np.float64)
-    centre = np.empty(96, np.float64)
-    clip = np.empty(192, np.float64)
-    first = np.empty(96, np.int32)
-    last = np.empty(96, np.int32)
-    n_valid = np.empty(96, np.int32)
-    place = np.empty(96, np.int64)
-    low = np.empty(96, np.float32)
-    high = np.empty(96, np.float32)
-    total = np.empty(96, np.float64)
-    weight = np.empty(96, np.float64)
-    column = np.empty(n_frames, np.float64)
-    spare = np.empty(96, np.float64)
-    uniform = sample_weight.shape[0] == 0 and bool((frame_weight == 1.0).all())
-    seen = hits[:, 2]
-    lost = 0
-    for p0 in range(start, stop, 96):
-        width = min(96, stop - p0)
-        for j in range(96):
-            place[j] = (p0 + j) // sample_step
-        _load(cube, p0, width, t, n_valid, seen)
-        if method != 0 or combine != 0:
-            sort_rows(t, network)
-        if method != 0:
-            given_low = low_map[p0 : p0 + width] if method == 11 else low_map
-            given_high = high_map[p0 : p0 + width] if method == 11 else high_map
-            _reject(t, n_valid, method, par, given_low, given_high, centre, sum1, sum2, first, last, clip, low, high)
-        else:
-            for j in range(96):
-                first[j] = 0
-                last[j] = n_valid[j]
-                low[j] = np.float32(-3.4028235e38)
-                high[j] = np.float32(3.4028235e38)
-        rejected = 0
-        for j in range(width):
-            rejected += n_valid[j] - (last[j] - first[j])
-        if rejected > 0:
-            _count_hits(cube, p0, width, low, high, hits)
-        if combine == 0:
-            if rewinsor:
-                _rewinsorized_sums(
-                    cube, p0, width, frame_weight, sample_weight, place, low, high, clip, False, total, weight
-                )
-            elif uniform:
-                _plain_sums(cube, p0, width, low, high, total)
-            else:
-                _weighted_sums(cube, p0, width, frame_weight, sample_weight, place, low, high, total, weight)
-        unweighted = False
-        for j in range(width):
-            n = n_valid[j]
-            kept = last[j] - first[j]
-            counted = n if rewinsor else kept
-            p = p0 + j
-            coverage[p] = n
-            rejected_low[p] = first[j]
-            rejected_high[p] = n - last[j]
-            weight_map[p] = np.float32(counted)
-            if n == 0:
-                image[p] = np.float32(np.nan)
-                continue
-            lost += 1 if kept == 0 else 0
-            if counted == 0:
-                image[p] = np.float32(centre[j])
-            elif combine == 0:
-                divisor = np.float64(counted) if uniform and not rewinsor else weight[j]
-                weight_map[p] = np.float32(divisor)
-                unweighted = unweighted or not divisor > 0.0
-                image[p] = np.float32(total[j] / divisor) if divisor > 0.0 else np.float32(0.0)
-            elif rewinsor:
-                _sort_rewinsorized(t, j, n, first[j], last[j], clip[j], clip[96 + j], column)
-                at = 0 if combine == 2 else n - 1
-                middle = 0.5 * (column[(n - 1) // 2] + column[n // 2])
-                image[p] = np.float32(middle if combine == 1 else column[at])
-            elif combine == 1:
-                image[p] = np.float32(_median_of(t, j, first[j], last[j]))
-            elif combine == 2:
-                image[p] = t[first[j], j]
-            else:
-                image[p] = t[last[j] - 1, j]
-        if unweighted:  # all weights of some pixel are 0: its plain mean
-            if rewinsor:
-                _rewinsorized_sums(
-                    cube, p0, width, frame_weight, sample_weight, place, low, high, clip, True, total, spare
-                )
-            else:
-                _plain_sums(cube, p0, width, low, high, total)
-            for j in range(width):
-                counted = n_valid[j] if rewinsor else last[j] - first[j]
-                if counted > 0 and not weight[j] > 0.0:
-                    image[p0 + j] = np.float32(total[j] / counted)
-    return lost
-
-
-@kernel
-def limits_block(cube, network, method, par, low_map, high_map) -> None:
-    """Write the smallest and largest value each pixel of ``cube (N, P) float32`` keeps; crossed where it keeps none."""
-    n_frames = cube.shape[0]
-    t = np.empty((n_frames, 96), np.float32)
-    sum1 = np.empty((n_frames + 1, 96), np.float64)
-    sum2 = np.empty((n_frames + 1, 96), np.float64)
-    centre = np.empty(96, np.float64)
-    clip = np.empty(192, np.float64)
-    first = np.empty(96, np.int32)
-    last = np.empty(96, np.int32)
-    n_valid = np.empty(96, np.int32)
-    seen = np.zeros(n_frames, np.int64)
-    low = np.empty(96, np.float32)
-    high = np.empty(96, np.float32)
-    nothing = np.empty(0, np.float32)
-    for p0 in range(0, cube.shape[1], 96):
-        width = min(96, cube.shape[1] - p0)
-        _load(cube, p0, width, t, n_valid, seen)
-        sort_rows(t, network)
-        _reject(t, n_valid, method, par, nothing, nothing, centre, sum1, sum2, first, last, clip, low, high)
-        for j in range(width):
-            low_map[p0 + j] = low[j]
-            high_map[p0 + j] = high[j]
-
-
-@kernel
-def ranked_limits(cube, start, stop, network, method, par, critical, low_map, high_map) -> None:
-    """Do the same for pixels ``start .. stop - 1`` by the methods that judge samples one by one: GESD and line fits.
-
-    A kernel of its own, so that nobody waits for its compilation who does not use it. ``critical``: from
-    :func:`gesd_table`; empty for the line.
-    """
-    n_frames = cube.shape[0]
-    t = np.empty((n_frames, 96), np.float32)
-    sum1 = np.empty((n_frames + 1, 96), np.float64)
-    sum2 = np.empty((n_frames + 1, 96), np.float64)
-    centre = np.empty(96, np.float64)
-    n_valid = np.empty(96, np.int32)
-    seen = np.zeros(n_frames, np.int64)
-    low = np.empty(96, np.float32)
-    high = np.empty(96, np.float32)
-    work = np.empty((3, n_frames), np.float64)
-    weights = np.empty(n_frames, np.int32)
-    for p0 in range(start, stop, 96):
-        width = min(96, stop - p0)
-        _load(cube, p0, width, t, n_valid, seen)
-        sort_rows(t, network)
-        _centre(t, n_valid, centre)
-        if method == 8:
-            _running_sums(t, n_frames, n_valid, centre, sum1, sum2)
-        for j in range(width):
-            n = np.int64(n_valid[j])
-            f = 0
-            g = n
-            if method == 8 and n >= 10:
-                f, g = _window_gesd(t, sum1, sum2, centre, j, n, par[4], critical)
-            elif method != 8 and n >= 5:
-                f, g = _window_linear_fit(t, centre, j, n, par[0], par[1], method == 10, work[2], work, weights)
-            if g > f:
-                low[j] = t[f, j]
-                high[j] = t[g - 1, j]
-            else:
-                _crossed(t, j, n, centre[j], low, high)
-            low_map[p0 + j] = low[j]
-            high_map[p0 + j] = high[j]

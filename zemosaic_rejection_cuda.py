@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import Final
 
 _SUMS: Final = r"""
-// Running sums of d = x - centre and d * d from the middle rank outward, to either side. Kept are those to both ends
-// and to ranks a sixteenth and an eighth of all from them, where the windows of most methods end; others are added
-// from there.
+// Running sums of d = x - centre and d * d (for lines: rank * d) from the middle rank outward, to either side. Kept are
+// those to both ends and to ranks a sixteenth and an eighth of all from them, where the windows of most methods end;
+// others are added from there.
 struct Pair { double s1, s2; };
 
 struct Sums {
@@ -30,8 +30,9 @@ DEVICE Pair add_ranks(const float* t, double centre, int i, int count, int direc
 #pragma unroll 4
     for (int r = 0; r < count; r++) {
         const double d = (double)*place - centre;
+        const double factor = METHOD == 9 || METHOD == 10 ? (double)(i + direction * r) : d;
         s.s1 = s.s1 + d;
-        s.s2 = s.s2 + d * d;
+        s.s2 = s.s2 + factor * d;
         place += direction * ROW;
     }
     return s;
@@ -65,7 +66,7 @@ DEVICE Sums running_sums(const float* t, int n_frames, int n_valid, double centr
     return sums;
 }
 
-// sum1[i] and sum2[i] of the Numba text: below the middle the sums taken negative.
+// sum1[i] and sum2[i] (for lines: sum3[i]) of the Numba text: below the middle the sums taken negative.
 DEVICE Pair sums_at(const float* t, const Sums& sums, int i) {
     const bool upper = i >= sums.middle;
     int from = sums.middle;
@@ -333,30 +334,26 @@ DEVICE Window window_gesd(
 """
 
 _LINE_FIT: Final = r"""
-// Samples of a window, relative to the centre: y[i] of the Numba text is y(i).
+// A line level + slope * i through ranks first .. last - 1, i the rank among all valid samples, heights relative to the
+// centre. y(i): y[i] of the Numba text.
 struct Line {
     const float* t;
     double centre;
-    int first, k;
-    double level, slope;  // at rank 0 of the window, and by rank
-    int place;            // the rank of a sample it passes through
-    DEVICE double y(int i) const { return at(t, first + i) - centre; }
+    int first, last;
+    double level, slope;
+    int place;  // the rank of a sample it passes through
+    DEVICE double y(int i) const { return at(t, i) - centre; }
     DEVICE double residual(int i) const { return y(i) - (level + slope * i); }
 };
 
-DEVICE void line_least_squares(Line& line) {
-    const int n = line.k;
-    const double middle = 0.5 * (n - 1);
-    double tilted = 0.0;
-    double total = 0.0;
-#pragma unroll 4
-    for (int i = 0; i < n; i++) {
-        const double y = line.y(i);
-        tilted += (i - middle) * y;
-        total += y;
-    }
-    line.slope = tilted / (n * ((double)n * n - 1.0) / 12.0);
-    line.level = total / n - line.slope * middle;
+// ends: the running sums of d and of rank * d.
+DEVICE void line_least_squares(const Ends& ends, Line& line) {
+    const double k = line.last - line.first;
+    const double middle = line.first + 0.5 * (k - 1.0);
+    const double s1 = ends.high.s1 - ends.low.s1;
+    const double s3 = ends.high.s2 - ends.low.s2;
+    line.slope = (s3 - middle * s1) / (k * (k * k - 1.0) / 12.0);
+    line.level = s1 / k - line.slope * middle;
 }
 
 // The line of least absolute deviation of one pixel is sought by all threads of a block together: each looks at every
@@ -385,8 +382,9 @@ struct Slopes {  // from sample here of a window to the others
 };
 
 DEVICE Slopes slopes_of(const Line& line) {
-    const double size = fmax(fabs(line.y(0)), fabs(line.y(line.k - 1)));
-    return {line.t + line.first * ROW, line.centre, line.y(line.place), line.place, (float)(1e-15 * size) + 1e-37f};
+    const double size = fmax(fabs(line.y(line.first)), fabs(line.y(line.last - 1)));
+    const float margin = (float)(1e-15 * size) + 1e-37f;
+    return {line.t + line.first * ROW, line.centre, line.y(line.place), line.place - line.first, margin};
 }
 
 struct Below { int weight, count; };  // of the slopes below a bound
@@ -410,7 +408,7 @@ DEVICE Below weight_below(const Slopes& slopes, int k, const Bound& bound) {
 
 struct Next {
     double slope;
-    int weight, place;  // of all equal to it; the first of them
+    int weight, place;  // of all equal to it; the first of them in the window
 };
 
 // The smallest slope from low to high that is above another.
@@ -439,14 +437,14 @@ DEVICE Next next_slope(const Slopes& slopes, int k, const Bound& low, const Boun
 // until few slopes are left. Another search than the Numba text's, for the same place.
 DEVICE Next weighted_median(const Line& line) {
     const Slopes slopes = slopes_of(line);
-    const int here = line.place;
-    const int k = line.k;
+    const int here = slopes.here;
+    const int k = line.last - line.first;
     const int after = k - 1 - here;
     const double half = 0.25 * ((double)here * (here + 1) + (double)after * (after + 1));  // weights are distances
     double low = 0.0, high = PAST_ALL;  // the median lies between; samples are sorted, no slope is negative
     Below below_low = {0, 0};
     Below below_high = {(int)(2.0 * half), k - 1};
-    double bound = line.slope > 0.0 ? line.slope : (line.y(k - 1) - line.y(0)) / (k - 1);
+    double bound = line.slope > 0.0 ? line.slope : (line.y(line.last - 1) - line.y(line.first)) / (k - 1);
     double step = 0.05 * bound;
 #pragma unroll 1
     for (int r = 0; below_high.count - below_low.count > 3 && r < 12; r++) {
@@ -485,17 +483,18 @@ DEVICE void line_least_absolute(Line& line, bool going) {
         one.t = line.t + (lane - (int)threadIdx.x);
         one.centre = __shfl_sync(EVERYONE, line.centre, lane);
         one.first = __shfl_sync(EVERYONE, line.first, lane);
-        one.k = __shfl_sync(EVERYONE, line.k, lane);
+        one.last = __shfl_sync(EVERYONE, line.last, lane);
         one.slope = __shfl_sync(EVERYONE, line.slope, lane);
         one.place = __shfl_sync(EVERYONE, line.place, lane);
         int came_from = -1;
 #pragma unroll 1
         for (int r = 0; r < 50; r++) {
-            const Next other = weighted_median(one);
-            one.slope = other.slope;
-            if (other.place == came_from) break;
+            const Next median = weighted_median(one);
+            const int other = one.first + median.place;
+            one.slope = median.slope;
+            if (other == came_from) break;
             came_from = one.place;
-            one.place = other.place;
+            one.place = other;
         }
         if ((int)threadIdx.x == lane) {
             line.slope = one.slope;
@@ -506,34 +505,40 @@ DEVICE void line_least_absolute(Line& line, bool going) {
     __syncwarp();
 }
 
-// The ranks in between lie near enough to the line; sigma 0: the fit is perfect.
-DEVICE Window near_line(const Line& line, double k_low, double k_high) {
-    const int k = line.k;
-    double sigma = 0.0;
+DEVICE double distance_from_line(const Line& line) {
+    double total = 0.0;
 #pragma unroll 4
-    for (int i = 0; i < k; i++) sigma += fabs(line.residual(i));
-    sigma = 2.0 * sigma / k;
-    const double largest = fmax(fabs(at(line.t, line.first)), fabs(at(line.t, line.first + k - 1)));
-    if (!(sigma > 1e-12 * largest)) return {0, k};  // less is the rounding of a perfect fit
-    int f = 0;
-    int g = k;
-    const double clear = 0.999 * fmin(k_low, k_high) * sigma;  // nearer to the line nothing is rejected
-#pragma unroll 1
-    for (int i = 0; i < k; i++) {
-        const double r = line.residual(i);
-        if (fabs(r) >= clear && (r / sigma >= k_high || -r / sigma >= k_low)) {
-            if (i < k / 2) f = i + 1;
-            else g = min(g, i);
-        }
-    }
-    return {f, g};
+    for (int i = line.first; i < line.last; i++) total += fabs(line.residual(i));
+    return total;
 }
 
-// The sample nearest to a line.
-DEVICE int nearest_to(const Line& line) {
-    int place = 0;
+// The window left when the samples too far from a line fall, and what lies beyond them with them.
+DEVICE Window fall_from_line(const Line& line, double total, double k_low, double k_high) {
+    const double sigma = 2.0 * total / (line.last - line.first);
+    const double height = fmax(fabs(at(line.t, line.first)), fabs(at(line.t, line.last - 1)));
+    if (!(sigma > 1e-12 * height)) return {line.first, line.last};  // less is the rounding of a perfect fit
+    const double above = k_high * sigma;
+    const double below = -k_low * sigma;
+    const int half = line.first + (line.last - line.first) / 2;
+    Window left = {line.first, line.last};
+#pragma unroll 4
+    for (int i = line.first; i < half; i++) {
+        const double r = line.residual(i);
+        if (r >= above || r <= below) left.first = i + 1;
+    }
+#pragma unroll 4
+    for (int i = line.last - 1; i >= half; i--) {
+        const double r = line.residual(i);
+        if (r >= above || r <= below) left.last = i;
+    }
+    return left;
+}
+
+DEVICE int nearest_to_line(const Line& line) {
+    int place = line.first;
     double nearest = PAST_ALL;
-    for (int i = 0; i < line.k; i++) {
+#pragma unroll 4
+    for (int i = line.first; i < line.last; i++) {
         const double distance = fabs(line.residual(i));
         if (distance < nearest) {
             nearest = distance;
@@ -544,32 +549,26 @@ DEVICE int nearest_to(const Line& line) {
 }
 
 // All threads of a block must call it, with fewer than 5 samples too.
-DEVICE Window window_linear_fit(const float* t, double centre, int n, double k_low, double k_high) {
-    Window kept = {0, n};
-    int place = -1;
-    Line line = {t, centre, 0, 0, 0.0, 0.0, 0};
+DEVICE Window window_linear_fit(const float* t, const Sums& sums, int n, double k_low, double k_high) {
+    Ends ends = all_ranks(sums);
+    Line line = {t, sums.centre, 0, n, 0.0, 0.0, -1};
     bool going = n >= 5;
 #pragma unroll 1
     while (__any_sync(EVERYONE, going)) {
-        line.first = kept.first;
-        line.k = kept.last - kept.first;
-        const bool keeps_sample = METHOD == 10 && kept.first <= place && place < kept.last;
-        if (going && !keeps_sample) {  // the first round, or the line's sample fell
-            line_least_squares(line);
-            if (METHOD == 10) place = kept.first + nearest_to(line);
+        const bool fits = METHOD == 9 || line.place < line.first || line.place >= line.last;
+        if (going && fits) {  // for least absolute deviations: the first round, or the line's sample fell
+            move_ends(t, sums, line.first, line.last, ends);
+            line_least_squares(ends, line);
+            if (METHOD == 10) line.place = nearest_to_line(line);
         }
-        if (METHOD == 10) {
-            line.place = place - kept.first;
-            line_least_absolute(line, going);
-            place = kept.first + line.place;
-        }
+        if (METHOD == 10) line_least_absolute(line, going);
         if (!going) continue;
-        const Window near = near_line(line, k_low, k_high);
-        going = near.first > 0 || near.last < line.k;
-        kept = {kept.first + near.first, kept.first + near.last};
-        going = going && kept.last - kept.first >= 5;
+        const Window left = fall_from_line(line, distance_from_line(line), k_low, k_high);
+        going = (left.first != line.first || left.last != line.last) && left.last - left.first >= 5;
+        line.first = left.first;
+        line.last = left.last;
     }
-    return with_equals(t, n, kept.first, kept.last);
+    return n >= 5 ? with_equals(t, n, line.first, line.last) : Window{0, n};
 }
 """
 

@@ -133,23 +133,20 @@ class _Recipe:
     combine: int
     parameters: np.ndarray
     critical: np.ndarray  # of GESD; empty for the others
-    ranked: bool  # judged by a kernel of its own, which leaves limits to the other
     rewinsor: bool
-    network: np.ndarray
+    uniform: bool  # all frame weights are 1
     lanes: np.ndarray  # frame weights spread over the kernel's lanes
 
 
 def recipe_of(job: Job) -> _Recipe:
     from zemosaic_rejection import (
         COMBINE_CODES,
-        LANES,
         METHOD_CODES,
-        RANKED,
         gesd_table,
         method_code,
         method_parameters,
-        sorting_network,
     )
+    from zemosaic_simd import LANES
 
     spec, weight = job.spec, job.table.weight
     method = METHOD_CODES["kappa_sigma_clipped"] if job.clipped_kappa else method_code(spec)
@@ -158,9 +155,8 @@ def recipe_of(job: Job) -> _Recipe:
         combine=COMBINE_CODES[spec.combine],
         parameters=method_parameters(spec),
         critical=gesd_table(len(job.sources), spec.gesd_alpha) if spec.reject == "gesd" else NO_TABLE,
-        ranked=method in RANKED,
         rewinsor=spec.is_legacy_winsor and spec.apply_rewinsor,
-        network=sorting_network(len(job.sources)),
+        uniform=bool((weight == 1.0).all()),
         lanes=np.ascontiguousarray(np.tile(weight, (1, LANES // weight.shape[1]))),
     )
 
@@ -205,7 +201,8 @@ def combine_slab(
     job: Job, recipe: _Recipe, rows: slice, cube: np.ndarray, radial: np.ndarray, result: StackResult, workers: int
 ) -> None:
     """Reject and combine the samples of one slab into the rows of the result."""
-    from zemosaic_rejection import LANES, METHOD_CODES, combine_block, ranked_limits
+    from zemosaic_combine import combine_block
+    from zemosaic_simd import LANES
 
     n_frames, size = cube.shape
     line = job.shape[1] * job.channels
@@ -215,19 +212,13 @@ def combine_slab(
     maps = (result.image, result.coverage, result.weight, result.rejected_low, result.rejected_high)
     out = [a.reshape(-1)[rows.start * line : rows.stop * line] for a in maps]
     piece = -(-size // (workers * CHUNKS_PER_WORKER * LANES)) * LANES
-    low, high = (np.empty(size if recipe.ranked else 0, np.float32) for _ in range(2))
-    method = METHOD_CODES["given_limits"] if recipe.ranked else recipe.method
 
     def combine(start: int) -> tuple[int, np.ndarray]:
         hits = np.zeros((n_frames, 3), np.int64)
         stop = min(start + piece, size)
-        if recipe.ranked:
-            ranked_limits(
-                cube, start, stop, recipe.network, recipe.method, recipe.parameters, recipe.critical, low, high
-            )
         lost = combine_block(
-            cube, start, stop, recipe.network, method, recipe.parameters, low, high, recipe.rewinsor,
-            recipe.combine, recipe.lanes, sample_weight, step, *out, hits,
+            cube, start, stop, recipe.method, recipe.parameters, recipe.critical, recipe.rewinsor, recipe.combine,
+            recipe.uniform and sample_weight.size == 0, recipe.lanes, sample_weight, step, *out, hits,
         )  # fmt: skip
         return int(lost), hits
 

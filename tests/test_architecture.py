@@ -28,7 +28,9 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_register_wcs": {"zemosaic_spec", "zemosaic_register"},
     "zemosaic_resample": {"zemosaic_spec", "zemosaic_kernels"},
     "zemosaic_weights": {"zemosaic_spec", "zemosaic_stars", "zemosaic_utils"},
-    "zemosaic_rejection": {"zemosaic_spec", "zemosaic_kernels"},
+    "zemosaic_simd": {"zemosaic_kernels"},
+    "zemosaic_rejection": {"zemosaic_spec", "zemosaic_kernels", "zemosaic_simd"},
+    "zemosaic_combine": {"zemosaic_kernels", "zemosaic_simd", "zemosaic_rejection"},
     # The CUDA text of rejection: strings, and numbers to launch it with.
     "zemosaic_sorting_cuda": set(),
     "zemosaic_rejection_cuda": set(),
@@ -43,7 +45,9 @@ ROOMS: dict[str, set[str]] = {
         "parallel_utils",
         "zemosaic_utils",
         "zemosaic_resample",
+        "zemosaic_simd",
         "zemosaic_rejection",
+        "zemosaic_combine",
         "zemosaic_stack",
     },
     # The GPU engine, the twin of zemosaic_slabs, which it does not know: text, kernels of the host, plan, card, engine.

@@ -12,11 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import zemosaic_combine as combining
 import zemosaic_combine_cuda as cuda
 import zemosaic_rejection as rejection
+from zemosaic_simd import LANES
 from zemosaic_sorting_cuda import AHEAD, LEVELS, RUN_ROWS
 
-METHODS = [name for name in rejection.METHOD_CODES if name != "given_limits"]
+METHODS = list(rejection.METHOD_CODES)
 COMBINES = list(rejection.COMBINE_CODES)
 COUNTS = [1, 2, 3, 5, 9, 10, 64, 65, 200, 1000]
 OUTPUTS = ("image", "coverage", "weight", "low", "high", "hits", "lost")
@@ -61,6 +63,10 @@ class Case:
             self.parameters[:2] *= 0.01
 
     @property
+    def uniform(self) -> bool:
+        return self.sample_weights is None and bool((self.frame_weight == 1.0).all())
+
+    @property
     def frame_weight(self) -> np.ndarray:
         n = len(self.cube)
         return np.ones((n, self.channels)) if self.weights is None else np.asarray(self.weights, np.float64)
@@ -83,17 +89,12 @@ def on_numba(case: Case) -> dict[str, np.ndarray]:
     cube = np.ascontiguousarray(case.cube)
     n, p = cube.shape
     out = outputs(n, p)
-    lanes = np.ascontiguousarray(np.tile(case.frame_weight, (1, rejection.LANES // case.channels)))
+    lanes = np.ascontiguousarray(np.tile(case.frame_weight, (1, LANES // case.channels)))
     samples = np.empty((0, 0), np.float32) if case.sample_weights is None else case.sample_weights
-    network, code = rejection.sorting_network(n), rejection.METHOD_CODES[case.method]
-    low, high = (np.empty(p if code in rejection.RANKED else 0, np.float32) for _ in range(2))
-    if code in rejection.RANKED:
-        critical = rejection.gesd_table(n, case.parameters[5])
-        rejection.ranked_limits(cube, 0, p, network, code, case.parameters, critical, low, high)
-        code = rejection.METHOD_CODES["given_limits"]
-    out["lost"][0] = rejection.combine_block(
-        cube, 0, p, network, code, case.parameters, low, high, case.rewinsor, rejection.COMBINE_CODES[case.combine],
-        lanes, samples, case.step, out["image"], out["coverage"], out["weight"], out["low"], out["high"], out["hits"],
+    out["lost"][0] = combining.combine_block(
+        cube, 0, p, rejection.METHOD_CODES[case.method], case.parameters, rejection.gesd_table(n, case.parameters[5]),
+        case.rewinsor, rejection.COMBINE_CODES[case.combine], case.uniform, lanes, samples, case.step, out["image"],
+        out["coverage"], out["weight"], out["low"], out["high"], out["hits"],
     )  # fmt: skip
     return out
 
@@ -107,7 +108,6 @@ def on_host(
     cube = np.full((n, p + gap), 55, case.cube.dtype)
     cube[:, :p] = case.cube
     out = outputs(n, p)
-    uniform = case.sample_weights is None and bool((case.frame_weight == 1.0).all())
     values = (
         rejection.METHOD_CODES[case.method], rejection.COMBINE_CODES[case.combine], int(case.rewinsor), case.place,
         case.run,
@@ -125,7 +125,7 @@ def on_host(
         at(cube[:, start:]), ctypes.c_longlong(p + gap), n, ctypes.c_longlong(stop - start), case.channels,
         at(case.parameters), at(critical), at(weight),
         at(None if samples is None else samples[:, start // case.step :]),
-        ctypes.c_longlong(0 if samples is None else samples.shape[1]), case.step, int(uniform),
+        ctypes.c_longlong(0 if samples is None else samples.shape[1]), case.step, int(case.uniform),
         *[at(a) for a in maps], at(out["hits"]), at(out["lost"]), at(scratch),
     )  # fmt: skip
     return out

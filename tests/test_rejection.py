@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import zemosaic_combine as combining
 import zemosaic_rejection as rejection
+from zemosaic_simd import LANES, new_table, sort_table
 
 METHODS = {  # kernel method -> oracle name and how the parameters translate
     "none": ("none", lambda p: {}),
@@ -29,13 +31,14 @@ METHODS = {  # kernel method -> oracle name and how the parameters translate
     "linear_fit_ols": ("linear_fit_clip", lambda p: {"kappa_low": p[0], "kappa_high": p[1], "fit": "ols"}),
     "linear_fit_lad": ("linear_fit_clip", lambda p: {"kappa_low": p[0], "kappa_high": p[1], "fit": "lad"}),
 }
-NAMES = [name for name in rejection.METHOD_CODES if name != "given_limits"]
+NAMES = list(rejection.METHOD_CODES)
 SET_A = (145, 125, 190, 135, 220, 130, 210, 3, 165, 165, 150, 350, 170, 180, 195, 440, 215, 135, 410, 40, 140, 175)
 
 
 def run(
-    cube, method="none", combine="mean", par=(3.0, 3.0, 0.05, 0.05), weights=None, rewinsor=False, start=0, stop=None
-):
+    cube, method="none", combine="mean", par=(3.0, 3.0, 0.05, 0.05), weights=None, rewinsor=False, start=0, stop=None,
+    limits=False,
+):  # fmt: skip
     """Combine a cube (N, P) float32 with one channel; returns a dictionary of the kernel's outputs."""
     cube = np.ascontiguousarray(cube, np.float32)
     n, p = cube.shape
@@ -48,20 +51,13 @@ def run(
         "hits": np.zeros((n, 3), np.int64),
     }
     per_frame = np.ones(n) if weights is None else np.asarray(weights, float)
-    lanes = np.repeat(per_frame[:, None], rejection.LANES, axis=1)
-    code, last = rejection.METHOD_CODES[method], p if stop is None else stop
-    low, high = np.empty(0, np.float32), np.empty(0, np.float32)
-    if code in rejection.RANKED:
-        low, high = np.empty(p, np.float32), np.empty(p, np.float32)
-        rejection.ranked_limits(
-            cube, start, last, rejection.sorting_network(n), code, parameters(method, par),
-            rejection.gesd_table(n, 0.05), low, high,
-        )  # fmt: skip
-        code = rejection.METHOD_CODES["given_limits"]
-    out["lost"] = rejection.combine_block(
-        cube, start, last, rejection.sorting_network(n), code,
-        parameters(method, par), low, high, rewinsor, rejection.COMBINE_CODES[combine], lanes, np.empty((0, 0),
-        np.float32), 1, out["image"], out["coverage"], out["weight"], out["low"], out["high"], out["hits"],
+    lanes = np.repeat(per_frame[:, None], LANES, axis=1)
+    out["kept_low"], out["kept_high"] = np.empty(p, np.float32), np.empty(p, np.float32)
+    out["lost"] = combining.combine_block(
+        cube, start, p if stop is None else stop, rejection.METHOD_CODES[method], parameters(method, par),
+        rejection.gesd_table(n, 0.05), rewinsor, rejection.COMBINE_CODES[combine], weights is None, lanes,
+        np.empty((0, 0), np.float32), 1, out["image"], out["coverage"], out["weight"], out["low"], out["high"],
+        out["hits"], **({"kept": (out["kept_low"], out["kept_high"])} if limits else {}),
     )  # fmt: skip
     return out
 
@@ -287,9 +283,9 @@ def test_a_huge_outlier_does_not_disturb_the_sums():
     seed=st.integers(0, 2**31),
 )
 def test_any_split_equals_the_whole(n, blocks, cut, method, combine, seed):
-    cube = sample_stack(n, blocks * rejection.LANES - 13, seed, ties=seed % 2 == 0)
+    cube = sample_stack(n, blocks * LANES - 13, seed, ties=seed % 2 == 0)
     whole = run(cube, method, combine)
-    edge = min(cut * rejection.LANES, cube.shape[1])
+    edge = min(cut * LANES, cube.shape[1])
     first = run(cube, method, combine, stop=edge)
     second = run(cube, method, combine, start=edge) if edge < cube.shape[1] else first
     for key in ("image", "coverage", "weight", "low", "high"):
@@ -307,10 +303,12 @@ def test_a_pixel_does_not_depend_on_its_neighbours():
 @given(st.integers(1, 300))
 @settings(max_examples=30, deadline=None)
 def test_network_sorts(n):
-    rows = np.random.default_rng(n).integers(0, 50, (n, rejection.LANES)).astype(np.float32)
-    ordered = rows.copy()
-    rejection.sort_rows(ordered, rejection.sorting_network(n))
-    np.testing.assert_array_equal(ordered, np.sort(rows, axis=0))
+    rows = np.random.default_rng(n).integers(0, 50, (n, LANES)).astype(np.float32)
+    table = new_table(n)
+    table[:n] = rows
+    sort_table(table, n)
+    np.testing.assert_array_equal(table[:n], np.sort(rows, axis=0))
+    assert (table[n:] == np.float32(3.4028235e38)).all()
 
 
 def test_compiled_kernels_equal_their_uncompiled_text():
@@ -335,20 +333,12 @@ def test_compiled_kernels_equal_their_uncompiled_text():
     assert len(texts[0].splitlines()) == len(NAMES)
 
 
-def test_limits_block_marks_the_same_samples():
+@pytest.mark.parametrize("method", ["pixinsight", "linear_fit_ols", "none"])
+def test_limits_mark_the_same_samples(method):
     cube = sample_stack(25, 150, seed=2)
-    low, high = np.empty(150, np.float32), np.empty(150, np.float32)
-    rejection.limits_block(
-        cube,
-        rejection.sorting_network(25),
-        rejection.METHOD_CODES["pixinsight"],
-        parameters("", (3.0, 3, 0, 0)),
-        low,
-        high,
-    )
-    out = run(cube, "pixinsight")
-    np.testing.assert_array_equal((cube < low).sum(axis=0), out["low"])
-    np.testing.assert_array_equal((cube > high).sum(axis=0), out["high"])
+    out = run(cube, method, limits=True)
+    np.testing.assert_array_equal((cube < out["kept_low"]).sum(axis=0), out["low"])
+    np.testing.assert_array_equal((cube > out["kept_high"]).sum(axis=0), out["high"])
 
 
 def test_no_kernel_reads_or_writes_beyond_its_arrays():
