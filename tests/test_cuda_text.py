@@ -201,6 +201,13 @@ def test_random_stacks_in_any_pieces_have_the_bits_of_the_whole(strict, method, 
         assert joined.tobytes() == whole[name].tobytes(), name
 
 
+def test_winsorizing_that_ends_without_deviation_keeps_the_median_alone(strict):
+    samples = np.float32([-75, -50, *4 * [-25], *4 * [0], 25, 25, *5 * [50]])
+    case = Case(samples[:, None], "pixinsight", par=(0.6, 2.0))
+    assert on_host(strict, case)["image"][0] == 50.0
+    check(strict, case)
+
+
 @pytest.mark.parametrize("place", [cuda.MERGED, cuda.SCRATCH])
 @pytest.mark.parametrize("n", [1, 31, RUN_ROWS - 1, RUN_ROWS, RUN_ROWS + 1, 5 * RUN_ROWS + 7, 8 * RUN_ROWS])
 def test_columns_that_do_not_fit_in_shared_memory_are_sorted_the_same(strict, place, n):
