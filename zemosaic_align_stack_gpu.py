@@ -63,7 +63,7 @@ __all__ = [
 
 LOGGER = logging.getLogger("ZeMosaicWorker")
 SCRATCH_SHARE: Final = 3  # the rejection kernel may take one part in so many of a tile's device memory
-COPIES_AHEAD: Final = 2  # batches on the bus or waiting for it, so that it never does
+COPIES_AHEAD: Final = 3  # batches on the bus or waiting for it, so that it never does
 MAPS_IN_FLIGHT: Final = 2  # slabs whose maps are on their way back
 PROBE_BYTES: Final = 256 << 20  # a card with less free memory is left to whoever uses it
 
@@ -181,10 +181,10 @@ def stack_job(
                 max_rows=max_rows,
                 host_bytes=None if host_bytes is None else host_bytes - _result_bytes(job),
             )
+            LOGGER.debug("GPU stack: %s", plan)
+            result, sent = _stack_slabs(job, route, plan, scratch_limit, workers, progress)
         except PlanError as exc:
             raise GPUStackingError(str(exc)) from exc
-        LOGGER.debug("GPU stack: %s", plan)
-        result, sent = _stack_slabs(job, route, plan, scratch_limit, workers, progress)
     return result, plan, sent
 
 

@@ -101,16 +101,16 @@ def bus_seconds(total: int, piece: int = 64 << 20) -> float:
     return best * total / (max(1, total // piece) * piece)
 
 
-def gather_seconds(frames: list[Frame], max_rows: int | None = None) -> float:
+def gather_seconds(frames: list[Frame], repeats: int = 4) -> float:
     """Return what filling pinned memory with all rows takes, as the engine does it, without copies to the card."""
     job = make_job(frames, spec())
     route = gpu_plan.route_of(job)
-    plan = gpu_plan.plan_gpu(route, allowed_bytes=1 << 60, workers=CORES, max_rows=max_rows)
+    plan = gpu_plan.plan_gpu(route, allowed_bytes=1 << 36, workers=CORES)
     cupy = cuda_utils.cupy_module()
     pinned = [cupy.cuda.alloc_pinned_memory(plan.batch_bytes) for _ in range(plan.pinned_buffers)]
     buffers = [np.frombuffer(memory, np.uint8, plan.batch_bytes) for memory in pinned]
     best = np.inf
-    for _ in range(4):
+    for _ in range(repeats):
         start = time.perf_counter()
         threads = engine._gathering_threads(CORES)
         with gatherer_of(job, route, gpu_plan.cut(job, route, plan), buffers, threads) as gatherer:
@@ -239,11 +239,7 @@ def _big(count: int, folder: Path) -> None:
         c, s = np.cos(angle), np.sin(angle)
         frames.append(Frame(open_source(name), np.array([[c, -s, dx], [s, c, dy], [0.0, 0.0, 1.0]])))
     total = count * distinct[0].nbytes
-    start = time.perf_counter()
-    sample = names[: min(count, 500)]
-    with ThreadPoolExecutor(CORES) as threads:
-        list(threads.map(lambda name: name.read_bytes(), sample))
-    disk = (time.perf_counter() - start) * count / len(sample)
+    disk = gather_seconds(frames, repeats=1)
     bus = bus_seconds(total)
     print(f"{count} mosaics, {total / 1e9:.1f} GB; reading {disk:.2f} s, bus {bus:.2f} s", flush=True)
     for name, options in (("sigma_clip", SIGMA), ("mean", METHODS["mean"])):
