@@ -110,30 +110,39 @@ __device__ inline void demosaic_pixel(const unsigned char* raw, int stored, int 
   }
 }
 
-// Stored rows of a batch of frames become float32, channels interleaved: twin of frame_block and, for frames that lie
-// on the reference grid already, of the scaling in fill_samples. One row of the grid of blocks per frame.
+// Stored rows of a batch of frames become float32: twin of frame_block and, for frames that lie on the reference grid
+// already, of the scaling in fill_samples. Their channels are interleaved, as rejection has them; those of the others
+// lie in planes, so that neighbouring threads of resample_rows read neighbours. One row of the grid of blocks per frame.
 extern "C" __global__ void open_rows(const unsigned char* staged, const FrameRows* frames, int first_frame, int height,
                                      int width, int channels, float* blocks, float* cube, long long stride) {
   const int i = first_frame + blockIdx.y;
-  const FrameRows f = frames[i];
+  const FrameRows& f = frames[i];
   if (f.place == OUTSIDE) return;
   const unsigned char* raw = staged + f.raw_at;
   const bool in_place = f.place == IN_PLACE;
   float* out = in_place ? cube + i * stride : blocks + f.block_at;
-  const long long pixels = (long long)(f.last - f.first) * width;
+  const unsigned int pixels = (unsigned int)(f.last - f.first) * width;
   const long long plane = (long long)f.raw_rows * width;
-  const long long step = (long long)gridDim.x * blockDim.x;
-  for (long long p = (long long)blockIdx.x * blockDim.x + threadIdx.x; p < pixels; p += step) {
+  const unsigned int step = gridDim.x * blockDim.x;
+  for (unsigned int p = blockIdx.x * blockDim.x + threadIdx.x; p < pixels; p += step) {
     float v[3];
     if (f.red_row >= 0) {
       demosaic_pixel(raw, f.stored, f.raw_first, height, width, f.first + (int)(p / width), (int)(p % width), f.red_row,
                      f.red_col, v);
     } else {
-      for (int c = 0; c < channels; c++)
-        v[c] = stored_sample(raw, (f.stored & PLANAR) ? c * plane + p : p * channels + c, f.stored);
+#pragma unroll
+      for (int c = 0; c < 3; c++)
+        if (c < channels)
+          v[c] = stored_sample(raw, (f.stored & PLANAR) ? c * plane + p : (long long)p * channels + c, f.stored);
     }
-    for (int c = 0; c < channels; c++)
-      out[p * channels + c] = in_place ? (float)((double)v[c] * f.scale[c] + f.offset[c]) : v[c];
+#pragma unroll
+    for (int c = 0; c < 3; c++) {
+      if (c >= channels) break;
+      if (in_place)
+        out[(long long)p * channels + c] = (float)((double)v[c] * f.scale[c] + f.offset[c]);
+      else
+        out[(long long)c * pixels + p] = v[c];
+    }
   }
 }
 
@@ -144,8 +153,8 @@ __device__ inline float smaller(float a, float b) { return a < b ? a : b; }
 __device__ inline int within(int k, int last) { return k < 0 ? 0 : (k > last ? last : k); }
 
 // Interpolate near an edge or an invalid pixel: edge pixels repeated, invalid ones left out, the rest renormalised.
-__device__ inline float careful(const float* src, int row0, int height, int width, int channels, int c, int ix, int iy,
-                                const float* wx, const float* wy, int clamp) {
+__device__ inline float careful(const float* src, int row0, int height, int width, int ix, int iy, const float* wx,
+                                const float* wy, int clamp) {
   Word infinity;
   infinity.bits = 0x7f800000u;
   float low = infinity.value, high = -infinity.value, total = 0.0f, norm = 0.0f;
@@ -156,7 +165,7 @@ __device__ inline float careful(const float* src, int row0, int height, int widt
       const float w = wy[j] * wx[i];
       if (w == 0.0f) continue;
       const int x = within(ix + i - 2, width - 1);
-      const float v = src[((long long)y * width + x) * channels + c];
+      const float v = src[(long long)y * width + x];
       if (v == v) {
         total += w * v;
         norm += w;
@@ -192,11 +201,11 @@ __device__ inline float clamped(float v, const float (*s)[6]) {
 }
 
 // The inner pixel of resample_rows: taps summed down each column, then along the row.
-__device__ inline float interpolated(const float* src, long long b, long long line, int channels, const float* wx,
-                                     const float* wy, int clamp, bool* valid) {
+__device__ inline float interpolated(const float* src, int width, const float* wx, const float* wy, int clamp,
+                                     bool* valid) {
   float s[6][6], column[6];
   for (int j = 0; j < 6; j++)
-    for (int i = 0; i < 6; i++) s[j][i] = src[b + j * line + i * channels];
+    for (int i = 0; i < 6; i++) s[j][i] = src[(long long)j * width + i];
   for (int i = 0; i < 6; i++)
     column[i] = ((((wy[0] * s[0][i] + wy[1] * s[1][i]) + wy[2] * s[2][i]) + wy[3] * s[3][i]) + wy[4] * s[4][i]) +
                 wy[5] * s[5][i];
@@ -219,13 +228,13 @@ extern "C" __global__ void resample_rows(const float* blocks, const FrameRows* f
   const bool affine = m[6] == 0.0 && m[7] == 0.0 && m[8] == 1.0;
   const int last_x = (width - 1) * 1024, last_y = (height - 1) * 1024;
   const double centre_x = 0.5 * (width - 1), centre_y = 0.5 * (height - 1);
-  const long long line = (long long)width * channels;
   const int rows_held = f.last - f.first;
-  const long long pixels = (long long)rows * out_width;
-  const long long step = (long long)gridDim.x * blockDim.x;
-  for (long long p = (long long)blockIdx.x * blockDim.x + threadIdx.x; p < pixels; p += step) {
-    float* out = cube + i * stride + p * channels;
-    const double fy = (double)(p / out_width + y0), fx = (double)(p % out_width);
+  const long long plane = (long long)rows_held * width;
+  const unsigned int pixels = (unsigned int)rows * out_width;
+  const unsigned int step = gridDim.x * blockDim.x;
+  for (unsigned int p = blockIdx.x * blockDim.x + threadIdx.x; p < pixels; p += step) {
+    float* out = cube + i * stride + (long long)p * channels;
+    const double fy = (double)((int)(p / out_width) + y0), fx = (double)(p % out_width);
     double x = m[0] * fx + (m[1] * fy + m[2]);
     double y = m[3] * fx + (m[4] * fy + m[5]);
     if (!affine) {
@@ -259,8 +268,9 @@ extern "C" __global__ void resample_rows(const float* blocks, const FrameRows* f
     for (int c = 0; c < channels; c++) {
       bool valid = false;
       float v = 0.0f;
-      if (!at_edge) v = interpolated(src, top * line + (ix - 2) * channels + c, line, channels, wx, wy, clamp, &valid);
-      if (!valid) v = careful(src, f.first, height, width, channels, c, ix, iy, wx, wy, clamp);
+      const float* channel = src + c * plane;
+      if (!at_edge) v = interpolated(channel + (long long)top * width + (ix - 2), width, wx, wy, clamp, &valid);
+      if (!valid) v = careful(channel, f.first, height, width, ix, iy, wx, wy, clamp);
       out[c] = (float)((double)v * f.scale[c] + f.offset[c]);
     }
   }

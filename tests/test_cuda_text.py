@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import zemosaic_combine as combining
 import zemosaic_combine_cuda as cuda
 import zemosaic_rejection as rejection
+from zemosaic_resample_cuda import RESAMPLE_CUDA
 from zemosaic_simd import LANES
 from zemosaic_sorting_cuda import AHEAD, LEVELS, RUN_ROWS
 
@@ -307,6 +308,11 @@ def compiled(nvrtc: ctypes.CDLL, text: str, architecture: str) -> str:
 @pytest.mark.parametrize("architecture", ["sm_70", "sm_75", "sm_80", "sm_90"])
 def test_the_text_compiles_for_every_architecture(nvrtc, architecture):
     assert compiled(nvrtc, cuda.source(4, 0, in_shared=True, n_frames=200), architecture) == ""
+
+
+@pytest.mark.parametrize("architecture", ["sm_70", "sm_75", "sm_80", "sm_90"])
+def test_the_text_of_resampling_compiles(nvrtc, architecture):
+    assert compiled(nvrtc, RESAMPLE_CUDA, architecture) == ""
 
 
 def test_what_the_compiler_complains_of_is_seen(nvrtc):
