@@ -46,15 +46,13 @@ from zemosaic_tile import _apply_lecropper_pipeline as _apply_lecropper_pipeline
 from zemosaic_utils import open_source
 
 try:
-    from zemosaic_align_stack_gpu import GPUStackingError as _P3GPUStackingError  # type: ignore[import-not-found]
+    from zemosaic_align_stack_gpu import GPUStackingError as _P3GPUStackingError
     from zemosaic_align_stack_gpu import _gpu_is_usable as _p3_gpu_is_usable
     from zemosaic_align_stack_gpu import gpu_stack_from_paths as _p3_gpu_stack_from_paths
+    from zemosaic_align_stack_gpu import why_unusable as _p3_why_unusable
 except ImportError as _exc:
     _P3_GPU_HELPERS_AVAILABLE = False
-    if _exc.name == "zemosaic_align_stack_gpu":
-        _P3_GPU_HELPERS_REASON = "this version has no GPU engine"
-    else:
-        _P3_GPU_HELPERS_REASON = f"the GPU engine cannot be imported ({_exc})"
+    _P3_GPU_HELPERS_REASON = f"the GPU engine cannot be imported ({_exc})"
 
     class _P3GPUStackingError(RuntimeError):  # type: ignore[no-redef]
         """Stands in for the error of the GPU engine."""
@@ -62,11 +60,16 @@ except ImportError as _exc:
     def _p3_gpu_is_usable(logger: logging.Logger | None = None) -> bool:
         return False
 
-    def _p3_gpu_stack_from_paths(*_args: Any, **_keywords: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    def _p3_gpu_stack_from_paths(*_args: Any, **_keywords: Any) -> tuple[np.ndarray, dict[str, Any]]:  # type: ignore[misc]
         raise _P3GPUStackingError(_P3_GPU_HELPERS_REASON)
+
+    def _p3_why_unusable() -> str:
+        return _P3_GPU_HELPERS_REASON
 else:
     _P3_GPU_HELPERS_AVAILABLE = True
     _P3_GPU_HELPERS_REASON = ""
+
+_OWN_GPU_STACKER: Final = _p3_gpu_stack_from_paths
 
 LOGGER = logging.getLogger("ZeMosaicWorker")
 
@@ -101,13 +104,14 @@ def _safe_load_cache(path: str | os.PathLike[str], *, pcb: Callback | None = Non
 # A tile goes to the GPU if there is one, and is recomputed whole on the CPU if the GPU fails twice; then the GPU is
 # off for the rest of the run. CPU and GPU give the same bits, so nobody downstream can tell.
 
-_P3_GPU_FRESH: Final[Mapping[str, bool]] = {
+_P3_GPU_FRESH: Final[Mapping[str, Any]] = {
     "allowed": True,
     "hard_disabled": False,
     "health_checked": False,
     "healthy": False,
     "candidate_announced": False,
     "success_announced": False,
+    "health_reason": "",
 }
 _P3_GPU_STATE: dict[str, Any] = dict(_P3_GPU_FRESH)
 """What the tiles of one run know of the GPU; read and changed under ``_P3_GPU_LOCK``."""
@@ -165,18 +169,19 @@ def _phase3_gpu_refusal(parallel_plan: object) -> str:
         if not getattr(parallel_plan, "use_gpu", False):
             return "the plan does not use the GPU"
         if _P3_GPU_STATE.get("health_checked", False) and not _P3_GPU_STATE.get("healthy", False):
-            return "the GPU failed its health check"
+            return f"the GPU failed its health check: {_P3_GPU_STATE.get('health_reason') or 'no reason given'}"
     return ""
 
 
-def _phase3_gpu_is_healthy(logger: logging.Logger) -> bool:
+def _phase3_gpu_illness(logger: logging.Logger) -> str:
+    """Check the health of the GPU; return why it cannot be used, empty if it can."""
     try:
-        return bool(_p3_gpu_is_usable(logger))
+        return "" if _p3_gpu_is_usable(logger) else _p3_why_unusable() or "it gives no reason"
     except Exception as exc:  # noqa: BLE001 - the check is a GPU attempt: whatever it raises means no
         if cuda_utils.classify_failure(exc) == "sticky":
             cuda_utils.mark_sticky()
         logger.warning("[P3][GPU] the health check failed: %s: %s", type(exc).__name__, exc)
-        return False
+        return f"{type(exc).__name__}: {exc}"
 
 
 def _phase3_gpu_candidate(parallel_plan: object, logger: logging.Logger | None = None) -> bool:
@@ -193,7 +198,9 @@ def _phase3_gpu_candidate(parallel_plan: object, logger: logging.Logger | None =
         if _phase3_gpu_refusal(parallel_plan):
             return False
         if not _P3_GPU_STATE.get("health_checked", False):
-            _P3_GPU_STATE["healthy"] = _phase3_gpu_is_healthy(logger or LOGGER)
+            reason = _phase3_gpu_illness(logger or LOGGER)
+            _P3_GPU_STATE["healthy"] = not reason
+            _P3_GPU_STATE["health_reason"] = reason
             _P3_GPU_STATE["health_checked"] = True
         return bool(_P3_GPU_STATE.get("healthy", False))
 
@@ -418,7 +425,9 @@ def _stack_master_tile_auto(
         if _once("candidate_announced"):
             log.info("[P3][GPU] Phase 3 GPU auto mode enabled (mode=C, candidate=True)")
         # Existing stack functions know four keywords; the tile's number goes along only when there is one.
-        extra = {} if tile_id is None else {"tile_id": tile_id}
+        extra: dict[str, Any] = {} if tile_id is None else {"tile_id": tile_id}
+        if progress_callback is not None and _p3_gpu_stack_from_paths is _OWN_GPU_STACKER:
+            extra["progress_callback"] = progress_callback
         verdict = _try_gpu(
             image_descriptors, stacking_params, log, parallel_plan, pcb_tile=pcb_tile, zconfig=zconfig, **extra
         )

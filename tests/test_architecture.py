@@ -35,6 +35,10 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_simd": {"zemosaic_kernels"},
     "zemosaic_rejection": {"zemosaic_spec", "zemosaic_kernels", "zemosaic_simd"},
     "zemosaic_combine": {"zemosaic_kernels", "zemosaic_simd", "zemosaic_rejection"},
+    # The CUDA text of rejection: strings, and numbers to launch it with.
+    "zemosaic_sorting_cuda": set(),
+    "zemosaic_rejection_cuda": set(),
+    "zemosaic_combine_cuda": {"zemosaic_sorting_cuda", "zemosaic_rejection_cuda"},
     "zemosaic_simulate": {"zemosaic_spec"},
     "zemosaic_truth": {"zemosaic_simulate"},
     "zemosaic_flatten": {"zemosaic_spec", "zemosaic_photometry", "zemosaic_utils"},
@@ -67,6 +71,37 @@ ROOMS: dict[str, set[str]] = {
         "zemosaic_utils",
         "zemosaic_stack",
         "zemosaic_slabs",
+    },
+    # The GPU engine, the twin of zemosaic_slabs, which it does not know: text, kernels of the host, plan, card, engine.
+    "zemosaic_resample_cuda": set(),
+    "zemosaic_gather": {"zemosaic_kernels"},
+    "zemosaic_gpu_plan": {
+        "zemosaic_spec",
+        "parallel_utils",
+        "zemosaic_utils",
+        "zemosaic_resample",
+        "zemosaic_resample_cuda",
+        "zemosaic_stack",
+    },
+    "zemosaic_gpu_gather": {"zemosaic_stack", "zemosaic_gather", "zemosaic_gpu_plan"},
+    "zemosaic_gpu_card": {
+        "cuda_utils",
+        "zemosaic_resample",
+        "zemosaic_rejection",
+        "zemosaic_combine_cuda",
+        "zemosaic_stack",
+        "zemosaic_resample_cuda",
+        "zemosaic_gpu_plan",
+    },
+    "zemosaic_align_stack_gpu": {
+        "zemosaic_spec",
+        "cuda_utils",
+        "parallel_utils",
+        "zemosaic_tile",
+        "zemosaic_stack",
+        "zemosaic_gpu_plan",
+        "zemosaic_gpu_gather",
+        "zemosaic_gpu_card",
     },
     # The frames before they are stacked: knows no engine.
     "zemosaic_group": {
@@ -102,6 +137,7 @@ ROOMS["zemosaic_attach"] = {"zemosaic_spec", "zemosaic_attached"}  # the rooms i
 ROOMS["zemosaic_align_stack"] -= {
     "zemosaic_warmup",
     "cuda_utils",
+    *(room for room in ROOMS if "gpu" in room or "cuda" in room or "gather" in room),
     "zemosaic_preview",
     "zemosaic_gate",
     "zemosaic_group",
