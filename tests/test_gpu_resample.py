@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zemosaic_resample as resample
+from zemosaic_fill import fill_samples
 from zemosaic_gpu_plan import cut, device_bytes, plan_gpu, route_of, source_spans
 from zemosaic_resample_cuda import RESAMPLE_CUDA
-from zemosaic_fill import fill_samples
 from zemosaic_spec import StackSpec
 from zemosaic_stack import make_job
 from zemosaic_utils import Frame, open_source
