@@ -33,6 +33,7 @@ SAME_STAR: Final = 0.8  # FWHM, closer detections are one star found twice
 BLEND: Final = 2.2  # FWHM, closer detections disturb each other's centroid
 WIDTH_STARS: Final = 80  # most significant stars that tell the width of the profile that fluxes are fitted with
 WIDTH_STEP: Final = 1.15  # factor between the widths that are tried
+POPULATED: Final = 0.9  # of the median number of stars, that a reference has: haze hides the faint ones
 CENTROID_FLOOR: Final = 0.015  # px, centroid error that no brightness overcomes (sampling, seeing)
 SATURATED_ERROR: Final = 0.15  # px, centroid error of a star with a flat top
 MAX_PEAK: Final = 0.9  # of the level that clips; a star whose brightest pixel is above it has no flux
@@ -476,7 +477,7 @@ def _usual_width(width: np.ndarray) -> np.ndarray:
 def choose_reference(stars: Sequence[StarList], shape: tuple[int, ...], offsets: np.ndarray | None = None) -> int:
     """Return the index of the frame the others should be registered on: well populated, central, sharpest.
 
-    Among frames with at least 70 % of the median star count (frames without stars do not enter the median), and
+    Among frames with at least 90 % of the median number of stars found (frames without stars do not enter it), and
     within a quarter of the frame's diagonal of the median field centre if ``offsets`` is given, the one with the
     lowest median FWHM; ties by more stars, then by the lower index.
 
@@ -496,10 +497,10 @@ def choose_reference(stars: Sequence[StarList], shape: tuple[int, ...], offsets:
     """
     if len(stars) == 0:
         raise ValueError("no frames to choose a reference from; give at least one star list")
-    count = np.array([len(each) for each in stars])
+    count = np.array([each.n_found for each in stars])
     if not np.any(count):
         return 0
-    usable = count >= max(1.0, 0.7 * float(np.median(count[count > 0])))
+    usable = count >= max(1.0, POPULATED * float(np.median(count[count > 0])))
     if offsets is not None:
         centre = np.asarray(offsets, dtype=np.float64)
         known = np.all(np.isfinite(centre), axis=1)
