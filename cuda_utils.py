@@ -13,6 +13,8 @@ for the codes listed here.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
 import importlib
 import importlib.util
@@ -375,6 +377,87 @@ def memory_info() -> tuple[int, int] | None:
             mark_sticky()
         LOGGER.warning("[GPU] the memory of the device cannot be read: %s: %s", type(exc).__name__, exc)
         return None
+
+
+def cupy_module() -> Any:
+    """Return CuPy, for the rooms that may use it but not import it.
+
+    Raises
+    ------
+    RuntimeError
+        CUDA is lost to this process, or no GPU can be used; with reason and remedy.
+    """
+    state = probe() if is_poisoned() else _first_probe()
+    if not state.usable_hint:
+        raise RuntimeError(f"no GPU can be used: {state.reason}; {state.remedy}")
+    return importlib.import_module("cupy")
+
+
+def leave_alone(owner: object) -> None:
+    """Never destroy an object that owns device memory, streams, events or modules, not even when the process ends.
+
+    After a sticky error a destructor may not call CUDA either; what is never destroyed does not.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))
+
+
+VRAM_SHARE: Final = 0.9  # of the free memory that tiles may plan with; the rest is for what the driver takes itself
+_FAIR_SHARE: Final = 4  # a tile that shares the card waits rather than take less than this part of what it wants
+
+_RESERVATIONS = threading.Condition()
+_RESERVED: dict[int, int] = {}  # bytes of the tiles that are on the card now
+_CAPACITY: list[int] = [0]  # what all of them may have, looked up when the card was empty
+
+
+def _vram_capacity() -> int:
+    cupy = cupy_module()
+    pool = cupy.get_default_memory_pool()
+    free, _ = _free_and_total(cupy)
+    capacity, limit = int(free * VRAM_SHARE), int(pool.get_limit())
+    return min(capacity, max(0, limit - int(pool.used_bytes()))) if limit else capacity
+
+
+@contextlib.contextmanager
+def reserve_vram(least: int, wanted: int) -> Iterator[int]:
+    """Reserve device memory for one tile, so that tiles in other threads do not count on the same bytes.
+
+    Waits while other tiles hold so much that less than ``least``, or less than a quarter of ``wanted``, is left.
+
+    Parameters
+    ----------
+    least, wanted : int
+        Bytes without which the tile cannot run, and beyond which it has no use for more.
+
+    Yields
+    ------
+    int
+        Bytes that are the tile's until the block ends; ``least`` or more, at most ``wanted``.
+
+    Raises
+    ------
+    MemoryError
+        The card cannot give ``least`` even when no other tile is on it.
+    """
+    key = 0
+    with _RESERVATIONS:
+        while True:
+            if not _RESERVED:
+                _CAPACITY[0] = _vram_capacity()
+            left = _CAPACITY[0] - sum(_RESERVED.values())
+            if left >= max(least, min(wanted, _CAPACITY[0]) // _FAIR_SHARE) or (not _RESERVED and left >= least):
+                break
+            if not _RESERVED:
+                raise MemoryError(f"the tile needs {least} bytes of device memory, {left} can be had")
+            _RESERVATIONS.wait()
+        granted = min(left, wanted)
+        key = max(_RESERVED, default=0) + 1
+        _RESERVED[key] = granted
+    try:
+        yield granted
+    finally:
+        with _RESERVATIONS:
+            del _RESERVED[key]
+            _RESERVATIONS.notify_all()
 
 
 def initialize_pools(limit_bytes: int | None = None) -> bool:

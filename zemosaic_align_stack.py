@@ -47,6 +47,7 @@ __all__ = [
     "stack_descriptors",
     "stack_job",
     "stack_kappa_sigma_clip",
+    "stack_linear_fit_clip",
     "stack_winsorized_sigma_clip",
 ]
 
@@ -174,6 +175,31 @@ def stack_kappa_sigma_clip(
     )  # fmt: skip
     return _stack_in_memory(
         frames, spec, "stack_kappa_sigma_clip", weights=weights, zconfig=zconfig, stack_metadata=stack_metadata,
+        parallel_plan=parallel_plan, progress_callback=progress_callback,
+    )  # fmt: skip
+
+
+def stack_linear_fit_clip(
+    frames: Any,
+    weight_method: str = "none",
+    zconfig: object = None,
+    stack_metadata: dict[str, Any] | None = None,
+    parallel_plan: object = None,
+    *,
+    sigma: float = 3.0,
+    weights: Any = None,
+    progress_callback: Callback | None = None,
+) -> tuple[np.ndarray, float]:
+    """Linear-fit clipping, weighted mean, RGB equalisation. No normalisation.
+
+    ``sigma`` is the limit on both sides of the line of value against rank. For the other parameters, the returns and
+    the errors see :func:`stack_kappa_sigma_clip`.
+    """
+    spec = StackSpec(
+        normalize="none", weight=weight_method, reject="linear_fit_clip", kappa_low=sigma, kappa_high=sigma  # type: ignore[arg-type]
+    )  # fmt: skip
+    return _stack_in_memory(
+        frames, spec, "stack_linear_fit_clip", weights=weights, zconfig=zconfig, stack_metadata=stack_metadata,
         parallel_plan=parallel_plan, progress_callback=progress_callback,
     )  # fmt: skip
 
@@ -446,12 +472,12 @@ def _kept_mask(stack: np.ndarray, spec: StackSpec, method: str) -> np.ndarray:
 
     cube = np.ascontiguousarray(stack.reshape(stack.shape[0], -1), dtype=np.float32)
     n_frames, size = cube.shape
-    low, high, image, weight = (np.empty(size, np.float32) for _ in range(4))
-    counts = [np.empty(size, np.int32) for _ in range(3)]
+    low, high = (np.empty(size, np.float32) for _ in range(2))
+    maps = [np.empty(size, kind) for kind in (np.float32, np.int32, np.float32, np.int32, np.int32)]
     combine_block(
         cube, 0, size, METHOD_CODES[method], method_parameters(spec), np.empty(0), False, 0, True,
-        np.ones((n_frames, LANES)), np.empty((0, 0), np.float32), 1, image, counts[0], weight,
-        counts[1], counts[2], np.zeros((n_frames, 3), np.int64), kept=(low, high),
+        np.ones((n_frames, LANES)), np.empty((0, 0), np.float32), 1, maps,
+        np.zeros((n_frames, 3), np.int64), kept=(low, high),
     )  # fmt: skip
     return ((cube >= low) & (cube <= high)).reshape(stack.shape)
 

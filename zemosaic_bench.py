@@ -36,9 +36,9 @@ import zemosaic_report as reporting
 from parallel_utils import OUTPUT_MAPS, available_memory, memory_text, parallel_map, stack_bytes, usable_cpus
 from zemosaic_fill import SampleSlab
 from zemosaic_kernels import kernel
-from zemosaic_slabs import MIN_ROWS, combine_slab, empty_result, recipe_of, slab_plan, stack_job
+from zemosaic_slabs import MIN_ROWS, combine_slab, recipe_of, slab_plan, stack_job
 from zemosaic_spec import ALIASES, LineFit, OutputError, PlanError, RejectName, SpecError, StackSpec, WscImpl
-from zemosaic_stack import Callback, Job, make_job, notify
+from zemosaic_stack import Callback, Job, empty_result, make_job, notify
 from zemosaic_utils import Frame, open_source
 
 if TYPE_CHECKING:
@@ -513,7 +513,8 @@ def combiner(job: Job, cube: np.ndarray, workers: int) -> Callable[[], np.ndarra
         Does the step and returns the image, ``(H, W)`` or ``(H, W, 3) float32``, which the next call overwrites.
     """
     slab = SampleSlab(job, job.shape[0], cube)
-    recipe, result = recipe_of(job), empty_result(job, slab_plan(job, workers, 1 << 60, None))
+    plan = slab_plan(job, workers, 1 << 60, None)
+    recipe, result = recipe_of(job), empty_result(job, plan.rows_per_slab)
 
     def combine() -> np.ndarray:
         combine_slab(job, recipe, slab, result, workers)

@@ -1,4 +1,4 @@
-"""The command line: ``zemosaic-phase3 stack``, ``demo``, ``simulate``, ``doctor`` and ``bench``.
+"""The command line: ``zemosaic-phase3 stack``, ``demo``, ``simulate``, ``doctor``, ``bench``, ``attach``, ``detach``.
 
 Exit status: 0 done, 1 nothing stacked or failed, 2 wrong usage, 130 interrupted. Whatever can be known to be wrong is
 said before the first frame is read.
@@ -31,8 +31,10 @@ from zemosaic_spec import (
     RegisterMode,
     RegisterSpec,
     RejectName,
+    SelectSpec,
     SpecError,
     StackSpec,
+    TransformName,
     WeightName,
     WscImpl,
     ZeMosaicError,
@@ -139,6 +141,8 @@ def build_parser() -> argparse.ArgumentParser:
         (_add_simulate, run_simulate, "simulate", "DIR [options]", "write seeded Seestar-like frames and their truth"),
         (_add_doctor, run_doctor, "doctor", "", "show versions, cores, memory, GPU, and what stack would choose"),
         (_add_bench, run_bench, "bench", "[options]", "time every method on this machine and say what limits it"),
+        (_add_checkout, run_attach, "attach", "CHECKOUT", "make a ZeMosaic checkout use this library"),
+        (_add_checkout, run_detach, "detach", "CHECKOUT", "undo attach, without a trace"),
     ):
         command = commands.add_parser(
             name,
@@ -188,6 +192,23 @@ def _add_registration(group: Group) -> None:
         "how; auto is stars, seeded by the WCS, with the WCS alone where there are too few stars; "
         "none takes frames that are registered already",
     )  # fmt: skip
+    _add_choice(
+        group, "--transform", "transform", TransformName, RegisterSpec.transform,
+        "model of a frame's map onto the reference; auto is the simplest that the stars do not contradict",
+    )  # fmt: skip
+    group.add_argument(
+        "--max-fwhm", type=float, metavar="PX", help="leave out frames whose stars are wider, pixels (default: none)"
+    )
+    group.add_argument(
+        "--min-stars",
+        type=_positive,
+        metavar="N",
+        help="leave out frames with fewer stars (default: none)",
+    )
+    group.add_argument(
+        "--drop-worst", type=float, default=0.0, metavar="PERCENT",
+        help="leave out this share of the registered frames, those that show faint stars worst (default: 0)",
+    )  # fmt: skip
     _add_choice(group, "--interpolation", "interpolation", InterpolationName, StackSpec.interpolation, "resampling")
     group.add_argument(
         "--bayer", type=_bayer, default="auto", metavar="PATTERN",
@@ -212,6 +233,10 @@ def _add_stacking(group: Group) -> None:
     _add_choice(group, "--wsc-impl", "winsorizing (wsc_impl)", WscImpl, default.wsc_impl, "kind of winsorizing")
     _add_choice(group, "--line-fit", "line fit", LineFit, default.line_fit, "how linear_fit_clip fits its line")
     _add_choice(group, "--normalize", "normalisation", NormalizeName, default.normalize, "matching of levels")
+    group.add_argument(
+        "--flatten", action="store_true",
+        help="make the backgrounds of all frames like the reference's, by a low-order surface each (default: no)",
+    )  # fmt: skip
     _add_choice(group, "--weight", "weight", WeightName, default.weight, "weights of the frames")
     _add_choice(group, "--combine", "combination", CombineName, default.combine, "combination of what is kept")
     group.add_argument(
@@ -335,6 +360,11 @@ def _add_bench(parser: argparse.ArgumentParser) -> None:
     _add_messages(parser)
 
 
+def _add_checkout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkout", metavar="CHECKOUT", type=Path, help="folder of a ZeMosaic checkout")
+    _add_messages(parser)
+
+
 def _methods(text: str) -> tuple[str, ...]:
     from zemosaic_bench import chosen_methods
 
@@ -379,7 +409,7 @@ def _outputs(args: argparse.Namespace) -> Outputs:
     return outputs
 
 
-def _specs(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec]:
+def _specs(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectSpec]:
     """Return what the options ask for; raises SpecError for a value out of range."""
     if args.require_gpu and args.device == "cpu":
         raise SpecError("--require-gpu and --device cpu contradict each other")
@@ -396,10 +426,12 @@ def _specs(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec]:
         equalize_rgb=args.equalize_rgb,
         radial_weight=args.radial_weight,
         interpolation=args.interpolation,
+        flatten=args.flatten,
     )
     if args.winsor_limits is not None and not stack.is_legacy_winsor:
         raise SpecError("--winsor-limits needs --reject winsorized_sigma_clip --wsc-impl legacy_quantile")
-    return stack, RegisterSpec(mode=args.register)
+    select = SelectSpec(max_fwhm=args.max_fwhm, min_stars=args.min_stars, drop_worst=args.drop_worst)
+    return stack, RegisterSpec(mode=args.register, transform=args.transform), select
 
 
 def _frames(args: argparse.Namespace, output: Path, console: Console) -> list[Path]:
@@ -443,7 +475,7 @@ def run_stack(args: argparse.Namespace, console: Console) -> None:
     from zemosaic_warmup import kernels_compiled_beside
     from zemosaic_worker import stack_files
 
-    stack, register = _specs(args)
+    stack, register, select = _specs(args)
     outputs = _outputs(args)
     frames = _frames(args, outputs.image, console)
     reference = _reference(args.reference, frames)
@@ -457,6 +489,7 @@ def run_stack(args: argparse.Namespace, console: Console) -> None:
             outputs.image,
             stack=stack,
             register=register,
+            select=select,
             bayer=args.bayer,
             reference=reference,
             device=args.device,
@@ -545,6 +578,41 @@ def run_bench(args: argparse.Namespace, console: Console) -> None:
         reporting.write_text(text, args.json)
     if not args.quiet:
         zemosaic_bench.print_bench(reporting.make_console(sys.stdout), result)
+
+
+# --------------------------------------------------------------------------- attach, detach
+
+
+def run_attach(args: argparse.Namespace, _console: Console) -> None:
+    """``attach``: put our functions into a ZeMosaic checkout, and say what was done."""
+    import zemosaic_attach
+
+    done = zemosaic_attach.attach(args.checkout)
+    facts = [("attached", str(done.checkout))]
+    facts += _continued("put there", [f"{folder}/ (two small files, hidden from git)" for folder in done.folders])
+    facts += _continued("replaced", done.replaced)
+    facts += _continued("left alone", [f"{name}: {reason}" for name, reason in done.kept.items()])
+    facts.append(("takes effect", "at the next start of ZeMosaic; none of its files was changed"))
+    if done.missing:
+        facts.append(("attention", f"the Python that runs ZeMosaic needs {', '.join(done.missing)} too"))
+    facts.append(("to undo", f"{PROGRAM} detach {done.checkout}"))
+    if not args.quiet:
+        reporting.print_facts(reporting.make_console(sys.stdout), facts)
+
+
+def run_detach(args: argparse.Namespace, _console: Console) -> None:
+    """``detach``: take out what ``attach`` put there."""
+    import zemosaic_attach
+
+    done = zemosaic_attach.detach(args.checkout)
+    if not args.quiet:
+        facts = [("detached", str(done.checkout)), *_continued("removed", [f"{folder}/" for folder in done.folders])]
+        reporting.print_facts(reporting.make_console(sys.stdout), facts)
+
+
+def _continued(label: str, lines: Sequence[str]) -> list[tuple[str, str]]:
+    """Label the first of several lines."""
+    return [(label if k == 0 else "", line) for k, line in enumerate(lines)]
 
 
 # --------------------------------------------------------------------------- front door

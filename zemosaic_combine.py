@@ -10,6 +10,7 @@ waits for the compilation of what they do not use. The cache on disk keeps them 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
 
@@ -422,7 +423,7 @@ def _sort_rewinsorized(t, j, n, first, last, low, high, ordered) -> None:
 
 @kernel
 def _mark_kept(t, n_valid, centre, first, last, low, high) -> None:
-    """Fill the smallest and largest value each pixel keeps, ``low, high (LANES,) float32``; crossed where none is.
+    """Fill the smallest and largest value each pixel keeps, ``low, high (LANES,) float32``; crossed if there is none.
 
     See :func:`_crossed`.
     """
@@ -615,11 +616,7 @@ def combine_block(
     frame_weight: np.ndarray,
     sample_weight: np.ndarray,
     sample_step: int,
-    image: np.ndarray,
-    coverage: np.ndarray,
-    weight_map: np.ndarray,
-    rejected_low: np.ndarray,
-    rejected_high: np.ndarray,
+    maps: Sequence[np.ndarray],
     hits: np.ndarray,
     *,
     kept: tuple[np.ndarray, np.ndarray] = NOWHERE,
@@ -648,23 +645,20 @@ def combine_block(
         Multiplies the frame weight, where given.
     sample_step : int
         Neighbouring elements that share a sample weight (the channels of a pixel, or 1).
-    image : ndarray (P,) float32, ADU
-    coverage, rejected_low, rejected_high : ndarray (P,) int32
-        Valid samples; samples rejected on either side.
-    weight_map : ndarray (P,) float32
-        Sum of the weights that entered the mean (the number of samples for the other combinations).
+    maps : five ndarrays (P,)
+        Filled: the image, float32, ADU; the coverage, int32, valid samples; the sum of the weights that entered the
+        mean (the number of samples for other combinations), float32; the samples rejected low and high, int32.
     hits : ndarray (N, 3) int64
         Grows by the samples of each frame rejected low, rejected high, and valid.
     kept : two ndarrays (P,) float32, optional
         Filled with the smallest and the largest value each pixel keeps; crossed where it keeps none.
     """
-    maps = (image, coverage, weight_map, rejected_low, rejected_high, hits)
     run = _block_kernel(int(method), combine == 0, bool(rewinsor), bool(uniform) and combine == 0)
-    rest = (par, critical, combine, frame_weight, sample_weight, sample_step, *maps, *kept)
+    rest = (par, critical, combine, frame_weight, sample_weight, sample_step, *maps, hits, *kept)
     if method != 0 or combine != 0 or not uniform or kept is not NOWHERE:
         return int(run(cube, start, stop, *rest))
     lost = 0
-    while (at := _mean_strips(cube, start, stop, *maps)) < stop:
+    while (at := _mean_strips(cube, start, stop, *maps, hits)) < stop:
         start = min(at + STRIP, stop)
         lost += run(cube, at, start, *rest)
     return int(lost)

@@ -133,8 +133,14 @@ class FrameSource(abc.ABC):
         """
         raise FrameError(self.name, "its pixels cannot be read as stored; use read_rows")
 
-    def rows_in_memory(self, y0: int, y1: int) -> np.ndarray | None:
-        """Return rows y0 .. y1 - 1 as a view of the caller's contiguous array, if that is where they are."""
+    @property
+    def raw_file(self) -> RawFile | None:
+        """Where :meth:`read_raw` reads, if that is a file."""
+        return None
+
+    @property
+    def pixels_in_memory(self) -> np.ndarray | None:
+        """The caller's array, as stored, if that is where the pixels are and its rows lie one after the other."""
         return None
 
     def read_header(self) -> Header:
@@ -190,6 +196,20 @@ class RawLayout(NamedTuple):
     dtype: np.dtype
     flipped: bool
     planar: bool
+
+
+class RawFile(NamedTuple):
+    """Where the pixels that :meth:`FrameSource.read_raw` gives lie in a file.
+
+    ``offset``: of row 0, bytes; ``row_bytes``: of one row of one plane; ``planes``: how many lie one after the other,
+    ``plane_bytes`` apart (1: all channels are in the row).
+    """
+
+    path: str
+    offset: int
+    row_bytes: int
+    planes: int
+    plane_bytes: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -546,9 +566,9 @@ class _ArraySource(FrameSource):
         rows = self._pixels[y0:y1]
         np.copyto(out.view(rows.dtype).reshape(rows.shape), rows)
 
-    def rows_in_memory(self, y0: int, y1: int) -> np.ndarray | None:
-        rows = self._pixels[y0:y1]
-        return rows if rows.flags.c_contiguous else None
+    @property
+    def pixels_in_memory(self) -> np.ndarray | None:
+        return self._pixels if self._pixels.flags.c_contiguous else None
 
 
 class _PixelFile(FrameSource):
@@ -574,20 +594,25 @@ class _PixelFile(FrameSource):
         is_simple = not self._place.gzipped and self._place.order != "columns"
         return self._codec.raw_layout(planar=planar) if is_simple else None
 
-    def read_raw(self, y0: int, y1: int, out: np.ndarray) -> None:
-        planes = 1 if self.cfa else self.channels
-        row = self.width * planes * self._codec.stored.itemsize
+    @property
+    def raw_file(self) -> RawFile | None:
         layout = self.raw_layout
         if layout is None:
+            return None
+        channels = 1 if self.cfa else self.channels
+        planes = channels if layout.planar else 1
+        row = self.width * (channels // planes) * layout.dtype.itemsize
+        return RawFile(self._place.path, self._place.offset, row, planes, self.height * row)
+
+    def read_raw(self, y0: int, y1: int, out: np.ndarray) -> None:
+        place = self.raw_file
+        if place is None:
             super().read_raw(y0, y1, out)
-        elif not layout.planar:
-            pieces = [(self._place.offset + y0 * row, out)]
-        else:
-            plane_row = row // planes
-            places = [self._place.offset + (c * self.height + y0) * plane_row for c in range(planes)]
-            pieces = list(zip(places, np.split(out, planes), strict=True))
+            return
+        first = place.offset + y0 * place.row_bytes
+        pieces = [(first + c * place.plane_bytes, part) for c, part in enumerate(np.split(out, place.planes))]
         with _file_errors(self.name):
-            for got, (_, piece) in zip(_read_at(self._place.path, pieces), pieces, strict=True):
+            for got, (_, piece) in zip(_read_at(place.path, pieces), pieces, strict=True):
                 if got < piece.size:
                     reason = f"truncated: expected {piece.size} bytes of pixels, found {got} bytes; copy it again"
                     raise FrameError(self.name, reason)

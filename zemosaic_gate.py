@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +25,8 @@ SHAPED_OBJECTS: Final = (5, 500)  # fewer objects are no evidence; more than the
 EMPTY_WEIGHT: Final = 1.5  # a tile is rejected at the default threshold 0.48 when 32 % of it is empty
 CORNER_WEIGHT: Final = 0.4  # four empty corners alone do not reject: field rotation makes them
 BORDER_WEIGHT: Final = (0.1, 0.4)  # score per unit of excess border noise, and its limit: does not reject alone
+SMALLEST_SIDE_PX: Final = 64  # a smaller tile says nothing of border and corners, and adds nothing to a mosaic
+BLOWN_UP: Final = 1e6  # ADU, and times the level inside: no camera gives this, a normalisation that went wrong does
 
 
 def evaluate_quality_gate_metrics(
@@ -35,7 +38,7 @@ def evaluate_quality_gate_metrics(
     threshold: float = 0.48,
     alpha: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """Judge a finished tile: 0 = good, accepted at ``score <= threshold``.
+    """Judge a finished tile: 0 = good, accepted at ``score <= threshold`` unless a rule overrides the score.
 
     The score is that of the worst fault, so that small blemishes do not add up to a rejection:
     ``max(TRL, 1.5 EMPTY, 0.4 CER, min(0.4, 0.1 (NBR - 1)))``, at most 1.
@@ -48,6 +51,11 @@ def evaluate_quality_gate_metrics(
     - ``NBR``: noise of the border ``edge_band_px`` wide over noise of the rest; 1 when it cannot be measured.
     - ``EOC``, extended-object coverage: fraction of the data brighter than the sky by ``k_sigma`` noise that outlives
       an opening by ``erode_px``. For information: a nebula is no fault.
+
+    Two rules stand above the score. A tile is rejected whatever the threshold (``hard_reject``) if its shorter side is
+    below 64 px (``small_dim``), its border (99th percentile) exceeds 1e6 ADU and 1e6 times the level inside
+    (``edge_blowup``), or it holds no data (``empty``). It is accepted in spite of a score above the threshold
+    (``override``) if only border noise or corners are to blame: they tell of the rim, which the mosaic weighs down.
 
     Parameters
     ----------
@@ -66,7 +74,8 @@ def evaluate_quality_gate_metrics(
     -------
     dict
         ``score``, ``threshold``, ``EOC``, ``TRL``, ``CER``, ``NBR``, ``EMPTY`` (finite floats), ``objects`` (int, stars
-        behind TRL), ``accepted`` (bool). A tile without data has score 1.
+        behind TRL), ``hard_reject`` (0 or 1), ``hard_reject_reason`` (text), ``override``, ``accepted`` (bool). A tile
+        without data has score 1.
 
     Raises
     ------
@@ -94,7 +103,61 @@ def evaluate_quality_gate_metrics(
         min(most, rate * (metrics["NBR"] - 1.0)),
     )
     score = min(1.0, max(0.0, *faults))
-    return {"score": score, "threshold": float(threshold), **metrics, "accepted": score <= threshold}
+    reason = _hard_reject(image, band, is_empty=not valid.any())
+    is_rim_only = max(faults[:2]) <= threshold < score
+    return {
+        "score": score,
+        "threshold": float(threshold),
+        **metrics,
+        "hard_reject": int(bool(reason)),
+        "hard_reject_reason": reason,
+        "override": is_rim_only and not reason,
+        "accepted": not reason and (score <= threshold or is_rim_only),
+    }
+
+
+def _hard_reject(image: np.ndarray, band: int, *, is_empty: bool) -> str:
+    """Why a tile is rejected whatever its score; empty text if it is not."""
+    if min(image.shape[:2]) < SMALLEST_SIDE_PX:
+        return "small_dim"
+    level = np.abs(luminance(image))
+    inside = level[band:-band, band:-band]
+    rim = np.concatenate([part.ravel() for part in (level[:band], level[-band:], level[:, :band], level[:, -band:])])
+    rim = rim[np.isfinite(rim)]
+    typical = finite_median(inside)
+    if rim.size and np.percentile(rim, 99) > BLOWN_UP * max(1.0, 0.0 if math.isnan(typical) else typical):
+        return "edge_blowup"
+    return "empty" if is_empty else ""
+
+
+def _evaluate_quality_gate_metrics(
+    tile_id: int,
+    data: np.ndarray,
+    *,
+    enabled: bool,
+    threshold: float = 0.48,
+    edge_band: int = 64,
+    k_sigma: float = 2.5,
+    erode_px: int = 3,
+    pcb: Callable[..., Any] | None = None,
+    alpha_mask: np.ndarray | None = None,
+    alpha_soft_threshold: float = 0.0,
+) -> dict[str, Any] | None:
+    """Inherited form of :func:`evaluate_quality_gate_metrics`: ``score``, ``accepted`` and the rest under ``metrics``.
+
+    None where the gate is not enabled. Pixels with an alpha (0 to 1, or 0 to 255) below ``alpha_soft_threshold`` do not
+    count. ``tile_id`` and ``pcb`` are accepted; the caller tells of the verdict.
+    """
+    if not enabled:
+        return None
+    alpha = None
+    if alpha_mask is not None:
+        full = 255.0 if alpha_mask.dtype.kind in "iu" else 1.0
+        alpha = (alpha_mask > 0) & (alpha_mask >= alpha_soft_threshold * full)
+    found = evaluate_quality_gate_metrics(
+        data, edge_band_px=edge_band, k_sigma=k_sigma, erode_px=erode_px, threshold=threshold, alpha=alpha
+    )
+    return {"score": found["score"], "accepted": found["accepted"], "threshold": found["threshold"], "metrics": found}
 
 
 def _holds_data(lum: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:

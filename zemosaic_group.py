@@ -24,8 +24,9 @@ from zemosaic_register_wcs import register_wcs
 from zemosaic_spec import FrameError, FrameStats, NoFramesError, RegisterSpec, Registration
 from zemosaic_stack import Callback, notify
 from zemosaic_stars import StarList, choose_reference
+from zemosaic_stars import find_stars as stars_of
 from zemosaic_utils import FrameSource, open_source
-from zemosaic_weights import cell_view, measure_levels, measuring_view, quanta, stars_in, with_stars
+from zemosaic_weights import cell_view, measure_levels, quanta, read_frame, with_stars
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -76,6 +77,7 @@ class FrameRow:
     offset: list[float] = field(default_factory=list)
     weight: list[float] = field(default_factory=list)
     rejected_percent: float = float("nan")
+    transparency: float = float("nan")  # of the air, the reference's being 1
 
     def drop(self, reason: str) -> None:
         """Leave the frame out, and keep why."""
@@ -97,14 +99,14 @@ def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool, mea
     """
     stats, stars = None, None
     if measure or find_stars:
-        view = measuring_view(source)
+        pixels, view = read_frame(source)
         _refuse_blank(source, view)
         stats = measure_levels(view, quantum=quanta(source))
         if find_stars:
-            stars = stars_in(source, view, spec)
-            stats = with_stars(stats, stars)
+            stars = stars_of(pixels, spec, source.cfa)
+            stats = with_stars(stats, stars, view, source.cfa)
     elif not _shows_something(_middle_rows(source)):
-        _refuse_blank(source, measuring_view(source))
+        _refuse_blank(source, read_frame(source)[1])
     header = source.read_header()
     return Scan(
         stats,
@@ -116,7 +118,7 @@ def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool, mea
 
 
 def _middle_rows(source: FrameSource) -> np.ndarray:
-    """Read ``LOOK_ROWS`` rows from the middle of a frame, as :func:`zemosaic_weights.measuring_view` shows them."""
+    """Read ``LOOK_ROWS`` rows from the middle of a frame, as :func:`zemosaic_weights.read_frame` shows them."""
     first = source.height // 4 * 2  # a whole cell of a mosaic
     pixels = source.read_rows(first, min(first + LOOK_ROWS, source.height))
     return cell_view(pixels, source.cfa) if source.cfa is not None else pixels.reshape(*pixels.shape[:2], -1)
@@ -140,9 +142,10 @@ def _refuse_blank(source: FrameSource, view: np.ndarray) -> None:
 
 
 def scan_bytes(source: FrameSource) -> int:
-    """Return the bytes that scanning a frame takes: two copies of what is measured, and four planes to find stars."""
-    cells = source.height * source.width // (1 if source.cfa is None else 4)
-    return cells * (8 * source.channels + 16)
+    """Return the bytes that scanning a frame takes: its pixels, its 2x2 cells, and what finding stars needs."""
+    cells = source.height * source.width // 4
+    pixel = 4 * source.channels if source.cfa is None else source.dtype.itemsize + 4
+    return cells * (4 * pixel + (50 if source.cfa is None else 36))
 
 
 def card_value(header: Header, key: str) -> Any:

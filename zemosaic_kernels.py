@@ -13,10 +13,13 @@ will need last, while it does its own work: :func:`compile_beside` and :func:`wa
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 import numba
@@ -24,13 +27,29 @@ import numba
 logger = logging.getLogger("zemosaic.kernels")
 
 COMPILER_PATIENCE_S: Final = 120.0  # waited for the other process; what it has not done by then is compiled here
+ROOMS: Final = ("combine", "kernels", "rejection", "resample", "samples", "simd", "star_kernels")
 
-# Sorting only moves values, so "no NaN, no infinity, sign of zero does not matter" changes no bit there, and lets
-# LLVM use SIMD minimum and maximum. Nothing that adds or multiplies is ever compiled with these.
-_SORTING = {"nnan", "ninf", "nsz"}
+
+@cache
+def _stamp() -> str:
+    """Return a short text that changes when any of the kernels' rooms does.
+
+    Numba looks for a change only in the file of the function it is asked for, not in those of the functions that this
+    one calls, and would run code compiled from their former text.
+    """
+    digest = hashlib.blake2b(digest_size=5)
+    for room in ROOMS:
+        file = Path(__file__).with_name(f"zemosaic_{room}.py")
+        with contextlib.suppress(OSError):  # frozen programs have no files, and no text that changes
+            status = file.stat()
+            digest.update(f"{room} {status.st_size} {status.st_mtime_ns} ".encode())
+    return digest.hexdigest()
 
 
 def _compile(function: Callable[..., Any], **options: Any) -> Any:
+    # Numba names its cache files by source file and qualified name. The module is part of it because a room may also be
+    # loaded as a member of a package (zemosaic_attached): cached code refers to its module.
+    function.__qualname__ = f"{function.__module__}.{function.__qualname__}.{_stamp()}"
     try:
         return numba.njit(cache=True, **options)(function)
     except RuntimeError:  # Numba found no folder for its cache
@@ -40,11 +59,6 @@ def _compile(function: Callable[..., Any], **options: Any) -> Any:
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a kernel with strict IEEE arithmetic: nothing contracted or reordered, x / 0 is inf or nan."""
     return _compile(function, nogil=True, fastmath=False, error_model="numpy")
-
-
-def sorting_kernel(function: Callable[..., Any]) -> Any:
-    """Compile a kernel that only compares and moves finite values."""
-    return _compile(function, nogil=True, fastmath=_SORTING, error_model="numpy")
 
 
 # --------------------------------------------------------------------------- a second process

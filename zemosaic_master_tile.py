@@ -11,16 +11,18 @@ import inspect
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from parallel_utils import usable_cpus
+from parallel_utils import available_memory, usable_cpus
+from zemosaic_center_out import CenterOutSpec, Context, Correction, match_tile
 from zemosaic_gate import evaluate_quality_gate_metrics
-from zemosaic_group import Group, open_group, register_group, scan_group
+from zemosaic_group import FrameRow, Group, open_group, register_group, scan_group
 from zemosaic_pipeline import FRAMES_UNITS, Stacker, Tile, frames_columns, stack_group, timed, wcs_cards
 from zemosaic_spec import (
     CropSpec,
@@ -49,6 +51,7 @@ TileResult = tuple[tuple[str | None, "WCS | None"], RetryGroups]
 Box = tuple[int, int, int, int]
 
 EXTREME_GROUP_FRAMES: Final = 1000  # from here on the run is told that the group is extreme
+SLOT_POLL_S: Final = 0.5  # a tile that waits for its turn looks this often whether the run was stopped
 REJECTS_FOLDER: Final = "rejected_by_quality"
 # What may go wrong with one tile and must not end the run; anything else is a fault of this program.
 _FAILURES: Final = (ZeMosaicError, MemoryError, OSError, ValueError)
@@ -69,16 +72,19 @@ class TileRequest:
     abort: Any = None  # an event with is_set()
     heartbeat: Callback | None = None
     extreme_group_frames: int = EXTREME_GROUP_FRAMES
-    wants_center_out: bool = False
+    strategy: Mapping[str, Any] = field(default_factory=dict)
+    center_out: CenterOutSpec | None = None
+    context: Context | None = None  # of the centre-out normalisation
+    slots: Any = None  # a semaphore: how many tiles are read, aligned and stacked at a time
 
     def __post_init__(self) -> None:
         """Accept heartbeats of either form."""
-        self.heartbeat = _beat_without_stage(self.heartbeat)
+        self.heartbeat = _beat_without_tile(self.heartbeat)
 
     def tell(self, key: str, level: str = "INFO", **details: Any) -> None:
         """Send one progress key of this tile, and beat; a request to stop is answered here."""
         self.check_abort()
-        notify(self.heartbeat, key)
+        notify(self.heartbeat, self.tile_id)
         notify(self.progress, f"mastertile_{key}", None, level, tile_id=self.tile_id, **details)
 
     def fail(self, key: str, exc: BaseException) -> None:
@@ -102,18 +108,55 @@ class TileRequest:
     def step(self, stage: str, done: int, total: int) -> None:
         """Pass on a step of a stage, and beat. Called from several threads."""
         self.check_abort()
-        notify(self.heartbeat, stage)
+        notify(self.heartbeat, self.tile_id)
         notify(self.progress, stage, done, total)
 
+    @contextlib.contextmanager
+    def slot(self) -> Iterator[None]:
+        """Hold one of the run's slots; given back whatever happens. Waiting for one ends when the run is stopped."""
+        slots = self.slots
+        if slots is None:
+            yield
+            return
+        while not slots.acquire(timeout=SLOT_POLL_S):
+            self.check_abort()
+        try:
+            yield
+        finally:
+            slots.release()
 
-def _beat_without_stage(heartbeat: Callback | None) -> Callback | None:
-    """Let a heartbeat that takes no argument be called with the stage."""
+
+class _Working:
+    """How many tiles are worked on in this process: they share what memory there is."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._count -= 1
+
+    def memory_share(self) -> int:
+        """Bytes that one tile may take: half of what is available, divided by the tiles in work."""
+        return available_memory() // 2 // max(self._count, 1)
+
+
+working: Final = _Working()
+
+
+def _beat_without_tile(heartbeat: Callback | None) -> Callback | None:
+    """Let a heartbeat that takes no argument be called with the number of the tile."""
     if heartbeat is None:
         return None
     try:
-        inspect.signature(heartbeat).bind("stage")
+        inspect.signature(heartbeat).bind(0)
     except TypeError:
-        return lambda _stage: heartbeat()
+        return lambda _tile_id: heartbeat()
     except ValueError:  # built in, without a signature to look at
         return heartbeat
     return heartbeat
@@ -121,11 +164,22 @@ def _beat_without_stage(heartbeat: Callback | None) -> Callback | None:
 
 def make_master_tile(request: TileRequest, stacker: Stacker) -> TileResult:
     """Make one tile; every failure of the tile becomes a progress key and ``((None, None), retry_groups)``."""
+    result: TileResult = (None, None), []
     try:
-        return _make(request, stacker)
+        result = _make(request, stacker)
     except StackCancelled as exc:
         logger.warning("tile %d stopped: %s", request.tile_id, exc)
-        return (None, None), []
+    finally:
+        if result[0][0] is None:
+            _release_waiting_tiles(request)
+    return result
+
+
+def _release_waiting_tiles(request: TileRequest) -> None:
+    """Let no tile wait for an anchor that will not come."""
+    context = request.context
+    if request.center_out is not None and context is not None and context.anchor_original_id == request.tile_id:
+        context.register_tile(request.tile_id, None, None, None, 1.0, 0.0, "failed")
 
 
 def _make(request: TileRequest, stacker: Stacker) -> TileResult:
@@ -135,20 +189,25 @@ def _make(request: TileRequest, stacker: Stacker) -> TileResult:
         tell("error_no_images_provided", "ERROR")
         return lost
     tell("info_creation_started_from_cache", num_raw=n)
+    if request.strategy:
+        hints = {"cap": "cap", "memmap": "memmap", "gpu_hint": "gpu_batch_hint"}
+        tell("autocaps_hint", "INFO_DETAIL", **{name: request.strategy.get(key) for name, key in hints.items()})
     if n >= request.extreme_group_frames:
-        tell("extreme_group", "WARN", raw_count=n, threshold=request.extreme_group_frames)
+        tell("extreme_group", "WARN", num_frames=n, threshold=request.extreme_group_frames, reason="[EXTREME_GROUP]")
     report = TileReport(n_input=n)
     key = "error_saving"
     try:
         request.folder.mkdir(parents=True, exist_ok=True)
         key = "error_loading_cache"
-        group = _load(request, report)
-        if not _has_reference(request, group):
-            return lost
-        lost = (None, None), _align(request, group, report)
-        key = "error_stacking_failed"
-        tile = _stack(request, group, stacker, report)
-        finished = _finish(request, group, tile)
+        with request.slot(), working:
+            group = _load(request, report)
+            if not _has_reference(request, group):
+                return lost
+            lost = (None, None), _align(request, group, report)
+            key = "error_stacking_failed"
+            tile = _stack(request, group, stacker, report)
+        tile, correction = _match_to_anchor(request, tile)
+        finished = _finish(request, group, tile, correction)
         key = "error_saving"
         return _save(request, tile, finished), lost[1]
     except MemoryError as exc:
@@ -169,13 +228,28 @@ def _load(request: TileRequest, report: TileReport) -> Group:
     with timed(report, "open"):
         group = open_group(request.entries, _open_cache)
     with timed(report, "measure"):
-        scan_group(group, RegisterSpec(), find_stars=True, workers=_workers(request), progress=request.step)
+        scan_group(
+            group, RegisterSpec(), find_stars=True, workers=_workers(request), allowed_bytes=working.memory_share(),
+            progress=request.step,
+        )  # fmt: skip
     for entry, row in zip(request.entries, group.rows, strict=True):
         if not row.used:
-            key = "warn_invalid_cached_data" if _is_there(entry) else "warn_cache_file_missing"
-            request.tell(key, "WARN", filename=Path(row.name).name, reason=row.reason)
+            _tell_of_lost_cache(request, entry, row)
     group.require_some("loaded")
     return group
+
+
+def _tell_of_lost_cache(request: TileRequest, entry: Entry, row: FrameRow) -> None:
+    path = _cache_path(entry)
+    details = {"filename": Path(row.name).name, "cache_path": str(path or ""), "reason": row.reason}
+    if path is None or not Path(path).is_file():
+        request.tell("warn_cache_file_missing", "WARN", **details)
+        return
+    try:
+        shape, dtype = (str(found) for found in _stored_array(path, row.name))
+    except FrameError:
+        shape = dtype = "N/A"
+    request.tell("warn_invalid_cached_data", "WARN", shape=shape, dtype=dtype, **details)
 
 
 def _workers(request: TileRequest) -> int:
@@ -185,11 +259,6 @@ def _workers(request: TileRequest) -> int:
 def _cache_path(entry: Entry) -> str | os.PathLike[str] | None:
     path = entry.get("path_preprocessed_cache") if isinstance(entry, Mapping) else None
     return path if isinstance(path, str | os.PathLike) and os.fspath(path) else None
-
-
-def _is_there(entry: Entry) -> bool:
-    path = _cache_path(entry)
-    return path is not None and Path(path).is_file()
 
 
 def _open_cache(entry: Entry) -> FrameSource:
@@ -244,7 +313,8 @@ def _has_reference(request: TileRequest, group: Group) -> bool:
     if group.source(group.reference).wcs() is None:
         request.tell("error_invalid_ref_wcs_header", "ERROR", filename=Path(group.rows[group.reference].name).name)
         return False
-    request.tell("info_reference_set", "DEBUG_DETAIL", ref_index=group.reference)
+    name = Path(group.rows[group.reference].name).name
+    request.tell("info_reference_set", "DEBUG_DETAIL", ref_index=group.reference, ref_filename=name)
     return True
 
 
@@ -286,6 +356,22 @@ def _stack(request: TileRequest, group: Group, stacker: Stacker, report: TileRep
     return tile
 
 
+def _match_to_anchor(request: TileRequest, tile: Tile) -> tuple[Tile, Correction | None]:
+    """Centre-out normalisation, where the run asks for it."""
+    if request.center_out is None or request.context is None:
+        return tile, None
+    request.check_abort()
+    image, found = match_tile(tile.image, tile.wcs, request.tile_id, request.context, request.center_out)
+    if found.is_applied:
+        request.tell(
+            "center_out_applied", "INFO_DETAIL", gain=f"{found.gain:.6f}", offset=f"{found.offset:.6f}",
+            mode=found.mode, samples=found.samples,
+        )  # fmt: skip
+    else:
+        request.tell("center_out_skipped", "DEBUG_DETAIL", reason=found.mode)
+    return replace(tile, image=image), found
+
+
 @dataclass
 class _Finished:
     """What is saved of a tile: cropped, masked and judged."""
@@ -297,7 +383,7 @@ class _Finished:
     accepted: bool
 
 
-def _finish(request: TileRequest, group: Group, tile: Tile) -> _Finished:
+def _finish(request: TileRequest, group: Group, tile: Tile, correction: Correction | None) -> _Finished:
     coverage = tile.maps.get("COVERAGE")
     if coverage is None:
         coverage = np.isfinite(tile.image).astype(np.int32)
@@ -307,12 +393,13 @@ def _finish(request: TileRequest, group: Group, tile: Tile) -> _Finished:
         y0, x0, y1, x1 = box
         wcs = shift_wcs(wcs, y0, x0, (y1 - y0, x1 - x0))
         coverage = coverage[y0:y1, x0:x1]
-        notify(request.progress, f"MT_CROP: {y0},{x0},{y1},{x1}", None, "INFO_DETAIL")
+        notify(request.progress, f"MT_CROP: quality-based rect=({y0}, {x0}, {y1}, {x1})", None, "INFO_DETAIL")
+    elif request.crop.quality_crop:
+        notify(request.progress, "MT_CROP: quality crop skipped (the whole tile is kept)", None, "INFO_DETAIL")
     alpha = alpha_from_coverage(coverage, mask)
-    if request.wants_center_out:
-        request.tell("center_out_skipped", "INFO_DETAIL", reason="not applied")
     metrics = _judge(request, image, alpha)
     header = _complete_header(request, group, tile, wcs, box, metrics)
+    header.extend(_center_out_cards(request, correction), update=True)
     return _Finished(image, alpha, wcs, header, accepted=bool(metrics.get("accepted", True)))
 
 
@@ -327,9 +414,15 @@ def _judge(request: TileRequest, image: np.ndarray, alpha: np.ndarray) -> Mappin
     )  # fmt: skip
     notify(
         request.progress, "mt_quality_gate_result", None, "INFO",
-        tile_id=request.tile_id, accepted=metrics["accepted"], score=metrics["score"], threshold=gate.threshold,
+        tile_id=request.tile_id, path=_file_name(request), score=f"{metrics['score']:.3f}",
+        threshold=f"{gate.threshold:.3f}", status="ACCEPT" if metrics["accepted"] else "REJECT",
+        reason=metrics["hard_reject_reason"],
     )  # fmt: skip
     return metrics
+
+
+def _file_name(request: TileRequest) -> str:
+    return f"master_tile_{request.tile_id:03d}.fits"
 
 
 def _save(request: TileRequest, tile: Tile, finished: _Finished) -> tuple[str | None, WCS | None]:
@@ -338,7 +431,7 @@ def _save(request: TileRequest, tile: Tile, finished: _Finished) -> tuple[str | 
     if is_moved:
         folder = folder / REJECTS_FOLDER
         folder.mkdir(exist_ok=True)
-    path = folder / f"master_tile_{request.tile_id:03d}.fits"
+    path = folder / _file_name(request)
     hdus = tile_hdus(
         finished.image, finished.header, alpha=finished.alpha,
         frames_table=frames_columns(tile.rows), frames_units=FRAMES_UNITS,
@@ -347,7 +440,7 @@ def _save(request: TileRequest, tile: Tile, finished: _Finished) -> tuple[str | 
     write_fits_atomically(hdus, path, overwrite=True)
     with contextlib.suppress(StackCancelled):  # too late for this tile, which is complete
         if is_moved:
-            notify(request.progress, "mt_quality_gate_moved", None, "INFO", tile_id=request.tile_id, dest=str(path))
+            notify(request.progress, "mt_quality_gate_moved", None, "WARN", tile_id=request.tile_id, dst=str(path))
         elif finished.accepted:
             notify(
                 request.progress, "mastertile_info_saved", None, "INFO_DETAIL",
@@ -373,19 +466,31 @@ def _complete_header(
     if info.get("applied"):
         _put_finite(header, info, "RGB equalisation", _GAIN_CARDS)
     header.add_history(f"RGB equalisation {'applied' if info.get('applied') else 'not applied'}")
-    header["ZMT_P3CO"] = (False, "centre-out normalisation applied")
-    header["HIERARCH ZMT_AGAIN"] = (1.0, "gain to the anchor")
-    header["ZMT_AOFF"] = (0.0, "offset to the anchor, adu")
-    header["ZMT_ANCH"] = (-1, "anchor tile")
     header["ZMT_QCRO"] = (box is not None, "quality crop applied")
     if box is not None:
         header["ZMT_QBOX"] = (",".join(str(v) for v in box), "y0,x0,y1,x1")
-    _put_finite(header, metrics, "quality gate", _GATE_CARDS)
+    _put_finite(header, metrics, "quality gate, 0 = good", _GATE_CARDS)
+    if metrics:
+        header["ZMT_QBD"] = (int(not metrics["accepted"]), "1: rejected by the quality gate")
     return header
 
 
+def _center_out_cards(request: TileRequest, correction: Correction | None) -> Header:
+    """Gain and offset to the anchor; the anchor's number also for a tile that could not be matched to it."""
+    from astropy.io.fits import Header
+
+    found = correction or Correction(1.0, 0.0, "unmatched")
+    anchor = -1 if correction is None or request.context is None else int(request.context.anchor_original_id)
+    cards = Header()
+    cards["ZMT_P3CO"] = (int(found.is_applied), "1: centre-out normalisation applied")
+    cards["HIERARCH ZMT_AGAIN"] = (found.gain, "gain to the anchor")
+    cards["ZMT_AOFF"] = (found.offset, "offset to the anchor, adu")
+    cards["ZMT_ANCH"] = (anchor, "anchor tile, -1: none")
+    return cards
+
+
 _GAIN_CARDS: Final = {"RGBGAINR": "gain_r", "RGBGAING": "gain_g", "RGBGAINB": "gain_b", "RGBEQMED": "target_median"}
-_GATE_CARDS: Final = {"ZMT_QS": "score", "ZMT_QBD": "NBR", "ZMT_EOC": "EOC", "ZMT_TRL": "TRL", "ZMT_CER": "CER"}
+_GATE_CARDS: Final = {"ZMT_QS": "score", "ZMT_NBR": "NBR", "ZMT_EOC": "EOC", "ZMT_TRL": "TRL", "ZMT_CER": "CER"}
 
 
 def _put_finite(header: Header, values: Mapping[str, Any], comment: str, cards: Mapping[str, str]) -> None:

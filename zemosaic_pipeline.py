@@ -23,11 +23,13 @@ from parallel_utils import give_back_freed_memory, peak_rss_bytes, plan_slabs
 from zemosaic_fill import frame_block
 from zemosaic_group import FrameRow, Group, Scan, card_value, open_group, register_group, scan_group
 from zemosaic_headers import FITS_CARD
+from zemosaic_select import apply_limits, drop_worst, rate_frames
 from zemosaic_spec import (
     FrameError,
     OutputError,
     RegisterSpec,
     Registration,
+    SelectSpec,
     StackSpec,
     TileReport,
     __version__,
@@ -83,6 +85,7 @@ def build_tile(
     *,
     stack: StackSpec | None = None,
     register: RegisterSpec | None = None,
+    select: SelectSpec | None = None,
     bayer: str = "auto",
     reference: str | None = None,
     workers: int = 1,
@@ -97,7 +100,7 @@ def build_tile(
         See :func:`zemosaic_utils.open_source`.
     stacker : callable
         The engine with its policy, normally ``zemosaic_worker._stack_master_tile_auto``.
-    stack, register : StackSpec, RegisterSpec
+    stack, register, select : StackSpec, RegisterSpec, SelectSpec
     bayer : str
         "auto", "none" or a pattern.
     reference : str or None
@@ -116,21 +119,27 @@ def build_tile(
     PlanError
         Not one row of the stack fits into the memory; before a frame is read.
     """
-    stack, register = stack or StackSpec(), register or RegisterSpec()
-    report = TileReport(n_input=len(descriptors), spec={**asdict(stack), "register": asdict(register)})
+    stack, register, select = stack or StackSpec(), register or RegisterSpec(), select or SelectSpec()
+    spec = {**asdict(stack), "register": asdict(register), "select": asdict(select)}
+    report = TileReport(n_input=len(descriptors), spec=spec)
     with timed(report, "open"):
         group = open_group(descriptors, partial(open_source, bayer=bayer), reference=reference)
         group.require_some("opened")
         if allowed_bytes is not None:
             _check_memory(group, stack, register, workers, allowed_bytes)
     with timed(report, "measure"):
+        find_stars = stack.needs_stars or select.needs_stars or register.mode in ("auto", "stars")
         scan_group(
-            group, register, find_stars=stack.needs_stars or register.mode in ("auto", "stars"),
-            measure=stack.needs_levels, workers=workers, allowed_bytes=allowed_bytes, progress=progress,
+            group, register, find_stars=find_stars, measure=stack.needs_levels, workers=workers,
+            allowed_bytes=allowed_bytes, progress=progress,
         )  # fmt: skip
         group.require_some("read")
+        apply_limits(group, select)
+        group.require_some("kept")
     with timed(report, "register"):
         register_group(group, register, workers=workers, progress=progress)
+        rate_frames(group)
+        drop_worst(group, select)
     return stack_group(group, stacker, stack, report)
 
 
@@ -298,8 +307,9 @@ def _method_cards(stack: StackSpec, metadata: Mapping[str, Any]) -> Header:
     from astropy.io.fits import Header
 
     cards = Header()
-    cards["ZMT_NORM"] = (stack.normalize, "normalisation")
+    cards["ZMT_NORM"] = (metadata.get("normalize_method", stack.normalize), "normalisation")
     cards["ZMT_WGHT"] = (metadata.get("weight_method", stack.weight), "frame weights")
+    cards["ZMT_FLAT"] = (stack.flatten, "backgrounds made alike")
     is_radial = stack.radial_weight and stack.combine == "mean"
     cards["ZMT_RADW"] = (is_radial, "radial weighting")
     if is_radial:
@@ -371,7 +381,14 @@ def _iso(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds" if moment.microsecond else "seconds")
 
 
-FRAMES_UNITS: Final = {"RMS_PX": "pixel", "FWHM": "pixel", "OFFSET": "adu", "REJECTED": "%"}
+FRAMES_UNITS: Final = {
+    "RMS_PX": "pixel",
+    "FWHM": "pixel",
+    "OFFSET": "adu",
+    "SKY": "adu",
+    "NOISE": "adu",
+    "REJECTED": "%",
+}
 
 
 def frames_columns(rows: Sequence[FrameRow]) -> dict[str, Any]:
@@ -381,6 +398,14 @@ def frames_columns(rows: Sequence[FrameRow]) -> dict[str, Any]:
     def per_channel(name: str) -> np.ndarray:
         return np.array([getattr(row, name) or [np.nan] * channels for row in rows], np.float64)
 
+    def of_stars(name: str) -> np.ndarray:
+        return np.array([math.nan if row.scan is None else getattr(row.scan.stats, name) for row in rows], np.float64)
+
+    def measured(name: str) -> np.ndarray:
+        unknown = np.full(channels, np.nan)
+        levels = [unknown if row.scan is None else getattr(row.scan.stats, name) for row in rows]
+        return np.array([found if found.size == channels else unknown for found in levels], np.float64)
+
     registrations = [row.registration or Registration(ok=False) for row in rows]
     nowhere = np.full((3, 3), np.nan)
     return {
@@ -388,14 +413,19 @@ def frames_columns(rows: Sequence[FrameRow]) -> dict[str, Any]:
         "USED": np.array([row.used for row in rows]),
         "REASON": [row.reason for row in rows],
         "METHOD": [r.method for r in registrations],
+        "MODEL": [r.model for r in registrations],
         "TRANSFORM": np.stack([(r.transform if r.ok else nowhere).ravel() for r in registrations]),
         "MATCHED": np.array([r.matched for r in registrations], np.int32),
         "RMS_PX": np.array([r.rms_px for r in registrations], np.float64),
         "SCALE": per_channel("scale"),
         "OFFSET": per_channel("offset"),
         "WEIGHT": per_channel("weight"),
-        "FWHM": np.array([math.nan if row.scan is None else row.scan.fwhm for row in rows], np.float64),
+        "FWHM": of_stars("fwhm"),
+        "ECCENTR": of_stars("eccentricity"),
         "STARS": np.array([0 if row.scan is None else row.scan.n_stars for row in rows], np.int32),
+        "SKY": measured("median"),
+        "NOISE": np.sqrt(measured("variance")),
+        "TRANSPAR": np.array([row.transparency for row in rows], np.float64),
         "REJECTED": np.array([row.rejected_percent for row in rows], np.float64),
     }
 

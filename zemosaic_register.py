@@ -44,6 +44,10 @@ MIN_FRACTION: Final = 0.2  # of the stars visible in both, that must have matche
 MIN_FRACTION_STILL: Final = 0.5  # of the reference's stars, that must have matched if nothing moved
 CLIP: Final = 3.5  # residual limit in a fit, units of the pair's own sigma (0.2 % of true pairs are beyond)
 FREE_PAIRS: Final[dict[str, int]] = {"similarity": 2, "affine": 3, "homography": 4}  # pairs a model can always satisfy
+PARAMETERS: Final[dict[str, int]] = {"similarity": 4, "affine": 6, "homography": 8}
+PAIRS_PER_PARAMETER: Final = 3  # matched stars that a model richer than a similarity needs
+BIC_MARGIN: Final = 10.0  # by which a richer model must beat a simpler one
+FAINT_MARGIN: Final = 1.3  # factor above a frame's faintest stars at which it is taken to be complete
 
 
 # --------------------------------------------------------------------------- transforms
@@ -145,7 +149,7 @@ _CORE_FITS: Final = {"similarity": _similarity_core, "affine": _affine_core, "ho
 
 
 def _robust_fit(
-    kind: TransformName, source: np.ndarray, target: np.ndarray, sigma: np.ndarray
+    kind: TransformName, source: np.ndarray, target: np.ndarray, sigma: np.ndarray, rounds: int = 10
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Fit with sigma clipping; returns the matrix and the mask of pairs kept.
 
@@ -156,7 +160,7 @@ def _robust_fit(
     variance = sigma**2
     extra = float(np.median(variance))
     matrix = None
-    for _ in range(10):
+    for _ in range(rounds):
         weight = 1.0 / (variance + extra)
         matrix = fit_transform(kind, source[keep], target[keep], weight[keep])
         if matrix is None:
@@ -175,10 +179,11 @@ def _robust_fit(
 
 
 class _Catalogue(NamedTuple):
-    """Star positions (n, 2) px and errors (n,) px, brightest first."""
+    """Star positions (n, 2) px, errors (n,) px and fluxes (n,), brightest first."""
 
     xy: np.ndarray
     sigma: np.ndarray
+    flux: np.ndarray
 
 
 class _Match(NamedTuple):
@@ -212,10 +217,14 @@ class _Pair:
         self.reference, self.frame, self.shape, self.kind = reference, frame, shape, kind
         self.tree: cKDTree = cKDTree(frame.xy)
 
+    def modelled(self, kind: TransformName) -> _Pair:
+        """Return the same stars for another model."""
+        return _Pair(self.reference, self.frame, self.shape, kind)
+
     def without(self, reference_index: np.ndarray, frame_index: np.ndarray) -> _Pair:
         """Leave some stars out of both catalogues."""
         reference, frame = (
-            _Catalogue(np.delete(stars.xy, index, axis=0), np.delete(stars.sigma, index))
+            _Catalogue(np.delete(stars.xy, index, axis=0), np.delete(stars.sigma, index), np.delete(stars.flux, index))
             for stars, index in ((self.reference, reference_index), (self.frame, frame_index))
         )
         return _Pair(reference, frame, self.shape, self.kind)
@@ -260,7 +269,7 @@ def _shrink(pair: _Pair, matrix: np.ndarray, kind: TransformName, radius: float)
             fit = None
             if found > FREE_PAIRS[kind]:
                 sigma = np.hypot(pair.reference.sigma[i], pair.frame.sigma[j])
-                fit = _robust_fit(kind, pair.reference.xy[i], pair.frame.xy[j], sigma)
+                fit = _robust_fit(kind, pair.reference.xy[i], pair.frame.xy[j], sigma, rounds=3)
             if fit is None:
                 return matrix, radius if true_pairs == 0.0 else radius / 0.6
             refitted = fit[0]
@@ -541,23 +550,25 @@ def register_stars(
     Triangles by side ratios: Groth 1986, AJ 91, 1244; nearest neighbours as in astroalign (Beroiz et al. 2020, A&C
     32, 100384). Ours differs in using orientation and size, votes, an overlap-aware test against chance, and no RNG.
     """
-    need = max(spec.min_matched, FREE_PAIRS[spec.transform] + 1)
+    need = max(spec.min_matched, FREE_PAIRS.get(spec.transform, FREE_PAIRS["similarity"]) + 1)
     for who, stars in (("reference", reference), ("frame", frame)):
         if len(stars) < need:
             return failed(f"{len(stars)} stars in the {who}, at least {need} are needed")
     pair = _Pair(
-        _Catalogue(reference.xy, reference.sigma),
-        _Catalogue(frame.xy, frame.sigma),
+        _Catalogue(reference.xy, reference.sigma, reference.flux),
+        _Catalogue(frame.xy, frame.sigma, frame.flux),
         (int(shape[0]), int(shape[1])),
-        spec.transform,
+        "similarity" if spec.transform == "auto" else spec.transform,
     )
     pair, match = _match_sky(pair, spec, seed)
+    if spec.transform == "auto":
+        pair, match = _simplest_model(pair, match, spec, seed)
     if match is None:
         return failed(f"no transform brings {len(frame)} stars onto {len(reference)} of the reference")
     reason = _objection(pair, match, spec)
     if reason:
         return failed(reason, match.matched, match.rms)
-    return Registration(True, match.matrix, "stars", match.matched, match.rms)
+    return Registration(True, match.matrix, "stars", match.matched, match.rms, model=pair.kind)
 
 
 def failed(reason: str, matched: int = 0, rms: float = math.nan, method: str = "stars") -> Registration:
@@ -582,6 +593,45 @@ def _match_sky(pair: _Pair, spec: RegisterSpec, seed: np.ndarray | None) -> tupl
     sky = pair.without(i[defect], j[defect])
     full = _refine(sky, match.matrix, 1)
     return (moving, match) if full is None or _objection(sky, full, spec) else (sky, full)
+
+
+def _simplest_model(
+    pair: _Pair, match: _Match | None, spec: RegisterSpec, seed: np.ndarray | None
+) -> tuple[_Pair, _Match | None]:
+    """Keep the similarity unless a richer model is far more probable on the same stars (or alone is believed at all).
+
+    Compared by the Bayesian information criterion (Schwarz 1978, Ann. Stat. 6, 461) with the scatter unknown; a
+    richer model must win by ``BIC_MARGIN``, "very strong" evidence in the scale of Kass & Raftery 1995.
+    """
+    for kind in ("affine", "homography"):
+        richer = pair.modelled(kind)
+        if match is None or _objection(pair, match, spec):
+            richer, found = _match_sky(richer, spec, seed)
+            better = found is not None and not _objection(richer, found, spec)
+        else:
+            found = _refine(richer, match.matrix, 1)
+            better = (
+                found is not None
+                and found.matched >= PAIRS_PER_PARAMETER * PARAMETERS[kind]
+                and not _objection(richer, found, spec)
+                and _criterion(richer, found, kind) < _criterion(richer, found, pair.kind) - BIC_MARGIN
+            )
+        if better:
+            pair, match = richer, found
+    return pair, match
+
+
+def _criterion(pair: _Pair, match: _Match, kind: TransformName) -> float:
+    """Bayesian information criterion of a model refitted to the pairs of a match."""
+    i, j = match.reference_index, match.frame_index
+    sigma = np.hypot(pair.reference.sigma[i], pair.frame.sigma[j])
+    source, target = pair.reference.xy[i], pair.frame.xy[j]
+    matrix = fit_transform(kind, source, target, sigma**-2.0)
+    if matrix is None:
+        return math.inf
+    squared = np.sum(((transform_points(matrix, source) - target) / sigma[:, None]) ** 2)
+    n = 2 * len(i)
+    return n * math.log(max(float(squared), 1e-12) / n) + PARAMETERS[kind] * math.log(n)
 
 
 def _search(pair: _Pair, spec: RegisterSpec, seed: np.ndarray | None) -> _Match | None:
@@ -624,12 +674,26 @@ def _objection(pair: _Pair, match: _Match, spec: RegisterSpec) -> str:
         return f"{implausible} ({visible})"
     source = pair.reference.xy[match.reference_index]
     shift = np.hypot(*(transform_points(match.matrix, source) - source).T)
-    if np.max(shift) < STATIONARY_RADIUS and match.matched < MIN_FRACTION_STILL * match.reference_visible:
-        return (
-            f"{match.matched} detections did not move while {match.reference_visible} stars of the reference should "
-            f"be visible: hot pixels, not sky (limit {100 * MIN_FRACTION_STILL:.0f} %)"
-        )
+    if np.max(shift) < STATIONARY_RADIUS:
+        expected = _expected_stars(pair, match)
+        if match.matched < MIN_FRACTION_STILL * expected:
+            return (
+                f"{match.matched} detections did not move while {expected} stars of the reference should "
+                f"be visible: hot pixels, not sky (limit {100 * MIN_FRACTION_STILL:.0f} %)"
+            )
     return ""
+
+
+def _expected_stars(pair: _Pair, match: _Match) -> int:
+    """Stars of the reference that a frame must show, if its faintest star and the dimming of those matched are right.
+
+    Clouds take the faint stars and dim the others: what is left is the brighter part of the reference's list. Hot
+    pixels are dimmed by nothing, and any number of brighter stars is missing.
+    """
+    dimming = float(np.median(pair.frame.flux[match.frame_index] / pair.reference.flux[match.reference_index]))
+    visible = inside_frame(transform_points(match.matrix, pair.reference.xy), pair.shape)
+    limit = FAINT_MARGIN * float(np.quantile(pair.frame.flux, 0.05))
+    return int(np.count_nonzero(visible & (pair.reference.flux * dimming > limit)))
 
 
 def implausible_shape(matrix: np.ndarray, shape: tuple[int, int], spec: RegisterSpec) -> str:

@@ -69,7 +69,9 @@ def register_wcs(reference_wcs: WCS, frame_wcs: WCS, shape: tuple[int, ...], spe
         ``method`` "wcs", ``matched`` 0.
     """
     try:
-        matrix, rms = _fit_wcs(reference_wcs, frame_wcs, shape, spec.transform)
+        # Between two tangent planes a homography is exact.
+        kind: TransformName = "homography" if spec.transform == "auto" else spec.transform
+        matrix, rms = _fit_wcs(reference_wcs, frame_wcs, shape, kind)
     except FrameError as error:
         return failed(error.reason, method="wcs")
     if rms > spec.max_rms_px:
@@ -82,7 +84,7 @@ def register_wcs(reference_wcs: WCS, frame_wcs: WCS, shape: tuple[int, ...], spe
     implausible = implausible_shape(matrix, (int(shape[0]), int(shape[1])), spec)
     if implausible:
         return failed(implausible, rms=rms, method="wcs")
-    return Registration(True, matrix, "wcs", 0, rms)
+    return Registration(True, matrix, "wcs", 0, rms, model=kind)
 
 
 def _fit_wcs(

@@ -138,14 +138,15 @@ def _deviations(s1, s2, k, n_lanes, s) -> None:
 
 
 @kernel
-def _judge(t, first, last, lane, n_lanes, m, s, k_low, k_high) -> int:
+def _judge(t, first, last, lane, n_lanes, m, s, k_low, k_high, spare_flat) -> int:
     """Narrow the listed lanes' windows to ``m - k_low s .. m + k_high s``.
 
-    On the list, whose new length is returned, stay the lanes that lost samples and have 3 left.
+    On the list, whose new length is returned, stay the lanes that lost samples and have 3 left. ``spare_flat``: where s
+    is 0 nothing is rejected; otherwise all but the median is.
     """
     n_left = np.int64(0)
     for q in range(n_lanes):
-        if s[q] == 0.0:
+        if spare_flat and s[q] == 0.0:
             continue
         j = lane[q]
         f = _skip_below(t, j, first[j], last[j], m[q] - k_low * s[q])
@@ -251,7 +252,7 @@ def _windows_sigma_clip(t, sum1, sum2, centre, first, last, k_low, k_high, work,
     while n_lanes > 0:
         _gather_statistics(t, sum1, sum2, centre, first, last, lane, n_lanes, m, c, s1, s2, k)
         _deviations(s1, s2, k, n_lanes, s)
-        n_lanes = _judge(t, first, last, lane, n_lanes, m, s, k_low, k_high)
+        n_lanes = _judge(t, first, last, lane, n_lanes, m, s, k_low, k_high, True)
 
 
 # --------------------------------------------------------------------------- winsorized_sigma_clip, legacy_quantile
@@ -455,7 +456,7 @@ def _windows_pixinsight(t, sum1, sum2, centre, first, last, k_low, k_high, work,
         _huber_deviations(t, sum1, sum2, first, last, busy, n_live, work, state, deviation)
         for q in range(n_live):
             s[q] = deviation[lane[q]]
-        n_lanes = _judge(t, first, last, lane, n_live, median, s, k_low, k_high)
+        n_lanes = _judge(t, first, last, lane, n_live, median, s, k_low, k_high, False)
 
 
 # --------------------------------------------------------------------------- averaged_sigma

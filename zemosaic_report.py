@@ -42,9 +42,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from cuda_utils import GpuProbe
+    from zemosaic_align_stack_gpu import Usability
 
 PLAIN_WIDTH: Final = 100  # characters of a line where the stream is a file or a pipe
-PACKAGES: Final = ("numpy", "numba", "astropy", "scipy", "sep", "rich", "psutil")
+PACKAGES: Final = ("numpy", "numba", "astropy", "scipy", "rich", "psutil")
 UNITS: Final[Mapping[str, str]] = {
     "simulate": "frames",
     "measure": "frames",
@@ -363,6 +364,7 @@ def machine_facts() -> list[tuple[str, str]]:
     """Return what ``doctor`` prints: labels and texts on versions, cores, memory, GPU, and what a stack would use."""
     import cuda_utils
     import zemosaic_worker
+    from zemosaic_align_stack_gpu import usability
 
     limits = container_limits()
     cpus, available = usable_cpus(limits), available_memory(limits)
@@ -376,7 +378,7 @@ def machine_facts() -> list[tuple[str, str]]:
         ("cores", f"{cpus} of {os.cpu_count()} may be used" + (f"; quota {limits.cpus:g}" if limits.cpus else "")),
         ("memory", _memory_fact(limits, available)),
         ("kernel cache", f"{cache} (writable)" if cache else NO_KERNEL_CACHE),
-        *_gpu_facts(cuda_utils.probe()),
+        *_gpu_facts(cuda_utils.probe(), usability()),
         ("stack would", f"use the {'GPU' if takes_gpu else 'CPU'}{why},"),
         ("", f"{cpus} workers, {memory_text(available // 2)} of memory (half of what is available)"),
     ]
@@ -389,12 +391,13 @@ def _memory_fact(limits: ContainerLimits, available: int) -> str:
     return text if limits.memory_limit is None else f"{text}; container limit {memory_text(limits.memory_limit)}"
 
 
-def _gpu_facts(gpu: GpuProbe) -> list[tuple[str, str]]:
+def _gpu_facts(gpu: GpuProbe, check: Usability) -> list[tuple[str, str]]:
     if not gpu.usable_hint:
         return [("GPU", f"none: {gpu.reason}"), ("", f"remedy: {gpu.remedy}")]
     free = f"{memory_text(gpu.vram_free)} free of {memory_text(gpu.vram_total)}"
     cuda = f"CuPy {gpu.cupy_version}, CUDA runtime {gpu.runtime_version}, driver {gpu.driver_version}"
-    return [("GPU", f"{gpu.name}, {free}; {cuda}")]
+    told = "a test tile came out right" if check.usable else f"cannot be used: {check.reason}; remedy: {check.remedy}"
+    return [("GPU", f"{gpu.name}, {free}; {cuda}"), ("", told)]
 
 
 # --------------------------------------------------------------------------- JSON

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,20 @@ import numpy as np
 from parallel_utils import SlabPlan, available_memory, parallel_map, plan_slabs, row_slabs, usable_cpus
 from zemosaic_fill import Slab, slab_for, source_margin, stored_layout
 from zemosaic_spec import FrameError
-from zemosaic_stack import Callback, Job, StackResult, describe, notify, prepare
+from zemosaic_stack import (
+    Callback,
+    Job,
+    StackResult,
+    describe,
+    empty_result,
+    notify,
+    plan_hint,
+    prepare,
+    without_unreadable,
+)
 from zemosaic_tile import poststack_rgb_equalization
 
-__all__ = ["combine_slab", "empty_result", "run_job", "stack_descriptors", "stack_job"]
+__all__ = ["combine_slab", "run_job", "stack_descriptors", "stack_job"]
 
 logger = logging.getLogger("ZeMosaicWorker")
 
@@ -89,19 +99,6 @@ def slab_plan(job: Job, workers: int, allowed_bytes: int | None, max_rows: int |
     )
 
 
-def empty_result(job: Job, plan: SlabPlan) -> StackResult:
-    """Return a result whose arrays are still to be filled."""
-    return StackResult(
-        image=np.empty(job.shape, np.float32),
-        coverage=np.empty(job.shape, np.int32),
-        weight=np.empty(job.shape, np.float32),
-        rejected_low=np.empty(job.shape, np.int32),
-        rejected_high=np.empty(job.shape, np.int32),
-        frame_hits=np.zeros((len(job.sources), 3), np.int64),
-        rows_per_slab=plan.rows_per_slab,
-    )
-
-
 def combine_slab(job: Job, recipe: _Recipe, slab: Slab, result: StackResult, workers: int) -> None:
     """Reject and combine the samples of one slab into the rows of the result."""
     from zemosaic_combine import combine_block
@@ -112,15 +109,14 @@ def combine_slab(job: Job, recipe: _Recipe, slab: Slab, result: StackResult, wor
     sample_weight, step = slab.weights()
     maps = (result.image, result.coverage, result.weight, result.rejected_low, result.rejected_high)
     out = [a.reshape(-1)[slab.rows.start * line : slab.rows.stop * line] for a in maps]
+    uniform = recipe.uniform and sample_weight.size == 0
 
     def combine(share: range) -> tuple[int, np.ndarray]:
         hits, lost = np.zeros((n_frames, 3), np.int64), 0
         for cube, start, stop, offset in slab.pieces(LANES * share.start, min(LANES * share.stop, size)):
-            image, coverage, weight, rejected_low, rejected_high = (a[offset:] for a in out)
             lost += combine_block(
                 cube, start, stop, recipe.method, recipe.parameters, recipe.critical, recipe.rewinsor, recipe.combine,
-                recipe.uniform and sample_weight.size == 0, recipe.lanes, sample_weight, step, image, coverage, weight,
-                rejected_low, rejected_high, hits,
+                uniform, recipe.lanes, sample_weight, step, [a[offset:] for a in out], hits,
             )  # fmt: skip
         return int(lost), hits
 
@@ -165,12 +161,9 @@ def stack_job(
     FrameError
         A frame can no longer be read.
     """
-    from zemosaic_kernels import wait_for_compiler
-
     plan = slab_plan(job, workers, allowed_bytes, max_rows)
     logger.debug("CPU stack: %s", plan)
-    wait_for_compiler()
-    recipe, result = recipe_of(job), empty_result(job, plan)
+    recipe, result = recipe_of(job), empty_result(job, plan.rows_per_slab)
     slab = slab_for(job, plan.rows_per_slab)
 
     def fill(some: range) -> None:
@@ -185,12 +178,6 @@ def stack_job(
     return result
 
 
-def _hint(plan: object, name: str) -> int | None:
-    """Return a positive hint of a duck-typed plan, else None."""
-    value = getattr(plan, name, None)
-    return int(value) if isinstance(value, (int, float)) and value > 0 else None
-
-
 def run_job(
     job: Job, *, parallel_plan: object = None, allowed_bytes: int | None = None, progress: Callback | None = None
 ) -> tuple[Job, StackResult]:
@@ -199,36 +186,13 @@ def run_job(
         try:
             return job, stack_job(
                 job,
-                workers=_hint(parallel_plan, "cpu_workers") or usable_cpus(),
+                workers=plan_hint(parallel_plan, "cpu_workers") or usable_cpus(),
                 allowed_bytes=allowed_bytes,
-                max_rows=_hint(parallel_plan, "rows_per_chunk"),
+                max_rows=plan_hint(parallel_plan, "rows_per_chunk"),
                 progress=progress,
             )
         except FrameError as exc:
-            keep = [k for k, source in enumerate(job.sources) if source.name != exc.name]
-            if len(keep) in (0, len(job.sources)):
-                raise
-            logger.warning("left out while stacking: %s", exc)
-            job = without_others(job, keep, (exc.name, exc.reason))
-
-
-def without_others(job: Job, keep: Sequence[int], dropped: tuple[str, str]) -> Job:
-    """Return the job with only the frames ``keep``; the one left out is listed as dropped."""
-    table = job.table
-    return replace(
-        job,
-        sources=[job.sources[k] for k in keep],
-        table=replace(
-            table,
-            names=[table.names[k] for k in keep],
-            transform=table.transform[keep],
-            scale=table.scale[keep],
-            offset=table.offset[keep],
-            weight=table.weight[keep],
-        ),
-        sample_weight=None if job.sample_weight is None else job.sample_weight[keep],
-        dropped=[*job.dropped, dropped],
-    )
+            job = without_unreadable(job, exc)
 
 
 def stack_descriptors(

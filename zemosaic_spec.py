@@ -75,14 +75,23 @@ RejectName = Literal[
 LineFit = Literal["lad", "ols"]
 WscImpl = Literal["legacy_quantile", "pixinsight"]
 NormalizeName = Literal[
-    "none", "linear_fit", "sky_mean", "additive", "multiplicative", "additive_scaling", "multiplicative_scaling"
+    "none",
+    "linear_fit",
+    "sky_mean",
+    "additive",
+    "multiplicative",
+    "additive_scaling",
+    "multiplicative_scaling",
+    "photometric",
+    "auto",
 ]
+STAR_NORMALISATIONS: Final = frozenset({"photometric", "auto"})  # that compare the fluxes of stars
 WeightName = Literal["none", "noise_variance", "noise_fwhm", "snr", "stars"]
 STAR_WEIGHTS: Final = frozenset({"noise_fwhm", "snr", "stars"})  # weights that are measured on a frame's stars
 CombineName = Literal["mean", "median", "min", "max"]
 InterpolationName = Literal["lanczos3", "bicubic", "bilinear", "nearest"]
 RegisterMode = Literal["auto", "stars", "wcs", "none"]
-TransformName = Literal["similarity", "affine", "homography"]
+TransformName = Literal["similarity", "affine", "homography", "auto"]
 DeviceName = Literal["auto", "cpu", "gpu"]
 
 ALIASES: Final[Mapping[str, str]] = {
@@ -212,7 +221,7 @@ class StackSpec:
     ``kappa_low``/``kappa_high`` None means the method's own default.
     """
 
-    normalize: NormalizeName = "additive_scaling"
+    normalize: NormalizeName = "auto"
     weight: WeightName = "noise_variance"
     reject: RejectName = "winsorized_sigma_clip"
     wsc_impl: WscImpl = "pixinsight"
@@ -230,6 +239,7 @@ class StackSpec:
     radial_power: float = 2.0
     radial_floor: float = 0.05
     interpolation: InterpolationName = "lanczos3"
+    flatten: bool = False  # make the frames' backgrounds alike, by a low-order surface each
 
     def __post_init__(self) -> None:  # noqa: D105
         put = object.__setattr__
@@ -269,13 +279,13 @@ class StackSpec:
 
     @property
     def needs_stars(self) -> bool:
-        """True when the weights are measured on the frames' stars."""
-        return self.frame_weight in STAR_WEIGHTS
+        """True when weights, gains or backgrounds are measured where the frames' stars are or are not."""
+        return self.frame_weight in STAR_WEIGHTS or self.normalize in STAR_NORMALISATIONS or self.flatten
 
     @property
     def needs_levels(self) -> bool:
         """True when frames are normalised or weighted, so that every one must be measured first."""
-        return self.normalize != "none" or self.frame_weight != "none"
+        return self.normalize != "none" or self.frame_weight != "none" or self.flatten
 
     @property
     def kappas(self) -> tuple[float, float]:
@@ -288,7 +298,7 @@ class RegisterSpec:
     """How frames are brought onto the reference, and when a fit counts as supported."""
 
     mode: RegisterMode = "auto"
-    transform: TransformName = "similarity"
+    transform: TransformName = "similarity"  # auto: the simplest that the matched stars do not contradict
     detection_sigma: float = 5.0  # detection threshold, units of the background rms
     min_area: int = 5  # connected pixels above the threshold
     max_stars: int = 400  # brightest stars kept per frame
@@ -304,6 +314,30 @@ class RegisterSpec:
         _store_number(self, "max_scale_error", "max scale error", 0.0, 1000.0)
         for name in ("min_area", "max_stars", "min_matched"):
             _store_number(self, name, name.replace("_", " "), 1.0, 1e6)
+
+
+@dataclass(frozen=True)
+class SelectSpec:
+    """Which frames are good enough to be stacked; the reference always is. The defaults keep all."""
+
+    max_fwhm: float | None = None  # pixels of the frame, median of its brighter stars
+    min_stars: int | None = None  # stars found
+    drop_worst: float = 0.0  # percent of the registered frames
+
+    def __post_init__(self) -> None:  # noqa: D105
+        if self.max_fwhm is not None:
+            object.__setattr__(self, "max_fwhm", _in_range("max FWHM", self.max_fwhm, 0.1, 1000.0))
+        if self.min_stars is not None:
+            number = _in_range("min stars", self.min_stars, 0.0, 1e6)
+            if not number.is_integer():
+                raise SpecError(f"min stars = {self.min_stars!r} is not a whole number")
+            object.__setattr__(self, "min_stars", int(number))
+        object.__setattr__(self, "drop_worst", _in_range("drop worst, percent", self.drop_worst, 0.0, 99.0))
+
+    @property
+    def needs_stars(self) -> bool:
+        """True when frames are judged by their stars."""
+        return self.max_fwhm is not None or self.min_stars is not None or self.drop_worst > 0.0
 
 
 @dataclass(frozen=True)
@@ -355,8 +389,13 @@ class FrameStats:
     ``variance`` (population, after 5 rounds of 3-sigma median-centred clipping), all of valid pixels;
     ``luminance_p25``: 25th percentile of 0.299 R + 0.587 G + 0.114 B (the pixel itself when mono).
 
-    Of its stars, where they were looked for: ``fwhm``, the median, pixels of the frame (nan: none); ``n_stars``, how
-    many were kept; ``star_flux (k,) float64``, the flux above the sky of the brightest, brightest first, ADU.
+    Of its stars, where they were looked for: ``fwhm`` (pixels of the frame) and ``eccentricity``, medians of the
+    brighter ones (nan: none); ``n_stars``, how many were found; ``star_flux (k,) float64``, the flux above the sky of
+    the brightest, brightest first, ADU.
+
+    To match frames by what they show: ``star_xy (m, 2)`` pixels of the frame, ``star_light (m, C)`` and its standard
+    deviation ``star_light_error (m, C)``, ADU, NaN where a star may be saturated; ``sky_mesh (rows, columns, C)``,
+    level of the sky in cells of ``sky_cell`` pixels, ADU. All float32: ten thousand frames keep them.
     """
 
     median: np.ndarray
@@ -368,6 +407,12 @@ class FrameStats:
     fwhm: float = float("nan")
     n_stars: int = 0
     star_flux: np.ndarray = field(default_factory=lambda: np.empty(0))
+    eccentricity: float = float("nan")
+    star_xy: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.float32))
+    star_light: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    star_light_error: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    sky_mesh: np.ndarray = field(default_factory=lambda: np.empty((0, 0, 0), np.float32))
+    sky_cell: int = 1
 
 
 IDENTITY: Final = np.eye(3)
@@ -391,6 +436,8 @@ class Registration:
         Root mean square distance of matched stars after the fit, pixels (nan without stars).
     reason : str
         Why the frame failed, with its numbers; empty when ok.
+    model : str
+        "similarity", "affine" or "homography" where one was fitted.
     """
 
     ok: bool
@@ -399,6 +446,7 @@ class Registration:
     matched: int = 0
     rms_px: float = float("nan")
     reason: str = ""
+    model: str = ""
 
 
 @dataclass
@@ -416,6 +464,7 @@ class FrameTable:
     weight: np.ndarray
     weight_method: str = "none"
     notes: list[str] = field(default_factory=list)
+    normalize_method: str = ""  # what was applied, where the specification left the choice; "" is what it names
 
 
 @dataclass
@@ -466,7 +515,7 @@ def stack_spec_from_params(params: Mapping[str, Any], zconfig: object = None) ->
     Absent keys, and numbers that are None or empty text, take the defaults of the ZeMosaic entry points (no
     normalisation, weight or rejection, kappa 3/3, limits 0.05/0.05, mean, RGB equalised). Keys of ours, all optional:
     ``wsc_impl``, ``apply_rewinsor``, ``min_radial_weight_floor``, ``interpolation``, ``line_fit``, ``gesd_fraction``,
-    ``gesd_alpha``.
+    ``gesd_alpha``, ``flatten``.
 
     Raises
     ------
@@ -502,6 +551,7 @@ def stack_spec_from_params(params: Mapping[str, Any], zconfig: object = None) ->
         radial_power=number("radial_shape_power", 2.0),
         radial_floor=number("min_radial_weight_floor", 0.05),
         interpolation=get("interpolation") or "lanczos3",
+        flatten=as_bool(get("flatten"), False),
     )
 
 
@@ -526,4 +576,5 @@ def params_from_stack_spec(spec: StackSpec) -> dict[str, Any]:
         "radial_shape_power": spec.radial_power,
         "min_radial_weight_floor": spec.radial_floor,
         "interpolation": spec.interpolation,
+        "flatten": spec.flatten,
     }

@@ -7,12 +7,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 import numpy as np
 
-from zemosaic_spec import FrameTable, NoFramesError, SpecError, StackCancelled, StackSpec, stack_spec_from_params
+from zemosaic_flatten import flattened_sources
+from zemosaic_spec import (
+    FrameError,
+    FrameTable,
+    NoFramesError,
+    SpecError,
+    StackCancelled,
+    StackSpec,
+    stack_spec_from_params,
+)
 from zemosaic_utils import Frame, FrameSource, open_source
 from zemosaic_weights import build_frame_table, measure_frame, measure_levels
 
@@ -51,6 +60,9 @@ class Job:
         return self.shape[2] if len(self.shape) == 3 else 1
 
 
+SUMMED: Final = ("rejected_low", "rejected_high", "coverage")  # maps whose sums the metadata need
+
+
 @dataclass
 class StackResult:
     """One stacked image and its evidence. Arrays ``(H, W)`` or ``(H, W, 3)``; image float32, ADU, NaN where nothing is.
@@ -67,6 +79,9 @@ class StackResult:
     frame_hits: np.ndarray
     all_rejected: int = 0
     rows_per_slab: int = 0
+    sums: dict[str, np.ndarray] = field(
+        default_factory=dict
+    )  # of maps, by name, (C,) int64; what an engine knows of them
 
 
 def as_frames(descriptors: Sequence[Any] | np.ndarray | None) -> list[Frame]:
@@ -126,27 +141,85 @@ def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) ->
     table, used, dropped = build_frame_table(
         [f.source.name for f in frames], [f.transform for f in frames], stats, spec, reference
     )
-    return Job([frames[i].source for i in used], table, spec, frames[0].source.shape, dropped)
+    sources = [frames[i].source for i in used]
+    if spec.flatten:
+        sources = flattened_sources(sources, [stats[i] for i in used], table, used.index(reference))
+    return Job(sources, table, spec, frames[0].source.shape, dropped)
 
 
-def _percent(part: np.ndarray, whole: np.ndarray, channels: int) -> list[float]:
-    """Percent of samples per channel."""
-    sums = [
-        (float(p.sum()), float(w.sum())) for p, w in zip(_planes(part, channels), _planes(whole, channels), strict=True)
-    ]
-    return [100.0 * p / w if w > 0 else 0.0 for p, w in sums]
+def empty_result(job: Job, rows_per_slab: int) -> StackResult:
+    """Return a result whose arrays are still to be filled."""
+    return StackResult(
+        image=np.empty(job.shape, np.float32),
+        coverage=np.empty(job.shape, np.int32),
+        weight=np.empty(job.shape, np.float32),
+        rejected_low=np.empty(job.shape, np.int32),
+        rejected_high=np.empty(job.shape, np.int32),
+        frame_hits=np.zeros((len(job.sources), 3), np.int64),
+        rows_per_slab=rows_per_slab,
+    )
 
 
-def _planes(image: np.ndarray, channels: int) -> list[np.ndarray]:
-    return [image[..., c] for c in range(channels)] if image.ndim == 3 else [image]
+def without_unreadable(job: Job, error: FrameError) -> Job:
+    """Return the job without the frame that can no longer be read, which is listed as dropped.
+
+    Raises
+    ------
+    FrameError
+        ``error`` itself, if no other frame is left or none bears its name.
+    """
+    keep = [k for k, source in enumerate(job.sources) if source.name != error.name]
+    if len(keep) in (0, len(job.sources)):
+        raise error
+    logger.warning("left out while stacking: %s", error)
+    table = job.table
+    return replace(
+        job,
+        sources=[job.sources[k] for k in keep],
+        table=replace(
+            table,
+            names=[table.names[k] for k in keep],
+            transform=table.transform[keep],
+            scale=table.scale[keep],
+            offset=table.offset[keep],
+            weight=table.weight[keep],
+        ),
+        sample_weight=None if job.sample_weight is None else job.sample_weight[keep],
+        dropped=[*job.dropped, (error.name, error.reason)],
+    )
+
+
+def plan_hint(plan: object, name: str) -> int | None:
+    """Return a positive hint of a duck-typed plan, else None."""
+    value = getattr(plan, name, None)
+    return int(value) if isinstance(value, (int, float)) and value > 0 else None
+
+
+def channel_sums(image: np.ndarray, n_frames: int, channels: int) -> np.ndarray:
+    """Sum whole numbers from 0 to ``n_frames`` per channel: rows (h, W) or (h, W, C) to ``(C,) int64``."""
+    lines = image.reshape(image.shape[0], -1)
+    # Down the columns first: neighbours in memory are added at once, in the type they have unless it is too small.
+    fits = n_frames * len(lines) < 2**31
+    columns = lines.sum(axis=0, dtype=image.dtype if fits else np.int64)
+    return columns.reshape(-1, channels).sum(axis=0, dtype=np.int64)
+
+
+def _percent(part: np.ndarray, whole: np.ndarray) -> list[float]:
+    return [100.0 * p / w if w > 0 else 0.0 for p, w in zip(part.tolist(), whole.tolist(), strict=True)]
 
 
 def describe(job: Job, result: StackResult) -> dict[str, Any]:
     """Return the metadata of a stack: methods as used, statistics, maps and the frame table."""
     table, spec = job.table, job.spec
     rejected = result.frame_hits[:, :2].sum(axis=1) / np.maximum(result.frame_hits[:, 2], 1)
+    low, high, covered = (
+        result.sums[name]
+        if name in result.sums
+        else channel_sums(getattr(result, name), len(table.names), job.channels)
+        for name in SUMMED
+    )
     return {
-        "normalize_method": spec.normalize,
+        "normalize_method": table.normalize_method or spec.normalize,
         "weight_method": table.weight_method,
         "weight_stats": {
             "min": float(table.weight.min()),
@@ -159,8 +232,8 @@ def describe(job: Job, result: StackResult) -> dict[str, Any]:
         "frames_used": len(table.names),
         "frames_dropped": list(job.dropped),
         "warnings": list(table.notes),
-        "rejected_low_percent": _percent(result.rejected_low, result.coverage, job.channels),
-        "rejected_high_percent": _percent(result.rejected_high, result.coverage, job.channels),
+        "rejected_low_percent": _percent(low, covered),
+        "rejected_high_percent": _percent(high, covered),
         "frame_rejected_percent": (100.0 * rejected).tolist(),
         "all_rejected_pixels": int(result.all_rejected),
         "rows_per_slab": int(result.rows_per_slab),

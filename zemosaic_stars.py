@@ -1,34 +1,42 @@
 """The stars of one frame: positions, fluxes, widths and centroid errors; and the frame that has the best of them.
 
-:func:`detect_stars` is called once per frame. What it returns serves registration, the choice of the reference and the
-measures of sharpness alike. Pixel coordinates are 0-based, centres at integers.
+:func:`find_stars` is called once per frame. What it returns serves registration, photometry, the choice of the
+reference and the measures of sharpness alike. Pixel coordinates are 0-based, centres at integers.
 """
 
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 import numpy as np
 
+from zemosaic_sky import mesh_at, sky_mesh, spread_mesh
 from zemosaic_spec import RegisterSpec
 
-__all__ = ["StarList", "choose_reference", "detect_stars"]
+__all__ = ["StarList", "choose_reference", "detect_stars", "find_stars"]
 
 FWHM_PER_SIGMA: Final = 2.0 * math.sqrt(2.0 * math.log(2.0))
-BACKGROUND_MESH: Final = 64  # px, cell of the background and noise maps
+MESH_CELL: Final = 32  # pixels of the binned frame, cell of the background and noise maps
 KERNEL_NOISE: Final = 0.375  # noise of white unit noise after the 3 x 3 kernel (1 2 1; 2 4 2; 1 2 1) / 16
-PIXELS_PER_STAR: Final = 35  # px above the threshold that a kept star needs in a rich field
+RING_PX: Final = 5  # binned pixels, radius of the ring that a detection must stand out from
+MOST_MEASURED: Final = 2_500  # detections that are measured at least, the most significant ones
+GUESSED_FROM: Final = 300  # most significant detections that tell the width of a star
+FIRST_SIGMA: Final = 2.0  # px, Gaussian width with which those are measured
 MAX_AXIS_RATIO: Final = 3.0  # longer than this is a trail
 MAX_PEAK_SHARE: Final = 0.65  # of the flux in 3 x 3 px; a Gaussian of FWHM 1.2 px reaches 0.60, a hot pixel 1
-MIN_FWHM: Final = 1.0  # px of the detection image
+MIN_FWHM: Final = 1.0  # px
+MAX_STEP: Final = 4.0  # px, that a centroid may lie from the maximum of a binned frame
+SAME_STAR: Final = 0.8  # FWHM, closer detections are one star found twice
+BLEND: Final = 2.2  # FWHM, closer detections disturb each other's centroid
+WIDTH_STARS: Final = 80  # most significant stars that tell the width of the profile that fluxes are fitted with
+WIDTH_STEP: Final = 1.15  # factor between the widths that are tried
+POPULATED: Final = 0.9  # of the median number of stars, that a reference has: haze hides the faint ones
 CENTROID_FLOOR: Final = 0.015  # px, centroid error that no brightness overcomes (sampling, seeing)
 SATURATED_ERROR: Final = 0.15  # px, centroid error of a star with a flat top
-
-_sep_limits = threading.Lock()  # sep's buffer sizes are global to the process
+MAX_PEAK: Final = 0.9  # of the level that clips; a star whose brightest pixel is above it has no flux
 
 
 # --------------------------------------------------------------------------- star lists
@@ -50,6 +58,12 @@ class StarList:
         ``sqrt(1 - (b / a)^2)``, 0 = round.
     error : ndarray (n,) float64, optional
         One-sigma centroid error per axis, full-resolution pixels; :data:`CENTROID_FLOOR` for all if not given.
+    light : ndarray (n, C) float64, optional
+        Flux in every channel, ADU; NaN where it could not be measured or the star may be saturated.
+    light_error : ndarray (n, C) float64, optional
+        Its standard deviation for pixels of unit noise (ADU per ADU).
+    n_found : int, optional
+        Stars found, of which these are the brightest; -1: as many as are listed.
 
     Raises
     ------
@@ -63,6 +77,9 @@ class StarList:
     fwhm: np.ndarray
     eccentricity: np.ndarray
     error: np.ndarray | None = None
+    light: np.ndarray | None = None
+    light_error: np.ndarray | None = None
+    n_found: int = -1
 
     def __post_init__(self) -> None:
         """Bring all columns to one form."""
@@ -75,6 +92,15 @@ class StarList:
                     f"star list: column {name} has shape {column.shape}, x has {np.shape(self.x)}; give equal lengths"
                 )
             object.__setattr__(self, name, column)
+        for name in ("light", "light_error"):
+            table = getattr(self, name)
+            if table is None or np.ndim(table) != 2 or len(table) != len(self.x):
+                empty = np.empty((len(self.x), 0))
+                if table is not None:
+                    raise ValueError(f"star list: {name} has shape {np.shape(table)}; give one row for each of the x")
+                object.__setattr__(self, name, empty)
+        if self.n_found < len(self.x):
+            object.__setattr__(self, "n_found", len(self.x))
 
     def __len__(self) -> int:
         """Return the number of stars."""
@@ -91,11 +117,17 @@ class StarList:
         return np.full(len(self), CENTROID_FLOOR) if self.error is None else self.error
 
     def select(self, index: np.ndarray) -> StarList:
-        """Return the stars that an index array or a boolean mask picks, in that order."""
+        """Return the stars that an index array or a boolean mask picks, in that order; ``n_found`` starts anew."""
         return StarList(
             self.x[index], self.y[index], self.flux[index], self.fwhm[index], self.eccentricity[index],
-            self.sigma[index],
+            self.sigma[index], self.photometry[0][index], self.photometry[1][index],
         )  # fmt: skip
+
+    @property
+    def photometry(self) -> tuple[np.ndarray, np.ndarray]:
+        """Flux per channel and its error, two (n, C) float64 arrays, never None; C = 0 where it was not measured."""
+        none = np.empty((len(self), 0))
+        return (none if self.light is None else self.light), (none if self.light_error is None else self.light_error)
 
 
 def _no_stars() -> StarList:
@@ -106,31 +138,14 @@ def _no_stars() -> StarList:
 # --------------------------------------------------------------------------- detection
 
 
-class _Sky(NamedTuple):
-    """An image without its background: signal and noise (H, W) float32 ADU, invalid (H, W) bool or None."""
-
-    signal: np.ndarray
-    noise: np.ndarray
-    invalid: np.ndarray | None
-
-
 def detect_stars(image: np.ndarray, spec: RegisterSpec, *, scale: float = 1.0, offset: float = 0.0) -> StarList:
-    """Find the stars of one frame.
-
-    Background and noise come from a 64 px mesh (``sep``); pixels are found where the matched filter (the 3 x 3 kernel
-    1 2 1; 2 4 2; 1 2 1) exceeds ``spec.detection_sigma`` times its own measured noise, so that correlated noise (a
-    debayered image) raises the threshold. Objects at the edge, trails, single hot pixels, saturated blends and objects
-    of a size unlike the others are dropped; of the rest, the ``spec.max_stars`` brightest are kept.
-
-    Centroid, width and shape are Gaussian-windowed moments, the window iterated to the star's own width, which is
-    the definition of SExtractor's XWIN_IMAGE and for a Gaussian star its true FWHM (pixel integration included).
+    """Find the stars of one image; :func:`find_stars` for frames as cameras write them.
 
     Parameters
     ----------
     image : ndarray (H, W) float32
         Luminance or one channel, ADU; NaN = invalid.
     spec : RegisterSpec
-        ``detection_sigma``, ``min_area`` and ``max_stars`` are used.
     scale, offset : float
         For a binned image: ``x_full = x * scale + offset``, y likewise; FWHM is multiplied by ``scale``.
         2 x 2 superpixels have scale 2, offset 0.5.
@@ -144,25 +159,10 @@ def detect_stars(image: np.ndarray, spec: RegisterSpec, *, scale: float = 1.0, o
     ------
     ValueError
         The image is not two-dimensional.
-
-    References
-    ----------
-    Bertin & Arnouts 1996, A&AS 117, 393 (windowed positions: SExtractor manual, 10.5); Barbary 2016, JOSS 1, 58 (sep).
-    Bernstein & Jarvis 2002, AJ 123, 583 (moments with a matched Gaussian weight).
     """
     if image.ndim != 2:
         raise ValueError(f"star detection needs an (H, W) image, got shape {image.shape}; pass luminance or a channel")
-    sky = _subtract_background(image)
-    if sky is None:
-        return _no_stars()
-    objects, noise_ratio = _extract(sky, spec)
-    if len(objects) == 0:
-        return _no_stars()
-    guess = float(np.median(np.sqrt(objects["a"] * objects["b"])[:100]))
-    stamps = _cut_stamps(sky, objects, float(np.clip(guess, 0.9, 6.0)))
-    stars = _measure(stamps, noise_ratio)
-    stars = stars.select(_usual_width(stars.fwhm))
-    stars = stars.select(np.lexsort((stars.x, stars.y, -stars.flux))[: spec.max_stars])
+    stars = find_stars(image, spec)
     return replace(
         stars,
         x=stars.x * scale + offset,
@@ -172,69 +172,107 @@ def detect_stars(image: np.ndarray, spec: RegisterSpec, *, scale: float = 1.0, o
     )
 
 
-def _subtract_background(image: np.ndarray) -> _Sky | None:
-    """Split an image into background-free signal and noise; None when no pixel is valid."""
-    import sep
+class _Sky(NamedTuple):
+    """Sky of a binned frame on a mesh of ``MESH_CELL``: level and noise (rows, columns) float64, ADU."""
 
-    data = np.ascontiguousarray(image, dtype=np.float32)
-    invalid: np.ndarray | None = ~np.isfinite(data)
-    if not np.any(invalid):
-        invalid = None
-    elif np.all(invalid):
+    level: np.ndarray
+    noise: np.ndarray
+
+
+def find_stars(pixels: np.ndarray, spec: RegisterSpec, cfa: str | None = None) -> StarList:
+    """Find and measure the stars of one frame.
+
+    Stars are found on 2x2 cells (mean of the channels; of a mosaic the mean of the two greens) and measured on the
+    pixels themselves. Background and noise come from a mesh of 64 px; a star is a local maximum of the matched filter
+    (the 3 x 3 kernel 1 2 1; 2 4 2; 1 2 1) above ``spec.detection_sigma`` times its own measured noise, so that
+    correlated noise (a debayered image) raises the threshold. Objects at the edge, trails, single hot pixels, saturated
+    blends and objects of a size unlike the others are dropped; the ``spec.max_stars`` brightest are listed.
+
+    Centroid and shape are Gaussian-windowed moments, the window iterated to the star's own width, which is the
+    definition of SExtractor's XWIN_IMAGE; of a mosaic over the green pixels where they lie, so that neither binning nor
+    demosaicing widens a star, nor its colour moves it. Fluxes are least-squares fits of one Gaussian per frame.
+
+    Parameters
+    ----------
+    pixels : ndarray (H, W) or (H, W, C)
+        ADU; NaN = invalid.
+    spec : RegisterSpec
+        ``detection_sigma``, ``min_area`` and ``max_stars`` are used.
+    cfa : str, optional
+        Colours of the 2x2 cell of a mosaic (H, W), as "RGGB".
+
+    Returns
+    -------
+    StarList
+        Brightest first; empty for a blank, noisy or fully invalid frame.
+
+    References
+    ----------
+    Bertin & Arnouts 1996, A&AS 117, 393 (mesh and windowed positions: SExtractor manual, 10.5); Bernstein & Jarvis
+    2002, AJ 123, 583 (moments with a matched Gaussian weight); Stetson 1987, PASP 99, 191 (fluxes by a profile fit).
+    """
+    frame = np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[:, :, None], dtype=np.float32)
+    if min(frame.shape[:2]) < 8:
+        return _no_stars()
+    binned = _binned(frame, cfa)
+    sky = _measure_sky(binned)
+    if sky is None:
+        return _no_stars()
+    x, y, noise_ratio = _maxima(_significance(binned, sky), spec)
+    stars = _measured(frame, cfa, sky, x, y, noise_ratio)
+    n_found = len(stars)
+    brightest = np.lexsort((stars.x, stars.y, -stars.flux))[: spec.max_stars]
+    return replace(stars.select(brightest), n_found=n_found)
+
+
+def _binned(frame: np.ndarray, cfa: str | None) -> np.ndarray:
+    """Return the 2x2 cells (H // 2, W // 2) float32 on which stars are found; centred on the cells."""
+    from zemosaic_star_kernels import bin_frame
+
+    height, width = frame.shape[0] // 2, frame.shape[1] // 2
+    binned = np.empty((height, width), np.float32)
+    if cfa is None:
+        bin_frame(frame, binned)
+        return binned
+    (r0, c0), (r1, c1) = (divmod(k, 2) for k, colour in enumerate(cfa) if colour == "G")
+    mosaic = frame[: 2 * height, : 2 * width, 0]
+    np.add(mosaic[r0::2, c0::2], mosaic[r1::2, c1::2], out=binned)
+    binned *= np.float32(0.5)
+    return binned
+
+
+def _measure_sky(binned: np.ndarray) -> _Sky | None:
+    """Level and noise on a mesh, smoothed by a 3 x 3 median; None when no cell is valid or all are constant."""
+    from scipy.ndimage import median_filter
+
+    level, noise = sky_mesh(binned, MESH_CELL)
+    valid = np.isfinite(level)
+    if not valid.any():
         return None
-    background = sep.Background(data, mask=invalid, bw=BACKGROUND_MESH, bh=BACKGROUND_MESH)
-    signal = background.back(dtype=np.float32)
-    np.subtract(data, signal, out=signal)
-    if invalid is not None:
-        signal[invalid] = 0.0
-    noise = background.rms(dtype=np.float32)
-    # A mesh cell without any noise (clipped, constant) would make every pixel beside it infinitely significant.
-    np.maximum(noise, np.float32(0.1 * background.globalrms), out=noise)
-    return _Sky(signal, noise, invalid)
+    for mesh in (level, noise):
+        mesh[~valid] = np.median(mesh[valid])
+    # A cell without any noise (clipped, constant) would make every pixel beside it infinitely significant.
+    floor = 0.1 * float(np.median(noise))
+    if not floor > 0.0:
+        floor = 1e-3 * float(np.nanstd(np.where(np.isfinite(binned), binned, np.nan)))
+    if not floor > 0.0:
+        return None
+    level, noise = (median_filter(mesh, 3, mode="nearest") for mesh in (level, noise))
+    return _Sky(level, np.maximum(noise, floor))
 
 
-def _extract(sky: _Sky, spec: RegisterSpec) -> tuple[np.ndarray, float]:
-    """Return star-like ``sep`` objects, most significant first, and matched-filter noise over that of white noise."""
-    filtered = _smooth(sky.signal / sky.noise)
-    step = max(1, round(math.sqrt(filtered.size / 60_000)))
-    sample = filtered[1:-1:step, 1:-1:step]
-    noise = max(KERNEL_NOISE, 1.4826 * float(np.median(np.abs(sample)))) if sample.size else KERNEL_NOISE
-    threshold = spec.detection_sigma * noise
-    wanted = spec.max_stars + spec.max_stars // 2 + 32  # spare ones, since some are dropped once they are measured
-    # In a rich field the stars that are kept stand far above the threshold: look for them alone first (half the time).
-    share = PIXELS_PER_STAR * wanted / filtered.size
-    raised = float(np.quantile(sample, 1.0 - share)) if share < 1.0 and sample.size else 0.0
-    for level in (raised, threshold) if raised > 1.5 * threshold else (threshold,):
-        objects = _extract_above(filtered, level, spec.min_area)
-        if len(objects) >= wanted:
-            break
-    order = np.lexsort((objects["x"], objects["y"], -objects["flux"]))
-    return objects[order[:wanted]], noise / KERNEL_NOISE
-
-
-def _extract_above(filtered: np.ndarray, level: float, min_area: int) -> np.ndarray:
-    """``sep`` objects of a filtered image above a level, without those at the edge, trails and failed blends."""
-    import sep
-
-    active = int(np.count_nonzero(filtered > level)) + 1024
-    with _sep_limits:  # grow only, so that another thread's larger frame keeps its buffer
-        sep.set_extract_pixstack(max(sep.get_extract_pixstack(), active))
-        sep.set_sub_object_limit(max(sep.get_sub_object_limit(), 65_536))
-    # Already filtered, so no kernel; cleaning only removes faint objects beside bright ones, which are not kept anyway.
-    objects = sep.extract(filtered, level, minarea=min_area, filter_kernel=None, deblend_nthresh=16, clean=False)
-    height, width = filtered.shape
-    unusable = objects["flag"] & (sep.OBJ_TRUNC | sep.OBJ_DOVERFLOW | sep.OBJ_SINGU)
-    inside = (
-        (objects["xmin"] > 1) & (objects["ymin"] > 1) & (objects["xmax"] < width - 2) & (objects["ymax"] < height - 2)
-    )
-    return objects[(unusable == 0) & inside & (objects["a"] <= MAX_AXIS_RATIO * objects["b"])]
+def _significance(binned: np.ndarray, sky: _Sky) -> np.ndarray:
+    """Signal after the matched filter, (h, w) float32 in units of one pixel's noise; invalid pixels are 0."""
+    signal = binned - spread_mesh(sky.level, MESH_CELL, binned.shape)
+    signal *= spread_mesh(1.0 / sky.noise, MESH_CELL, binned.shape)
+    if not np.isfinite(np.sum(signal)):
+        signal[~np.isfinite(signal)] = 0.0
+    return _smooth(signal)
 
 
 def _smooth(image: np.ndarray) -> np.ndarray:
     """Convolve with (1 2 1; 2 4 2; 1 2 1) / 16; the outermost pixels become 0."""
     result = np.zeros_like(image)
-    if min(image.shape) < 3:
-        return result
     rows = image[:, :-2] + image[:, 2:]
     rows += image[:, 1:-1]
     rows += image[:, 1:-1]
@@ -246,128 +284,191 @@ def _smooth(image: np.ndarray) -> np.ndarray:
     return result
 
 
-class _Stamps(NamedTuple):
-    """Square cutouts around objects: pixels (n, s, s) float64 ADU, centre pixel (n,), noise (n,) ADU, and hints."""
+def _maxima(filtered: np.ndarray, spec: RegisterSpec) -> tuple[np.ndarray, np.ndarray, float]:
+    """Subpixel positions of detections, most significant first, and matched-filter noise over that of white noise.
 
-    pixels: np.ndarray
-    x0: np.ndarray
-    y0: np.ndarray
-    x: np.ndarray  # first guess of the centroid, px
-    y: np.ndarray
-    noise: np.ndarray
-    merged: np.ndarray  # cut out of a blend
-    sigma: float  # first guess of the stars' Gaussian sigma, px
-
-
-def _cut_stamps(sky: _Sky, objects: np.ndarray, sigma: float) -> _Stamps:
-    import sep
-
-    # The window times the star falls to 0.2 % at 2.5 sigma; room for widths 1.5 times the guess.
-    radius = math.ceil(3.75 * sigma) + 1
-    height, width = sky.signal.shape
-    x0 = np.rint(objects["x"]).astype(np.intp)
-    y0 = np.rint(objects["y"]).astype(np.intp)
-    inside = (x0 >= radius) & (y0 >= radius) & (x0 < width - radius) & (y0 < height - radius)
-    objects, x0, y0 = objects[inside], x0[inside], y0[inside]
-    span = np.arange(-radius, radius + 1)
-    rows, columns = (y0[:, None] + span)[:, :, None], (x0[:, None] + span)[:, None, :]
-    keep = np.ones(len(x0), dtype=bool)
-    if sky.invalid is not None:
-        core = np.hypot(span[:, None], span) <= FWHM_PER_SIGMA * sigma
-        keep = ~np.any(sky.invalid[rows, columns] & core, axis=(1, 2))
-    pixels = sky.signal[rows, columns].astype(np.float64)
-    merged = (objects["flag"] & sep.OBJ_MERGED) != 0
-    noise = sky.noise[y0, x0].astype(np.float64)
-    x, y = objects["x"], objects["y"]
-    return _Stamps(pixels[keep], x0[keep], y0[keep], x[keep], y[keep], noise[keep], merged[keep], sigma)
-
-
-def _measure(stamps: _Stamps, noise_ratio: float) -> StarList:
-    """Windowed centroid, flux, width, shape and centroid error; what is no star is dropped."""
-    dx, dy = stamps.x - stamps.x0, stamps.y - stamps.y0  # centroid relative to the stamp's centre
-    first_dx, first_dy = dx, dy
-    low, high = 0.9, max(2.0 * stamps.sigma, 1.5)  # an undersampled star still needs a window of about 2 px FWHM
-    window = np.full(len(dx), np.clip(stamps.sigma, low, high))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for _ in range(12):
-            total, mean_x, mean_y, xx, yy, xy = _windowed_moments(stamps.pixels, dx, dy, window)
-            dx, dy = dx + np.clip(2.0 * mean_x, -1.0, 1.0), dy + np.clip(2.0 * mean_y, -1.0, 1.0)
-            variance_1, variance_2 = _unwindowed(xx, yy, xy, window)
-            mean_variance = 0.5 * (variance_1 + variance_2)
-            window = np.sqrt(np.clip(np.nan_to_num(mean_variance, nan=0.0), low**2, high**2))
-        sigma = np.sqrt(mean_variance)
-        amplitude = total * (sigma**2 + window**2) / (2.0 * np.pi * sigma**2 * window**2)
-        error = np.hypot(CENTROID_FLOOR, math.sqrt(2.0 / math.pi) * noise_ratio * stamps.noise / amplitude)
-        eccentricity = np.sqrt(np.clip(1.0 - variance_2 / variance_1, 0.0, 1.0))
-        flat = _flat_top(stamps, sigma, amplitude)
-        core = stamps.pixels[:, stamps.pixels.shape[1] // 2 - 1 :, stamps.pixels.shape[2] // 2 - 1 :][:, :3, :3]
-        peak_share = core.max(axis=(1, 2)) / core.sum(axis=(1, 2))
-        star = (
-            (np.hypot(dx - first_dx, dy - first_dy) < max(2.0, stamps.sigma))
-            & (amplitude > 0.0)
-            & (variance_2 > 0.0)
-            & (variance_1 <= MAX_AXIS_RATIO**2 * variance_2)
-            & (sigma >= MIN_FWHM / FWHM_PER_SIGMA)
-            & (peak_share > 0.0)
-            & (peak_share <= MAX_PEAK_SHARE)
-            & ~(flat & stamps.merged)
-        )
-    common = float(np.median(sigma[star])) if np.any(star) else stamps.sigma
-    # One window for all stars: for equal profiles the flux is exact, and it does not inherit each star's width error.
-    common_window = np.full(len(dx), max(common, low))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        total = _windowed_moments(stamps.pixels, dx, dy, common_window)[0]
-    flux = total * (1.0 + (common / common_window) ** 2)
-    error = np.where(flat, np.maximum(error, SATURATED_ERROR), error * np.where(stamps.merged, 2.0, 1.0))
-    stars = StarList(stamps.x0 + dx, stamps.y0 + dy, flux, sigma * FWHM_PER_SIGMA, eccentricity, error)
-    return stars.select(star & (flux > 0.0))
-
-
-def _windowed_moments(pixels: np.ndarray, dx: np.ndarray, dy: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Sum, means and central second moments (xx, yy, xy) of stamps under a Gaussian window of sigma ``window``.
-
-    The window is separable, so two small matrix products per star give all moments at once.
+    A detection is a pixel that none of its eight neighbours exceeds, above the threshold as ``spec.min_area`` full
+    pixels beside it are, and that also exceeds a ring around it by the threshold: on a bright background whose level
+    the mesh has not followed, every ripple of the noise is above the threshold. Of equal neighbours the first in
+    reading order counts.
     """
-    span = np.arange(pixels.shape[1]) - pixels.shape[1] // 2
-    x, y = span - dx[:, None], span - dy[:, None]
-    weight_x = np.exp(-0.5 * (x / window[:, None]) ** 2)
-    weight_y = np.exp(-0.5 * (y / window[:, None]) ** 2)
-    basis_x = np.stack((weight_x, weight_x * x, weight_x * x * x), axis=2)
-    basis_y = np.stack((weight_y, weight_y * y, weight_y * y * y), axis=1)
-    moment = basis_y @ pixels @ basis_x  # [star, power of y, power of x]
-    total = moment[:, 0, 0]
-    mean_x, mean_y = moment[:, 0, 1] / total, moment[:, 1, 0] / total
-    xx = moment[:, 0, 2] / total - mean_x**2
-    yy = moment[:, 2, 0] / total - mean_y**2
-    return total, mean_x, mean_y, xx, yy, moment[:, 1, 1] / total - mean_x * mean_y
+    noise = max(KERNEL_NOISE, _pixel_noise(filtered))
+    threshold = np.float32(spec.detection_sigma * noise)
+    width = filtered.shape[1]
+    flat = filtered.ravel()
+    place = np.flatnonzero(flat >= threshold)  # never on the outermost pixels, which are 0
+    value = flat[place]
+    bright = np.ones(len(place), np.intp)
+    for offset in (-width - 1, -width, -width + 1, -1, 1, width - 1, width, width + 1):
+        beside = flat[place + offset]
+        bright += beside >= threshold
+        highest = value > beside if offset < 0 else value >= beside
+        place, value, bright = place[highest], value[highest], bright[highest]
+    enough = bright >= min(9, -(-spec.min_area // 4))  # a binned pixel has four
+    place, value = place[enough], value[enough]
+    proud = value - _ring(filtered, place) >= threshold
+    place, value = place[proud], value[proud]
+    order = np.lexsort((place, -value))[: max(MOST_MEASURED, 2 * spec.max_stars)]
+    place = place[order]
+    x = place % width + _vertex(flat[place - 1], flat[place], flat[place + 1])
+    y = place // width + _vertex(flat[place - width], flat[place], flat[place + width])
+    return x, y, noise / KERNEL_NOISE
 
 
-def _unwindowed(xx: np.ndarray, yy: np.ndarray, xy: np.ndarray, window: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Variances along the major and minor axis of a Gaussian whose windowed moments are given.
+def _pixel_noise(filtered: np.ndarray) -> float:
+    """Noise of a filtered image, from pixels some way apart, so that a background left in does not count."""
+    step = max(1, round(math.sqrt(filtered.size / 60_000)))
+    inner = filtered[1:-1, 1:-1]
+    difference = inner[::step, RING_PX::step] - inner[::step, :-RING_PX:step]
+    return 1.4826 / math.sqrt(2.0) * float(np.median(np.abs(difference))) if difference.size else 0.0
 
-    Star times window is a Gaussian whose inverse covariance is the sum of both: subtract the window's.
-    """
-    middle, half = 0.5 * (xx + yy), np.hypot(0.5 * (xx - yy), xy)
+
+def _ring(filtered: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Median of 16 pixels on a ring about flat indices, (n,) float32; beyond the edge the nearest pixel counts."""
+    height, width = filtered.shape
+    angle = np.arange(16) * (math.pi / 8.0)
+    y = np.rint(place[:, None] // width + RING_PX * np.sin(angle)).astype(np.intp)
+    x = np.rint(place[:, None] % width + RING_PX * np.cos(angle)).astype(np.intp)
+    return np.median(filtered[np.clip(y, 0, height - 1), np.clip(x, 0, width - 1)], axis=1)
+
+
+def _vertex(before: np.ndarray, at: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """Offset of a parabola's vertex from the middle one of three samples, the largest."""
+    bend = 2.0 * at.astype(np.float64) - before - after
+    return np.where(bend > 0.0, 0.5 * (after - before) / np.where(bend > 0.0, bend, 1.0), 0.0)
+
+
+# --------------------------------------------------------------------------- measuring
+
+
+def _measured(
+    frame: np.ndarray, cfa: str | None, sky: _Sky, x: np.ndarray, y: np.ndarray, noise_ratio: float
+) -> StarList:
+    """Measure detections at (x, y) of the binned frame, most significant first; what is no star is dropped."""
+    import zemosaic_star_kernels as kernels
+
+    green = -1 if cfa is None else (0 if cfa[0] == "G" else 1)
+    level = mesh_at(sky.level, MESH_CELL, x, y)
+    x, y = 2.0 * x + 0.5, 2.0 * y + 0.5
+
+    def measure(n: int, sigma: float) -> np.ndarray:
+        out = np.empty((min(n, len(x)), kernels.COLUMNS))
+        kernels.measure_stars(frame, green, x[:n], y[:n], level[:n], sigma, MAX_PEAK_SHARE, out)
+        return out
+
+    first = measure(GUESSED_FROM, FIRST_SIGMA)
+    first = first[_is_star(first)]
+    is_round = first[:, kernels.MAJOR] < 2.0 * first[:, kernels.MINOR]
+    first = first[is_round] if is_round.any() else first
+    if len(first) == 0:
+        return _no_stars()
+    guess = float(np.clip(np.median(first[:100, kernels.CORE]), 0.7, 6.0))
+    table = measure(len(x), guess)
+    # The widths of all are compared with the commonest; before, whatever is plainly no star is left out.
+    table = table[_is_star(table)]
+    table = table[_usual_width(table[:, kernels.CORE])]
+    if len(table) == 0:
+        return _no_stars()
+    common = float(np.median(table[:, kernels.CORE]))
+    return _star_list(frame, cfa, sky, table, common, noise_ratio)
+
+
+def _is_star(table: np.ndarray) -> np.ndarray:
+    """Mask of measured detections that look like one star."""
+    import zemosaic_star_kernels as kernels
+
+    major, minor = table[:, kernels.MAJOR], table[:, kernels.MINOR]
     return (
-        1.0 / (1.0 / (middle + half) - 1.0 / window**2),
-        1.0 / (1.0 / (middle - half) - 1.0 / window**2),
+        (table[:, kernels.STATE] == kernels.MEASURED)
+        & (table[:, kernels.STEP] < MAX_STEP)
+        & (table[:, kernels.AMPLITUDE] > 0.0)
+        & (minor > 0.0)
+        & (major <= MAX_AXIS_RATIO**2 * minor)
+        & (table[:, kernels.CORE] >= MIN_FWHM / FWHM_PER_SIGMA)
     )
 
 
-def _flat_top(stamps: _Stamps, sigma: np.ndarray, amplitude: np.ndarray) -> np.ndarray:
-    """Tell where so many pixels are within 3 % of the peak that the star must be saturated."""
-    peak = stamps.pixels.max(axis=(1, 2))
-    near_peak = np.count_nonzero(stamps.pixels >= 0.97 * peak[:, None, None], axis=(1, 2))
-    # Area of a Gaussian above 97 % of its peak: 0.19 sigma^2.
-    return (near_peak >= 5.0 + 0.4 * np.nan_to_num(sigma) ** 2) & (amplitude > 30.0 * stamps.noise)
+def _star_list(
+    frame: np.ndarray, cfa: str | None, sky: _Sky, table: np.ndarray, sigma: float, noise_ratio: float
+) -> StarList:
+    """Fluxes, errors and blends of measured stars, ``sigma`` px being their common Gaussian width."""
+    import zemosaic_star_kernels as kernels
+
+    x, y = np.ascontiguousarray(table[:, kernels.X]), np.ascontiguousarray(table[:, kernels.Y])
+    light, light_error, peak = _photometry(frame, cfa, x, y, sigma)
+    flux = light.mean(axis=1) if cfa is None else light[:, 1]
+    # Half of a mosaic's pixels are green, so that the sum over them is half the light.
+    amplitude = table[:, kernels.AMPLITUDE] * (1.0 if cfa is None else 2.0)
+    # Area of a Gaussian above 97 % of its peak: 0.19 sigma^2. Four green pixels about a star between them are alike.
+    flat = (table[:, kernels.FLAT] >= 5.0 + 0.4 * sigma**2) & (amplitude > 30.0 * np.median(sky.noise))
+    twice, blended = _neighbours(x, y, flux, sigma * FWHM_PER_SIGMA)
+    # Binned is the mean of four pixels, or of two greens, which are half as many: the same information either way.
+    per_pixel = noise_ratio * 2.0 * float(np.median(sky.noise))
+    error = np.hypot(CENTROID_FLOOR, math.sqrt(2.0 / math.pi) * per_pixel / amplitude)
+    error = np.where(flat, np.maximum(error, SATURATED_ERROR), error * np.where(blended, 2.0, 1.0))
+    # Nothing is brighter than a clipped pixel; a flat top below others is none.
+    highest = np.max(peak, axis=0)
+    clipped = np.where(np.any(flat[:, None] & (peak > 0.95 * highest), axis=0), highest, np.inf)
+    light = np.where(flat[:, None] | (peak > MAX_PEAK * clipped) | ~(light_error > 0.0), np.nan, light)
+    eccentricity = np.sqrt(np.clip(1.0 - table[:, kernels.MINOR] / table[:, kernels.MAJOR], 0.0, 1.0))
+    stars = StarList(x, y, flux, table[:, kernels.CORE] * FWHM_PER_SIGMA, eccentricity, error, light, light_error)
+    return stars.select((flux > 0.0) & ~twice & ~(flat & blended))
 
 
-def _usual_width(fwhm: np.ndarray) -> np.ndarray:
+def _photometry(
+    frame: np.ndarray, cfa: str | None, x: np.ndarray, y: np.ndarray, sigma: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Flux, its error for unit noise, and brightest pixel of stars in every channel, each (n, C) float64.
+
+    The profile's width is fitted too, one for all stars and channels: one that is 1 % too wide makes fluxes 1 % too
+    large, and the windowed width is not exact to that where a mosaic samples a star coarsely.
+    """
+    from zemosaic_star_kernels import star_fluxes
+
+    channels = frame.shape[2] if cfa is None else 3
+    cell = np.full((2, 2), -1) if cfa is None else np.array(["RGB".index(colour) for colour in cfa]).reshape(2, 2)
+    reach = 4.0 * sigma + 1.0
+
+    def fit(n: int, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        flux, information, peak = (np.empty((n, channels)) for _ in range(3))
+        star_fluxes(frame, cell, x[:n], y[:n], widths, reach, flux, information, peak)
+        return flux, information, peak
+
+    widths = np.full(channels, sigma)
+    for _ in range(2):
+        trials = [fit(min(len(x), WIDTH_STARS), widths * factor) for factor in (1 / WIDTH_STEP, 1.0, WIDTH_STEP)]
+        narrow, same, wide = (np.sum(flux**2 * information, axis=1) for flux, information, _ in trials)
+        bend = 2.0 * same - narrow - wide
+        peaked = bend > 0.0
+        if peaked.any():
+            vertex = float(np.median(0.5 * (wide - narrow)[peaked] / bend[peaked]))
+            widths = widths * WIDTH_STEP ** np.clip(vertex, -1.0, 1.0)
+    flux, information, peak = fit(len(x), widths)
+    with np.errstate(divide="ignore"):
+        return flux, np.where(information > 0.0, 1.0 / np.sqrt(information), 0.0), peak
+
+
+def _neighbours(x: np.ndarray, y: np.ndarray, flux: np.ndarray, fwhm: float) -> tuple[np.ndarray, np.ndarray]:
+    """Masks of stars that are another one found again, and of those that a neighbour of some brightness disturbs."""
+    from scipy.spatial import cKDTree
+
+    pairs = cKDTree(np.column_stack((x, y))).query_pairs(BLEND * fwhm, output_type="ndarray")
+    twice, blended = np.zeros(len(x), bool), np.zeros(len(x), bool)
+    a, b = pairs.T
+    same = np.hypot(x[a] - x[b], y[a] - y[b]) < SAME_STAR * fwhm
+    twice[np.where(flux[a] < flux[b], a, b)[same]] = True
+    apart = ~same & ~twice[a] & ~twice[b]
+    for one, other in ((a[apart], b[apart]), (b[apart], a[apart])):
+        blended[one[flux[other] > 0.1 * flux[one]]] = True
+    return twice, blended
+
+
+def _usual_width(width: np.ndarray) -> np.ndarray:
     """Mask of objects whose width is that of a star in this frame (nebula knots and galaxies are wider)."""
-    if len(fwhm) < 5:
-        return np.ones(len(fwhm), dtype=bool)
-    typical = np.median(fwhm)
-    return (fwhm > 0.5 * typical) & (fwhm < 2.5 * typical)
+    if len(width) < 5:
+        return np.ones(len(width), dtype=bool)
+    typical = np.median(width)
+    return (width > 0.5 * typical) & (width < 2.5 * typical)
 
 
 # --------------------------------------------------------------------------- reference
@@ -376,7 +477,7 @@ def _usual_width(fwhm: np.ndarray) -> np.ndarray:
 def choose_reference(stars: Sequence[StarList], shape: tuple[int, ...], offsets: np.ndarray | None = None) -> int:
     """Return the index of the frame the others should be registered on: well populated, central, sharpest.
 
-    Among frames with at least 70 % of the median star count (frames without stars do not enter the median), and
+    Among frames with at least 90 % of the median number of stars found (frames without stars do not enter it), and
     within a quarter of the frame's diagonal of the median field centre if ``offsets`` is given, the one with the
     lowest median FWHM; ties by more stars, then by the lower index.
 
@@ -396,10 +497,10 @@ def choose_reference(stars: Sequence[StarList], shape: tuple[int, ...], offsets:
     """
     if len(stars) == 0:
         raise ValueError("no frames to choose a reference from; give at least one star list")
-    count = np.array([len(each) for each in stars])
+    count = np.array([each.n_found for each in stars])
     if not np.any(count):
         return 0
-    usable = count >= max(1.0, 0.7 * float(np.median(count[count > 0])))
+    usable = count >= max(1.0, POPULATED * float(np.median(count[count > 0])))
     if offsets is not None:
         centre = np.asarray(offsets, dtype=np.float64)
         known = np.all(np.isfinite(centre), axis=1)

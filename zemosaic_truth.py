@@ -29,6 +29,7 @@ APERTURE_FWHM: Final = 2.0  # radius of the photometric aperture, units of FWHM
 ANNULUS_FWHM: Final = (3.0, 5.0)  # its background annulus
 MIN_STAR_SNR: Final = 30.0  # photometry uses stars whose ideal aperture signal-to-noise is at least this
 MAX_NEIGHBOUR: Final = 0.3  # and whose neighbours within 4 FWHM add up to less than this fraction of their flux
+THIN: Final = 0.25  # share of the frames below which a place counts as thinly covered
 STRIP_OFFSETS_PX: Final = tuple(side * step for side in (-1, 1) for step in range(16, 112, 8))  # beside a trail
 
 
@@ -79,6 +80,11 @@ def compare_with_truth(
         averaged with inverse variances, for the coverage of that block. No method of debayering enters the ideal.
         A ratio may lie a little below 1: interpolation shares samples over the edges of blocks, so that a perfect
         mean after bilinear debayering has 0.91 in red and blue at 8 x 8 (0.95 at 16 x 16).
+    ``nebula_error`` (list)
+        The factor for the nebula in that fit: brightness of what is extended over the truth's, minus 1.
+    ``border_level_sigma``
+        Level where less than a quarter of the frames contribute: mean residual of starless blocks in units of the ideal
+        noise of one of their pixels; the 90th percentile of its absolute value over blocks, worst channel.
     ``photometric_error`` (list), ``photometric_error_worst``, ``photometric_scatter``
         Per star: (flux in an aperture of radius 2 FWHM) / (the same of the truth) - 1, background from an annulus of 3
         to 5 FWHM of the residual, so that neighbours and nebula cancel. Median over stars per channel; its largest
@@ -216,19 +222,25 @@ def _fit_sky(
     values = _blocks(residual, block).mean(axis=2)  # NaN where any pixel is
     rows, columns = values.shape[:2]
     y, x = np.mgrid[:rows, :columns] * float(block) + (block - 1) / 2 - np.array(spec.centre[::-1])[:, None, None]
-    noise, ideals, counts = [], [], []
+    noise, ideals, counts, nebula, borders = [], [], [], [], []
     for c in range(spec.channels):
         sample = _ideal_sample_sigma(truth, reference, mean_light[..., c], c)
         ideal = sample / np.sqrt(spec.sample_fraction[c] * block**2 * np.maximum(mean_cover[..., c], 1e-6))
-        use = np.isfinite(values[..., c]) & (mean_cover[..., c] >= 0.5 * len(truth.names))
-        use &= brightest_star[..., c] < ideal * block
+        starless = np.isfinite(values[..., c]) & (brightest_star[..., c] < ideal * block)
+        use = starless & (mean_cover[..., c] >= 0.5 * len(truth.names))
         if use.sum() < 16:
             noise.append(float("nan"))
             ideals.append(float("nan"))
+            nebula.append(float("nan"))
             counts.append(int(use.sum()))
             continue
-        terms = np.stack([np.ones(use.sum()), x[use], y[use], mean_light[..., c][use]], axis=1)
-        fit, left = _fit_clipped(terms, values[..., c][use])
+        terms = np.stack([np.ones_like(x), x, y, mean_light[..., c]], axis=2)
+        fit, left = _fit_clipped(terms[use], values[..., c][use])
+        nebula.append(float(fit[3]))
+        thin = starless & (mean_cover[..., c] < THIN * len(truth.names)) & (mean_cover[..., c] >= 1.0)
+        if np.count_nonzero(thin) >= 16:
+            off = np.abs(values[..., c][thin] - terms[thin] @ fit) / (ideal[thin] * block)
+            borders.append(float(np.percentile(off, 90.0)))
         plane_x = (fit[1] * (np.arange(spec.width) - spec.centre[0])).astype(np.float32)
         plane_y = (fit[0] + fit[2] * (np.arange(spec.height) - spec.centre[1])).astype(np.float32)
         residual[..., c] -= plane_x[None, :] + plane_y[:, None]
@@ -242,6 +254,8 @@ def _fit_sky(
         "sky_noise_ideal_adu": ideals,
         "sky_noise_over_ideal": ratio,
         "sky_blocks": min(counts),
+        "nebula_error": nebula,
+        "border_level_sigma": max(borders, default=float("nan")),
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import re
 import secrets
@@ -52,6 +53,8 @@ _STALE_CARDS: Final = frozenset({"BLANK", "CHECKSUM", "DATAMAX", "DATAMIN", "DAT
 _MOSAIC_CARDS: Final = frozenset({"BAYERPAT", "COLORTYP", "CFA_PAT", "XBAYROFF", "YBAYROFF"})
 _THIRD_AXIS_CARD: Final = re.compile(r"(CTYPE|CRPIX|CRVAL|CDELT|CUNIT|CROTA|CNAME)3$|(CD|PC)(3_\d|\d_3)$")
 _FLAT_SPAN_ADU: Final = 1e-5  # a narrower sky span carries no scale; the same limit as in the linear_fit normalisation
+_CORRELATED: Final = 0.9  # from here on a common structure outweighs the noise: the gain is then good to a few per cent
+_FEWEST_PAIRS: Final = 16
 
 
 # --------------------------------------------------------------------------- building a tile
@@ -401,73 +404,94 @@ def make_radial_weight_map(
 
 
 def compute_sky_statistics(
-    image: np.ndarray, low: float = 25.0, high: float = 60.0, clip_sigma: float = 2.5
-) -> dict[str, np.ndarray]:
-    """Measure the sky of an image, channel by channel.
+    image: np.ndarray | None, low_percentile: float, high_percentile: float
+) -> dict[str, float] | None:
+    """Return "median", "low" and "high" of the finite pixels of an image, ADU; None where there is none.
 
     Parameters
     ----------
-    image : ndarray (H, W) or (H, W, C), ADU
-        Pixels that are not finite do not count.
-    low, high : float
-        Percentiles between which the sky lies; 0 <= low < high <= 100.
-    clip_sigma : float
-        Pixels further than this many times 1.4826 MAD from the median are no sky.
-
-    Returns
-    -------
-    dict
-        "median", "low", "high": (C,) float64, ADU, of the sky pixels; NaN for a channel without valid pixels.
+    image : ndarray or None
+        ADU.
+    low_percentile, high_percentile : float
+        Percentiles, linear-interpolated, between which the sky lies.
 
     Raises
     ------
     ValueError
-        Percentiles outside their range.
+        Percentiles outside 0 <= low < high <= 100.
     """
-    if not 0 <= low < high <= 100:
-        raise ValueError(f"percentiles {low}, {high} must satisfy 0 <= low < high <= 100")
-    channels = image.reshape(*image.shape[:2], -1)
-    table = np.full((channels.shape[-1], 3), np.nan)
-    for c in range(channels.shape[-1]):
-        values = channels[..., c].astype(np.float64)
-        values = values[np.isfinite(values)]
-        if values.size:
-            deviation = np.abs(values - np.median(values))
-            sky = values[deviation <= clip_sigma * 1.4826 * np.median(deviation)]
-            table[c] = np.percentile(sky, (50.0, low, high))
-    return {"median": table[:, 0], "low": table[:, 1], "high": table[:, 2]}
+    if not 0 <= low_percentile < high_percentile <= 100:
+        raise ValueError(f"percentiles {low_percentile}, {high_percentile} must satisfy 0 <= low < high <= 100")
+    values = np.empty(0) if image is None else np.asarray(image, np.float64)
+    values = values[np.isfinite(values)]
+    if values.size == 0:
+        return None
+    median, low, high = (float(v) for v in np.percentile(values, (50.0, low_percentile, high_percentile)))
+    return {"median": median, "low": low, "high": high}
 
 
 def estimate_sky_affine_to_ref(
-    source_sky: Mapping[str, np.ndarray], ref_sky: Mapping[str, np.ndarray]
-) -> tuple[float, float]:
-    """Return (gain, offset) that bring the sky of one image to that of another: ``gain * source + offset``.
+    samples_src: np.ndarray | None,
+    samples_ref: np.ndarray | None,
+    sky_low: float,
+    sky_high: float,
+    clip_sigma: float,
+) -> tuple[float, float, int] | None:
+    """Return gain and offset that bring the sky of one image to that of another, from the same places in both.
 
-    The gain is the ratio of the spans high - low, the offset what remains between the medians; each is the median over
-    the channels that both images have measured. A span below 1e-5 ADU carries no scale: the gain is then 1.
+    The gain comes from the places whose mean level lies between two percentiles. It is the ratio of the standard
+    deviations (reduced major axis): both sides carry noise, and a least-squares line of one on the other would always
+    be too flat. It is 1 where the two correlate by less than 0.9, because what they do not share is noise, which has no
+    scale. Five rounds drop what lies further from the line than ``clip_sigma`` standard deviations. The offset is the
+    median of what is left between all places: between the percentiles the noisier side would have the lower level.
 
     Parameters
     ----------
-    source_sky, ref_sky : dict
-        From :func:`compute_sky_statistics`, with the same percentiles.
+    samples_src, samples_ref : ndarray (n,), ADU
+        Pairs that are not finite do not count.
+    sky_low, sky_high : float
+        Percentiles.
+    clip_sigma : float
+        At least 1 is used.
 
     Returns
     -------
     gain : float
-        Dimensionless.
+        ``gain * src + offset`` is on the scale of the reference.
     offset : float
-        ADU. (1.0, 0.0) when no channel was measured in both.
+        ADU.
+    samples : int
+        Pairs between the percentiles. None instead of all three where fewer than 16 pairs are finite, or the two
+        arrays differ in size.
     """
-    keys = ("median", "low", "high")
-    levels = [np.asarray(sky[key], dtype=np.float64) for sky in (source_sky, ref_sky) for key in keys]
-    is_measured = np.isfinite(levels).all(axis=0)
-    if not is_measured.any():
-        return 1.0, 0.0
-    source_median, source_low, source_high, ref_median, ref_low, ref_high = (level[is_measured] for level in levels)
-    source_span, ref_span = source_high - source_low, ref_high - ref_low
-    has_scale = (source_span >= _FLAT_SPAN_ADU) & (ref_span >= _FLAT_SPAN_ADU)
-    gain = float(np.median(ref_span[has_scale] / source_span[has_scale])) if has_scale.any() else 1.0
-    return gain, float(np.median(ref_median - gain * source_median))
+    if samples_src is None or samples_ref is None or np.size(samples_src) != np.size(samples_ref):
+        return None
+    pairs = np.stack([np.ravel(samples_src), np.ravel(samples_ref)]).astype(np.float64)
+    pairs = pairs[:, np.isfinite(pairs).all(axis=0)]
+    if pairs.shape[1] < _FEWEST_PAIRS:
+        return None
+    low, high = np.percentile(pairs.mean(axis=0), (sky_low, sky_high))
+    is_sky = (pairs.mean(axis=0) >= low) & (pairs.mean(axis=0) <= high)
+    sky = pairs[:, is_sky] if is_sky.sum() >= _FEWEST_PAIRS else pairs
+    samples = sky.shape[1]
+    gain = 1.0
+    for _ in range(5):
+        gain = _common_scale(sky)
+        residual = sky[1] - gain * sky[0]
+        residual = np.abs(residual - np.median(residual))
+        keep = residual <= max(clip_sigma, 1.0) * math.sqrt(float(np.mean(residual**2)))
+        if keep.all() or keep.sum() < _FEWEST_PAIRS:
+            break
+        sky = sky[:, keep]
+    return gain, float(np.median(pairs[1] - gain * pairs[0])), samples
+
+
+def _common_scale(pairs: np.ndarray) -> float:
+    """Gain of pairs ``(2, n)``, see :func:`estimate_sky_affine_to_ref`."""
+    deviation = pairs - pairs.mean(axis=1, keepdims=True)
+    xx, yy, xy = np.mean(deviation[0] ** 2), np.mean(deviation[1] ** 2), np.mean(deviation[0] * deviation[1])
+    has_scale = min(xx, yy) > _FLAT_SPAN_ADU**2 and xy >= _CORRELATED * math.sqrt(xx * yy)
+    return math.sqrt(yy / xx) if has_scale else 1.0
 
 
 # --------------------------------------------------------------------------- the GPU, under inherited names

@@ -2,7 +2,7 @@
 
 Levels are measured on the frame's own pixels, before registration. A Bayer frame is measured on its 2x2 cells (red,
 mean of the two greens, blue), so that no demosaicing correlates the noise. Frames of more than ``MAX_SAMPLES`` pixels
-are measured on every k-th row; the median of a quarter of a million pixels is good to 0.0025 of the noise of one.
+are measured on every k-th row; the median of 130,000 pixels is good to 0.0035 of the noise of one.
 """
 
 from __future__ import annotations
@@ -10,36 +10,58 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from zemosaic_spec import STAR_WEIGHTS, FrameStats, FrameTable, NoFramesError, RegisterSpec, StackSpec
-from zemosaic_stars import StarList, detect_stars
+from zemosaic_photometry import MAX_GAIN_ERROR, MIN_PAIRS, Gain, frame_gain, frame_offset
+from zemosaic_sky import sky_mesh
+from zemosaic_spec import (
+    STAR_NORMALISATIONS,
+    STAR_WEIGHTS,
+    FrameStats,
+    FrameTable,
+    NoFramesError,
+    NormalizeName,
+    RegisterSpec,
+    StackSpec,
+)
+from zemosaic_stars import StarList, find_stars
 
 if TYPE_CHECKING:
     from zemosaic_utils import FrameSource
 
-MAX_SAMPLES: Final = 1 << 18  # pixels per channel that are looked at
+MAX_SAMPLES: Final = 1 << 17  # pixels per channel that are looked at
 MAD_TO_SIGMA: Final = 1.4826  # deviation of a Gaussian in units of its median absolute deviation
 MIN_SPAN: Final = 1e-5  # ADU; a percentile span below this has no slope to match
 LUMINANCE: Final = (0.299, 0.587, 0.114)  # Rec. 601
 FLUX_STARS: Final = 50  # brightest stars whose flux tells how transparent the air was
 MIN_FLUX_STARS: Final = 5  # fewer do not: one variable star or one blend would decide the weight
+SHAPE_STARS: Final = 100  # brightest stars whose median width and shape are those of the frame
+LIGHT_STARS: Final = 200  # brightest stars whose fluxes are kept to compare frames by; 6 KB a frame
+SKY_CELL: Final = 128  # px of the frame, side of a cell of the sky mesh
+SKY_STEP: Final = 4  # px of the frame, every such row and column counts there
+MAX_POOR_SHARE: Final = 0.1  # of the frames, that normalisation auto leaves out for having no gain
 
 # --------------------------------------------------------------------------- one frame
 
 
-def measuring_view(source: FrameSource) -> np.ndarray:
-    """Read a whole frame as it is measured: ``(h, w, C) float32``, ADU, NaN where invalid.
+def read_frame(source: FrameSource) -> tuple[np.ndarray, np.ndarray]:
+    """Read a whole frame: its pixels as they are stored, and as its levels are measured.
 
-    For a Bayer mosaic the 2x2 cells, so h = H // 2 and w = W // 2: red, mean green, blue. Otherwise the pixels.
+    Returns
+    -------
+    pixels : ndarray (H, W) or (H, W, C) uint16 or float32, ADU
+        A mosaic stays one; for other frames the same as ``view``.
+    view : ndarray (h, w, C) float32, ADU
+        NaN where invalid. Of a Bayer mosaic the 2x2 cells, so h = H // 2 and w = W // 2: red, mean green, blue.
     """
     pixels = source.read_rows(0, source.height)
     if source.cfa is not None:
-        return cell_view(pixels, source.cfa)
+        return pixels, cell_view(pixels, source.cfa)
     view = pixels if pixels.ndim == 3 else pixels[:, :, None]
-    return np.ascontiguousarray(view, dtype=np.float32)
+    view = np.ascontiguousarray(view, dtype=np.float32)
+    return view, view
 
 
 def cell_view(mosaic: np.ndarray, cfa: str) -> np.ndarray:
@@ -60,7 +82,7 @@ def cell_view(mosaic: np.ndarray, cfa: str) -> np.ndarray:
 
 
 def quanta(source: FrameSource) -> tuple[float, ...]:
-    """Return the step of the levels as stored, per channel of :func:`measuring_view`, ADU; 0 where it is not known."""
+    """Return the step of the levels as stored, per channel of :func:`read_frame`'s view, ADU; 0 where not known."""
     if source.dtype != np.uint16:
         return (0.0,) * source.channels
     return (1.0, 0.5, 1.0) if source.cfa is not None else (1.0,) * source.channels
@@ -227,31 +249,50 @@ def _luminance_p25(rows: np.ndarray) -> float:
     return float(np.percentile(valid, 25.0)) if valid.size else float("nan")
 
 
-def stars_in(source: FrameSource, view: np.ndarray, spec: RegisterSpec) -> StarList:
-    """Find the stars of a frame on its :func:`measuring_view`; positions and widths in pixels of the frame.
+def with_stars(stats: FrameStats, stars: StarList, view: np.ndarray, cfa: str | None = None) -> FrameStats:
+    """Add to a frame's levels what its stars tell, and the sky mesh that goes with their fluxes.
 
-    Stars of a Bayer mosaic are found on the mean of the two greens of each 2x2 cell, which is centred on the cell
-    whatever the colour of the star; of a colour frame on the mean of its channels.
+    Parameters
+    ----------
+    stats : FrameStats
+    stars : StarList
+        From :func:`zemosaic_stars.find_stars`.
+    view : ndarray (h, w, C) float32, ADU
+        From :func:`read_frame`.
+    cfa : str, optional
+        Of a mosaic.
     """
-    if source.cfa is not None:
-        return detect_stars(np.ascontiguousarray(view[:, :, 1]), spec, scale=2.0, offset=0.5)
-    grey = view[:, :, 0] if view.shape[2] == 1 else view.mean(axis=2, dtype=np.float32)
-    return detect_stars(np.ascontiguousarray(grey), spec)
-
-
-def with_stars(stats: FrameStats, stars: StarList) -> FrameStats:
-    """Add width, number and flux of a frame's stars to its levels."""
-    fwhm = float(np.median(stars.fwhm)) if len(stars) else float("nan")
-    return replace(stats, fwhm=fwhm, n_stars=len(stars), star_flux=stars.flux[:FLUX_STARS].copy())
+    channels = view.shape[2]
+    light, light_error = (table[:LIGHT_STARS].reshape(-1, channels) for table in stars.photometry)
+    pixel_noise = np.sqrt(stats.variance)
+    if cfa is not None:
+        pixel_noise = pixel_noise * np.array([1.0, np.sqrt(2.0), 1.0])  # a cell has the mean of its two greens
+    shaped = stars.select(np.arange(min(SHAPE_STARS, len(stars))))
+    scale = 1 if cfa is None else 2
+    mesh = [sky_mesh(view[:, :, c], SKY_CELL // scale, SKY_STEP // scale)[0] for c in range(channels)]
+    return replace(
+        stats,
+        fwhm=float(np.median(shaped.fwhm)) if len(stars) else float("nan"),
+        eccentricity=float(np.median(shaped.eccentricity)) if len(stars) else float("nan"),
+        n_stars=stars.n_found,
+        star_flux=stars.flux[:FLUX_STARS].copy(),
+        star_xy=stars.xy[:LIGHT_STARS].astype(np.float32),
+        star_light=light.astype(np.float32),
+        star_light_error=(light_error * pixel_noise).astype(np.float32),
+        sky_mesh=np.stack(mesh, axis=2).astype(np.float32),
+        sky_cell=SKY_CELL,
+    )
 
 
 def measure_frame(
     source: FrameSource, *, with_its_stars: bool = False, max_samples: int | None = MAX_SAMPLES
 ) -> FrameStats:
     """Read a whole frame and measure its levels, and its stars where they are wanted; see :func:`measure_levels`."""
-    view = measuring_view(source)
+    pixels, view = read_frame(source)
     stats = measure_levels(view, quantum=quanta(source), max_samples=max_samples)
-    return with_stars(stats, stars_in(source, view, RegisterSpec())) if with_its_stars else stats
+    if not with_its_stars:
+        return stats
+    return with_stars(stats, find_stars(pixels, RegisterSpec(), source.cfa), view, source.cfa)
 
 
 # --------------------------------------------------------------------------- all frames: normalisation
@@ -325,9 +366,96 @@ _NORMALISATIONS: Final = {
 
 
 def normalisation(spec: StackSpec, stats: Sequence[FrameStats], reference: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return scale and offset (ADU) of every frame, two ``(N, C) float64`` arrays; NaN where there are none."""
+    """Return scale and offset (ADU) of every frame, two ``(N, C) float64`` arrays; NaN where there are none.
+
+    For the methods that need the frames' levels alone; :func:`photometric` for the one that compares stars.
+    """
     pairs = [_NORMALISATIONS[spec.normalize](s, stats[reference]) for s in stats]
     return np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
+
+
+def photometric(
+    stats: Sequence[FrameStats], transforms: Sequence[np.ndarray], reference: int
+) -> tuple[np.ndarray, np.ndarray, list[Gain]]:
+    """Scale from the fluxes of the stars shared with the reference, offset from the sky that both show.
+
+    Parameters
+    ----------
+    stats : sequence of FrameStats
+        With stars.
+    transforms : sequence of ndarray (3, 3) float64
+        Pixel of the result's grid to the frame's.
+    reference : int
+        Frame the others are normalised to.
+
+    Returns
+    -------
+    scale, offset : ndarray (N, C) float64
+        Offset in ADU; NaN for frames whose gain is not supported.
+    gains : list of Gain
+        What the stars said of each.
+    """
+    channels = stats[reference].median.size
+    from_grid = np.linalg.inv(np.asarray(transforms[reference], np.float64))
+    scale, offset = np.full((len(stats), channels), np.nan), np.full((len(stats), channels), np.nan)
+    gains = []
+    for i, frame in enumerate(stats):
+        if i == reference:
+            gains.append(Gain(np.ones(channels), np.zeros(channels), np.full(channels, len(frame.star_xy))))
+            scale[i], offset[i] = 1.0, 0.0
+            continue
+        to_frame = transforms[i] @ from_grid
+        gains.append(frame_gain(frame, stats[reference], to_frame))
+        if gains[i].supported:
+            scale[i] = gains[i].factor
+            offset[i] = frame_offset(frame, stats[reference], to_frame, scale[i])
+    return scale, offset, gains
+
+
+class _Match(NamedTuple):
+    """Normalisation of all frames: scale and offset (N, C), the method, what to say of it, why frames have none."""
+
+    scale: np.ndarray
+    offset: np.ndarray
+    method: NormalizeName
+    notes: list[str]
+    reasons: dict[int, str]
+
+
+def _match_levels(
+    spec: StackSpec, stats: Sequence[FrameStats], transforms: Sequence[np.ndarray], reference: int
+) -> _Match:
+    """Apply the normalisation asked for; ``auto`` is photometric where the stars support it, else additive_scaling."""
+    if spec.normalize not in STAR_NORMALISATIONS:
+        return _Match(*normalisation(spec, stats, reference), spec.normalize, [], {})
+    scale, offset, gains = photometric(stats, transforms, reference)
+    poor = [i for i, gain in enumerate(gains) if not gain.supported]
+    reasons = {i: _why_no_gain(gains[i]) for i in poor}
+    too_poor = len(poor) > MAX_POOR_SHARE * len(stats) or not gains[reference].supported
+    if spec.normalize == "auto" and too_poor:
+        fallback = replace(spec, normalize="additive_scaling")
+        example = f", as {_why_no_gain(gains[poor[0]])}" if poor else ""
+        note = f"normalisation auto took additive_scaling: {len(poor)} of {len(stats)} frames have no gain{example}"
+        return _Match(*normalisation(fallback, stats, reference), "additive_scaling", [note], {})
+    notes = []
+    if spec.normalize == "auto":
+        stars = int(np.median([gain.pairs.min() for gain in gains]))
+        lowest, highest = np.nanmin(scale), np.nanmax(scale)
+        notes = [f"normalisation auto took photometric: {stars} stars a frame, gains {lowest:.3f} to {highest:.3f}"]
+    return _Match(scale, offset, "photometric", notes, reasons)
+
+
+def _why_no_gain(gain: Gain) -> str:
+    worst = int(np.argmin(gain.pairs))
+    if gain.pairs[worst] < MIN_PAIRS:
+        return (
+            f"{gain.pairs[worst]} stars shared with the reference are bright enough for its gain, at least "
+            f"{MIN_PAIRS} are needed; choose normalisation additive_scaling"
+        )
+    return (
+        f"the fluxes of {gain.pairs[worst]} stars give its gain to {100 * np.max(gain.error):.1f} % only, limit "
+        f"{100 * MAX_GAIN_ERROR:.0f} %; choose normalisation additive_scaling"
+    )
 
 
 # --------------------------------------------------------------------------- all frames: weights
@@ -501,11 +629,15 @@ def build_frame_table(
     NoFramesError
         None could be measured.
     """
-    scale, offset = normalisation(spec, stats, reference)
+    match = _match_levels(spec, stats, transforms, reference)
+    scale, offset = match.scale, match.offset
     weight = frame_weights(spec.frame_weight, stats, scale)
     good = np.isfinite(scale).all(axis=1) & np.isfinite(offset).all(axis=1) & np.isfinite(weight).all(axis=1)
     used = np.flatnonzero(good).tolist()
-    dropped = [(names[i], _why_left_out(spec, stats[i], stats[reference])) for i in np.flatnonzero(~good).tolist()]
+    dropped = [
+        (names[i], match.reasons.get(i) or _why_left_out(spec, stats[i], stats[reference]))
+        for i in np.flatnonzero(~good).tolist()
+    ]
     if not used:
         first = "; ".join(f"{name}: {reason}" for name, reason in dropped[:3])
         raise NoFramesError(f"none of {len(names)} frames could be measured: {first}")
@@ -516,6 +648,7 @@ def build_frame_table(
         offset=offset[used],
         weight=weight[used],
         weight_method=spec.frame_weight,
-        notes=_notes(spec, stats, used),
+        notes=[*match.notes, *_notes(spec, stats, used)],
+        normalize_method=match.method,
     )
     return table, used, dropped

@@ -19,9 +19,10 @@ import numpy as np
 
 import cuda_utils
 import parallel_utils
+from zemosaic_center_out import center_out_spec
 from zemosaic_frames import Frame, expand_inputs
-from zemosaic_gate import evaluate_quality_gate_metrics as _evaluate_quality_gate_metrics  # noqa: F401
-from zemosaic_master_tile import EXTREME_GROUP_FRAMES, TileRequest, TileResult, make_master_tile
+from zemosaic_gate import _evaluate_quality_gate_metrics as _evaluate_quality_gate_metrics
+from zemosaic_master_tile import EXTREME_GROUP_FRAMES, TileRequest, TileResult, make_master_tile, working
 from zemosaic_pipeline import Tile, build_tile, check_output, timed, without_output, without_tiles, write_tile
 from zemosaic_spec import (
     CropSpec,
@@ -31,6 +32,7 @@ from zemosaic_spec import (
     NoFramesError,
     PlanError,
     RegisterSpec,
+    SelectSpec,
     SpecError,
     StackCancelled,
     StackSpec,
@@ -44,15 +46,13 @@ from zemosaic_tile import _apply_lecropper_pipeline as _apply_lecropper_pipeline
 from zemosaic_utils import open_source
 
 try:
-    from zemosaic_align_stack_gpu import GPUStackingError as _P3GPUStackingError  # type: ignore[import-not-found]
+    from zemosaic_align_stack_gpu import GPUStackingError as _P3GPUStackingError
     from zemosaic_align_stack_gpu import _gpu_is_usable as _p3_gpu_is_usable
     from zemosaic_align_stack_gpu import gpu_stack_from_paths as _p3_gpu_stack_from_paths
+    from zemosaic_align_stack_gpu import why_unusable as _p3_why_unusable
 except ImportError as _exc:
     _P3_GPU_HELPERS_AVAILABLE = False
-    if _exc.name == "zemosaic_align_stack_gpu":
-        _P3_GPU_HELPERS_REASON = "this version has no GPU engine"
-    else:
-        _P3_GPU_HELPERS_REASON = f"the GPU engine cannot be imported ({_exc})"
+    _P3_GPU_HELPERS_REASON = f"the GPU engine cannot be imported ({_exc})"
 
     class _P3GPUStackingError(RuntimeError):  # type: ignore[no-redef]
         """Stands in for the error of the GPU engine."""
@@ -60,11 +60,16 @@ except ImportError as _exc:
     def _p3_gpu_is_usable(logger: logging.Logger | None = None) -> bool:
         return False
 
-    def _p3_gpu_stack_from_paths(*_args: Any, **_keywords: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    def _p3_gpu_stack_from_paths(*_args: Any, **_keywords: Any) -> tuple[np.ndarray, dict[str, Any]]:  # type: ignore[misc]
         raise _P3GPUStackingError(_P3_GPU_HELPERS_REASON)
+
+    def _p3_why_unusable() -> str:
+        return _P3_GPU_HELPERS_REASON
 else:
     _P3_GPU_HELPERS_AVAILABLE = True
     _P3_GPU_HELPERS_REASON = ""
+
+_OWN_GPU_STACKER: Final = _p3_gpu_stack_from_paths
 
 LOGGER = logging.getLogger("ZeMosaicWorker")
 
@@ -99,13 +104,14 @@ def _safe_load_cache(path: str | os.PathLike[str], *, pcb: Callback | None = Non
 # A tile goes to the GPU if there is one, and is recomputed whole on the CPU if the GPU fails twice; then the GPU is
 # off for the rest of the run. CPU and GPU give the same bits, so nobody downstream can tell.
 
-_P3_GPU_FRESH: Final[Mapping[str, bool]] = {
+_P3_GPU_FRESH: Final[Mapping[str, Any]] = {
     "allowed": True,
     "hard_disabled": False,
     "health_checked": False,
     "healthy": False,
     "candidate_announced": False,
     "success_announced": False,
+    "health_reason": "",
 }
 _P3_GPU_STATE: dict[str, Any] = dict(_P3_GPU_FRESH)
 """What the tiles of one run know of the GPU; read and changed under ``_P3_GPU_LOCK``."""
@@ -163,18 +169,19 @@ def _phase3_gpu_refusal(parallel_plan: object) -> str:
         if not getattr(parallel_plan, "use_gpu", False):
             return "the plan does not use the GPU"
         if _P3_GPU_STATE.get("health_checked", False) and not _P3_GPU_STATE.get("healthy", False):
-            return "the GPU failed its health check"
+            return f"the GPU failed its health check: {_P3_GPU_STATE.get('health_reason') or 'no reason given'}"
     return ""
 
 
-def _phase3_gpu_is_healthy(logger: logging.Logger) -> bool:
+def _phase3_gpu_illness(logger: logging.Logger) -> str:
+    """Check the health of the GPU; return why it cannot be used, empty if it can."""
     try:
-        return bool(_p3_gpu_is_usable(logger))
+        return "" if _p3_gpu_is_usable(logger) else _p3_why_unusable() or "it gives no reason"
     except Exception as exc:  # noqa: BLE001 - the check is a GPU attempt: whatever it raises means no
         if cuda_utils.classify_failure(exc) == "sticky":
             cuda_utils.mark_sticky()
         logger.warning("[P3][GPU] the health check failed: %s: %s", type(exc).__name__, exc)
-        return False
+        return f"{type(exc).__name__}: {exc}"
 
 
 def _phase3_gpu_candidate(parallel_plan: object, logger: logging.Logger | None = None) -> bool:
@@ -191,7 +198,9 @@ def _phase3_gpu_candidate(parallel_plan: object, logger: logging.Logger | None =
         if _phase3_gpu_refusal(parallel_plan):
             return False
         if not _P3_GPU_STATE.get("health_checked", False):
-            _P3_GPU_STATE["healthy"] = _phase3_gpu_is_healthy(logger or LOGGER)
+            reason = _phase3_gpu_illness(logger or LOGGER)
+            _P3_GPU_STATE["healthy"] = not reason
+            _P3_GPU_STATE["health_reason"] = reason
             _P3_GPU_STATE["health_checked"] = True
         return bool(_P3_GPU_STATE.get("healthy", False))
 
@@ -416,7 +425,9 @@ def _stack_master_tile_auto(
         if _once("candidate_announced"):
             log.info("[P3][GPU] Phase 3 GPU auto mode enabled (mode=C, candidate=True)")
         # Existing stack functions know four keywords; the tile's number goes along only when there is one.
-        extra = {} if tile_id is None else {"tile_id": tile_id}
+        extra: dict[str, Any] = {} if tile_id is None else {"tile_id": tile_id}
+        if progress_callback is not None and _p3_gpu_stack_from_paths is _OWN_GPU_STACKER:
+            extra["progress_callback"] = progress_callback
         verdict = _try_gpu(
             image_descriptors, stacking_params, log, parallel_plan, pcb_tile=pcb_tile, zconfig=zconfig, **extra
         )
@@ -473,6 +484,7 @@ def stack_files(
     *,
     stack: StackSpec | None = None,
     register: RegisterSpec | None = None,
+    select: SelectSpec | None = None,
     bayer: str = "auto",
     reference: str | None = None,
     device: str = "auto",
@@ -491,7 +503,7 @@ def stack_files(
         Files, folders, globs, each file once; or arrays and other descriptors (:func:`zemosaic_frames.open_source`).
     output : path, optional
         FITS file to write; None only returns the tile. An earlier one in a folder of inputs is not stacked.
-    stack, register : StackSpec, RegisterSpec, optional
+    stack, register, select : StackSpec, RegisterSpec, SelectSpec, optional
         Methods; the defaults of the command line.
     bayer : str
         "auto" (header), "none", or a pattern such as "GRBG".
@@ -543,8 +555,8 @@ def stack_files(
         return _stack_master_tile_auto(frames, params, parallel_plan=plan, progress_callback=progress)
 
     tile = build_tile(
-        descriptors, stacker, stack=stack, register=register, bayer=bayer, reference=reference, workers=n_workers,
-        allowed_bytes=allowed, progress=progress,
+        descriptors, stacker, stack=stack, register=register, select=select, bayer=bayer, reference=reference,
+        workers=n_workers, allowed_bytes=allowed, progress=progress,
     )  # fmt: skip
     if output is not None:
         with timed(tile.report, "write"):
@@ -592,6 +604,9 @@ def _is_path(item: object) -> bool:
 
 
 # =========================================================================== as existing ZeMosaic runs call it
+
+_PH3_CONCURRENCY_SEMAPHORE: Any = threading.Semaphore(2 if os.name == "nt" else 4)
+"""How many tiles of this process are read, aligned and stacked at a time; a run may assign another one."""
 
 
 def create_master_tile(
@@ -645,6 +660,7 @@ def create_master_tile(
     dbg_tile_ids: object = None,
     abort_event: object = None,
     heartbeat_callback: Callback | None = None,
+    zconfig: object = None,
 ) -> TileResult:
     """Make one master tile from a group of cached frames, as ZeMosaic's Phase 3 calls it.
 
@@ -659,19 +675,22 @@ def create_master_tile(
         Methods and finishing, under the names of ZeMosaic's configuration.
     astap_*, winsor_pool_workers, winsor_max_frames_per_pass, allow_batch_duplication, target_stack_size,
     min_safe_stack_size, dbg_tile_ids, center_out_rank
-        Accepted; none changes a value.
+        Accepted; none changes a value. No frame is ever counted twice to reach a target.
     progress_callback, heartbeat_callback : callable, optional
         ``progress_callback(key, progress, level, **details)``, and ``progress_callback(stage, done, total)`` at every
         step, from several threads; raising :class:`StackCancelled` stops the tile. The heartbeat is called at every
-        step with what is being done, or without argument if it takes none.
+        step with the number of the tile, or without argument if it takes none.
     resource_strategy : mapping, optional
-        ``extreme_group_threshold``: frames from which a group is announced as extreme (1000).
-    center_out_context, center_out_settings : object, mapping
-        Accepted; centre-out normalisation is not applied, and the header and a progress key say so.
+        ``extreme_group_threshold``: frames from which a group is announced as extreme (1000). ``cap``, ``memmap`` and
+        ``gpu_batch_hint`` are told and change nothing.
+    center_out_context, center_out_settings : zemosaic_center_out.Context, mapping
+        With both, and ``enabled`` not off, the tile is brought to the levels of the run's anchor tile.
     parallel_plan : object, optional
         ``cpu_workers``, ``rows_per_chunk``, ``use_gpu`` are honoured.
     abort_event : object, optional
         With ``is_set()``; stops the tile cleanly.
+    zconfig : object, optional
+        Configuration by attribute: ``wsc_impl``, ``extreme_group_threshold``.
 
     Returns
     -------
@@ -689,7 +708,7 @@ def create_master_tile(
         normalize=stack_norm_method,  # type: ignore[arg-type]
         weight=stack_weight_method,  # type: ignore[arg-type]
         reject=stack_reject_algo,  # type: ignore[arg-type]
-        wsc_impl=wsc_impl_choice(),  # type: ignore[arg-type]
+        wsc_impl=wsc_impl_choice(zconfig),  # type: ignore[arg-type]
         kappa_low=stack_kappa_low,
         kappa_high=stack_kappa_high,
         winsor_limits=parsed_winsor_limits,  # type: ignore[arg-type]
@@ -719,6 +738,8 @@ def create_master_tile(
         erode_px=quality_gate_erode_px,
         move_rejects=as_bool(quality_gate_move_rejects, True),
     )
+    strategy = resource_strategy or {}
+    configured = getattr(zconfig, "extreme_group_threshold", None)
     request = TileRequest(
         entries=list(seestar_stack_group_info or []),
         tile_id=int(tile_id),
@@ -730,13 +751,17 @@ def create_master_tile(
         progress=progress_callback,
         abort=abort_event,
         heartbeat=heartbeat_callback,
-        extreme_group_frames=int((resource_strategy or {}).get("extreme_group_threshold") or EXTREME_GROUP_FRAMES),
-        wants_center_out=as_bool((center_out_settings or {}).get("enabled"), False) and center_out_context is not None,
+        extreme_group_frames=int(strategy.get("extreme_group_threshold") or configured or EXTREME_GROUP_FRAMES),
+        strategy=strategy,
+        center_out=center_out_spec(center_out_settings),
+        context=center_out_context,  # type: ignore[arg-type]
+        slots=_PH3_CONCURRENCY_SEMAPHORE,
     )
 
     def stacker(frames: list[Frame], params: dict[str, Any]) -> tuple[np.ndarray, dict[str, Any], bool]:
+        params = {**params, "memory_bytes": working.memory_share()}
         return _stack_master_tile_auto(
-            frames, params, parallel_plan=parallel_plan, pcb_tile=progress_callback, tile_id=tile_id,
+            frames, params, parallel_plan=parallel_plan, pcb_tile=progress_callback, zconfig=zconfig, tile_id=tile_id,
             progress_callback=request.step,
         )  # fmt: skip
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tile_case import entries, make, session  # noqa: F401 - fixtures: the call of create_master_tile and its groups
 
 DATA = Path(__file__).parent / "data"
 

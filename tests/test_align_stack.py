@@ -334,3 +334,25 @@ def test_rejected_percent_of_a_frame_is_of_its_own_samples():
     )
     assert metadata["frame_rejected_percent"][0] == pytest.approx(100.0)
     assert max(metadata["frame_rejected_percent"][1:]) < 10.0
+
+
+def test_linear_fit_clip_by_its_inherited_name() -> None:
+    """The same stack as by the method's name, and a limit on both sides."""
+    frames = list(np.random.default_rng(5).normal(1000.0, 5.0, (20, 12, 16, 3)).astype(np.float32))
+    frames[3][2, 2] = 9000.0
+    frames[7][4, 4] = -9000.0
+    weights = np.linspace(0.5, 2.0, 20)
+    metadata: dict = {}
+    image, percent = engine.stack_linear_fit_clip(
+        frames, zconfig=_no_equalising(), stack_metadata=metadata, sigma=3.0, weights=weights
+    )
+    assert metadata["rejection_method"] == "linear_fit_clip"
+    assert percent > 100.0 * 2 / (20 * 12 * 16) - 0.01
+    assert np.abs(image[[2, 4], [2, 4]] - 1000.0).max() < 10.0
+    named = engine.stack_aligned_images(
+        frames, rejection_algorithm="linear_fit_clip", sigma_clip_low=3.0, sigma_clip_high=3.0, zconfig=_no_equalising()
+    )
+    unweighted, _ = engine.stack_linear_fit_clip(frames, zconfig=_no_equalising())
+    np.testing.assert_array_equal(unweighted, named)
+    assert not np.array_equal(image, unweighted)
+    assert engine.stack_linear_fit_clip([f[..., 0] for f in frames], "noise_variance")[0].shape == (12, 16)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BOTTOM = ["zemosaic_spec", "zemosaic_kernels", "cuda_utils"]  # import nothing of ours
+BOTTOM = ["zemosaic_spec", "zemosaic_kernels", "cuda_utils", "zemosaic_attached"]  # import nothing of ours
 # Room -> what it may import of ours, lowest room first; a door may open only to a room listed earlier.
 ROOMS: dict[str, set[str]] = {
     **{room: set() for room in BOTTOM},
@@ -23,18 +23,26 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_preview": {"zemosaic_spec"},
     "parallel_utils": {"zemosaic_spec", "cuda_utils"},
     "zemosaic_utils": {"zemosaic_spec", "cuda_utils", "zemosaic_headers", "zemosaic_frames"},
-    "zemosaic_stars": {"zemosaic_spec"},
+    "zemosaic_sky": set(),
+    "zemosaic_star_kernels": {"zemosaic_kernels"},
+    "zemosaic_stars": {"zemosaic_spec", "zemosaic_sky", "zemosaic_star_kernels"},
+    "zemosaic_photometry": {"zemosaic_spec", "zemosaic_sky"},
     "zemosaic_register": {"zemosaic_spec", "zemosaic_stars"},
     "zemosaic_register_wcs": {"zemosaic_spec", "zemosaic_register"},
     "zemosaic_resample": {"zemosaic_spec", "zemosaic_kernels"},
     "zemosaic_samples": {"zemosaic_kernels", "zemosaic_frames"},
-    "zemosaic_weights": {"zemosaic_spec", "zemosaic_stars", "zemosaic_utils"},
+    "zemosaic_weights": {"zemosaic_spec", "zemosaic_sky", "zemosaic_stars", "zemosaic_photometry", "zemosaic_utils"},
     "zemosaic_simd": {"zemosaic_kernels"},
     "zemosaic_rejection": {"zemosaic_spec", "zemosaic_kernels", "zemosaic_simd"},
     "zemosaic_combine": {"zemosaic_kernels", "zemosaic_simd", "zemosaic_rejection"},
+    # The CUDA text of rejection: strings, and numbers to launch it with.
+    "zemosaic_sorting_cuda": set(),
+    "zemosaic_rejection_cuda": set(),
+    "zemosaic_combine_cuda": {"zemosaic_sorting_cuda", "zemosaic_rejection_cuda"},
     "zemosaic_simulate": {"zemosaic_spec"},
     "zemosaic_truth": {"zemosaic_simulate"},
-    "zemosaic_stack": {"zemosaic_spec", "zemosaic_utils", "zemosaic_weights"},
+    "zemosaic_flatten": {"zemosaic_spec", "zemosaic_photometry", "zemosaic_utils"},
+    "zemosaic_stack": {"zemosaic_spec", "zemosaic_utils", "zemosaic_weights", "zemosaic_flatten"},
     "zemosaic_fill": {
         "zemosaic_spec",
         "zemosaic_frames",
@@ -64,6 +72,37 @@ ROOMS: dict[str, set[str]] = {
         "zemosaic_stack",
         "zemosaic_slabs",
     },
+    # The GPU engine, the twin of zemosaic_slabs, which it does not know: text, kernels of the host, plan, card, engine.
+    "zemosaic_resample_cuda": set(),
+    "zemosaic_gather": {"zemosaic_kernels"},
+    "zemosaic_gpu_plan": {
+        "zemosaic_spec",
+        "parallel_utils",
+        "zemosaic_utils",
+        "zemosaic_resample",
+        "zemosaic_resample_cuda",
+        "zemosaic_stack",
+    },
+    "zemosaic_gpu_gather": {"zemosaic_stack", "zemosaic_gather", "zemosaic_gpu_plan"},
+    "zemosaic_gpu_card": {
+        "cuda_utils",
+        "zemosaic_resample",
+        "zemosaic_rejection",
+        "zemosaic_combine_cuda",
+        "zemosaic_stack",
+        "zemosaic_resample_cuda",
+        "zemosaic_gpu_plan",
+    },
+    "zemosaic_align_stack_gpu": {
+        "zemosaic_spec",
+        "cuda_utils",
+        "parallel_utils",
+        "zemosaic_tile",
+        "zemosaic_stack",
+        "zemosaic_gpu_plan",
+        "zemosaic_gpu_gather",
+        "zemosaic_gpu_card",
+    },
     # The frames before they are stacked: knows no engine.
     "zemosaic_group": {
         "zemosaic_spec",
@@ -76,6 +115,8 @@ ROOMS: dict[str, set[str]] = {
         "zemosaic_stack",
     },
 }
+ROOMS["zemosaic_center_out"] = {"zemosaic_spec", "zemosaic_utils"}
+ROOMS["zemosaic_select"] = {"zemosaic_spec", "zemosaic_group", "zemosaic_photometry"}
 for upper in (
     "zemosaic_align_stack",
     "zemosaic_pipeline",
@@ -84,6 +125,7 @@ for upper in (
     "zemosaic_report",
     "zemosaic_demo",
     "zemosaic_bench",
+    "zemosaic_attach",
     "zemosaic_cli",
 ):
     ROOMS[upper] = set(ROOMS)  # anything below
@@ -91,12 +133,16 @@ TRUTH = {"zemosaic_simulate", "zemosaic_truth"}  # real frames have none: only t
 for real in ("zemosaic_align_stack", "zemosaic_pipeline", "zemosaic_master_tile", "zemosaic_worker", "zemosaic_report"):
     ROOMS[real] -= TRUTH
 ROOMS["zemosaic_bench"] -= {*TRUTH, "zemosaic_demo"}  # its frames are noise alone
+ROOMS["zemosaic_attach"] = {"zemosaic_spec", "zemosaic_attached"}  # the rooms it describes, it imports by name
 ROOMS["zemosaic_align_stack"] -= {
     "zemosaic_warmup",
     "cuda_utils",
+    *(room for room in ROOMS if "gpu" in room or "cuda" in room or "gather" in room),
     "zemosaic_preview",
     "zemosaic_gate",
     "zemosaic_group",
+    "zemosaic_center_out",
+    "zemosaic_select",
 }  # stacks on the CPU
 MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
 HEAVY = ("cupy", "dask", "cv2", "matplotlib", "numba", "astropy")

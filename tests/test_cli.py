@@ -22,7 +22,7 @@ import zemosaic_cli
 import zemosaic_demo
 import zemosaic_report
 from zemosaic_simulate import SimulationSpec, load_truth, simulate
-from zemosaic_spec import StackSpec, __version__
+from zemosaic_spec import RegisterSpec, SelectSpec, StackSpec, __version__
 
 ROOT = Path(__file__).parents[1]
 SMALL = SimulationSpec(n_frames=6, height=128, width=192, seed=3, dither_px=4.0)
@@ -89,8 +89,8 @@ def test_stack_writes_image_and_preview_and_says_what_it_did(subs, tmp_path, cap
 
 def test_the_defaults_are_those_of_the_specification():
     args = zemosaic_cli.build_parser().parse_args(["stack", "x", "-o", "y.fits"])
-    stack, register = zemosaic_cli._specs(args)
-    assert stack == StackSpec()
+    stack, register, select = zemosaic_cli._specs(args)
+    assert (stack, register, select) == (StackSpec(), RegisterSpec(), SelectSpec())
     assert (stack.reject, stack.wsc_impl, stack.kappas) == ("winsorized_sigma_clip", "pixinsight", (4.0, 3.0))
     assert (register.mode, args.reference, args.bayer, args.device) == ("auto", "auto", "auto", "auto")
 
@@ -364,7 +364,8 @@ def commands() -> dict:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], *([name, "--help"] for name in ("stack", "demo", "simulate", "doctor", "bench"))]
+    "arguments",
+    [["--help"], *([n, "--help"] for n in ("stack", "demo", "simulate", "doctor", "bench", "attach", "detach"))],
 )
 def test_help_is_shown(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -374,11 +375,12 @@ def test_help_is_shown(arguments, capsys):
 
 
 def test_help_gives_meaning_and_default_of_each_option():
-    assert sorted(commands()) == ["bench", "demo", "doctor", "simulate", "stack"]
+    assert sorted(commands()) == ["attach", "bench", "demo", "detach", "doctor", "simulate", "stack"]
     wanted = (
         "--output --reference --register --interpolation --reject --kappa-low --kappa-high --winsor-limits --wsc-impl "
         "--line-fit --normalize --weight --combine --radial-weight --equalize-rgb --bayer --device --require-gpu "
-        "--memory --workers --maps --preview --overwrite --json --quiet --verbose"
+        "--flatten --transform --max-fwhm --min-stars --drop-worst --memory --workers --maps --preview --overwrite "
+        "--json --quiet --verbose"
     )
     stack = {action.option_strings[-1] if "--equalize-rgb" not in action.option_strings else "--equalize-rgb": action
              for action in commands()["stack"]._actions if action.option_strings}  # fmt: skip

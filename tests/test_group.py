@@ -16,9 +16,11 @@ from astropy.io import fits
 from real_sky import cut_subs
 
 from zemosaic_group import Group, card_value, open_group, register_group, scan_bytes, scan_frame, scan_group
+from zemosaic_register import register_stars
 from zemosaic_simulate import SimulationSpec, SimulationTruth, simulate
 from zemosaic_spec import FrameError, NoFramesError, RegisterSpec
 from zemosaic_utils import open_source
+from zemosaic_worker import stack_files
 
 AUTO = RegisterSpec()
 SKY = SimulationSpec(
@@ -316,3 +318,45 @@ def test_real_sky_registers_to_a_tenth_of_a_pixel(data_dir: Path, rng: np.random
 def test_bayer_choice_reaches_the_frames(arrays: list[np.ndarray]) -> None:
     group = open_group([arrays[0]], partial(open_source, bayer="RGGB"))
     assert group.source(0).shape == (*arrays[0].shape, 3)
+
+
+def test_small_census_of_good_subs_and_wrong_fields(tmp_path: Path) -> None:
+    """The small version of ``benchmarks/bench_robustness.py``: raw mosaics of two fields, no WCS."""
+    lists = []
+    for seed in (1, 2):
+        spec = SimulationSpec(
+            n_frames=8, height=320, width=480, seed=seed, with_wcs=False, gain_range=(0.4, 1.0), trail_fraction=0.5,
+            n_stars=300, flux_min=1500.0,
+        )  # fmt: skip
+        session = simulate(spec, tmp_path / str(seed))
+        group = open_group([tmp_path / str(seed) / name for name in session.names])
+        scan_group(group, AUTO, find_stars=True)
+        lists.append([group.scan(i).stars for i in group.usable])
+        register_group(group, AUTO)
+        assert group.usable == list(range(8))
+        here = np.linalg.inv(session.transforms[group.reference])
+        corners = np.array([(x, y, 1.0) for x in (0, 479) for y in (0, 319)])
+        for k, row in enumerate(group.rows):
+            assert row.registration is not None
+            error = corners @ (row.registration.transform - session.transforms[k] @ here).T
+            assert np.hypot(error[:, 0], error[:, 1]).max() < 0.5
+    for k in range(8):
+        for reference, frame in ((lists[0][k], lists[1][k]), (lists[1][k], lists[0][(k + 1) % 8])):
+            verdict = register_stars(reference, frame, (320, 480), AUTO)
+            assert not verdict.ok
+            assert verdict.reason
+
+
+def test_distortion_of_the_reference_stays_in_the_wcs_of_the_tile(paths: list[Path], tmp_path: Path) -> None:
+    cards = {"A_ORDER": 2, "B_ORDER": 2, "A_2_0": 6e-6, "B_0_2": -5e-6, "B_1_1": 3e-6}
+    for k, path in enumerate(paths):
+        with fits.open(path) as hdus:
+            hdus[0].header.update(cards | {"CTYPE1": "RA---TAN-SIP", "CTYPE2": "DEC--TAN-SIP"})
+            hdus.writeto(tmp_path / f"sip{k}.fits")
+    inputs = sorted(tmp_path.glob("sip*.fits"))
+    tile = stack_files(inputs, tmp_path / "tile.fits", device="cpu")
+    reference, made = open_source(tile.report.reference).wcs(), open_source(tmp_path / "tile.fits").wcs()
+    assert reference is not None and made is not None and made.sip is not None
+    y, x = (axis.ravel() for axis in np.mgrid[0 : SKY.height - 1 : 5j, 0 : SKY.width - 1 : 5j])
+    back = made.all_world2pix(reference.all_pix2world(np.column_stack((x, y)), 0), 0)
+    assert np.hypot(back[:, 0] - x, back[:, 1] - y).max() < 0.01

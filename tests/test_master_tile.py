@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,186 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 from astropy.io import fits
-from astropy.table import Table
 from astropy.wcs import WCS, Sip
+from tile_case import PLAIN, SHAPE, SKY, Make, cached, pixels
 
 import zemosaic_worker as worker
 from parallel_utils import ParallelPlan
 from zemosaic_simulate import SimulationSpec, simulate
 from zemosaic_spec import SpecError, StackCancelled
-
-SHAPE = (96, 128)
-SKY = SimulationSpec(
-    n_frames=6, height=SHAPE[0], width=SHAPE[1], n_stars=40, flux_min=2500.0, bayer="rgb", dither_px=5.0,
-    rotation_deg=2.0, saturated_stars=0, nebula=0.0, cosmic_rays=0.0, hot_fraction=0.0, cold_fraction=0.0,
-    trail_fraction=0.0, gradient=10.0,
-)  # fmt: skip
-
-# The positional arguments in the order of existing calls, with the defaults of ZeMosaic's configuration.
-POSITIONAL: dict[str, Any] = {
-    "seestar_stack_group_info": None,
-    "tile_id": 7,
-    "output_temp_dir": None,
-    "stack_norm_method": "linear_fit",
-    "stack_weight_method": "noise_variance",
-    "stack_reject_algo": "winsorized_sigma_clip",
-    "stack_kappa_low": 3.0,
-    "stack_kappa_high": 3.0,
-    "parsed_winsor_limits": (0.05, 0.05),
-    "stack_final_combine": "mean",
-    "poststack_equalize_rgb": True,
-    "apply_radial_weight": False,
-    "radial_feather_fraction": 0.8,
-    "radial_shape_power": 2.0,
-    "min_radial_weight_floor": 0.05,
-    "quality_crop_enabled": False,
-    "quality_crop_band_px": 32,
-    "quality_crop_k_sigma": 2.0,
-    "quality_crop_margin_px": 8,
-    "quality_crop_min_run": 2,
-    "altaz_cleanup_enabled": False,
-    "altaz_margin_percent": 5.0,
-    "altaz_decay": 0.15,
-    "altaz_nanize": True,
-    "quality_gate_enabled": False,
-    "quality_gate_threshold": 0.48,
-    "quality_gate_edge_band_px": 64,
-    "quality_gate_k_sigma": 2.5,
-    "quality_gate_erode_px": 3,
-    "quality_gate_move_rejects": True,
-    "astap_exe_path_global": "",
-    "astap_data_dir_global": "",
-    "astap_search_radius_global": 0.0,
-    "astap_downsample_global": 0,
-    "astap_sensitivity_global": 0,
-    "astap_timeout_seconds_global": 0,
-    "winsor_pool_workers": 1,
-    "winsor_max_frames_per_pass": 0,
-    "progress_callback": None,
-}
-KEYWORDS = {
-    "resource_strategy": None,
-    "center_out_context": None,
-    "center_out_settings": None,
-    "center_out_rank": None,
-    "parallel_plan": None,
-}
-PLAIN = {
-    "stack_norm_method": "none",
-    "stack_weight_method": "none",
-    "stack_reject_algo": "none",
-    "poststack_equalize_rgb": False,
-}
-"""No step that changes a level: one frame alone comes out as it went in."""
-
-
-@dataclass
-class Made:
-    """What one call left behind."""
-
-    path: str | None
-    wcs: WCS | None
-    retry: list[list[dict[str, Any]]]
-    events: list[tuple[str, Any, str, dict[str, Any]]]
-    steps: list[tuple[str, int, int]]
-    folder: Path
-
-    def told(self, level: str | None = None) -> list[str]:
-        return [key for key, _, found, _ in self.events if level in (None, found)]
-
-    def details(self, key: str) -> list[dict[str, Any]]:
-        return [details for name, _, _, details in self.events if name == key]
-
-    def files(self) -> list[str]:
-        return sorted(p.name for p in self.folder.rglob("*") if p.is_file()) if self.folder.is_dir() else []
-
-    def unit(self, name: str | int = 0) -> np.ndarray:
-        """Pixels of an image, channel last."""
-        assert self.path is not None
-        with fits.open(self.path, checksum=True) as hdus:
-            data = np.array(hdus[name].data)
-        return np.moveaxis(data, 0, -1).astype(np.float32) if data.ndim == 3 else data
-
-    @property
-    def table(self) -> Table:
-        """FRAMES, one row per input."""
-        with fits.open(self.path) as hdus:
-            return Table(hdus["FRAMES"].data, copy=True)
-
-    @property
-    def header(self) -> fits.Header:
-        assert self.path is not None
-        return fits.getheader(self.path)
-
-
-Make = Callable[..., Made]
-
-
-@pytest.fixture
-def make(tmp_path: Path) -> Make:
-    """Call create_master_tile positionally and gather what happened; ``listen`` sees every call of the callback."""
-    numbers = itertools.count()
-
-    def call(entries: Any, *, listen: Callable[..., Any] | None = None, **changes: Any) -> Made:
-        folder = Path(changes.get("output_temp_dir") or tmp_path / f"tiles{next(numbers)}")
-        made = Made(None, None, [], [], [], folder)
-
-        def progress(key: str, second: Any, third: Any, **details: Any) -> None:
-            if isinstance(third, int):
-                made.steps.append((key, second, third))
-            else:
-                made.events.append((key, second, third, details))
-            if listen is not None:
-                listen(key, second, third)
-
-        given = {"seestar_stack_group_info": entries, "output_temp_dir": str(folder), "progress_callback": progress}
-        keywords = KEYWORDS | {key: value for key, value in changes.items() if key not in POSITIONAL}
-        positional = POSITIONAL | {key: value for key, value in changes.items() if key in POSITIONAL} | given
-        (made.path, made.wcs), made.retry = worker.create_master_tile(*positional.values(), **keywords)
-        return made
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def session(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Group entries of six dithered and rotated frames of one field, as Phase 1 hands them over."""
-    folder = tmp_path_factory.mktemp("session")
-    truth = simulate(SKY, folder / "raw")
-    entries = []
-    for k, name in enumerate(truth.names):
-        raw = folder / "raw" / name
-        data, header = fits.getdata(raw), fits.getheader(raw)
-        cache = folder / f"cache_{k}.npy"
-        np.save(cache, np.ascontiguousarray(np.moveaxis(data, 0, -1), dtype=np.float32))
-        entries.append(
-            {
-                "path_raw": str(raw),
-                "path_preprocessed_cache": str(cache),
-                "wcs": WCS(header, naxis=2),
-                "header": header if k % 2 == 0 else dict(header),
-                "preprocessed_shape": (*SHAPE, 3),
-            }
-        )
-    return entries
-
-
-@pytest.fixture
-def entries(session: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Entries that a test may change."""
-    return [{**entry, "header": copy.deepcopy(entry["header"])} for entry in session]
-
-
-def pixels(entry: dict[str, Any]) -> np.ndarray:
-    return np.load(entry["path_preprocessed_cache"])
-
-
-def cached(folder: Path, data: np.ndarray, entry: dict[str, Any]) -> dict[str, Any]:
-    """Copy of an entry with other pixels."""
-    path = folder / f"{len(list(folder.glob('*.npy')))}.npy"
-    np.save(path, data)
-    return {**entry, "path_preprocessed_cache": str(path)}
-
 
 # --------------------------------------------------------------------------- the call
 
@@ -327,18 +152,39 @@ def test_no_entries_is_told(make: Make, group: Any) -> None:
 def test_extreme_group_is_announced(make: Make, entries: list[dict[str, Any]]) -> None:
     assert "mastertile_extreme_group" not in make(entries[:2]).told()
     made = make(entries[:3], resource_strategy={"extreme_group_threshold": 3})
-    assert made.details("mastertile_extreme_group") == [{"tile_id": 7, "raw_count": 3, "threshold": 3}]
+    assert made.details("mastertile_extreme_group") == [
+        {"tile_id": 7, "num_frames": 3, "threshold": 3, "reason": "[EXTREME_GROUP]"}
+    ]
+    configured = make(entries[:2], zconfig=SimpleNamespace(extreme_group_threshold=2))
+    assert "mastertile_extreme_group" in configured.told("WARN")
 
 
 def test_later_keywords_are_accepted(make: Make, entries: list[dict[str, Any]]) -> None:
     made = make(
         entries[:2], allow_batch_duplication=True, target_stack_size=9, min_safe_stack_size=3, dbg_tile_ids=[7],
-        abort_event=threading.Event(), heartbeat_callback=lambda _stage: None,
-        center_out_context=SimpleNamespace(), center_out_settings={"enabled": True}, center_out_rank=3,
-        parallel_plan=SimpleNamespace(),
+        abort_event=threading.Event(), heartbeat_callback=lambda _tile_id: None, center_out_rank=3,
+        parallel_plan=SimpleNamespace(), zconfig=SimpleNamespace(),
     )  # fmt: skip
     assert made.path
-    assert made.told("INFO_DETAIL")[-2:] == ["mastertile_center_out_skipped", "mastertile_info_saved"]
+    assert made.header["MT_NFRAMES"] == 2  # nothing is counted twice to reach a target size
+
+
+def test_hints_of_the_run_are_told(make: Make, entries: list[dict[str, Any]]) -> None:
+    made = make(entries[:1], resource_strategy={"cap": 9, "memmap": True, "gpu_batch_hint": 3})
+    assert made.details("mastertile_autocaps_hint") == [{"tile_id": 7, "cap": 9, "memmap": True, "gpu_hint": 3}]
+    assert "mastertile_autocaps_hint" not in make(entries[:1]).told()
+
+
+@pytest.mark.parametrize("way", ["zconfig", "environment"])
+def test_winsorizing_is_chosen(
+    make: Make, entries: list[dict[str, Any]], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "environment":
+        monkeypatch.setenv("ZEMOSAIC_WSC_IMPL", "pixinsight")
+    made = make(entries, zconfig=SimpleNamespace(wsc_impl="pixinsight") if way == "zconfig" else None)
+    assert made.header["ZMT_WSC"] == "pixinsight"
+    monkeypatch.delenv("ZEMOSAIC_WSC_IMPL", raising=False)
+    assert make(entries).header["ZMT_WSC"] == "legacy_quantile"
 
 
 # --------------------------------------------------------------------------- caches
@@ -393,7 +239,12 @@ def test_unusable_cache_is_left_out_with_a_warning(
     made = make([entries[0], _spoil(kind, tmp_path, entries[1]), entries[2]])
     key = "mastertile_warn_cache_file_missing" if kind in MISSING else "mastertile_warn_invalid_cached_data"
     assert made.told("WARN") == [key]
-    assert made.details(key)[0]["filename"] in ("sub_0002.fits", "<entry>")
+    (details,) = made.details(key)
+    assert details["filename"] in ("sub_0002.fits", "<entry>")
+    if kind in ("float64", "mono"):
+        assert (details["shape"], details["dtype"]) == {
+            "float64": (str((*SHAPE, 3)), "float64"), "mono": (str(SHAPE), "float32"),
+        }[kind]  # fmt: skip
     assert made.retry == []
     table = made.table
     assert table["USED"].tolist() == [True, False, True]
@@ -711,14 +562,13 @@ def test_stop_after_saving_comes_too_late_for_this_tile(make: Make, entries: lis
     assert Path(made.path).is_file()
 
 
-@pytest.mark.parametrize("form", ["with the stage", "without argument"])
+@pytest.mark.parametrize("form", ["with the tile", "without argument"])
 def test_heartbeat_beats_at_every_step(make: Make, entries: list[dict[str, Any]], form: str) -> None:
-    beats: list[str] = []
-    callback = beats.append if form == "with the stage" else lambda: beats.append("beat")
+    beats: list[int] = []
+    callback = beats.append if form == "with the tile" else lambda: beats.append(7)
     make(entries, heartbeat_callback=callback)
     assert len(beats) >= 2 * len(entries)
-    if form == "with the stage":
-        assert {"measure", "register", "stack", "info_creation_started_from_cache"} <= set(beats)
+    assert set(beats) == {7}
 
 
 # --------------------------------------------------------------------------- writing
@@ -772,7 +622,7 @@ def test_too_little_memory_while_loading_is_told(
     def exhausted(*_: Any, **__: Any) -> Any:
         raise MemoryError("no memory for the frame")
 
-    monkeypatch.setattr("zemosaic_group.measuring_view", exhausted)
+    monkeypatch.setattr("zemosaic_group.read_frame", exhausted)
     assert make(entries).told("ERROR") == ["mastertile_error_memory_loading_cache"]
 
 
@@ -800,9 +650,10 @@ def test_quality_gate_accepts_and_writes_its_metrics(make: Make, entries: list[d
     made = make(entries, quality_gate_enabled=True, quality_gate_threshold=1.0)
     assert made.path
     (result,) = made.details("mt_quality_gate_result")
-    assert result["accepted"] is True
-    assert made.header["ZMT_QS"] == pytest.approx(result["score"])
-    assert {"ZMT_QBD", "ZMT_EOC", "ZMT_TRL", "ZMT_CER"} <= set(made.header)
+    assert (result["status"], result["path"], result["threshold"]) == ("ACCEPT", "master_tile_007.fits", "1.000")
+    assert made.header["ZMT_QS"] == pytest.approx(float(result["score"]), abs=5e-4)
+    assert made.header["ZMT_QBD"] == 0
+    assert {"ZMT_EOC", "ZMT_TRL", "ZMT_CER", "ZMT_NBR"} <= set(made.header)
 
 
 @pytest.mark.parametrize("moved", [True, False])
@@ -811,7 +662,9 @@ def test_quality_gate_rejects(make: Make, entries: list[dict[str, Any]], moved: 
     assert (made.path, made.wcs, made.retry) == (None, None, [])
     assert made.files() == ["master_tile_007.fits"]
     assert (made.folder / "rejected_by_quality" / "master_tile_007.fits").is_file() is moved
-    assert ("mt_quality_gate_moved" in made.told()) is moved
+    assert ("mt_quality_gate_moved" in made.told("WARN")) is moved
+    (path,) = made.folder.rglob("*.fits")
+    assert fits.getheader(path)["ZMT_QBD"] == 1
     assert made.told("ERROR") == []
 
 

@@ -439,6 +439,55 @@ def test_bright_stars_weigh_more():
     assert rms_error(weighted.transform, truth, reference) < 0.5 * rms_error(equal.transform, truth, reference)
 
 
+# --------------------------------------------------------------------------- models
+
+
+@pytest.mark.parametrize("kind", ["similarity", "affine", "homography"])
+def test_auto_takes_the_simplest_model_that_fits(kind):
+    truth = similarity(1.0, 5, (20, 10))
+    if kind != "similarity":
+        truth[:2, :2] = truth[:2, :2] @ [[1.002, 0.001], [-0.001, 0.999]]
+    if kind == "homography":
+        truth[2, :2] = [6e-6, -8e-6]
+    reference, frame = field_pair(truth)
+    result = register_stars(reference, frame, SHAPE, replace(SPEC, transform="auto"))
+    assert result.ok, result.reason
+    assert result.model == kind
+    assert rms_error(result.transform, truth, reference) < 0.02
+
+
+def test_auto_keeps_the_similarity_of_plain_fields():
+    models = []
+    for seed in range(30):
+        reference, frame = field_pair(similarity(1.0, 2, (30, 10)), n=(500, 60)[seed % 2], seed=seed)
+        models.append(register_stars(reference, frame, SHAPE, replace(SPEC, transform="auto")).model)
+    assert models.count("similarity") >= 29
+
+
+def test_auto_registers_what_no_similarity_does():
+    truth = similarity(1.0, 3, (5, 5))
+    truth[2, :2] = [4e-5, 4e-5]  # 30 px at the corners
+    reference, frame = field_pair(truth)
+    assert not register_stars(reference, frame, SHAPE, SPEC).ok
+    result = register_stars(reference, frame, SHAPE, replace(SPEC, transform="auto", max_scale_error=0.2))
+    assert result.ok and result.model == "homography", result.reason
+    assert rms_error(result.transform, truth, reference) < 0.03
+
+
+# --------------------------------------------------------------------------- clouds without dither
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_a_motionless_frame_of_clouds_is_sky(share):
+    """The faint stars are gone and the others dimmed: what is left is the brighter part of the reference."""
+    reference, frame = field_pair(np.eye(3), n=500, seed=3)
+    clouded = frame.select(np.arange(round(share * len(frame))))
+    clouded = replace(clouded, flux=0.4 * clouded.flux)
+    result = register_stars(reference, clouded, SHAPE, SPEC)
+    assert result.ok, result.reason
+    assert rms_error(result.transform, np.eye(3), reference) < 0.05
+
+
 # --------------------------------------------------------------------------- WCS
 
 

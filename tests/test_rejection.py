@@ -56,8 +56,8 @@ def run(
     out["lost"] = combining.combine_block(
         cube, start, p if stop is None else stop, rejection.METHOD_CODES[method], parameters(method, par),
         rejection.gesd_table(n, 0.05), rewinsor, rejection.COMBINE_CODES[combine], weights is None, lanes,
-        np.empty((0, 0), np.float32), 1, out["image"], out["coverage"], out["weight"], out["low"], out["high"],
-        out["hits"], **({"kept": (out["kept_low"], out["kept_high"])} if limits else {}),
+        np.empty((0, 0), np.float32), 1, [out[k] for k in ("image", "coverage", "weight", "low", "high")], out["hits"],
+        **({"kept": (out["kept_low"], out["kept_high"])} if limits else {}),
     )  # fmt: skip
     return out
 

@@ -96,6 +96,25 @@ def test_flux_is_conserved(name, tolerance):
     assert worst < tolerance
 
 
+@pytest.mark.parametrize(
+    ("name", "sigma", "beside", "two_away"),
+    [
+        ("lanczos3", 0.89, 0.12, -0.07),
+        ("bicubic", 0.82, 0.16, -0.04),
+        ("bilinear", 0.67, 0.25, 0.0),
+        ("nearest", 1, 0, 0),
+    ],
+)
+def test_noise_is_correlated_as_documented(name, sigma, beside, two_away):
+    noise = np.random.default_rng(0).normal(1000, 30, (300, 300)).astype(np.float32)
+    out = warp(noise, similarity(4.0, 3.3, 2.1), name)[40:-40, 40:-40] - 1000.0
+    variance = np.mean(out**2)
+    assert np.sqrt(variance) / 30.0 == pytest.approx(sigma, abs=0.015)
+    for step, expected in ((1, beside), (2, two_away)):
+        found = 0.5 * (np.mean(out[:, step:] * out[:, :-step]) + np.mean(out[step:] * out[:-step])) / variance
+        assert found == pytest.approx(expected, abs=0.02)
+
+
 def test_lanczos_is_sharper_than_bilinear():
     image = star_field(n=6, seed=8)
     half = similarity(dx=0.5, dy=0.5)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zemosaic_tile as tile
-from zemosaic_gate import evaluate_quality_gate_metrics
+from zemosaic_gate import _evaluate_quality_gate_metrics, evaluate_quality_gate_metrics
 from zemosaic_spec import CropSpec, SpecError
 
 ROOT = Path(__file__).parents[1]
@@ -556,7 +556,50 @@ def test_tile_without_data_is_rejected_with_numbers_that_fit_a_header(image):
         metrics = evaluate_quality_gate_metrics(image)
     assert not metrics["accepted"]
     assert metrics["score"] == 1.0
-    assert all(math.isfinite(value) for value in metrics.values())
+    assert metrics["hard_reject_reason"] == ("small_dim" if min(image.shape[:2]) < 64 else "empty")
+    assert all(math.isfinite(value) for value in metrics.values() if not isinstance(value, str))
+    assert not evaluate_quality_gate_metrics(image, threshold=999.0)["accepted"]
+
+
+def test_border_that_blew_up_is_rejected_whatever_the_threshold():
+    image = sky()
+    image[:64] = 1e12
+    for tile_image in (image, np.where(image == 1e12, image, np.float32(0))):  # a flat inside too
+        metrics = evaluate_quality_gate_metrics(tile_image, threshold=999.0)
+        assert (metrics["accepted"], metrics["hard_reject"]) == (False, 1)
+        assert metrics["hard_reject_reason"] == "edge_blowup"
+
+
+def test_bright_star_at_the_border_is_no_blow_up():
+    image = sky(stars=0)
+    image[:3, :3] = 60000.0
+    assert evaluate_quality_gate_metrics(image)["hard_reject"] == 0
+
+
+def test_noisy_rim_alone_is_no_reason_to_reject(rng):
+    noise = rng.normal(0, 50, (*SHAPE, 3))
+    noise[40:-40, 40:-40] = 0
+    for image, accepted in ((sky(), True), (sky(trail=12.0, stars=40), False)):
+        metrics = evaluate_quality_gate_metrics((image + noise).astype(np.float32), threshold=0.2, edge_band_px=40)
+        assert metrics["score"] > 0.2
+        assert metrics["override"] is metrics["accepted"] is accepted
+
+
+def test_inherited_form_of_the_gate():
+    image = sky()
+    image[:, :160] = 0.0
+    gate = _evaluate_quality_gate_metrics
+    assert gate(7, image, enabled=False, threshold=0.48, edge_band=64, k_sigma=2.5, erode_px=3, pcb=None) is None
+    found = gate(7, image, enabled=True, threshold=0.48, edge_band=64, k_sigma=2.5, erode_px=3, pcb=None)
+    direct = evaluate_quality_gate_metrics(image)
+    assert found == {"score": direct["score"], "accepted": False, "threshold": 0.48, "metrics": direct}
+    half = np.full(SHAPE, 0.5, np.float32)
+    for alpha in (half, (half * 255).astype(np.uint8)):
+        soft = {
+            level: gate(7, sky(), enabled=True, alpha_mask=alpha, alpha_soft_threshold=level) for level in (0.3, 0.85)
+        }
+        assert soft[0.3]["accepted"]
+        assert soft[0.85]["metrics"]["EMPTY"] == 1.0
 
 
 def test_threshold_decides_and_a_wrong_alpha_is_refused():

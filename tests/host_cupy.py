@@ -1,0 +1,226 @@
+"""A stand-in for CuPy that runs the real kernels on the processor, built by g++: the GPU engine without a GPU.
+
+It knows what the engine uses of CuPy and nothing else. Device memory is ordinary memory that starts as rubbish, and is
+counted; streams do everything at once; a kernel runs its blocks one by one, one thread to a block. So every copy,
+offset and argument of the engine is the real one, only the order in which streams overtake each other is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import re
+import threading
+import types
+import weakref
+from pathlib import Path
+
+import numpy as np
+from cuda_host import build
+
+import zemosaic_combine_cuda
+from zemosaic_resample_cuda import RESAMPLE_CUDA
+
+MOST_FRAMES = 4096  # whose column fits in what stands in for shared memory
+
+
+VARIED = ("METHOD", "COMBINE", "REWINSOR", "PLACE", "RUN")  # set before each call; a device has a text for each
+
+
+def constants_of(text: str) -> dict[str, int]:
+    """What is fixed when the text of rejection is compiled for a device."""
+    return {n: int(v) for n, v in re.findall(r"^constexpr int (\w+) = (\d+);$", text, re.MULTILINE)}
+
+
+def _rejection_text() -> str:
+    constants = constants_of(zemosaic_combine_cuda.source(0, 0, in_shared=True, n_frames=1)) | {"LANES": 1, "ROW": 1}
+    fixed = "".join(f"constexpr int {n} = {v};\n" for n, v in constants.items() if n not in VARIED)
+    setters = "".join(f'static int {n};\nextern "C" void set_{n}(int value) {{ {n} = value; }}\n' for n in VARIED)
+    return f"{fixed}{setters}{zemosaic_combine_cuda.TEXT}\nfloat tile_memory[{MOST_FRAMES}];"
+
+
+class Data:
+    def __init__(self, ptr: int) -> None:
+        self.ptr = ptr
+
+
+class DeviceArray:
+    """An array that NumPy's functions do not take for one of theirs."""
+
+    def __init__(self, owner: HostCupy, array: np.ndarray) -> None:
+        self.array = array
+        self.data = Data(array.ctypes.data)
+        owner.used += array.nbytes
+        owner.peak = max(owner.peak, owner.used)
+        weakref.finalize(self, owner.give_back, array.nbytes)
+
+
+class Stream:
+    ptr = 1
+
+    def __init__(self, non_blocking: bool = False) -> None:
+        assert non_blocking
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        return None
+
+    def wait_event(self, event: Event) -> None:
+        assert isinstance(event, Event)
+
+    def synchronize(self) -> None:
+        return None
+
+
+class Event:
+    def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
+        self.block, self.disable_timing = block, disable_timing
+
+    def record(self, stream: Stream) -> None:
+        assert isinstance(stream, Stream)
+
+    def synchronize(self) -> None:
+        return None
+
+
+class Kernel:
+    def __init__(self, owner: HostCupy, library: ctypes.CDLL, name: str, constants: dict[str, int]) -> None:
+        self.owner, self.library, self.name, self.constants = owner, library, name, constants
+        self.max_dynamic_shared_size_bytes = 48 << 10
+        self.kernel = self
+
+    def __call__(self, grid, block, arguments, *, shared_mem: int = 0) -> None:
+        assert shared_mem <= self.max_dynamic_shared_size_bytes
+        assert all(isinstance(a, np.generic) for a in arguments), "a Python number has no size"
+        self.owner.launched.append(self.name)
+        with self.owner.one_at_a_time:
+            self._run(grid, arguments)
+        failure = self.owner.failures.pop(self.name, None)
+        if failure is not None:
+            raise failure
+
+    def _run(self, grid, arguments) -> None:
+        for name, value in self.constants.items():
+            getattr(self.library, f"set_{name}")(value)
+        values = [_C_TYPES[type(a)](a.item()) for a in arguments]
+        rows = grid[1] if len(grid) > 1 else 1
+        for y in range(rows):  # the kernels share their elements among however many blocks there are
+            self.library.set_grid(0, y, 0, 1, rows, 1)
+            getattr(self.library, self.name)(*values)
+
+
+_C_TYPES = {np.uint64: ctypes.c_uint64, np.int64: ctypes.c_int64, np.int32: ctypes.c_int32}
+
+
+class HostCupy(types.ModuleType):
+    """The module; ``peak`` counts device memory, ``limit`` bounds it, ``failures`` maps a kernel to what it raises."""
+
+    __version__ = "host"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("cupy")
+        self.rejection = build(_rejection_text(), "host_rejection", folder)
+        self.resample = build(RESAMPLE_CUDA, "host_resample", folder)
+        self.one_at_a_time = threading.Lock()
+        self.reset()
+        self.cuda = types.SimpleNamespace(
+            Stream=Stream,
+            Event=Event,
+            Device=lambda: types.SimpleNamespace(
+                attributes={"MaxSharedMemoryPerBlockOptin": self.shared_limit, "MultiProcessorCount": 3}
+            ),
+            alloc_pinned_memory=bytearray,
+            get_current_stream=lambda: Stream(non_blocking=True),
+            runtime=types.SimpleNamespace(
+                memcpyAsync=self._copy,
+                driverGetVersion=lambda: 12040,
+                runtimeGetVersion=lambda: 12040,
+                getDeviceCount=lambda: 1,
+                getDevice=lambda: 0,
+                getDeviceProperties=lambda number: {"name": b"host"},
+                memGetInfo=lambda: (self.total - self.used, self.total),
+            ),
+        )
+
+    def reset(self) -> None:
+        self.used = self.peak = 0
+        self.total, self.limit, self.shared_limit = 1 << 34, 0, 99 << 10
+        self.launched: list[str] = []
+        self.failures: dict[str, BaseException] = {}
+        self.freed = 0
+
+    def give_back(self, size: int) -> None:
+        self.used -= size
+
+    def _array(self, array: np.ndarray) -> DeviceArray:
+        if self.limit and self.used + array.nbytes > self.limit:
+            raise OutOfMemoryError(f"Out of memory allocating {array.nbytes} bytes")
+        return DeviceArray(self, array)
+
+    def empty(self, count: int, dtype: object) -> DeviceArray:
+        array = np.empty(count, dtype)
+        array.view(np.uint8)[:] = 0xAB
+        return self._array(array)
+
+    def zeros(self, count: int, dtype: object) -> DeviceArray:
+        return self._array(np.zeros(count, dtype))
+
+    def asarray(self, array: np.ndarray) -> DeviceArray:
+        return self._array(np.array(array, order="C"))
+
+    def asnumpy(self, array: DeviceArray) -> np.ndarray:
+        return array.array.copy()
+
+    def RawModule(self, code: str, options: tuple[str, ...]) -> types.SimpleNamespace:  # noqa: N802
+        assert "--fmad=false" in options
+        constants = {n: v for n, v in constants_of(code).items() if n in VARIED}
+        library = self.rejection if constants else self.resample
+        return types.SimpleNamespace(get_function=lambda name: Kernel(self, library, name, constants))
+
+    def get_default_memory_pool(self) -> types.SimpleNamespace:
+        return types.SimpleNamespace(
+            free_bytes=lambda: 0,
+            used_bytes=lambda: self.used,
+            get_limit=lambda: self.limit,
+            set_limit=lambda size: setattr(self, "limit", size),
+            free_all_blocks=self._free_all_blocks,
+        )
+
+    def get_default_pinned_memory_pool(self) -> types.SimpleNamespace:
+        return types.SimpleNamespace(free_all_blocks=self._free_all_blocks)
+
+    def _free_all_blocks(self) -> None:
+        self.freed += 1
+
+    @staticmethod
+    def _copy(target: int, source: int, size: int, kind: int, stream: int) -> None:
+        assert kind in (1, 2)
+        assert stream == Stream.ptr
+        ctypes.memmove(target, source, size)
+
+
+class OutOfMemoryError(MemoryError):
+    """As CuPy's."""
+
+
+@contextlib.contextmanager
+def installed(cupy: HostCupy, monkeypatch):
+    """Let :mod:`cuda_utils` find this module, and forget what was known of the real one."""
+    import sys
+
+    import cuda_utils
+    import zemosaic_align_stack_gpu as engine
+    import zemosaic_gpu_card as card
+
+    caches = (cuda_utils._first_probe, card._compiled, card.device_limits)
+    cupy.reset()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(cuda_utils, "_POISONED", threading.Event())
+    monkeypatch.setattr(engine, "_KNOWN", [])
+    for cache in caches:
+        cache.cache_clear()
+    yield cupy
+    for cache in caches:
+        cache.cache_clear()

@@ -1,0 +1,414 @@
+"""The GPU engine, run on the processor by a stand-in for CuPy: every result has the bits of the CPU engine."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import get_args
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from host_cupy import HostCupy, OutOfMemoryError, installed
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import cuda_utils
+import zemosaic_align_stack_gpu as engine
+import zemosaic_slabs
+import zemosaic_worker as worker
+from parallel_utils import ParallelPlan
+from zemosaic_gpu_plan import device_bytes, route_of
+from zemosaic_spec import (
+    FrameError,
+    NoFramesError,
+    RejectName,
+    SpecError,
+    StackCancelled,
+    StackSpec,
+    params_from_stack_spec,
+)
+from zemosaic_stack import as_frames, make_job
+from zemosaic_utils import Frame, open_source
+
+MAPS = ("coverage", "weight_map", "rejected_low", "rejected_high")
+REJECTIONS = {
+    "none": {"reject": "none"},
+    "kappa": {"reject": "kappa_sigma", "kappa_low": 1.5, "kappa_high": 1.2},
+    "legacy": {"reject": "winsorized_sigma_clip", "wsc_impl": "legacy_quantile", "kappa_low": 1.5, "kappa_high": 1.2},
+    "pixinsight": {"reject": "winsorized_sigma_clip", "wsc_impl": "pixinsight", "kappa_low": 2.0, "kappa_high": 1.8},
+    "sigma_clip": {"reject": "sigma_clip", "kappa_low": 2.0, "kappa_high": 1.8},
+    "averaged": {"reject": "averaged_sigma", "kappa_low": 2.0, "kappa_high": 2.0},
+    "percentile": {"reject": "percentile_clip", "kappa_low": 0.02, "kappa_high": 0.02},
+    "gesd": {"reject": "gesd"},
+    "ols": {"reject": "linear_fit_clip", "line_fit": "ols", "kappa_low": 1.5, "kappa_high": 1.5},
+    "lad": {"reject": "linear_fit_clip", "line_fit": "lad", "kappa_low": 1.5, "kappa_high": 1.5},
+}
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory):
+    return HostCupy(tmp_path_factory.mktemp("host_cupy"))
+
+
+@pytest.fixture
+def cupy(host, monkeypatch):
+    with installed(host, monkeypatch) as fake:
+        yield fake
+
+
+@pytest.fixture(params=["processor", pytest.param("device", marks=pytest.mark.gpu)])
+def launched(request):
+    """Names of the kernels that the stand-in launched; None on a device, where nobody counts."""
+    if request.param == "processor":
+        return request.getfixturevalue("cupy").launched
+    if not engine.usability().usable:
+        pytest.skip(engine.usability().reason)
+    return None
+
+
+def stack_of(seed=1, n=11, shape=(14, 17, 3), dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    frames = rng.normal(1000.0, 30.0, (n, *shape)) * rng.uniform(0.95, 1.05, (n, *[1] * len(shape)))
+    frames[rng.random(frames.shape) < 0.01] += 3000.0
+    if np.dtype(dtype).kind == "f":
+        frames[rng.random(frames.shape) < 0.03] = np.nan
+        frames[:, 3, 4] = np.nan
+        frames[:, 5, 2:6] = 7.0
+    return list(frames.astype(dtype))
+
+
+def turned(degrees, dx, dy):
+    c, s = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    return np.array([[c, -s, dx], [s, c, dy], [0.0, 0.0, 1.0]])
+
+
+def assert_same(ours, theirs):
+    """Image and all maps to the bit, and everything the metadata says but the height of slabs."""
+    image, metadata = ours
+    expected, facts = theirs
+    np.testing.assert_array_equal(image.view(np.uint32), expected.view(np.uint32))
+    assert image.dtype == np.float32
+    for name in MAPS:
+        assert metadata[name].dtype == facts[name].dtype
+        np.testing.assert_array_equal(metadata[name], facts[name], err_msg=name)
+    for key in facts.keys() - {*MAPS, "rows_per_slab", "frame_table"}:
+        np.testing.assert_equal(metadata[key], facts[key], err_msg=key)
+    assert metadata.keys() == facts.keys()
+
+
+def both(descriptors, spec, rows=None, **keywords):
+    params = {**params_from_stack_spec(spec), **keywords.pop("extra", {})}
+    plan = ParallelPlan(2, False, 0, use_gpu=True, gpu_rows_per_chunk=rows)
+    ours = engine.gpu_stack_from_paths(descriptors, params, parallel_plan=plan, **keywords)
+    assert_same(ours, zemosaic_slabs.stack_descriptors(descriptors, params))
+    return ours
+
+
+@pytest.mark.parametrize("rejection", REJECTIONS)
+@pytest.mark.parametrize("combine", ["mean", "median", "min", "max"])
+def test_every_rejection_and_combination(launched, rejection, combine):
+    spec = StackSpec(normalize="none", weight="noise_variance", combine=combine, **REJECTIONS[rejection])
+    both(stack_of(), spec, rows=5)
+    assert launched is None or set(launched) == {"combine_block"}, "such frames go straight to rejection"
+
+
+@pytest.mark.parametrize("normalize", ["linear_fit", "sky_mean", "additive", "multiplicative", "additive_scaling"])
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.float64, ">f4"])
+def test_every_normalisation_and_type(launched, normalize, dtype):
+    spec = StackSpec(normalize=normalize, weight="none", **REJECTIONS["sigma_clip"])
+    both(stack_of(dtype=dtype), spec, rows=4)
+    assert launched is None or set(launched) == {"open_rows", "combine_block"}
+
+
+@pytest.mark.parametrize("interpolation", ["lanczos3", "bicubic", "bilinear", "nearest"])
+@pytest.mark.parametrize("radial", [False, True])
+def test_registered_frames(launched, interpolation, radial):
+    arrays = stack_of(shape=(24, 31, 3))
+    frames = [Frame(open_source(a), turned(0.4 * i, 0.7 * i - 3, 1.1 * i)) for i, a in enumerate(arrays)]
+    spec = StackSpec(
+        normalize="additive", weight="noise_variance", radial_weight=radial, interpolation=interpolation,
+        **REJECTIONS["pixinsight"],
+    )  # fmt: skip
+    both(frames, spec, rows=6)
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 10_000), n=st.integers(1, 30), rows=st.integers(1, 30),
+    rejection=st.sampled_from(sorted(REJECTIONS)), colour=st.booleans(), apart=st.booleans(),
+)  # fmt: skip
+def test_slabs_never_change_a_value(launched, seed, n, rows, rejection, colour, apart):
+    shape = (int(8 + seed % 13), 11, 3) if colour else (int(8 + seed % 13), 11)
+    frames = [
+        Frame(open_source(a), turned(1.0 * i, -0.3 * i, 0.0) if apart else np.eye(3))
+        for i, a in enumerate(stack_of(seed, n, shape, [np.float32, np.uint16][seed % 2]))
+    ]
+    both(frames, StackSpec(normalize="none", weight="none", **REJECTIONS[rejection]), rows=rows)
+
+
+def test_files_and_mosaics(launched, tmp_path):
+    names = []
+    for i, frame in enumerate(stack_of(n=6, shape=(28, 34), dtype=np.uint16)):
+        names.append(tmp_path / f"{i}.fits")
+        fits.writeto(names[-1], frame, fits.Header({"BAYERPAT": "GRBG"}))
+    spec = StackSpec(normalize="additive_scaling", weight="noise_variance", **REJECTIONS["sigma_clip"])
+    events = []
+    moved = [Frame(open_source(name), turned(0.5 * i, i, -i)) for i, name in enumerate(names)]
+    both(moved, spec, rows=9, pcb_tile=lambda *a, **k: events.append((a, k)), tile_id=5)
+    ((arguments, figures),) = events
+    assert arguments == ("phase3_gpu_chunk_summary", None, "INFO_DETAIL")
+    assert figures["chunks"] == 4
+    assert (figures["rows_per_chunk"], figures["total_rows"], figures["frames"]) == (7, 28, 6)
+    assert figures["tile_id"] == 5
+    mosaic, margins = 6 * 28 * 34 * 2, 6 * 4 * 34 * 2 * 20
+    assert mosaic < figures["bytes_h2d"] < mosaic + margins, "the mosaic travels as it is stored"
+    both(names, spec, rows=28)
+
+
+def test_weights_of_every_sample(launched):
+    arrays = np.stack(stack_of())
+    spec = StackSpec(normalize="none", weight="none", **REJECTIONS["kappa"])
+    job = make_job(as_frames(arrays), spec)
+    rng = np.random.default_rng(3)
+    job = type(job)(**{**job.__dict__, "sample_weight": rng.uniform(0, 2, arrays.shape), "clipped_kappa": True})
+    job.sample_weight[:, 2] = 0.0
+    result, _, _ = engine.stack_job(job, workers=2, max_rows=3)
+    expected = zemosaic_slabs.stack_job(job)
+    for name in ("image", "coverage", "weight", "rejected_low", "rejected_high", "frame_hits"):
+        np.testing.assert_array_equal(getattr(result, name), getattr(expected, name), err_msg=name)
+    assert result.all_rejected == expected.all_rejected
+
+
+def test_a_summary_goes_to_the_log_when_nobody_listens(cupy, caplog):
+    caplog.set_level(logging.INFO, logger="ZeMosaicWorker")
+    engine.gpu_stack_from_arrays(stack_of(n=3), {}, tile_id=9)
+    (line,) = [r.getMessage() for r in caplog.records if "phase3_gpu_chunk_summary" in r.getMessage()]
+    assert "frames=3" in line
+    assert "tile_id=9" in line
+
+
+def test_progress_and_cancelling(cupy):
+    told = []
+    plan = ParallelPlan(2, False, 0, gpu_rows_per_chunk=3)
+    engine.gpu_stack_from_paths(stack_of(n=4), {}, parallel_plan=plan, progress_callback=lambda *a: told.append(a))
+    assert told == [("stack", k, 5) for k in range(1, 6)]
+
+    def cancel(*_):
+        raise StackCancelled("enough")
+
+    with pytest.raises(StackCancelled):
+        engine.gpu_stack_from_paths(stack_of(n=4), {}, parallel_plan=plan, progress_callback=cancel)
+    assert not [t for t in threading.enumerate() if t.name.startswith("zemosaic")]
+
+
+def test_a_loader_is_used_for_paths_only(cupy, tmp_path):
+    arrays = stack_of(n=3)
+    np.save(tmp_path / "a.npy", arrays[0])
+    asked = []
+    mixed = [tmp_path / "a.npy", *arrays[1:]]
+    ours = engine.gpu_stack_from_paths(mixed, {}, array_loader=lambda path: asked.append(path) or np.load(path))
+    assert asked == [tmp_path / "a.npy"]
+    assert_same(ours, zemosaic_slabs.stack_descriptors(arrays, {}))
+
+
+# --------------------------------------------------------------------------- memory
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 1.0])
+def test_device_memory_is_what_the_plan_says(cupy, share):
+    arrays = stack_of(n=20, shape=(60, 40, 3), dtype=np.uint16)
+    frames = [Frame(open_source(a), turned(0.2 * i, 0.5, 0.2 * i)) for i, a in enumerate(arrays)]
+    job = make_job(frames, StackSpec(normalize="none", weight="none", radial_weight=True, reject="sigma_clip"))
+    route = route_of(job)
+    least, most = device_bytes(route, 1, 0), device_bytes(route, 60, 0)
+    allowed = int(least + share * (most - least))
+    _, plan, _ = engine.stack_job(job, workers=2, allowed_bytes=allowed)
+    tables = 4 * 6144 + 8 * 4098 + 4096
+    assert cupy.peak <= plan.needed_bytes + tables <= allowed + tables
+    assert cupy.used == 0, "all of it is given back"
+    assert (plan.n_slabs > 1) == (share < 1.0)
+
+
+def test_columns_too_long_for_shared_memory(cupy):
+    cupy.shared_limit = 4 << 10
+    both(stack_of(n=40, shape=(8, 9)), StackSpec(normalize="none", weight="none", **REJECTIONS["sigma_clip"]), rows=3)
+
+
+def test_too_small_a_card_is_said_so(cupy):
+    plan = ParallelPlan(1, False, 0, gpu_max_chunk_bytes=1000)
+    with pytest.raises(engine.GPUStackingError, match="one row of 11 frames.*allowed are 1000"):
+        engine.gpu_stack_from_arrays(stack_of(), {}, parallel_plan=plan)
+    cupy.total = 1000
+    with pytest.raises(MemoryError, match="the tile needs") as caught:
+        engine.gpu_stack_from_arrays(stack_of(), {})
+    assert cuda_utils.classify_failure(caught.value) == "out_of_memory"
+
+
+def test_out_of_memory_leaves_nothing_behind(cupy):
+    cupy.failures["combine_block"] = OutOfMemoryError("Out of memory allocating 5 bytes")
+    with pytest.raises(OutOfMemoryError) as caught:
+        engine.gpu_stack_from_arrays(stack_of(), {})
+    worker._forget_frames(caught.value)  # as Mode C does before it tries again
+    assert cupy.used == 0
+    assert not cuda_utils._RESERVED
+    assert not [t for t in threading.enumerate() if t.name.startswith("zemosaic")]
+
+
+def test_tiles_in_threads_share_one_card(cupy):
+    arrays = stack_of(n=20, shape=(60, 40, 3))
+    job = make_job(as_frames(arrays), StackSpec(normalize="none", weight="none", reject="sigma_clip"))
+    expected = zemosaic_slabs.stack_job(job)
+    cupy.limit = 4 << 20  # a whole tile takes 6.2 MB
+    held, lock = [], threading.Lock()
+
+    def stack(_):
+        result, plan, _ = engine.stack_job(job, workers=2)
+        with lock:
+            held.append(plan.needed_bytes)
+        return result
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(stack, range(8)))
+    for result in results:
+        np.testing.assert_array_equal(result.image, expected.image)
+        np.testing.assert_array_equal(result.frame_hits, expected.frame_hits)
+    assert cupy.peak <= 4 << 20
+    assert cupy.used == 0
+
+
+# --------------------------------------------------------------------------- failures
+
+
+def test_a_frame_that_goes_is_dropped(cupy, tmp_path, caplog):
+    arrays = stack_of(n=6)
+    for i, array in enumerate(arrays):
+        np.save(tmp_path / f"{i}.npy", array)
+    frames = [Frame(open_source(tmp_path / f"{i}.npy")) for i in range(6)]
+    whole = (tmp_path / "4.npy").read_bytes()
+    (tmp_path / "4.npy").write_bytes(whole[: len(whole) // 2])
+    image, metadata = engine.gpu_stack_from_paths(frames, {})
+    assert metadata["frames_used"] == 5
+    ((name, reason),) = metadata["frames_dropped"]
+    assert name == str(tmp_path / "4.npy")
+    assert "truncated" in reason
+    expected, _ = zemosaic_slabs.stack_descriptors([*arrays[:4], arrays[5]], {})
+    np.testing.assert_array_equal(image, expected)
+    with pytest.raises(FrameError):
+        engine.gpu_stack_from_paths([frames[4]], {})
+
+
+def test_bad_input_is_the_same_error_as_on_the_cpu(cupy):
+    with pytest.raises(NoFramesError):
+        engine.gpu_stack_from_arrays([], {})
+    with pytest.raises(SpecError, match="unknown rejection"):
+        engine.gpu_stack_from_arrays(stack_of(), {"stack_reject_algo": "nonsense"})
+    with pytest.raises(SpecError, match="one shape"):
+        engine.gpu_stack_from_arrays([np.zeros((8, 8), np.float32), np.zeros((9, 8), np.float32)], {})
+    assert cupy.launched == []
+
+
+class CUDARuntimeError(RuntimeError):
+    """As CuPy's."""
+
+    def __init__(self, status):
+        super().__init__(f"CUDA status {status}")
+        self.status = status
+
+
+def test_nothing_is_touched_after_a_sticky_error(cupy):
+    cupy.failures["combine_block"] = CUDARuntimeError(700)
+    with pytest.raises(CUDARuntimeError):
+        engine.gpu_stack_from_arrays(stack_of(), {})
+    assert cuda_utils.is_poisoned()
+    assert cupy.used > 0, "not even a destructor may run"
+    launched = len(cupy.launched)
+    with pytest.raises(engine.GPUStackingError, match="cannot be undone"):
+        engine.gpu_stack_from_arrays(stack_of(), {})
+    assert not engine._gpu_is_usable()
+    assert len(cupy.launched) == launched
+
+
+# --------------------------------------------------------------------------- the probe
+
+
+def test_the_probe_compiles_runs_and_checks(cupy):
+    assert engine._gpu_is_usable()
+    assert "combine_block" in cupy.launched
+    launched = len(cupy.launched)
+    assert engine._gpu_is_usable()
+    assert len(cupy.launched) == launched, "once per process"
+
+
+def test_the_probe_notices_a_wrong_answer(cupy, monkeypatch, caplog):
+    caplog.set_level(logging.INFO, logger="ZeMosaicWorker")
+    collect = engine.Card.collect
+
+    def spoiled(self, slab, name, result):
+        sums = collect(self, slab, name, result)
+        if name == "image":
+            result.image[2, 3] += 1e-4 * result.image[2, 3]
+        return sums
+
+    monkeypatch.setattr(engine.Card, "collect", spoiled)
+    assert not engine._gpu_is_usable()
+    assert "mean differs at 1 of 768 pixels" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        (RuntimeError("Failed to load libnvrtc.so.12"), "cannot be compiled"),
+        (CUDARuntimeError(209), "a test kernel failed"),
+        (OutOfMemoryError("Out of memory"), "a test kernel failed"),
+    ],
+    ids=["nvrtc", "no image", "memory"],
+)
+def test_the_probe_names_the_reason(cupy, failure, said):
+    cupy.failures["combine_block"] = failure
+    found = engine.usability()
+    assert not found.usable
+    assert said in found.reason
+    assert found.remedy
+    assert not cuda_utils.is_poisoned()
+
+
+def test_a_full_card_is_left_alone(cupy):
+    cupy.total = 100 << 20
+    assert "free memory" in engine.usability().reason
+    assert cupy.launched == []
+
+
+def test_no_cupy_is_no_gpu(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.setattr(engine, "_KNOWN", [])
+    cuda_utils._first_probe.cache_clear()
+    found = engine.usability()
+    cuda_utils._first_probe.cache_clear()
+    assert (found.usable, found.reason) == (False, "CuPy is not installed")
+    assert "pip install" in found.remedy
+
+
+def test_reservations_wait_for_each_other(cupy):
+    cupy.total = 1000
+    order = []
+    with cuda_utils.reserve_vram(100, 10_000) as first:
+        assert first == int(1000 * cuda_utils.VRAM_SHARE)
+        thread = threading.Thread(target=lambda: _reserve(order))
+        thread.start()
+        thread.join(0.05)
+        assert order == [], "the first tile has it all"
+    thread.join(5)
+    assert order == [500]
+    assert not cuda_utils._RESERVED
+
+
+def _reserve(order):
+    with cuda_utils.reserve_vram(100, 500) as granted:
+        order.append(granted)
+
+
+def test_all_rejections_are_named_here():
+    assert {options["reject"] for options in REJECTIONS.values()} == set(get_args(RejectName))

@@ -1,0 +1,169 @@
+"""Gains from shared stars and offsets from shared sky (``zemosaic_photometry``), alone and in the frame table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import zemosaic_photometry as photometry
+from zemosaic_simulate import SimulationSpec, simulate
+from zemosaic_spec import FrameStats, NoFramesError, RegisterSpec, StackSpec
+from zemosaic_truth import compare_with_truth
+from zemosaic_weights import build_frame_table
+from zemosaic_worker import stack_files
+
+CELL = 64
+SHAPE = (6, 8)  # of the sky mesh
+
+
+def stats(gain=(1.0, 1.0, 1.0), sky=(900.0, 1200.0, 800.0), *, n=120, error=0.01, seed=0, nebula=0.0, shift=(0.0, 0.0)):
+    """What is measured of a frame: n stars of one sky and a nebula in its left third, through air and sky light."""
+    gain, channels = np.asarray(gain), len(gain)
+    field = np.random.default_rng(77)
+    xy = field.uniform(10, [SHAPE[1] * CELL - 10, SHAPE[0] * CELL - 10], (n, 2)) + shift
+    flux = (field.pareto(1.2, n)[:, None] + 0.3) * 1e4 * field.uniform(0.7, 1.3, (n, channels))
+    light = flux * gain * (1.0 + error * np.random.default_rng(seed).standard_normal((n, channels)))
+    x = (np.arange(SHAPE[1]) + 0.5) * CELL - shift[0]
+    mesh = np.asarray(sky) + gain * (nebula * (x < SHAPE[1] * CELL / 3))[None, :, None] * np.ones((SHAPE[0], 1, 1))
+    one = np.ones(channels)
+    return FrameStats(
+        median=np.asarray(sky, float), mad_sigma=30 * one, p25=one, p90=one, variance=900 * one, luminance_p25=1.0,
+        fwhm=3.0, n_stars=n, star_xy=xy.astype(np.float32), star_light=light.astype(np.float32),
+        star_light_error=(error * flux * gain).astype(np.float32), sky_mesh=mesh.astype(np.float32), sky_cell=CELL,
+    )  # fmt: skip
+
+
+def shifted(dx, dy):
+    return np.array([[1.0, 0.0, dx], [0.0, 1.0, dy], [0.0, 0.0, 1.0]])
+
+
+@pytest.mark.parametrize("gain", [(1.0, 1.0, 1.0), (0.5, 0.5, 0.5), (0.8, 0.7, 0.5)])
+def test_gain_is_the_inverse_of_transparency(gain):
+    found = photometry.frame_gain(stats(gain, seed=1), stats(seed=2), np.eye(3))
+    assert found.supported and np.all(found.pairs > 100)
+    np.testing.assert_allclose(found.factor * gain, 1.0, atol=0.01)
+    assert np.all(found.error < 0.005)
+
+
+def test_variable_and_clipped_stars_do_not_count():
+    frame = stats((0.6,), (1000.0,), seed=1)
+    spoilt = frame.star_light.copy()
+    spoilt[:40] *= 3.0
+    spoilt[40:50] = np.nan
+    found = photometry.frame_gain(replace(frame, star_light=spoilt), stats((1.0,), (1000.0,), seed=2), np.eye(3))
+    assert found.factor[0] * 0.6 == pytest.approx(1.0, abs=0.01)
+    assert found.pairs[0] <= 70
+
+
+def test_stars_are_matched_through_the_transform():
+    frame = stats((0.9,), (1000.0,), shift=(31.0, -12.0))
+    found = photometry.frame_gain(frame, stats((1.0,), (1000.0,)), shifted(31.0, -12.0))
+    assert found.pairs[0] > 100 and found.factor[0] * 0.9 == pytest.approx(1.0, abs=0.01)
+    assert photometry.frame_gain(frame, stats((1.0,), (1000.0,)), np.eye(3)).pairs[0] < 10
+
+
+def test_few_or_poor_stars_are_no_gain():
+    few = photometry.frame_gain(stats(n=4), stats(), np.eye(3))
+    assert not few.supported and np.isnan(few.factor).all()
+    poor = photometry.frame_gain(stats(n=8, error=0.09, seed=1), stats(error=0.09, seed=2), np.eye(3))
+    assert not poor.supported
+    none = photometry.frame_gain(replace(stats(), star_xy=np.empty((0, 2), np.float32)), stats(), np.eye(3))
+    assert not none.supported and none.pairs.tolist() == [0, 0, 0]
+
+
+def test_channels_that_differ_by_noise_alone_are_drawn_together():
+    error = np.full(3, 0.01)
+    noise, colour = np.array([1.0, 1.006, 0.997]), np.array([1.0, 1.1, 0.9])
+    assert np.ptp(photometry._drawn_together(noise, error)) < 1e-12
+    np.testing.assert_allclose(photometry._drawn_together(colour, error), colour, rtol=0.01)
+
+
+def test_offset_is_the_skies_difference_wherever_the_nebula_lies():
+    """The frame shows less of the nebula; its median would say that its sky is darker."""
+    gain = np.array([0.8, 0.8, 0.8])
+    reference = stats(nebula=500.0)
+    frame = stats(gain, (700.0, 700.0, 700.0), nebula=500.0, shift=(-128.0, 0.0))
+    offset = photometry.frame_offset(frame, reference, shifted(-128.0, 0.0), 1 / gain)
+    np.testing.assert_allclose(offset, np.array([900.0, 1200.0, 800.0]) - 700.0 / 0.8, atol=0.01)
+
+
+def test_offset_without_a_common_patch_is_that_of_the_medians():
+    frame = replace(stats(), sky_mesh=np.empty((0, 0, 3), np.float32), median=np.array([1000.0, 1000.0, 1000.0]))
+    offset = photometry.frame_offset(frame, stats(), np.eye(3), np.full(3, 0.5))
+    np.testing.assert_allclose(offset, [400.0, 700.0, 300.0])
+
+
+# --------------------------------------------------------------------------- the frame table
+
+
+def table(frames, **spec):
+    names = [f"f{i}" for i in range(len(frames))]
+    return build_frame_table(names, [np.eye(3)] * len(frames), frames, StackSpec(**spec))
+
+
+def test_photometric_scales_weigh_by_transparency_and_noise():
+    rows, used, dropped = table([stats(), stats((0.5, 0.5, 0.5), seed=3)], normalize="photometric")
+    assert (used, dropped, rows.normalize_method) == ([0, 1], [], "photometric")
+    np.testing.assert_allclose(rows.scale, [[1.0] * 3, [2.0] * 3], rtol=0.01)
+    np.testing.assert_allclose(rows.weight[1] / rows.weight[0], 0.25, rtol=0.03)  # the noise is scaled too
+
+
+def test_a_frame_without_a_gain_is_left_out_with_its_numbers():
+    _, used, dropped = table([stats(), stats(n=3), stats(seed=4)], normalize="photometric")
+    assert used == [0, 2]
+    assert dropped[0][0] == "f1"
+    assert "3 stars shared" in dropped[0][1] and "additive_scaling" in dropped[0][1]
+    with pytest.raises(NoFramesError, match="none of 1 frames"):
+        table([replace(stats(), median=np.full(3, np.nan), variance=np.full(3, np.nan))], normalize="photometric")
+
+
+def test_auto_takes_photometric_where_the_stars_allow_it_and_says_so():
+    good = [stats(seed=k) for k in range(11)]
+    rows, used, _ = table([*good, stats(n=3)], normalize="auto")
+    assert rows.normalize_method == "photometric" and len(used) == 11
+    assert "auto took photometric" in rows.notes[0]
+    rows, used, _ = table([*good[:4], stats(n=3)], normalize="auto")
+    assert rows.normalize_method == "additive_scaling" and len(used) == 5
+    assert "auto took additive_scaling: 1 of 5" in rows.notes[0]
+    rows, _, _ = table([stats(n=2), stats(n=2)], normalize="auto")
+    assert rows.normalize_method == "additive_scaling"
+
+
+# --------------------------------------------------------------------------- whole stacks
+
+
+@pytest.fixture(scope="module")
+def hazy(tmp_path_factory):
+    """A night of haze: transparency 0.6 .. 1, sky that brightens by 40 %, a nebula."""
+    folder = tmp_path_factory.mktemp("hazy") / "subs"
+    spec = SimulationSpec(
+        n_frames=8, height=320, width=400, seed=3, n_stars=400, flux_min=3000.0, gain_range=(0.6, 1.0), sky_drift=0.4,
+        hot_fraction=1e-4, trail_fraction=0.0, rotation_deg=1.0,
+    )  # fmt: skip
+    return folder, simulate(spec, folder)
+
+
+def test_stack_of_a_hazy_night_keeps_the_fluxes(hazy):
+    folder, truth = hazy
+    errors = {}
+    for method in ("auto", "additive_scaling"):
+        tile = stack_files([folder], stack=StackSpec(normalize=method), register=RegisterSpec(), device="cpu")
+        assert tile.report.n_used == 8
+        figures = compare_with_truth(tile.image, truth, reference_name=tile.report.reference)
+        errors[method] = (figures["photometric_error_worst"], max(map(abs, figures["nebula_error"])))
+        reference = truth.index(tile.report.reference)
+        for row in tile.rows:
+            expected = truth.gains[truth.index(row.name)] / truth.gains[reference]
+            assert row.transparency == pytest.approx(expected, rel=0.03)
+    assert tile.metadata["normalize_method"] == "additive_scaling"
+    assert max(errors["auto"]) < 0.02
+    assert max(errors["additive_scaling"]) > 2 * max(errors["auto"])
+
+
+def test_header_says_what_auto_chose(hazy, tmp_path):
+    folder, _ = hazy
+    tile = stack_files([folder], device="cpu")
+    assert tile.header["ZMT_NORM"] == "photometric"
+    assert any("auto took photometric" in note for note in tile.report.warnings)

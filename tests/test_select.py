@@ -1,0 +1,104 @@
+"""Frames left out by limits and by rank (``zemosaic_select``), in stacks of simulated frames."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from zemosaic_group import Group, open_group, register_group, scan_group
+from zemosaic_select import apply_limits, drop_worst, point_source_noise, rate_frames
+from zemosaic_simulate import SimulationSpec, simulate
+from zemosaic_spec import RegisterSpec, SelectSpec, SpecError
+from zemosaic_worker import stack_files
+
+SKY = SimulationSpec(
+    n_frames=6, height=240, width=320, n_stars=150, flux_min=3000.0, bayer="none", dither_px=5.0, nebula=0.0,
+    trail_fraction=0.0, gain_range=(1.0, 1.0), seeing_variation=0.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    """Two good frames, one of double width, one dimmed to a fifth, two more good ones, all of one sky."""
+    folder = tmp_path_factory.mktemp("select")
+    kinds = {"good": {}, "wide": {"fwhm_px": 6.0}, "dim": {"gain_range": (0.2, 0.2)}}
+    paths = {kind: [] for kind in kinds}
+    for kind, options in kinds.items():
+        truth = simulate(replace(SKY, **options), folder / kind)
+        paths[kind] = [folder / kind / name for name in truth.names]
+    good = paths["good"]
+    return [good[0], good[1], paths["wide"][2], paths["dim"][3], good[4], good[5]]
+
+
+def prepared(paths, spec: SelectSpec, reference=None) -> Group:
+    group = open_group(paths, reference=reference)
+    scan_group(group, RegisterSpec(), find_stars=True, workers=2)
+    apply_limits(group, spec)
+    register_group(group, RegisterSpec(), workers=2)
+    rate_frames(group)
+    drop_worst(group, spec)
+    return group
+
+
+def test_the_defaults_keep_all_and_rate_them(frames):
+    group = prepared(frames, SelectSpec())
+    assert group.usable == list(range(6))
+    seen = [row.transparency for row in group.rows]
+    np.testing.assert_allclose(np.array(seen)[[0, 1, 2, 3, 4, 5]], [1, 1, 1, 0.2, 1, 1], rtol=0.05)
+    assert seen[group.reference] == 1.0
+
+
+def test_limits_leave_out_wide_stars_and_few_stars_with_the_numbers(frames):
+    assert prepared(frames, SelectSpec(max_fwhm=5.0)).usable == [0, 1, 3, 4, 5]
+    group = prepared(frames, SelectSpec(min_stars=80))
+    assert 3 not in group.usable and group.usable[:2] == [0, 1]
+    assert "stars, at least 80 are asked for (--min-stars)" in group.rows[3].reason
+    reason = prepared(frames, SelectSpec(max_fwhm=5.0)).rows[2].reason
+    assert "FWHM 6." in reason and "limit 5 px" in reason
+
+
+def test_the_worst_show_faint_stars_worst(frames):
+    assert prepared(frames, SelectSpec(drop_worst=17.0)).usable == [0, 1, 2, 4, 5]
+    group = prepared(frames, SelectSpec(drop_worst=34.0))
+    assert group.usable == [0, 1, 4, 5]
+    assert "worst 34 % (--drop-worst)" in group.rows[2].reason and "transparency 0.2" in group.rows[3].reason
+    assert len(prepared(frames, SelectSpec(drop_worst=16.0)).usable) == 6  # less than one frame
+
+
+def test_the_reference_always_stays(frames):
+    group = prepared(frames, SelectSpec(max_fwhm=5.0, drop_worst=50.0), reference=frames[2])
+    assert group.reference == 2 and 2 in group.usable
+
+
+def test_noise_of_a_frame_without_stars_is_infinite(frames):
+    stats = prepared(frames[:2], SelectSpec()).scan(0).stats
+    assert point_source_noise(replace(stats, fwhm=np.nan), 1.0) == np.inf
+    assert point_source_noise(stats, 0.5) == pytest.approx(2 * point_source_noise(stats, 1.0))
+    assert point_source_noise(stats, np.nan) == point_source_noise(stats, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"max_fwhm": 0.0}, "max FWHM"), ({"min_stars": 2.5}, "whole number"), ({"drop_worst": 100.0}, "drop worst")],
+)
+def test_impossible_limits_are_named(options, words):
+    with pytest.raises(SpecError, match=words):
+        SelectSpec(**options)
+
+
+def test_a_stack_reports_what_it_knows_of_each_frame(frames):
+    from zemosaic_pipeline import frames_columns
+
+    tile = stack_files(frames, select=SelectSpec(max_fwhm=5.0), device="cpu")
+    assert tile.report.n_used == 5
+    assert tile.report.spec["select"]["max_fwhm"] == 5.0
+    columns = frames_columns(sorted(tile.rows, key=lambda row: list(map(str, frames)).index(row.name)))
+    assert {"FWHM", "ECCENTR", "STARS", "SKY", "NOISE", "TRANSPAR", "MODEL"} <= set(columns)
+    assert columns["TRANSPAR"][3] == pytest.approx(0.2, rel=0.05)
+    assert np.isnan(columns["TRANSPAR"][2])
+    assert columns["FWHM"][2] > 1.7 * columns["FWHM"][0]
+    np.testing.assert_allclose(columns["SKY"][:, 0], 1200.0, rtol=0.12)
+    assert np.all((columns["NOISE"][:, 0] > 30.0) & (columns["NOISE"][:, 0] < 60.0))
+    assert np.all(columns["ECCENTR"] < 0.6)  # of round stars, most of them faint

@@ -1,0 +1,67 @@
+"""The sky of an image on a mesh (``zemosaic_sky``)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from zemosaic_sky import between_cells, mesh_at, sky_mesh, spread_mesh
+
+
+def noise(shape, seed=0, level=1000.0, sigma=30.0):
+    return np.random.default_rng(seed).normal(level, sigma, shape).astype(np.float32)
+
+
+def test_level_and_noise_of_plain_sky():
+    level, sigma = sky_mesh(noise((256, 320)), 32)
+    assert level.shape == sigma.shape == (8, 10)
+    # Half a percent of 30 ADU is what the median of 256 samples, and that of 80 cells, can tell.
+    assert np.abs(level - 1000.0).max() < 12.0
+    assert abs(level.mean() - 1000.0) < 1.0
+    assert sigma.mean() == pytest.approx(30.0, rel=0.05)
+
+
+def test_stars_hardly_raise_the_level():
+    image = noise((256, 256))
+    rng = np.random.default_rng(1)
+    y, x = np.mgrid[-6:7, -6:7]
+    rows, columns, peaks = rng.integers(6, 250, 120), rng.integers(6, 250, 120), rng.pareto(1.0, 120)
+    for row, column, peak in zip(rows, columns, peaks, strict=True):
+        image[row - 6 : row + 7, column - 6 : column + 7] += 300.0 * peak * np.exp(-0.5 * (x * x + y * y) / 1.6)
+    level, sigma = sky_mesh(image, 64)
+    assert np.abs(level - 1000.0).max() < 12.0
+    assert np.median(sigma) == pytest.approx(30.0, rel=0.15)
+
+
+def test_invalid_cells_are_said_to_be_so():
+    image = noise((128, 128))
+    image[:64, :64] = np.nan
+    image[64:, 64:][::2] = np.inf
+    level, sigma = sky_mesh(image, 64, step=1)
+    np.testing.assert_array_equal(np.isnan(level), [[True, False], [False, False]])
+    np.testing.assert_array_equal(np.isnan(level), np.isnan(sigma))
+    assert level[1, 1] == pytest.approx(1000.0, abs=3.0)
+
+
+def test_a_small_image_is_one_cell_and_a_constant_has_no_noise():
+    level, sigma = sky_mesh(np.full((20, 50), 7.5, np.float32), 64)
+    assert (level.item(), sigma.item()) == (7.5, 0.0)
+
+
+def test_a_plane_is_interpolated_exactly_between_the_centres():
+    rows, columns = np.mgrid[:4, :5]
+    mesh = 100.0 + 3.0 * (16 * columns + 7.5) - 2.0 * (16 * rows + 7.5)  # value at the centres of 16 px cells
+    whole = spread_mesh(mesh, 16, (64, 80))
+    y, x = np.mgrid[:64, :80]
+    plane = 100.0 + 3.0 * np.clip(x, 7.5, 71.5) - 2.0 * np.clip(y, 7.5, 55.5)
+    np.testing.assert_allclose(whole, plane, rtol=1e-5)
+    points = np.array([[20.25, 30.75], [0.0, 0.0], [79.0, 63.0]])
+    found = mesh_at(np.stack((mesh, 2 * mesh), axis=2), 16, *points.T)
+    expected = 100.0 + 3.0 * np.clip(points[:, 0], 7.5, 71.5) - 2.0 * np.clip(points[:, 1], 7.5, 55.5)
+    np.testing.assert_allclose(found, np.column_stack((expected, 2 * expected)))
+
+
+def test_one_cell_holds_everywhere():
+    first, second, share = between_cells(np.array([-5.0, 3.0, 900.0]), 8, 1)
+    assert not first.any() and not second.any() and not share.any()
+    np.testing.assert_array_equal(spread_mesh(np.array([[2.5]]), 8, (3, 4)), np.full((3, 4), 2.5))
