@@ -398,14 +398,14 @@ def frames_columns(rows: Sequence[FrameRow]) -> dict[str, Any]:
     def per_channel(name: str) -> np.ndarray:
         return np.array([getattr(row, name) or [np.nan] * channels for row in rows], np.float64)
 
-    statistics = [None if row.scan is None else row.scan.stats for row in rows]  # None too where nothing needed them
+    stats = [row.scan.stats if row.scan is not None else None for row in rows]
 
     def of_stars(name: str) -> np.ndarray:
-        return np.array([math.nan if stats is None else getattr(stats, name) for stats in statistics], np.float64)
+        return np.array([math.nan if found is None else getattr(found, name) for found in stats], np.float64)
 
     def measured(name: str) -> np.ndarray:
         unknown = np.full(channels, np.nan)
-        levels = [unknown if stats is None else getattr(stats, name) for stats in statistics]
+        levels = [unknown if found is None else getattr(found, name) for found in stats]
         return np.array([found if found.size == channels else unknown for found in levels], np.float64)
 
     registrations = [row.registration or Registration(ok=False) for row in rows]
