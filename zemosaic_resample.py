@@ -16,9 +16,9 @@ from typing import Final
 import numpy as np
 
 from zemosaic_kernels import kernel
+from zemosaic_simd import TAPS, interpolate_grey, interpolate_rgb
 
 PHASES: Final = 1024  # positions per pixel; rounding moves a sample by 1/2048 px at most, 0.0003 px rms
-TAPS: Final = 6  # pixels per axis that an interpolation may use: 2 before the position's pixel, 3 after
 PAD: Final = 32  # spare floats behind a source block: the inner loops read whole SIMD registers
 CFA_MARGIN: Final = 2  # rows the demosaicing needs above and below
 MARGIN: Final = 3  # rows the interpolation needs above and below the mapped rows
@@ -264,30 +264,6 @@ def _careful(src, row0, height, width, channels, c, ix, iy, px, py, table, clamp
 
 
 @kernel
-def _clamped(v, r1, r2, r3, r4, k, step) -> float:
-    """Hold an interpolated sample to the 4x4 pixels around it: rows r1..r4, columns k, k + step, ... of one channel."""
-    k1 = k + step
-    k2 = k1 + step
-    top = _larger(_larger(r2[k1], r2[k2]), _larger(r3[k1], r3[k2]))
-    low = _smaller(_smaller(r2[k1], r2[k2]), _smaller(r3[k1], r3[k2]))
-    if low <= v <= top:
-        return v
-    k3 = k2 + step
-    half = np.float32(0.5)
-    if v > top:
-        ring = _larger(
-            _larger(_larger(_larger(r1[k], r1[k1]), _larger(r1[k2], r1[k3])), _larger(r2[k], r2[k3])),
-            _larger(_larger(_larger(r4[k], r4[k1]), _larger(r4[k2], r4[k3])), _larger(r3[k], r3[k3])),
-        )
-        return _smaller(v, ring if ring > top else top + half * (top - ring))
-    ring = _smaller(
-        _smaller(_smaller(_smaller(r1[k], r1[k1]), _smaller(r1[k2], r1[k3])), _smaller(r2[k], r2[k3])),
-        _smaller(_smaller(_smaller(r4[k], r4[k1]), _smaller(r4[k2], r4[k3])), _smaller(r3[k], r3[k3])),
-    )
-    return _larger(v, ring if ring < low else low - half * (ring - low))
-
-
-@kernel
 def resample_rows(
     src,
     row0,
@@ -339,9 +315,8 @@ def resample_rows(
     inner 2x2 pixels stand out from the ring around them: there half of what they stand out is allowed on top. A
     star's peak between pixels keeps its height and the flux its value; the rim of a saturated plateau cannot ring.
     """
-    n = 8 * channels
     stride = width * channels
-    column = np.empty(32, np.float32)
+    pixel = np.empty(3, np.float32)
     last_x = (width - 1) * 1024
     last_y = (height - 1) * 1024
     affine = matrix[2, 0] == 0.0 and matrix[2, 1] == 0.0 and matrix[2, 2] == 1.0
@@ -351,16 +326,19 @@ def resample_rows(
     per_px = radial_table[-1] / (0.5 * np.sqrt(float(width * width + height * height)))
     nodes = radial_table.size - 2
     rows_held = (src.size - 32) // stride
+    m00 = matrix[0, 0]
+    m10 = matrix[1, 0]
+    m20 = matrix[2, 0]
     for r in range(y1 - y0):
         fy = float(r + y0)
         base_x = matrix[0, 1] * fy + matrix[0, 2]
         base_y = matrix[1, 1] * fy + matrix[1, 2]
         base_w = matrix[2, 1] * fy + matrix[2, 2]
         for i in range(out_width):
-            x = matrix[0, 0] * i + base_x
-            y = matrix[1, 0] * i + base_y
+            x = m00 * i + base_x
+            y = m10 * i + base_y
             if not affine:
-                w = matrix[2, 0] * i + base_w
+                w = m20 * i + base_w
                 x = x / w
                 y = y / w
             o = (r * out_width + i) * channels
@@ -391,31 +369,18 @@ def resample_rows(
                     out[o + c] = np.float32(v * scale[c] + offset[c])
                 continue
             b = top * stride + (ix - 2) * channels
-            r0 = src[b : b + n]
-            r1 = src[b + stride : b + stride + n]
-            r2 = src[b + 2 * stride : b + 2 * stride + n]
-            r3 = src[b + 3 * stride : b + 3 * stride + n]
-            r4 = src[b + 4 * stride : b + 4 * stride + n]
-            r5 = src[b + 5 * stride : b + 5 * stride + n]
-            a0 = table[py, 0]
-            a1 = table[py, 1]
-            a2 = table[py, 2]
-            a3 = table[py, 3]
-            a4 = table[py, 4]
-            a5 = table[py, 5]
-            for k in range(n):
-                column[k] = ((((a0 * r0[k] + a1 * r1[k]) + a2 * r2[k]) + a3 * r3[k]) + a4 * r4[k]) + a5 * r5[k]
+            if channels == 3:
+                red, green, blue = interpolate_rgb(src, b, stride, table, py, px, clamp)
+                pixel[0] = red
+                pixel[1] = green
+                pixel[2] = blue
+            else:
+                (grey,) = interpolate_grey(src, b, stride, table, py, px, clamp)
+                pixel[0] = grey
             for c in range(channels):
-                v = table[px, 0] * column[c]
-                v = v + table[px, 1] * column[channels + c]
-                v = v + table[px, 2] * column[2 * channels + c]
-                v = v + table[px, 3] * column[3 * channels + c]
-                v = v + table[px, 4] * column[4 * channels + c]
-                v = v + table[px, 5] * column[5 * channels + c]
+                v = pixel[c]
                 if v != v:
                     v = np.float32(_careful(src, row0, height, width, channels, c, ix, iy, px, py, table, clamp))
-                elif clamp:
-                    v = _clamped(v, r1, r2, r3, r4, c + channels, channels)
                 out[o + c] = np.float32(v * scale[c] + offset[c])
 
 

@@ -29,10 +29,10 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_photometry": {"zemosaic_spec", "zemosaic_sky"},
     "zemosaic_register": {"zemosaic_spec", "zemosaic_stars"},
     "zemosaic_register_wcs": {"zemosaic_spec", "zemosaic_register"},
-    "zemosaic_resample": {"zemosaic_spec", "zemosaic_kernels"},
+    "zemosaic_simd": {"zemosaic_kernels"},
+    "zemosaic_resample": {"zemosaic_spec", "zemosaic_kernels", "zemosaic_simd"},
     "zemosaic_samples": {"zemosaic_kernels", "zemosaic_frames"},
     "zemosaic_weights": {"zemosaic_spec", "zemosaic_sky", "zemosaic_stars", "zemosaic_photometry", "zemosaic_utils"},
-    "zemosaic_simd": {"zemosaic_kernels"},
     "zemosaic_rejection": {"zemosaic_spec", "zemosaic_kernels", "zemosaic_simd"},
     "zemosaic_combine": {"zemosaic_kernels", "zemosaic_simd", "zemosaic_rejection"},
     # The CUDA text of rejection: strings, and numbers to launch it with.
