@@ -161,8 +161,11 @@ def stack_job(
     FrameError
         A frame can no longer be read.
     """
+    from zemosaic_kernels import wait_for_compiler
+
     plan = slab_plan(job, workers, allowed_bytes, max_rows)
     logger.debug("CPU stack: %s", plan)
+    wait_for_compiler()
     recipe, result = recipe_of(job), empty_result(job, plan.rows_per_slab)
     slab = slab_for(job, plan.rows_per_slab)
 

@@ -42,6 +42,14 @@ def test_the_process_is_waited_for_and_ends_with_the_block(tmp_path: Path) -> No
     kernels.wait_for_compiler()
 
 
+def test_a_stack_begins_when_its_kernels_are_compiled(tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    slow = f"import time; time.sleep(1); open({str(done)!r}, 'w').close()"
+    with kernels.compile_beside([sys.executable, "-c", slow]):
+        warmup.warm_up(StackSpec(), is_resampled=False)
+        assert done.exists()
+
+
 def test_a_process_that_cannot_start_or_is_slow_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with kernels.compile_beside(["/no/such/program"]):
         kernels.wait_for_compiler()
