@@ -98,8 +98,10 @@ def _stack_slabs(
         Card(job, route, plan, scratch_limit) as card,
         gatherer_of(job, route, cut(job, route, plan), card.pinned, _gathering_threads(workers)) as gatherer,
         ThreadPoolExecutor(max_workers=len(MAPS), thread_name_prefix="zemosaic") as collectors,
+        cuda_utils.noticing_sticky_errors(),  # before collectors that still wait call CUDA
     ):
         for number, slab, batch in gatherer.filled():
+            cuda_utils.check_not_lost()
             if batch.first == 0:
                 card.begin(slab)
             card.send(slab, batch, number % plan.pinned_buffers)
