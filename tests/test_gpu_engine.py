@@ -359,7 +359,7 @@ def test_a_tile_stops_when_another_one_loses_cuda(cupy):
 def test_tiles_of_few_and_many_frames_share_a_kernel(cupy, monkeypatch):
     """One that needs less shared memory comes between the other's preparation and its launch."""
     cupy.shared_limit = 227 << 10
-    many, few = stack_of(n=560, shape=(4, 6)), stack_of(n=380, shape=(4, 6))
+    many, few = stack_of(n=560, shape=(6, 7)), stack_of(n=380, shape=(6, 7))
     params = params_from_stack_spec(StackSpec(normalize="none", weight="none", reject="kappa_sigma"))
     launch, waiting = Kernel.__call__, [few]
 
