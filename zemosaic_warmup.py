@@ -37,14 +37,14 @@ def kernels_compiled_beside(stack: StackSpec, register: RegisterSpec, cache: Pat
     cache : Path or None
         Folder of compiled kernels; None where none can be kept.
     """
-    is_cold = cache is not None and not any(cache.glob("zemosaic_*.nbi"))
-    if not is_cold or usable_cpus() < 2 or getattr(sys, "frozen", False):
+    from zemosaic_kernels import compile_beside, is_cold
+
+    if cache is None or usable_cpus() < 2 or getattr(sys, "frozen", False) or not is_cold(cache):
         yield
         return
-    from zemosaic_kernels import compile_beside
-
     wanted = json.dumps({"is_resampled": register.mode != "none", "stack": asdict(stack)})
-    with compile_beside([sys.executable, "-m", "zemosaic_warmup", wanted]):
+    # By its path: `-m` would look for every module in the current folder first, which is the user's.
+    with compile_beside([sys.executable, str(Path(__file__).resolve()), wanted]):
         yield
 
 

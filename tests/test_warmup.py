@@ -15,6 +15,7 @@ import pytest
 
 import zemosaic_kernels as kernels
 import zemosaic_warmup as warmup
+from zemosaic_report import kernel_cache
 from zemosaic_spec import RegisterSpec, RejectName, StackSpec
 
 ROOT = Path(__file__).parents[1]
@@ -58,7 +59,12 @@ def test_a_process_that_cannot_start_or_is_slow_is_no_error(monkeypatch: pytest.
         kernels.wait_for_compiler()
 
 
-@pytest.mark.parametrize(("files", "cores", "started"), [([], 2, True), (["zemosaic_x.nbi"], 2, False), ([], 1, False)])
+NOW, BEFORE = (f"zemosaic_x.zemosaic_x.f.{stamp}-1.py311.nbi" for stamp in (kernels._stamp(), "0123456789"))
+
+
+@pytest.mark.parametrize(
+    ("files", "cores", "started"), [([], 2, True), ([NOW, BEFORE], 2, False), ([BEFORE], 2, True), ([], 1, False)]
+)
 def test_only_a_first_run_with_a_core_to_spare_starts_one(
     tmp_path: Path, files: list[str], cores: int, started: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,6 +75,25 @@ def test_only_a_first_run_with_a_core_to_spare_starts_one(
         assert bool(kernels._compiler) == started
     with warmup.kernels_compiled_beside(StackSpec(), NOTHING, None):
         assert not kernels._compiler
+
+
+def test_the_names_of_cache_files_tell_what_they_were_compiled_from() -> None:
+    warmup.warm_up(StackSpec(), is_resampled=False)
+    folder = kernel_cache()
+    assert folder is None or not kernels.is_cold(folder)
+
+
+def test_the_process_takes_no_module_from_the_folder_it_is_started_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "types.py").write_text("raise SystemExit('not the one')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # where it is relative it means that folder
+    monkeypatch.setattr(warmup, "usable_cpus", lambda: 2)
+    with warmup.kernels_compiled_beside(StackSpec(), NOTHING, tmp_path):
+        process = kernels._compiler[0]
+        kernels.wait_for_compiler()
+    assert process.returncode == 0
 
 
 def test_kernels_run_where_no_folder_can_be_written(tmp_path: Path) -> None:
