@@ -174,7 +174,7 @@ def stack_job(
     if allowed_bytes is not None:
         wanted = max(1, min(wanted, allowed_bytes))
     with cuda_utils.reserve_vram(min(least, wanted), wanted) as granted:
-        scratch_limit = granted // SCRATCH_SHARE
+        scratch_limit = min(granted // SCRATCH_SHARE, granted - device_bytes(route, 1, 0))
         try:
             plan = plan_gpu(
                 route,

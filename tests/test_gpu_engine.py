@@ -20,6 +20,7 @@ import zemosaic_align_stack_gpu as engine
 import zemosaic_slabs
 import zemosaic_worker as worker
 from parallel_utils import ParallelPlan
+from zemosaic_gpu_card import launch_plan
 from zemosaic_gpu_plan import device_bytes, route_of
 from zemosaic_spec import (
     FrameError,
@@ -354,6 +355,20 @@ def test_a_tile_stops_when_another_one_loses_cuda(cupy):
     with pytest.raises(RuntimeError, match="cannot be undone"):
         engine.gpu_stack_from_arrays(stack_of(), {}, parallel_plan=plan, progress_callback=other_tile_fails)
     assert cupy.launched == launched
+
+
+@pytest.mark.parametrize("more", [0, 1 << 16, 1 << 18])
+def test_a_tile_that_just_fits_is_stacked(cupy, more):
+    """Columns that lie in global memory leave room for one row, however much there is for more columns at once."""
+    frames = stack_of(n=600, shape=(6, 133, 3))
+    spec = StackSpec(normalize="none", weight="none", reject="kappa_sigma")
+    route = route_of(make_job(as_frames(frames), spec))
+    least = device_bytes(route, 1, launch_plan(route.n_frames, route.row_elements, 0).scratch_bytes)
+    plan = ParallelPlan(2, False, 0, use_gpu=True, gpu_max_chunk_bytes=least + more)
+    params = params_from_stack_spec(spec)
+    ours = engine.gpu_stack_from_arrays(frames, params, parallel_plan=plan)
+    assert_same(ours, zemosaic_slabs.stack_descriptors(frames, params))
+    assert cupy.peak <= least + more + (1 << 16)  # the tables of interpolation are not counted
 
 
 def test_tiles_of_few_and_many_frames_share_a_kernel(cupy, monkeypatch):
