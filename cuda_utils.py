@@ -64,6 +64,29 @@ def is_poisoned() -> bool:
     return _POISONED.is_set()
 
 
+def check_not_lost() -> None:
+    """Call before CUDA is called, where another thread may have found it lost.
+
+    Raises
+    ------
+    RuntimeError
+        CUDA is lost to this process.
+    """
+    if is_poisoned():
+        raise RuntimeError("an earlier CUDA error cannot be undone in this process; start a new process")
+
+
+@contextlib.contextmanager
+def noticing_sticky_errors() -> Iterator[None]:
+    """Mark a sticky error as it leaves the block, before any other thread or destructor calls CUDA."""
+    try:
+        yield
+    except BaseException as exc:
+        if classify_failure(exc) == "sticky":
+            mark_sticky()
+        raise
+
+
 # --------------------------------------------------------------------------- what a failure means
 
 _STATUS_OUT_OF_MEMORY: Final = frozenset({2})

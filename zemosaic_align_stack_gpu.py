@@ -10,6 +10,7 @@ contraction, and one thread owns a pixel. So a tile that falls back to the CPU c
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -83,7 +84,7 @@ def _stack_slabs(
     The batches of all slabs go through the pinned buffers in turn, so the next slab is gathered while this one is
     rejected.
     """
-    result = empty_result(job, plan.rows_per_slab)
+    result, slabs = empty_result(job, plan.rows_per_slab), functools.partial(cut, job, route, plan)
     ahead = min(COPIES_AHEAD, plan.pinned_buffers - 1)
     collecting: deque[list[Future[tuple[str, np.ndarray]]]] = deque()  # one list per slab, its maps
     result.sums = {name: np.zeros(job.channels, np.int64) for name in SUMMED}
@@ -96,10 +97,12 @@ def _stack_slabs(
 
     with (
         Card(job, route, plan, scratch_limit) as card,
-        gatherer_of(job, route, cut(job, route, plan), card.pinned, _gathering_threads(workers)) as gatherer,
+        gatherer_of(job, route, slabs, card.pinned, _gathering_threads(workers)) as gatherer,
         ThreadPoolExecutor(max_workers=len(MAPS), thread_name_prefix="zemosaic") as collectors,
+        cuda_utils.noticing_sticky_errors(),  # before collectors that still wait call CUDA
     ):
         for number, slab, batch in gatherer.filled():
+            cuda_utils.check_not_lost()
             if batch.first == 0:
                 card.begin(slab)
             card.send(slab, batch, number % plan.pinned_buffers)
@@ -171,7 +174,7 @@ def stack_job(
     if allowed_bytes is not None:
         wanted = max(1, min(wanted, allowed_bytes))
     with cuda_utils.reserve_vram(min(least, wanted), wanted) as granted:
-        scratch_limit = granted // SCRATCH_SHARE
+        scratch_limit = min(granted // SCRATCH_SHARE, granted - device_bytes(route, 1, 0))
         try:
             plan = plan_gpu(
                 route,

@@ -10,6 +10,7 @@ waits for the compilation of what they do not use. The cache on disk keeps them 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final
@@ -32,6 +33,7 @@ from zemosaic_rejection import (
 from zemosaic_simd import new_table, prefetch_row, sort_table
 
 NOWHERE: Final = (np.empty(0, np.float32), np.empty(0, np.float32))
+_BUILDING = threading.Lock()  # a cache lets two threads build what neither has, and then compile it twice
 STRIP: Final = 1536  # pixels averaged at once where nothing is rejected: long runs of a frame; a number in the kernel
 
 # --------------------------------------------------------------------------- from the cube to a sorted table
@@ -653,7 +655,8 @@ def combine_block(
     kept : two ndarrays (P,) float32, optional
         Filled with the smallest and the largest value each pixel keeps; crossed where it keeps none.
     """
-    run = _block_kernel(int(method), combine == 0, bool(rewinsor), bool(uniform) and combine == 0)
+    with _BUILDING:
+        run = _block_kernel(int(method), combine == 0, bool(rewinsor), bool(uniform) and combine == 0)
     rest = (par, critical, combine, frame_weight, sample_weight, sample_step, *maps, hits, *kept)
     if method != 0 or combine != 0 or not uniform or kept is not NOWHERE:
         return int(run(cube, start, stop, *rest))

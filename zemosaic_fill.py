@@ -8,7 +8,7 @@ lie on the reference grid already stay as they are stored, half as large, and be
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,6 @@ from zemosaic_utils import FrameSource
 
 if TYPE_CHECKING:
     from zemosaic_frames import RawLayout
-
-AT_ONCE: Final = 1 << 16  # pixels scaled at a time
 
 # --------------------------------------------------------------------------- one frame
 
@@ -59,16 +57,13 @@ def _fill_in_place(
     source: FrameSource, rows: slice, scale: np.ndarray, offset: np.ndarray, samples: np.ndarray
 ) -> None:
     """Fill the samples of a frame that lies on the reference grid already."""
-    if source.cfa is None:
-        from zemosaic_samples import read_samples
+    from zemosaic_samples import read_samples, scale_samples
 
+    if source.cfa is None:
         read_samples(source, rows.start, rows.stop, scale, offset, samples)
         return
-    block = frame_block(source, rows.start, rows.stop)[: samples.size].reshape(-1, source.channels)
-    out = samples.reshape(block.shape)
-    for start in range(0, len(block), AT_ONCE):
-        part = slice(start, start + AT_ONCE)
-        out[part] = block[part] * scale + offset
+    block = frame_block(source, rows.start, rows.stop)[: samples.size]
+    scale_samples(block.reshape(-1, source.channels), scale, offset, samples)
 
 
 def _fill_resampled(job: Job, i: int, rows: slice, samples: np.ndarray, radial: np.ndarray) -> None:

@@ -123,6 +123,13 @@ class Card:
         self._in_flight = min(2, plan.n_slabs)
         self._sent = 0  # batches
         self.bytes_h2d = 0
+        try:
+            with cuda_utils.noticing_sticky_errors():
+                self._prepare()
+        finally:
+            self._leave_alone_if_lost()
+
+    def _prepare(self) -> None:
         self._copying, self._opening, self._combining = (self._cupy.cuda.Stream(non_blocking=True) for _ in range(3))
         self._allocate_samples()
         self._allocate_way_there()
@@ -282,8 +289,8 @@ class Card:
             n_frames=route.n_frames,
         )
         kernel = kernel_of(text, combine_cuda.KERNEL)
-        if launch.shared_bytes > 48 << 10:
-            kernel.max_dynamic_shared_size_bytes = launch.shared_bytes
+        if launch.shared_bytes > 48 << 10:  # the most there is: tiles in other threads launch the same kernel with more
+            kernel.max_dynamic_shared_size_bytes = device_limits()[0]
         self._arrived.record(self._copying if route.is_direct else self._opening)
         self._combining.wait_event(self._arrived)
         parameters, critical, weights = map(_pointer, self._numbers)
@@ -315,7 +322,9 @@ class Card:
         """
         k, m = slab.number % self._in_flight, MAPS.index(name)
         target = getattr(result, name)[slab.rows]
-        self._maps_ready[k].synchronize()
+        with cuda_utils.noticing_sticky_errors():
+            cuda_utils.check_not_lost()
+            self._maps_ready[k].synchronize()
         source = self._pinned_maps[k][m * target.nbytes : (m + 1) * target.nbytes]
         np.copyto(target, source.view(target.dtype).reshape(target.shape))
         channels = self._route.channels
@@ -342,12 +351,12 @@ class Card:
             if isinstance(cause, BaseException) and cuda_utils.classify_failure(cause) == "sticky":
                 cuda_utils.mark_sticky()
             if not cuda_utils.is_poisoned():
-                for stream in (self._copying, self._opening, self._combining):
-                    stream.synchronize()
-        except RuntimeError as exc:  # CuPy's CUDARuntimeError: a launch failed, and shows only now
-            if cuda_utils.classify_failure(exc) == "sticky":
-                cuda_utils.mark_sticky()
-            raise
+                with cuda_utils.noticing_sticky_errors():  # a launch failed, and shows only now
+                    for stream in (self._copying, self._opening, self._combining):
+                        stream.synchronize()
         finally:
-            if cuda_utils.is_poisoned():
-                cuda_utils.leave_alone(self)
+            self._leave_alone_if_lost()
+
+    def _leave_alone_if_lost(self) -> None:
+        if cuda_utils.is_poisoned():
+            cuda_utils.leave_alone(self)

@@ -11,7 +11,7 @@ import abc
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 PATIENCE: Final = 20_000  # looks at a counter before a thread comes out of compiled code
 NAP_SECONDS: Final = 0.0005  # and sleeps there: the bus needs this for two buffers
+
+
+Slabs = Callable[[], Iterator[Slab]]  # cuts a tile: once more where needed, since all slabs of many frames are large
 
 
 class Filled(NamedTuple):
@@ -76,10 +79,10 @@ class Gatherer(abc.ABC):
 class FileGatherer(Gatherer):
     """Whatever the frames are: one thread fills one buffer, frame by frame, while the others fill theirs."""
 
-    def __init__(self, job: Job, route: Route, slabs: Iterable[Slab], buffers: list[np.ndarray], workers: int) -> None:
+    def __init__(self, job: Job, route: Route, slabs: Slabs, buffers: list[np.ndarray], workers: int) -> None:
         super().__init__(buffers, workers)
         self._sources, self._wires = job.sources, route.wires
-        self._work = (Filled(-1, slab, batch) for slab in slabs for batch in slab.batches)
+        self._work = (Filled(-1, slab, batch) for slab in slabs() for batch in slab.batches)
         self._started = 0
         self._waiting: deque[tuple[Filled, Future[None]]] = deque()
 
@@ -119,12 +122,12 @@ class FileGatherer(Gatherer):
 class _PieceGatherer(Gatherer):
     """Threads work on the same batch, each on a piece of it, in compiled code; see :mod:`zemosaic_gather`."""
 
-    def __init__(self, job: Job, route: Route, slabs: Iterable[Slab], buffers: list[np.ndarray], workers: int) -> None:
+    def __init__(self, job: Job, route: Route, slabs: Slabs, buffers: list[np.ndarray], workers: int) -> None:
         super().__init__(buffers, workers)
-        self._slabs = list(slabs)
+        self._slabs = slabs
         addresses = np.array([buffer.ctypes.data for buffer in buffers], np.uint64)
         parts, n_batches = [], 0
-        for slab in self._slabs:
+        for slab in slabs():
             counts = [batch.last - batch.first for batch in slab.batches]
             batch_of = n_batches + np.repeat(np.arange(len(counts)), counts)
             targets = addresses[batch_of % len(buffers)] + slab.frames["raw_at"].astype(np.uint64)
@@ -156,7 +159,7 @@ class _PieceGatherer(Gatherer):
         from zemosaic_gather import await_count
 
         threads = [self._pool.submit(self._work) for _ in range(self._workers)]
-        items = ((slab, batch) for slab in self._slabs for batch in slab.batches)
+        items = ((slab, batch) for slab in self._slabs() for batch in slab.batches)
         for number, (slab, batch) in enumerate(items):
             while not await_count(self._counters, 2 + number, self._wanted[number], PATIENCE):
                 for thread in threads:
@@ -181,7 +184,7 @@ class _PieceGatherer(Gatherer):
 class MemoryGatherer(_PieceGatherer):
     """Copies the rows of arrays."""
 
-    def __init__(self, job: Job, route: Route, slabs: Iterable[Slab], buffers: list[np.ndarray], workers: int) -> None:
+    def __init__(self, job: Job, route: Route, slabs: Slabs, buffers: list[np.ndarray], workers: int) -> None:
         arrays = [source.pixels_in_memory for source in job.sources]
         self._addresses = np.array([0 if a is None else a.__array_interface__["data"][0] for a in arrays], np.uint64)
         self._row_bytes = np.array([wire.row_bytes for wire in route.wires], np.int64)
@@ -203,7 +206,7 @@ class MemoryGatherer(_PieceGatherer):
 class PosixGatherer(_PieceGatherer):
     """Reads the rows of plain files; one that cannot be read so is read again in the ordinary way, which says why."""
 
-    def __init__(self, job: Job, route: Route, slabs: Iterable[Slab], buffers: list[np.ndarray], workers: int) -> None:
+    def __init__(self, job: Job, route: Route, slabs: Slabs, buffers: list[np.ndarray], workers: int) -> None:
         self._job = job
         files = [source.raw_file for source in job.sources]
         self._names = [os.fsencode(file.path) + b"\0" for file in files if file is not None]
@@ -244,7 +247,7 @@ class PosixGatherer(_PieceGatherer):
                 self._job.sources[i].read_raw(top, top + int(row["raw_rows"]), buffer[place : place + size])
 
 
-def gatherer_of(job: Job, route: Route, slabs: Iterable[Slab], buffers: list[np.ndarray], workers: int) -> Gatherer:
+def gatherer_of(job: Job, route: Route, slabs: Slabs, buffers: list[np.ndarray], workers: int) -> Gatherer:
     """Return the gatherer that suits where the frames are."""
     if route.where == "memory":
         return MemoryGatherer(job, route, slabs, buffers, workers)

@@ -110,6 +110,28 @@ def source_spans(
     return first, last
 
 
+def reach_of(matrices: np.ndarray, out_width: int, height: int) -> tuple[float, float]:
+    """Return how far a row of the reference grid reaches up and down in the frames, and how far apart two rows lie.
+
+    Looked up at the top, the middle and the bottom, whether the frame is there or not: the most of all frames, in rows.
+    For affine maps that is exact; of a map that turns a point behind the camera nothing is known but the whole height.
+
+    Parameters
+    ----------
+    matrices : ndarray (N, 3, 3) float64
+        Reference pixel to frame pixel.
+    out_width, height : int
+        Width of the reference grid, height of the frames.
+    """
+    corners = np.array([(x, y, 1.0) for y in (0.0, height // 2, height - 1.0) for x in (0.0, out_width - 1.0)])
+    below = corners + (0.0, 1.0, 0.0)
+    mapped = matrices[:, 1:] @ np.concatenate([corners, below]).T  # (N, y and w, 2 * corners)
+    if not (mapped[:, 1] > 0).all():
+        return float(height), 1.0
+    here, next_row = np.split(mapped[:, 0] / mapped[:, 1], 2, axis=1)
+    return float(abs(here[:, 1::2] - here[:, ::2]).max()), float(abs(next_row - here).max())
+
+
 @dataclass(frozen=True)
 class Route:
     """What a tile's frames ask of the way to the card: the facts a plan is made of.
@@ -117,7 +139,7 @@ class Route:
     ``wires``: one per frame. ``in_place (N,) bool``: the frame lies on the reference grid already. ``is_direct``: the
     bytes of all frames are the samples themselves, and go straight to where rejection reads them. ``where``: "memory"
     if all are arrays, "files" if all are plain files, whose bytes travel as they are; else "mixed". ``margin``: rows of
-    a frame that a slab needs beyond its own.
+    a frame that a slab needs beyond its own. ``stretch``: rows of a frame for each of a slab's own, 1 or more.
     """
 
     n_frames: int
@@ -129,6 +151,7 @@ class Route:
     is_direct: bool
     where: Where
     margin: int
+    stretch: float
     has_radial: bool
     has_sample_weights: bool
 
@@ -142,6 +165,10 @@ class Route:
         """Samples of one frame in one row of the reference grid."""
         return self.width * self.channels
 
+    def source_rows(self, rows: int) -> int:
+        """Most rows of one frame that a slab of ``rows`` rows needs."""
+        return min(math.ceil(rows * self.stretch) + self.margin, self.height)
+
 
 def route_of(job: Job) -> Route:
     """Look at the frames of a job: how each is stored, and whether it needs resampling."""
@@ -154,12 +181,11 @@ def route_of(job: Job) -> Route:
     is_direct = bool(in_place.all() and is_plain) and all(
         wire.stored == FLOAT and source.cfa is None for wire, source in zip(wires, job.sources, strict=True)
     )
-    margin = 0
+    margin, stretch = 0, 1.0
     if not in_place.all():
-        middle = np.array([height // 2])
-        first, last = source_spans(table.transform[~in_place], middle, middle + 1, width, height)
-        margin = int((last - first).max()) - 1
-    margin = max(margin, 0) + (2 * _cfa_margin() if any(source.cfa for source in job.sources) else 0)
+        reach, apart = reach_of(table.transform[~in_place], width, height)
+        margin, stretch = math.ceil(reach) + _span_margin(), max(apart, 1.0)
+    margin += 2 * _cfa_margin() if any(source.cfa for source in job.sources) else 0
     return Route(
         n_frames=len(job.sources),
         height=height,
@@ -170,6 +196,7 @@ def route_of(job: Job) -> Route:
         is_direct=is_direct,
         where=_where(job, wires),
         margin=margin,
+        stretch=stretch,
         has_radial=has_radial,
         has_sample_weights=job.sample_weight is not None,
     )
@@ -182,6 +209,13 @@ def _where(job: Job, wires: tuple[Wire, ...]) -> Where:
         return "memory"
     is_posix = hasattr(os, "preadv")
     return "files" if is_posix and all(source.raw_file is not None for source in job.sources) else "mixed"
+
+
+def _span_margin() -> int:
+    """Return by how many rows at most :func:`source_spans` goes beyond the mapped ones."""
+    from zemosaic_resample import MARGIN
+
+    return 2 * MARGIN + 4  # two of them because the ends are rounded outward
 
 
 def _cfa_margin() -> int:
@@ -242,14 +276,14 @@ def device_bytes(route: Route, rows: int, scratch_bytes: int) -> int:
 
 def _batch_bytes(route: Route, rows: int) -> int:
     """Return the bytes of a batch buffer: at least the rows of one frame, no more than the tile has."""
-    frame = _aligned((min(rows + route.margin, route.height)) * route.row_bytes)
+    frame = _aligned(route.source_rows(rows) * route.row_bytes)
     return max(frame, min(BATCH_BYTES, frame * route.n_frames))
 
 
 def _block_bytes(route: Route, rows: int) -> int:
     if route.in_place.all():
         return 0
-    frame = 4 * min(rows + route.margin, route.height) * route.row_elements
+    frame = 4 * route.source_rows(rows) * route.row_elements
     return max(frame, min(BLOCK_BYTES, frame * route.n_frames))
 
 
@@ -308,7 +342,7 @@ def plan_gpu(
     n_slabs = math.ceil(route.height / rows)
     rows = math.ceil(route.height / n_slabs)
     batch = _batch_bytes(route, rows)
-    n_batches = n_slabs * max(1, math.ceil(route.n_frames * (rows + route.margin) * route.row_bytes / batch))
+    n_batches = n_slabs * max(1, math.ceil(route.n_frames * route.source_rows(rows) * route.row_bytes / batch))
     buffers = min(workers + STAGING_BUFFERS if route.where == "mixed" else SHARED_BUFFERS, n_batches)
     if host_bytes is not None:
         buffers = min(buffers, host_bytes // batch)

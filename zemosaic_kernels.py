@@ -56,6 +56,11 @@ def _compile(function: Callable[..., Any], **options: Any) -> Any:
         return numba.njit(cache=False, **options)(function)
 
 
+def is_cold(cache: Path) -> bool:
+    """Return True if a folder of compiled kernels holds none of these rooms as they are now."""
+    return not any(cache.glob(f"zemosaic_*.{_stamp()}-*.nbi"))
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a kernel with strict IEEE arithmetic: nothing contracted or reordered, x / 0 is inf or nan."""
     return _compile(function, nogil=True, fastmath=False, error_model="numpy")

@@ -355,8 +355,10 @@ def kernel_cache() -> Path | None:
 
 def announce_compilation(console: Console, *, quiet: bool) -> None:
     """Say why a first run takes longer."""
+    from zemosaic_kernels import is_cold
+
     folder = None if quiet else kernel_cache()
-    if folder is not None and not any(folder.glob("zemosaic_*.nbi")):
+    if folder is not None and is_cold(folder):
         console.print("compiling kernels (first run only)", soft_wrap=True)
 
 

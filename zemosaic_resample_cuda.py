@@ -112,7 +112,7 @@ __device__ inline void demosaic_pixel(const unsigned char* raw, int stored, int 
 
 // Stored rows of a batch of frames become float32: twin of frame_block and, for frames that lie on the reference grid
 // already, of the scaling in fill_samples. Their channels are interleaved, as rejection has them; those of the others
-// already, of the scaling in fill_samples. Their channels are interleaved, as rejection has them; those of others lie
+// lie one behind the other, as interpolation reads them.
 extern "C" __global__ void open_rows(const unsigned char* staged, const FrameRows* frames, int first_frame, int height,
                                      int width, int channels, float* blocks, float* cube, long long stride) {
   const int i = first_frame + blockIdx.y;

@@ -193,7 +193,21 @@ def read_samples(source: FrameSource, y0: int, y1: int, scale: np.ndarray, offse
         source.read_raw(y0, y1, raw)
         open_raw(raw[None], layout, 0, scale[None], offset[None], out[None])
         return
-    values, samples = source.read_rows(y0, y1).reshape(-1, channels), out.reshape(-1, channels)
+    scale_samples(source.read_rows(y0, y1).reshape(-1, channels), scale, offset, out)
+
+
+def scale_samples(values: np.ndarray, scale: np.ndarray, offset: np.ndarray, out: np.ndarray) -> None:
+    """Scale numbers that are in memory.
+
+    Parameters
+    ----------
+    values : ndarray (pixels, C)
+        Unsigned 16-bit numbers or float32, ADU; NaN where invalid.
+    scale, offset : ndarray (C,) float64
+        Dimensionless; ADU.
+    out : ndarray (pixels * C,) float32, ADU
+    """
+    samples = out.reshape(values.shape)
     for start in range(0, len(values), AT_ONCE):
         part = slice(start, start + AT_ONCE)
         samples[part] = values[part] * scale + offset

@@ -59,8 +59,8 @@ def half_cleaners(n: int) -> Pairs:
     return pairs
 
 
-def _vector_pass(n: int, pairs: Pairs, row_of: Callable[..., list[Any]]) -> Any:
-    """Return a compiled pass: n rows of a table into registers, compared pair by pair, and written back.
+def _vector_pass(pairs: Pairs, row_of: Callable[..., list[Any]]) -> Any:
+    """Return a compiled pass: some rows of a table into registers, compared pair by pair, and written back.
 
     ``row_of(builder, *args)`` gives the row numbers from the three integers the pass is called with.
     """
@@ -88,7 +88,7 @@ def _vector_pass(n: int, pairs: Pairs, row_of: Callable[..., list[Any]]) -> Any:
     return run
 
 
-def _plain_pass(n: int, pairs: Pairs, row_of: Callable[..., list[Any]]) -> Any:
+def _plain_pass(pairs: Pairs, row_of: Callable[..., list[Any]]) -> Any:
     """Return the same pass in Python."""
 
     def run(table: np.ndarray, a: int, b: int, c: int) -> None:
@@ -114,8 +114,8 @@ class _PlainIntegers:
         return a * b
 
 
-def _pass(n: int, pairs: Pairs, row_of: Callable[..., list[Any]]) -> Any:
-    return (_plain_pass if numba.config.DISABLE_JIT else _vector_pass)(n, pairs, row_of)
+def _pass(pairs: Pairs, row_of: Callable[..., list[Any]]) -> Any:
+    return (_plain_pass if numba.config.DISABLE_JIT else _vector_pass)(pairs, row_of)
 
 
 def _strided(n: int) -> Callable[..., list[Any]]:
@@ -128,12 +128,12 @@ def _mirrored(builder: Any, i64: Any, a: Any, b: Any, c: Any) -> list[Any]:
     return [a, builder.add(a, c), builder.sub(b, c), b]
 
 
-_sort16 = _pass(16, batcher_network(16), _strided(16))
-_clean16 = _pass(16, half_cleaners(16), _strided(16))
-_clean8 = _pass(8, half_cleaners(8), _strided(8))
-_clean4 = _pass(4, half_cleaners(4), _strided(4))
-_clean2 = _pass(2, half_cleaners(2), _strided(2))
-_fold4 = _pass(4, [(0, 3), (1, 2), (0, 1), (2, 3)], _mirrored)  # first comparison of a merge, and the one after it
+_sort16 = _pass(batcher_network(16), _strided(16))
+_clean16 = _pass(half_cleaners(16), _strided(16))
+_clean8 = _pass(half_cleaners(8), _strided(8))
+_clean4 = _pass(half_cleaners(4), _strided(4))
+_clean2 = _pass(half_cleaners(2), _strided(2))
+_fold4 = _pass([(0, 3), (1, 2), (0, 1), (2, 3)], _mirrored)  # first comparison of a merge, and the one after it
 
 
 @intrinsic

@@ -37,13 +37,13 @@ def kernels_compiled_beside(stack: StackSpec, cache: Path | None) -> Iterator[No
     cache : Path or None
         Folder of compiled kernels; None where none can be kept.
     """
-    is_cold = cache is not None and not any(cache.glob("zemosaic_*.nbi"))
-    if not is_cold or usable_cpus() < 2 or getattr(sys, "frozen", False):
+    from zemosaic_kernels import compile_beside, is_cold
+
+    if cache is None or usable_cpus() < 2 or getattr(sys, "frozen", False) or not is_cold(cache):
         yield
         return
-    from zemosaic_kernels import compile_beside
-
-    with compile_beside([sys.executable, "-m", "zemosaic_warmup", json.dumps(asdict(stack))]):
+    # By its path: `-m` would look for every module in the current folder first, which is the user's.
+    with compile_beside([sys.executable, str(Path(__file__).resolve()), json.dumps(asdict(stack))]):
         yield
 
 

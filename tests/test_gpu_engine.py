@@ -11,7 +11,7 @@ from typing import get_args
 import numpy as np
 import pytest
 from astropy.io import fits
-from host_cupy import HostCupy, OutOfMemoryError, installed
+from host_cupy import HostCupy, Kernel, OutOfMemoryError, installed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +20,7 @@ import zemosaic_align_stack_gpu as engine
 import zemosaic_slabs
 import zemosaic_worker as worker
 from parallel_utils import ParallelPlan
+from zemosaic_gpu_card import launch_plan
 from zemosaic_gpu_plan import device_bytes, route_of
 from zemosaic_spec import (
     FrameError,
@@ -329,6 +330,62 @@ def test_nothing_is_touched_after_a_sticky_error(cupy):
         engine.gpu_stack_from_arrays(stack_of(), {})
     assert not engine._gpu_is_usable()
     assert len(cupy.launched) == launched
+
+
+def test_buffers_are_left_alone_when_cuda_is_lost_among_them(cupy, monkeypatch):
+    def lost(count, dtype):
+        raise CUDARuntimeError(700)
+
+    monkeypatch.setattr(cupy, "zeros", lost)
+    with pytest.raises(CUDARuntimeError):
+        engine.gpu_stack_from_arrays(stack_of(), {})
+    assert cuda_utils.is_poisoned()
+    assert cupy.used > 0, "not even a destructor may run"
+
+
+def test_a_tile_stops_when_another_one_loses_cuda(cupy):
+    launched = []
+
+    def other_tile_fails(stage, done, total):
+        if not launched:
+            cuda_utils.mark_sticky()
+            launched.extend(cupy.launched)
+
+    plan = ParallelPlan(2, False, 0, use_gpu=True, gpu_rows_per_chunk=1)
+    with pytest.raises(RuntimeError, match="cannot be undone"):
+        engine.gpu_stack_from_arrays(stack_of(), {}, parallel_plan=plan, progress_callback=other_tile_fails)
+    assert cupy.launched == launched
+
+
+@pytest.mark.parametrize("more", [0, 1 << 16, 1 << 18])
+def test_a_tile_that_just_fits_is_stacked(cupy, more):
+    """Columns that lie in global memory leave room for one row, however much there is for more columns at once."""
+    frames = stack_of(n=600, shape=(6, 133, 3))
+    spec = StackSpec(normalize="none", weight="none", reject="kappa_sigma")
+    route = route_of(make_job(as_frames(frames), spec))
+    least = device_bytes(route, 1, launch_plan(route.n_frames, route.row_elements, 0).scratch_bytes)
+    plan = ParallelPlan(2, False, 0, use_gpu=True, gpu_max_chunk_bytes=least + more)
+    params = params_from_stack_spec(spec)
+    ours = engine.gpu_stack_from_arrays(frames, params, parallel_plan=plan)
+    assert_same(ours, zemosaic_slabs.stack_descriptors(frames, params))
+    assert cupy.peak <= least + more + (1 << 16)  # the tables of interpolation are not counted
+
+
+def test_tiles_of_few_and_many_frames_share_a_kernel(cupy, monkeypatch):
+    """One that needs less shared memory comes between the other's preparation and its launch."""
+    cupy.shared_limit = 227 << 10
+    many, few = stack_of(n=560, shape=(6, 7)), stack_of(n=380, shape=(6, 7))
+    params = params_from_stack_spec(StackSpec(normalize="none", weight="none", reject="kappa_sigma"))
+    launch, waiting = Kernel.__call__, [few]
+
+    def interrupted(self, grid, block, arguments, *, shared_mem=0):
+        if waiting:
+            engine.gpu_stack_from_arrays(waiting.pop(), params)
+        launch(self, grid, block, arguments, shared_mem=shared_mem)
+
+    monkeypatch.setattr(Kernel, "__call__", interrupted)
+    assert_same(engine.gpu_stack_from_arrays(many, params), zemosaic_slabs.stack_descriptors(many, params))
+    assert not waiting
 
 
 # --------------------------------------------------------------------------- the probe

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def check(job, kind, *, rows=5, buffers=3, workers=2, slow=False):
     plan = plan_gpu(route, allowed_bytes=1 << 40, max_rows=rows)
     memory = [np.zeros(plan.batch_bytes + 64, np.uint8)[1 : 1 + plan.batch_bytes] for _ in range(buffers)]
     seen, released = 0, 0
-    with gather.gatherer_of(job, route, cut(job, route, plan), memory, workers) as gatherer:
+    with gather.gatherer_of(job, route, partial(cut, job, route, plan), memory, workers) as gatherer:
         assert type(gatherer) is kind
         for number, slab, batch in gatherer.filled():
             for i in range(batch.first, batch.last):
@@ -129,7 +130,8 @@ def test_leaving_early_ends_the_threads():
     route = route_of(job)
     plan = plan_gpu(route, allowed_bytes=1 << 40, max_rows=1)
     memory = [np.zeros(plan.batch_bytes, np.uint8) for _ in range(2)]
-    with pytest.raises(KeyboardInterrupt), gather.gatherer_of(job, route, cut(job, route, plan), memory, 3) as gatherer:
+    slabs = partial(cut, job, route, plan)
+    with pytest.raises(KeyboardInterrupt), gather.gatherer_of(job, route, slabs, memory, 3) as gatherer:
         for _ in gatherer.filled():
             raise KeyboardInterrupt
     assert not [t for t in threading.enumerate() if t.name.startswith("zemosaic")]

@@ -11,6 +11,7 @@ from cuda_host import CONTRACTED, STRICT, address, build, has_fma
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import zemosaic_gpu_plan
 import zemosaic_resample as resample
 from zemosaic_fill import fill_samples
 from zemosaic_gpu_plan import cut, device_bytes, plan_gpu, route_of, source_spans
@@ -219,3 +220,23 @@ def test_a_plan_keeps_to_its_bytes(allowed):
             assert [b.first for b in slab.batches] == [0, *(b.last for b in slab.batches[:-1])]
             assert slab.batches[-1].last == 20
             assert max(b.size for b in slab.batches) <= plan.batch_bytes
+
+
+@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(3, 100))
+@settings(max_examples=60, deadline=None)
+def test_the_rows_of_a_turned_frame_fit_wherever_it_lies(seed, rows):
+    """Frames larger than a batch, so that a buffer holds the rows of one and not one more."""
+    rng = np.random.default_rng(seed)
+    transforms = []
+    for _ in range(4):
+        turn, scale = np.deg2rad(rng.uniform(-25.0, 25.0)), rng.normal(1.0, 0.005)
+        c, s = scale * np.cos(turn), scale * np.sin(turn)
+        bend = rng.normal(0.0, 1e-5, 2) if rng.random() < 0.3 else (0.0, 0.0)
+        transforms.append(np.array([[c, -s, rng.normal(0, 50)], [s, c, rng.normal(0, 150)], [*bend, 1.0]]))
+    job = job_of([np.zeros((211, 300), np.float32)] * 4, transforms)
+    route = route_of(job)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zemosaic_gpu_plan, "BATCH_BYTES", 1 << 12)
+        patch.setattr(zemosaic_gpu_plan, "BLOCK_BYTES", 1 << 12)
+        plan = plan_gpu(route, allowed_bytes=1 << 40, max_rows=rows)
+        assert sum(1 for _ in cut(job, route, plan)) == plan.n_slabs

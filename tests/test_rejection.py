@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+import time
+from functools import lru_cache
 
 import numpy as np
 import oracle
@@ -361,3 +364,20 @@ def test_no_kernel_reads_or_writes_beyond_its_arrays():
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.stdout.strip() == "within", done.stderr[-2000:]
+
+
+def test_threads_that_need_a_kernel_at_once_build_one(monkeypatch):
+    built = []
+
+    def build(*choice):
+        built.append(choice)
+        time.sleep(0.05)  # while the other asks
+        return lambda *arguments: 0
+
+    monkeypatch.setattr(combining, "_block_kernel", lru_cache(build))
+    threads = [threading.Thread(target=run, args=(np.ones((3, 5)), "gesd")) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 1

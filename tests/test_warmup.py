@@ -16,6 +16,7 @@ import pytest
 
 import zemosaic_kernels as kernels
 import zemosaic_warmup as warmup
+from zemosaic_report import kernel_cache
 from zemosaic_slabs import stack_job
 from zemosaic_spec import RejectName, StackSpec
 from zemosaic_stack import as_frames, make_job
@@ -56,6 +57,14 @@ def test_the_process_is_waited_for_and_ends_with_the_block(tmp_path: Path) -> No
     kernels.wait_for_compiler()
 
 
+def test_a_stack_begins_when_its_kernels_are_compiled(tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    slow = f"import time; time.sleep(1); open({str(done)!r}, 'w').close()"
+    with kernels.compile_beside([sys.executable, "-c", slow]):
+        warmup.warm_up(StackSpec())
+        assert done.exists()
+
+
 def test_a_process_that_cannot_start_or_is_slow_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with kernels.compile_beside(["/no/such/program"]):
         kernels.wait_for_compiler()
@@ -64,7 +73,12 @@ def test_a_process_that_cannot_start_or_is_slow_is_no_error(monkeypatch: pytest.
         kernels.wait_for_compiler()
 
 
-@pytest.mark.parametrize(("files", "cores", "started"), [([], 2, True), (["zemosaic_x.nbi"], 2, False), ([], 1, False)])
+NOW, BEFORE = (f"zemosaic_x.zemosaic_x.f.{stamp}-1.py311.nbi" for stamp in (kernels._stamp(), "0123456789"))
+
+
+@pytest.mark.parametrize(
+    ("files", "cores", "started"), [([], 2, True), ([NOW, BEFORE], 2, False), ([BEFORE], 2, True), ([], 1, False)]
+)
 def test_only_a_first_run_with_a_core_to_spare_starts_one(
     tmp_path: Path, files: list[str], cores: int, started: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +89,25 @@ def test_only_a_first_run_with_a_core_to_spare_starts_one(
         assert bool(kernels._compiler) == started
     with warmup.kernels_compiled_beside(StackSpec(), None):
         assert not kernels._compiler
+
+
+def test_the_names_of_cache_files_tell_what_they_were_compiled_from() -> None:
+    warmup.warm_up(StackSpec())
+    folder = kernel_cache()
+    assert folder is None or not kernels.is_cold(folder)
+
+
+def test_the_process_takes_no_module_from_the_folder_it_is_started_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "types.py").write_text("raise SystemExit('not the one')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # where it is relative it means that folder
+    monkeypatch.setattr(warmup, "usable_cpus", lambda: 2)
+    with warmup.kernels_compiled_beside(StackSpec(), tmp_path):
+        process = kernels._compiler[0]
+        kernels.wait_for_compiler()
+    assert process.returncode == 0
 
 
 def test_kernels_run_where_no_folder_can_be_written(tmp_path: Path) -> None:
