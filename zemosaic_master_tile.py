@@ -21,6 +21,7 @@ import numpy as np
 
 from parallel_utils import available_memory, usable_cpus
 from zemosaic_center_out import CenterOutSpec, Context, Correction, match_tile
+from zemosaic_frames import npy_header
 from zemosaic_gate import evaluate_quality_gate_metrics
 from zemosaic_group import FrameRow, Group, open_group, register_group, scan_group
 from zemosaic_pipeline import FRAMES_UNITS, Stacker, Tile, frames_columns, stack_group, timed, wcs_cards
@@ -295,14 +296,10 @@ def _celestial(wcs: Any) -> WCS | None:
 
 def _stored_array(path: str | os.PathLike[str], name: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type that the head of an ``.npy`` file states."""
-    readers: dict[tuple[int, int], Callable[..., Any]] = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
     try:
         with Path(path).open("rb") as stream:
-            shape, _, dtype = readers[np.lib.format.read_magic(stream)](stream)
-    except (OSError, ValueError, KeyError) as exc:
+            shape, _, dtype = npy_header(stream)
+    except (OSError, ValueError) as exc:
         raise FrameError(name, f"its cache {path} is no .npy array ({exc}); run the preprocessing again") from exc
     return shape, dtype
 

@@ -210,6 +210,12 @@ def _spoil(kind: str, folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
     elif kind == "truncated":
         np.save(path, data)
         path.write_bytes(path.read_bytes()[: data.nbytes // 2])
+    elif kind == "damaged head":  # NumPy reports it as an error of Python's tokenizer
+        np.save(path, data)
+        path.write_bytes(path.read_bytes().replace(b"(", b" ", 1))
+    elif kind == "later version":
+        np.save(path, data)
+        path.write_bytes(path.read_bytes().replace(b"NUMPY\x01", b"NUMPY\x09", 1))
     elif kind == "FITS":
         fits.PrimaryHDU(np.moveaxis(data, -1, 0)).writeto(path)
     elif kind == "empty":
@@ -228,7 +234,7 @@ def _spoil(kind: str, folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
 MISSING = ("missing", "path None", "no path", "path of a wrong type", "no mapping", "folder")
 INVALID = (
     "float64", "uint16", "mono", "channels first", "four planes", "other size", "all NaN", "constant", "pickled",
-    "truncated", "FITS", "empty",
+    "truncated", "FITS", "empty", "damaged head", "later version",
 )  # fmt: skip
 
 
