@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from zemosaic_spec import CropSpec, SpecError, as_bool
+from zemosaic_spec import CropSpec, SpecError, as_bool, setting
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
@@ -119,7 +119,7 @@ def _poststack_rgb_equalization(
     stacked: np.ndarray, zconfig: object = None, stack_metadata: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Inherited form: switched by ``zconfig.poststack_equalize_rgb`` (default True), answers in the metadata too."""
-    info = poststack_rgb_equalization(stacked, as_bool(getattr(zconfig, "poststack_equalize_rgb", None), True))
+    info = poststack_rgb_equalization(stacked, as_bool(setting(zconfig, "poststack_equalize_rgb"), True))
     if stack_metadata is not None:
         stack_metadata["rgb_equalization"] = info
     return info
