@@ -199,6 +199,10 @@ def peak_rss_bytes() -> int:
         import psutil
 
         return int(psutil.Process().memory_info().peak_wset)
+    if sys.platform.startswith("linux"):  # getrusage would begin with the peak of the process that started this one
+        found = re.search(r"VmHWM:\s+(\d+) kB", _read_text(Path("/proc/self/status")))
+        if found is not None:
+            return int(found[1]) * 1024
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -221,6 +225,20 @@ def current_rss_bytes() -> int:
     import psutil
 
     return int(psutil.Process().memory_info().rss)
+
+
+def give_back_freed_memory() -> None:
+    """Return memory that was freed to the system, where the C library would keep it (glibc).
+
+    After threads have read large frames it keeps some 100 MB, which count as used when the next stage needs its own.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # musl has none
+        trim(0)
 
 
 _UNITS: Final[Mapping[str, int]] = {

@@ -481,7 +481,7 @@ def run_stack(args: argparse.Namespace, console: Console) -> None:
     reference = _reference(args.reference, frames)
     reporting.announce_compilation(console, quiet=args.quiet)
     with (
-        kernels_compiled_beside(stack, register, reporting.kernel_cache()),
+        kernels_compiled_beside(stack, reporting.kernel_cache()),
         reporting.shown_progress(console, STACK_STAGES, quiet=args.quiet) as progress,
     ):
         tile = stack_files(

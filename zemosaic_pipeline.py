@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from parallel_utils import peak_rss_bytes, plan_slabs
+from parallel_utils import give_back_freed_memory, peak_rss_bytes, plan_slabs
 from zemosaic_fill import frame_block
 from zemosaic_group import FrameRow, Group, Scan, card_value, open_group, register_group, scan_group
 from zemosaic_headers import FITS_CARD
@@ -164,6 +164,7 @@ def stack_group(group: Group, stacker: Stacker, stack: StackSpec, report: TileRe
     What is wanted of the reference's file is read before the stack, so that a reference that vanishes meanwhile is one
     frame lost and not the tile.
     """
+    give_back_freed_memory()  # of measuring and registering, before the slabs take theirs
     usable = group.usable
     reference = group.source(group.reference)
     frames = [Frame(group.source(i), _registration(group, i).transform, group.scan(i).stats) for i in usable]
@@ -398,12 +399,14 @@ def frames_columns(rows: Sequence[FrameRow]) -> dict[str, Any]:
     def per_channel(name: str) -> np.ndarray:
         return np.array([getattr(row, name) or [np.nan] * channels for row in rows], np.float64)
 
+    stats = [row.scan.stats if row.scan is not None else None for row in rows]
+
     def of_stars(name: str) -> np.ndarray:
-        return np.array([math.nan if row.scan is None else getattr(row.scan.stats, name) for row in rows], np.float64)
+        return np.array([math.nan if found is None else getattr(found, name) for found in stats], np.float64)
 
     def measured(name: str) -> np.ndarray:
         unknown = np.full(channels, np.nan)
-        levels = [unknown if row.scan is None else getattr(row.scan.stats, name) for row in rows]
+        levels = [unknown if found is None else getattr(found, name) for found in stats]
         return np.array([found if found.size == channels else unknown for found in levels], np.float64)
 
     registrations = [row.registration or Registration(ok=False) for row in rows]

@@ -101,8 +101,10 @@ def slab_plan(job: Job, workers: int, allowed_bytes: int | None, max_rows: int |
 def combine_slab(job: Job, recipe: _Recipe, slab: Slab, result: StackResult, workers: int) -> None:
     """Reject and combine the samples of one slab into the rows of the result."""
     from zemosaic_combine import combine_block
+    from zemosaic_kernels import wait_for_compiler
     from zemosaic_simd import LANES
 
+    wait_for_compiler()
     n_frames, line = len(job.sources), job.shape[1] * job.channels
     size = (slab.rows.stop - slab.rows.start) * line
     sample_weight, step = slab.weights()

@@ -1,7 +1,7 @@
-"""Kernels compiled by a second process while a first run opens, measures and registers its frames.
+"""Kernels compiled by a second process while a first run measures, registers and opens its frames.
 
-The one compiles what opens frames, the other what stacks them. On a machine with two cores that is nearly half of the
-waiting, and the memory the compiler takes is not the stack's.
+The one compiles what brings frames onto the reference, the other what rejects and combines. On a machine with two cores
+that is nearly half of the waiting, and the memory the compiler takes is not the stack's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from parallel_utils import usable_cpus
 from zemosaic_slabs import stack_job
-from zemosaic_spec import RegisterSpec, StackSpec
+from zemosaic_spec import StackSpec
 from zemosaic_stack import make_job
 from zemosaic_utils import Frame, open_source
 
@@ -27,12 +27,12 @@ FRAMES: Final = 12  # the fewest that every rejection judges
 
 
 @contextlib.contextmanager
-def kernels_compiled_beside(stack: StackSpec, register: RegisterSpec, cache: Path | None) -> Iterator[None]:
+def kernels_compiled_beside(stack: StackSpec, cache: Path | None) -> Iterator[None]:
     """Have another process compile what the stack will call, if nothing is in the cache and a core is free for it.
 
     Parameters
     ----------
-    stack, register : StackSpec, RegisterSpec
+    stack : StackSpec
         What will be done in the block.
     cache : Path or None
         Folder of compiled kernels; None where none can be kept.
@@ -43,34 +43,27 @@ def kernels_compiled_beside(stack: StackSpec, register: RegisterSpec, cache: Pat
         return
     from zemosaic_kernels import compile_beside
 
-    wanted = json.dumps({"is_resampled": register.mode != "none", "stack": asdict(stack)})
-    with compile_beside([sys.executable, "-m", "zemosaic_warmup", wanted]):
+    with compile_beside([sys.executable, "-m", "zemosaic_warmup", json.dumps(asdict(stack))]):
         yield
 
 
-def warm_up(stack: StackSpec, *, is_resampled: bool) -> None:
-    """Stack a few small frames, so that the kernels are compiled that resample, reject and combine.
+def warm_up(stack: StackSpec) -> None:
+    """Stack a few small frames, so that the kernels are compiled that reject and combine.
 
-    Those that open and demosaic frames are left to the process that works with the frames: it needs them first.
-
-    Parameters
-    ----------
-    stack : StackSpec
-    is_resampled : bool
-        The frames do not lie on the reference grid.
+    Those that open, demosaic and resample frames are left to the process that works with the frames: it needs them
+    first.
     """
-    spec = replace(stack, normalize="none", weight="none")
+    spec = replace(stack, normalize="none", weight="none", radial_weight=False)
     frames = np.random.default_rng(0).normal(1000.0, 30.0, (FRAMES, SIDE, SIDE, 3))  # float64: read without a kernel
-    place = np.eye(3)
-    place[:2, 2] = 0.25 if is_resampled else 0.0
-    job = make_job([Frame(open_source(frame), place) for frame in frames], spec)
+    job = make_job([Frame(open_source(frame)) for frame in frames], spec)
+    if stack.radial_weight or stack.frame_weight != "none":  # weights that are all 1 have a kernel of their own
+        job.table.weight[:] = 0.5
     stack_job(job, workers=1)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Compile for what the parent process has written as JSON."""
-    wanted = json.loads(arguments[0])
-    warm_up(StackSpec(**wanted["stack"]), is_resampled=wanted["is_resampled"])
+    """Compile for the StackSpec that the parent process has written as JSON."""
+    warm_up(StackSpec(**json.loads(arguments[0])))
 
 
 if __name__ == "__main__":

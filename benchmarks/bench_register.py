@@ -1,7 +1,7 @@
 """Measure registration: detection time, and our star matching against astroalign on the same star lists.
 
 Run ``python benchmarks/bench_register.py [--fields N]``; needs astroalign (not a dependency of the library). Every
-field is drawn from a seeded generator, so that a run repeats. Times: medians per call of process CPU time, one thread.
+field is drawn from a seeded generator, so that a run repeats. Times are medians of process CPU time, one thread.
 """
 
 from __future__ import annotations

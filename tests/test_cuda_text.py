@@ -94,8 +94,8 @@ def on_numba(case: Case) -> dict[str, np.ndarray]:
     samples = np.empty((0, 0), np.float32) if case.sample_weights is None else case.sample_weights
     out["lost"][0] = combining.combine_block(
         cube, 0, p, rejection.METHOD_CODES[case.method], case.parameters, rejection.gesd_table(n, case.parameters[5]),
-        case.rewinsor, rejection.COMBINE_CODES[case.combine], case.uniform, lanes, samples, case.step, out["image"],
-        out["coverage"], out["weight"], out["low"], out["high"], out["hits"],
+        case.rewinsor, rejection.COMBINE_CODES[case.combine], case.uniform, lanes, samples, case.step,
+        [out[name] for name in ("image", "coverage", "weight", "low", "high")], out["hits"],
     )  # fmt: skip
     return out
 

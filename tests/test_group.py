@@ -148,6 +148,35 @@ def test_channels_that_are_each_constant_make_a_blank_frame() -> None:
     assert np.isfinite(scan_frame(open_source(one_dead), AUTO, find_stars=False).stats.median).all()
 
 
+def unmeasured(pixels, **how):
+    return scan_frame(open_source(pixels, **how), RegisterSpec(mode="none"), find_stars=False, measure=False)
+
+
+@pytest.mark.parametrize("shape", [(60, 40), (60, 40, 3)])
+def test_a_look_finds_what_a_reading_finds(shape, rng):
+    frame = rng.normal(1000.0, 10.0, shape).astype(np.float32)
+    assert unmeasured(frame).stats is None
+    flat = np.full(shape, 5.0, np.float32)
+    with pytest.raises(FrameError, match=r"blank frame: every pixel is 5"):
+        unmeasured(flat)
+    flat[0, 0] = 6.0  # far from the rows that are looked at
+    assert unmeasured(flat).fwhm != unmeasured(flat).fwhm  # nan
+    frame[..., -1] = np.nan
+    if len(shape) == 2:
+        frame[:] = np.nan
+    with pytest.raises(FrameError, match="no valid pixel"):
+        unmeasured(frame)
+
+
+def test_a_look_at_a_mosaic_sees_its_colours():
+    mosaic = np.full((60, 40), 100, np.uint16)
+    mosaic[::2, ::2] = 300  # every red pixel alike, and every other one
+    with pytest.raises(FrameError, match="blank frame: every pixel is 300, 100, 100"):
+        unmeasured(mosaic, bayer="RGGB")
+    mosaic[1, 1] += 1
+    assert unmeasured(mosaic, bayer="RGGB").n_stars == 0
+
+
 @pytest.mark.parametrize("bayer", ["none", "GRBG", "RGGB", "rgb"])
 def test_stars_are_found_in_full_resolution_pixels(tmp_path: Path, bayer: str) -> None:
     spec = replace(SKY, bayer=bayer, n_frames=1, n_stars=25, flux_min=15000.0)

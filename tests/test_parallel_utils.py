@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import sys
 import threading
 import time
@@ -262,6 +263,14 @@ def test_peak_memory_counts_what_was_touched_once():
     assert pu.peak_rss_bytes() >= before + 32 * 2**20
     del block
     assert pu.peak_rss_bytes() >= before + 32 * 2**20
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there a child begins with its parent's peak")
+def test_peak_memory_is_that_of_the_process_alone():
+    ballast = np.ones(400 * 2**20, np.uint8)
+    code = "import parallel_utils as pu; print(pu.peak_rss_bytes())"
+    peak = int(subprocess.check_output([sys.executable, "-c", code], text=True))
+    assert peak < ballast.nbytes / 2
 
 
 # --------------------------------------------------------------------------- plans

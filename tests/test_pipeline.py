@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from astropy.wcs import WCS
 from real_sky import cut_subs
 
 from zemosaic_pipeline import Tile, check_output, frames_columns, is_own_tile
+from zemosaic_report import json_text, report_document
 from zemosaic_simulate import SimulationSpec, SimulationTruth, simulate
 from zemosaic_spec import (
     NoFramesError,
@@ -221,6 +223,20 @@ def test_frames_table_holds_names_that_fits_cannot(arrays: list[np.ndarray], tmp
     tile = stack_files(named, tmp_path / "o.fits", maps=True)
     assert [row.name for row in tile.rows] == [d["name"] for d in named]
     assert "\\u661f" in table_of(tmp_path / "o.fits")["NAME"][0]
+
+
+def test_frames_that_nothing_needs_measured_are_not_and_still_have_their_rows(
+    arrays: list[np.ndarray], tmp_path: Path
+) -> None:
+    blank = np.full_like(arrays[0], 7.0)
+    spec = StackSpec(normalize="none", weight="none")
+    tile = stack_files([*arrays, blank], tmp_path / "t.fits", stack=spec, register=RegisterSpec(mode="none"), maps=True)
+    assert tile.report.n_used == len(arrays)
+    assert "blank frame: every pixel is 7" in tile.report.dropped[0][1]
+    rows = table_of(tmp_path / "t.fits")
+    for column in ("FWHM", "ECCENTR", "SKY", "NOISE", "TRANSPAR"):
+        assert np.isnan(rows[column]).all()
+    assert json.loads(json_text(report_document(tile, {})))["frames"][0]["fwhm"] is None
 
 
 def test_table_of_frames_that_never_opened_can_be_made() -> None:

@@ -20,7 +20,7 @@ import zemosaic_master_tile
 import zemosaic_worker as worker
 
 TILES, FRAMES, THREADS = 12, 24, 4
-AVAILABLE = 4 << 20  # bytes that the machine is said to have; half of it holds less than the frames of one tile
+AVAILABLE = 6 << 20  # bytes that the machine is said to have; half of it holds less than the frames of one tile
 LIMIT_S = 90.0
 
 

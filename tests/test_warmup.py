@@ -11,21 +11,35 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
 
 import zemosaic_kernels as kernels
 import zemosaic_warmup as warmup
-from zemosaic_spec import RegisterSpec, RejectName, StackSpec
+from zemosaic_slabs import stack_job
+from zemosaic_spec import RejectName, StackSpec
+from zemosaic_stack import as_frames, make_job
 
 ROOT = Path(__file__).parents[1]
-NOTHING = RegisterSpec(mode="none")
 
 
-@pytest.mark.parametrize("is_resampled", [True, False])
 @pytest.mark.parametrize("reject", get_args(RejectName))
-def test_every_method_can_be_compiled_for(reject: str, is_resampled: bool) -> None:
-    spec = StackSpec(reject=reject)
-    warmup.main([json.dumps({"is_resampled": is_resampled, "stack": asdict(spec)})])
+def test_every_method_can_be_compiled_for(reject: str) -> None:
+    warmup.main([json.dumps(asdict(StackSpec(reject=reject, radial_weight=True)))])
+
+
+@pytest.mark.parametrize("weight", ["none", "noise_variance"])
+def test_what_is_compiled_is_what_the_stack_calls(weight: str, rng: np.random.Generator) -> None:
+    from zemosaic_combine import _block_kernel
+
+    spec = StackSpec(normalize="none", weight=weight)
+    _block_kernel.cache_clear()
+    warmup.warm_up(spec)
+    compiled = _block_kernel.cache_info().misses
+    spread = np.arange(1.0, 13.0)[:, None, None]
+    frames = as_frames(list((1000.0 + spread * rng.standard_normal((12, 16, 16))).astype(np.float32)))
+    stack_job(make_job(frames, spec))
+    assert _block_kernel.cache_info().misses == compiled > 0
 
 
 def test_the_process_is_waited_for_and_ends_with_the_block(tmp_path: Path) -> None:
@@ -57,9 +71,9 @@ def test_only_a_first_run_with_a_core_to_spare_starts_one(
     for name in files:
         (tmp_path / name).touch()
     monkeypatch.setattr(warmup, "usable_cpus", lambda: cores)
-    with warmup.kernels_compiled_beside(StackSpec(), NOTHING, tmp_path):
+    with warmup.kernels_compiled_beside(StackSpec(), tmp_path):
         assert bool(kernels._compiler) == started
-    with warmup.kernels_compiled_beside(StackSpec(), NOTHING, None):
+    with warmup.kernels_compiled_beside(StackSpec(), None):
         assert not kernels._compiler
 
 
