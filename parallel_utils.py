@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import cuda_utils
-from zemosaic_spec import PlanError, SpecError, as_bool
+from zemosaic_spec import PlanError, SpecError, as_bool, positive, setting
 
 LOGGER = logging.getLogger(__name__)
 
@@ -480,13 +480,9 @@ class ParallelPlan:
     gpu_max_chunk_bytes: int | None = None
 
 
-def _setting(config: object, key: str) -> object:
-    return config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
-
-
 def _number(config: object, key: str, default: float, low: float, high: float) -> float:
     """Read a number from a configuration, clamped; what cannot be read is the default."""
-    value: Any = _setting(config, key)
+    value: Any = setting(config, key)
     try:
         number = float(default if value is None else value)
     except (TypeError, ValueError):
@@ -532,7 +528,7 @@ def auto_tune_parallel_plan(
     height, width, channels = (*(int(n) for n in frame_shape), 1)[:3]
     pixel_bytes = max(int(bytes_per_pixel), 4 * channels)
     most_workers = int(_number(config, "parallel_max_cpu_workers", 0, 0, 4096)) or caps.cpu_logical_cores
-    if not as_bool(_setting(config, "parallel_autotune_enabled"), True):
+    if not as_bool(setting(config, "parallel_autotune_enabled"), True):
         workers = max(1, min(caps.cpu_logical_cores, most_workers))
         return ParallelPlan(workers, use_memmap=False, max_chunk_bytes=0, use_gpu=caps.gpu_available)
 
@@ -572,10 +568,9 @@ def auto_tune_parallel_plan(
 FALLBACK_GPU_CHUNK_BYTES: Final = 512 * 1024**2  # a chunk every card that runs CUDA 12 can hold
 
 
-def _hint(plan: object, name: str) -> int:
-    """Return a plan's hint as a number, 0 if there is none."""
-    value: Any = getattr(plan, name, None)
-    return max(0, int(value)) if value is not None else 0
+def plan_hint(plan: object, name: str) -> int | None:
+    """Return a positive hint of a duck-typed plan, else None."""
+    return positive(getattr(plan, name, None))
 
 
 def tighter(plan: object) -> ParallelPlan:
@@ -590,19 +585,20 @@ def tighter(plan: object) -> ParallelPlan:
     plan : ParallelPlan or object
         Anything with (some of) the attributes of :class:`ParallelPlan`.
     """
-    chunk = _hint(plan, "max_chunk_bytes")
-    gpu_bytes = _hint(plan, "gpu_max_chunk_bytes") or min(chunk or FALLBACK_GPU_CHUNK_BYTES, FALLBACK_GPU_CHUNK_BYTES)
-    gpu_rows = _hint(plan, "gpu_rows_per_chunk") or _hint(plan, "rows_per_chunk")
+    chunk = plan_hint(plan, "max_chunk_bytes") or 0
+    largest = min(chunk or FALLBACK_GPU_CHUNK_BYTES, FALLBACK_GPU_CHUNK_BYTES)
+    gpu_bytes = plan_hint(plan, "gpu_max_chunk_bytes") or largest
+    gpu_rows = plan_hint(plan, "gpu_rows_per_chunk") or plan_hint(plan, "rows_per_chunk")
     half_bytes = max(1, gpu_bytes // 2)
     half_rows = max(1, gpu_rows // 2) if gpu_rows else None
     if isinstance(plan, ParallelPlan):
         return dataclasses.replace(plan, gpu_max_chunk_bytes=half_bytes, gpu_rows_per_chunk=half_rows)
     return ParallelPlan(
-        cpu_workers=_hint(plan, "cpu_workers"),
+        cpu_workers=plan_hint(plan, "cpu_workers") or 0,
         use_memmap=bool(getattr(plan, "use_memmap", False)),
         max_chunk_bytes=chunk,
-        rows_per_chunk=_hint(plan, "rows_per_chunk") or None,
-        tiles_per_chunk=_hint(plan, "tiles_per_chunk") or None,
+        rows_per_chunk=plan_hint(plan, "rows_per_chunk"),
+        tiles_per_chunk=plan_hint(plan, "tiles_per_chunk"),
         use_gpu=bool(getattr(plan, "use_gpu", False)),
         gpu_rows_per_chunk=half_rows,
         gpu_max_chunk_bytes=half_bytes,

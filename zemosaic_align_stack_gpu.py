@@ -24,7 +24,7 @@ from typing import Any, Final
 import numpy as np
 
 import cuda_utils
-from parallel_utils import memory_text, usable_cpus
+from parallel_utils import memory_text, plan_hint, usable_cpus
 from zemosaic_gpu_card import MAPS, Card, launch_plan
 from zemosaic_gpu_gather import gatherer_of
 from zemosaic_gpu_plan import (
@@ -47,7 +47,6 @@ from zemosaic_stack import (
     empty_result,
     make_job,
     notify,
-    plan_hint,
     prepare,
     without_unreadable,
 )

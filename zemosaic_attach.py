@@ -1,9 +1,9 @@
 """``attach`` and ``detach``: an existing ZeMosaic checkout uses this library, without a change to any of its files.
 
 In front of each module that is completed (``zemosaic_worker.py``, ...) goes a folder of the same name, which Python
-prefers to the file beside it. The folder holds one ``__init__.py``, which runs the checkout's module under its own name
-and file and then hands it to :mod:`zemosaic_attached`, and a ``.gitignore`` that hides the folder from git. Detaching
-removes the folders. ``docs/zemosaic.md`` weighs this against other ways.
+prefers to the file beside it. The folder holds an ``__init__.py``, which runs the checkout's module under its own name
+and file and then hands it to :mod:`zemosaic_attached`, a ``__main__.py`` for ``python -m``, and a ``.gitignore`` that
+hides the folder from git. Detaching removes the folders. ``docs/zemosaic.md`` weighs this against other ways.
 """
 
 from __future__ import annotations
@@ -31,21 +31,43 @@ _FRONT: Final = """\
 Runs @MODULE@.py beside this folder as if the folder were not there, then lets zemosaic-phase3 replace functions in it.
 \"\"\"
 
-import importlib.util
-import logging
-import sys
-from pathlib import Path
+def run_original(namespace):
+    import importlib.util
+    import logging
+    import sys
+    from pathlib import Path
 
-LIBRARY = @LIBRARY@
+    library = @LIBRARY@
 
+    def complete(module):
+        attached = sys.modules.get("zemosaic_attached")
+        try:
+            if attached is None:
+                path = Path(library, "zemosaic_attached.py")
+                spec = importlib.util.spec_from_file_location("zemosaic_attached", path)
+                attached = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(attached)
+                sys.modules["zemosaic_attached"] = attached
+            attached.complete(module)
+        except (ImportError, OSError, SyntaxError) as exc:
+            logging.getLogger("ZeMosaicWorker").warning(
+                "[zemosaic-phase3] not used, the checkout's own code runs: %s: %s", type(exc).__name__, exc
+            )
 
-def run_original():
-    source = Path(__file__).parent.with_suffix(".py")
+    name = namespace["__name__"]
+    source = Path(namespace["__file__"]).parent.with_suffix(".py")
     if not source.is_file():
-        raise ModuleNotFoundError(f"No module named {__name__!r}", name=__name__)
-    spec = importlib.util.spec_from_file_location(__name__, source)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[__name__] = module
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    spec = importlib.util.spec_from_file_location(name, source)
+    # This very module becomes the one of the file, so that it may be reloaded like any other.
+    del namespace["run_original"]
+    if sys.argv[:1] != ["-m"] or not {name, "-m" + name}.intersection(sys.orig_argv):
+        del namespace["__path__"]  # "python -m" looks for __main__.py in it
+    namespace.update(
+        __spec__=spec, __loader__=spec.loader, __file__=spec.origin, __cached__=spec.cached, __package__=spec.parent,
+        __doc__=None,
+    )
+    module = sys.modules[name]
     spec._initializing = True  # as the import system has it: other threads wait until the module is complete
     try:
         spec.loader.exec_module(module)
@@ -54,22 +76,21 @@ def run_original():
         spec._initializing = False
 
 
-def complete(module):
-    attached = sys.modules.get("zemosaic_attached")
-    try:
-        if attached is None:
-            spec = importlib.util.spec_from_file_location("zemosaic_attached", Path(LIBRARY, "zemosaic_attached.py"))
-            attached = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(attached)
-            sys.modules["zemosaic_attached"] = attached
-        attached.complete(module)
-    except (ImportError, OSError, SyntaxError) as exc:
-        logging.getLogger("ZeMosaicWorker").warning(
-            "[zemosaic-phase3] not used, the checkout's own code runs: %s: %s", type(exc).__name__, exc
-        )
+run_original(globals())
+"""
 
+_MAIN: Final = """\
+@MARK@
 
-run_original()
+"python -m @MODULE@" runs @MODULE@.py itself, as if the folder were not there.
+\"\"\"
+
+import pathlib
+
+__file__ = str(pathlib.Path(__file__).parent.with_suffix(".py"))
+__package__ = __package__.rpartition(".")[0]
+with open(__file__, "rb") as stream:
+    exec(compile(stream.read(), __file__, "exec"))
 """
 
 
@@ -125,7 +146,7 @@ def attach(checkout: str | Path) -> Attachment:
             written.append(_put_front(module))
     except OSError as exc:
         for folder in written:
-            _remove_front(folder)
+            shutil.rmtree(folder)
         raise OutputError(f"{root}: cannot be attached ({exc}); make the folder writable for you") from exc
     done.folders = written
     return done
@@ -158,6 +179,8 @@ def _understand(home: Path, done: Attachment) -> list[Path]:
     ------
     CheckoutError
         ``create_master_tile`` is missing or takes other arguments, or something stands in the way.
+    OutputError
+        An earlier attachment holds something that is not ours.
     """
     modules = []
     for stem, names in REPLACED.items():
@@ -167,6 +190,8 @@ def _understand(home: Path, done: Attachment) -> list[Path]:
         front = home / stem
         if front.exists() and not is_front(front):
             raise CheckoutError(f"{front}: is in the way and not of our making; this checkout is not understood")
+        if front.exists():
+            _refuse_strangers(front)
         reasons = _compare(module, names)
         essential = reasons.get(ESSENTIAL[1]) if stem == ESSENTIAL[0] else None
         if essential:
@@ -242,14 +267,17 @@ def is_front(folder: Path) -> bool:
 def _put_front(module: Path) -> Path:
     """Put the folder in front of a module, whole or not at all."""
     front = module.with_suffix("")
-    text = _FRONT.replace("@MARK@", MARK).replace("@MODULE@", module.stem).replace("@LIBRARY@", ascii(str(LIBRARY)))
+    values = {"@MARK@": MARK, "@MODULE@": module.stem, "@LIBRARY@": ascii(str(LIBRARY))}
+    files = {"__init__.py": _FRONT, "__main__.py": _MAIN, ".gitignore": "*\n"}
     made = Path(tempfile.mkdtemp(prefix=".zemosaic_phase3_", dir=module.parent))
     try:
         made.chmod(0o755)  # mkdtemp makes it for this user alone; others may run the checkout
-        (made / "__init__.py").write_text(text, encoding="utf-8", newline="\n")
-        (made / ".gitignore").write_text("*\n", encoding="utf-8", newline="\n")
+        for name, text in files.items():
+            for key, value in values.items():
+                text = text.replace(key, value)
+            (made / name).write_text(text, encoding="utf-8", newline="\n")
         if front.exists():
-            _remove_front(front)
+            shutil.rmtree(front)
         made.rename(front)
     except OSError:
         shutil.rmtree(made, ignore_errors=True)
@@ -257,18 +285,13 @@ def _put_front(module: Path) -> Path:
     return front
 
 
-def _remove_front(folder: Path) -> None:
-    """Remove a folder of ours with what belongs to it.
-
-    Raises
-    ------
-    OutputError
-        It holds something else; nothing is removed then.
-    """
-    strangers = sorted({path.name for path in folder.iterdir()} - {"__init__.py", ".gitignore", "__pycache__"})
+def _refuse_strangers(folder: Path) -> None:
+    """Raise OutputError for a folder of ours that holds something else: it cannot be removed."""
+    strangers = sorted(
+        {path.name for path in folder.iterdir()} - {"__init__.py", "__main__.py", ".gitignore", "__pycache__"}
+    )
     if strangers:
         raise OutputError(f"{folder}: holds {', '.join(strangers)}, which is not of our making; move it away first")
-    shutil.rmtree(folder)
 
 
 def detach(checkout: str | Path) -> Attachment:
@@ -279,7 +302,7 @@ def detach(checkout: str | Path) -> Attachment:
     CheckoutError
         Nothing is attached there.
     OutputError
-        A folder cannot be removed.
+        A folder cannot be removed, or holds something that is not ours; nothing is removed then.
     """
     root = Path(checkout)
     fronts = [front for layout in LAYOUTS for stem in REPLACED if is_front(front := root / layout / stem)]
@@ -287,7 +310,9 @@ def detach(checkout: str | Path) -> Attachment:
         raise CheckoutError(f"{root}: zemosaic-phase3 is not attached here")
     try:
         for front in fronts:
-            _remove_front(front)
+            _refuse_strangers(front)
+        for front in fronts:
+            shutil.rmtree(front)
     except OSError as exc:
         raise OutputError(f"{root}: cannot be detached ({exc}); close ZeMosaic, or make it writable for you") from exc
     return Attachment(root, folders=fronts)

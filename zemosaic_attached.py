@@ -55,6 +55,9 @@ REPLACED: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """The modules that are completed, and the functions replaced in each where the calls are compatible."""
 
+_SHARING_STATE: Final = frozenset({"_stack_master_tile_auto", "_phase3_gpu_candidate"})
+"""With one of these replaced, what the checkout knows of the GPU is what we know."""
+
 ESSENTIAL: Final = ("zemosaic_worker", "create_master_tile")
 """The one that must be there: without it attaching has no point."""
 
@@ -211,7 +214,8 @@ def _configuration(worker: ModuleType) -> SimpleNamespace:
 def master_tile_in(worker: ModuleType, ours: ModuleType) -> Callable[..., Any]:
     """Return our ``create_master_tile`` with what the checkout's own takes from its module, not from its arguments.
 
-    These are its configuration, its limit of tiles at a time, and the exception it stops with.
+    These are its configuration, its limit of tiles at a time, the exception it stops with, and its list of the tiles
+    that were made.
     """
     signature = inspect.signature(ours.create_master_tile)
 
@@ -226,6 +230,9 @@ def master_tile_in(worker: ModuleType, ours: ModuleType) -> Callable[..., Any]:
         event = arguments.get("abort_event")
         if result[0][0] is None and stopped is not None and event is not None and event.is_set():
             raise stopped(f"tile={arguments.get('tile_id')}")
+        remember = getattr(worker, "_register_master_tile_identity", None)
+        if result[0][0] is not None and remember is not None:
+            remember(result[0][0], f"tile:{int(arguments['tile_id']):04d}")  # the form in which later phases ask for it
         return result
 
     return create_master_tile
@@ -274,8 +281,8 @@ def complete(module: ModuleType) -> list[str]:
                 raise
             return []  # this version has no such room
         names = [name for name in REPLACED[stem] if _replace(module, ours, name)]
-        if "_stack_master_tile_auto" in names and hasattr(module, "_P3_GPU_STATE"):
-            # Whoever reads or resets it there means ours. Where the checkout stacks by itself it keeps its own.
+        if _SHARING_STATE.intersection(names) and hasattr(module, "_P3_GPU_STATE"):
+            # Whoever reads or resets it there means ours: a GPU that one side has given up, the other must not try.
             module._P3_GPU_STATE = ours._P3_GPU_STATE  # type: ignore[attr-defined]
     logger.info("[zemosaic-phase3] %s: %s", module.__name__, ", ".join(names) or "nothing replaced")
     return names

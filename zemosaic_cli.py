@@ -589,7 +589,7 @@ def run_attach(args: argparse.Namespace, _console: Console) -> None:
 
     done = zemosaic_attach.attach(args.checkout)
     facts = [("attached", str(done.checkout))]
-    facts += _continued("put there", [f"{folder}/ (two small files, hidden from git)" for folder in done.folders])
+    facts += _continued("put there", [f"{folder}/ (three small files, hidden from git)" for folder in done.folders])
     facts += _continued("replaced", done.replaced)
     facts += _continued("left alone", [f"{name}: {reason}" for name, reason in done.kept.items()])
     facts.append(("takes effect", "at the next start of ZeMosaic; none of its files was changed"))

@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import isfinite, prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from tokenize import TokenError
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 
@@ -382,13 +383,30 @@ def _open_path(path: str, label: object, bayer: str, header: Cards) -> FrameSour
         return opener(stream, place, name, bayer, header, largest)
 
 
-def _open_npy(stream: BufferedIOBase, place: _Place, name: str, bayer: str, header: Cards, largest: int) -> FrameSource:
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+def npy_header(stream: BinaryIO | BufferedIOBase) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read the head of an ``.npy`` array: shape, whether in Fortran order, type; the pixels follow in the stream.
+
+    Raises
+    ------
+    ValueError
+        The stream does not begin as such a file does. NumPy lets errors of Python's parser through as well.
+    """
+    readers: dict[tuple[int, int], Callable[..., Any]] = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    version = np.lib.format.read_magic(stream)
+    if version not in readers:
+        raise ValueError(f"version {version} is for record arrays")
     try:
-        version = np.lib.format.read_magic(stream)
-        if version not in readers:
-            raise ValueError(f"version {version} is for record arrays")
-        shape, is_fortran, stored = readers[version](stream)
+        return readers[version](stream)
+    except (SyntaxError, TokenError) as exc:
+        raise ValueError(f"it is damaged: {exc}") from exc
+
+
+def _open_npy(stream: BufferedIOBase, place: _Place, name: str, bayer: str, header: Cards, largest: int) -> FrameSource:
+    try:
+        shape, is_fortran, stored = npy_header(stream)
     except ValueError as exc:
         raise FrameError(name, f"its .npy header cannot be used ({exc}); save the cache again") from exc
     _check_number_type(stored, name)

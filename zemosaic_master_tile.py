@@ -12,7 +12,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,6 +21,7 @@ import numpy as np
 
 from parallel_utils import available_memory, usable_cpus
 from zemosaic_center_out import CenterOutSpec, Context, Correction, match_tile
+from zemosaic_frames import npy_header
 from zemosaic_gate import evaluate_quality_gate_metrics
 from zemosaic_group import FrameRow, Group, open_group, register_group, scan_group
 from zemosaic_pipeline import FRAMES_UNITS, Stacker, Tile, frames_columns, stack_group, timed, wcs_cards
@@ -34,6 +35,8 @@ from zemosaic_spec import (
     StackSpec,
     TileReport,
     ZeMosaicError,
+    positive,
+    setting,
 )
 from zemosaic_stack import Callback, notify
 from zemosaic_tile import alpha_from_coverage, apply_crop_pipeline, shift_wcs
@@ -72,7 +75,7 @@ class TileRequest:
     abort: Any = None  # an event with is_set()
     heartbeat: Callback | None = None
     extreme_group_frames: int = EXTREME_GROUP_FRAMES
-    strategy: Mapping[str, Any] = field(default_factory=dict)
+    strategy: object = None  # hints of the run, a mapping or an object with attributes
     center_out: CenterOutSpec | None = None
     context: Context | None = None  # of the centre-out normalisation
     slots: Any = None  # a semaphore: how many tiles are read, aligned and stacked at a time
@@ -191,7 +194,7 @@ def _make(request: TileRequest, stacker: Stacker) -> TileResult:
     tell("info_creation_started_from_cache", num_raw=n)
     if request.strategy:
         hints = {"cap": "cap", "memmap": "memmap", "gpu_hint": "gpu_batch_hint"}
-        tell("autocaps_hint", "INFO_DETAIL", **{name: request.strategy.get(key) for name, key in hints.items()})
+        tell("autocaps_hint", "INFO_DETAIL", **{name: setting(request.strategy, key) for name, key in hints.items()})
     if n >= request.extreme_group_frames:
         tell("extreme_group", "WARN", num_frames=n, threshold=request.extreme_group_frames, reason="[EXTREME_GROUP]")
     report = TileReport(n_input=n)
@@ -295,14 +298,10 @@ def _celestial(wcs: Any) -> WCS | None:
 
 def _stored_array(path: str | os.PathLike[str], name: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and type that the head of an ``.npy`` file states."""
-    readers: dict[tuple[int, int], Callable[..., Any]] = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
     try:
         with Path(path).open("rb") as stream:
-            shape, _, dtype = readers[np.lib.format.read_magic(stream)](stream)
-    except (OSError, ValueError, KeyError) as exc:
+            shape, _, dtype = npy_header(stream)
+    except (OSError, ValueError) as exc:
         raise FrameError(name, f"its cache {path} is no .npy array ({exc}); run the preprocessing again") from exc
     return shape, dtype
 
@@ -333,11 +332,11 @@ def _align(request: TileRequest, group: Group, report: TileReport) -> RetryGroup
 
 def _retry(entry: Entry, tile_id: int) -> dict[str, Any]:
     """Shallow copy of an entry for another attempt in another group."""
-    chain = entry.get("retry_origin_chain") or []
+    chain = entry.get("retry_origin_chain")
     return {
         **entry,
-        "retry_attempt": int(entry.get("retry_attempt") or 0) + 1,
-        "retry_origin_chain": [*chain, tile_id],
+        "retry_attempt": (positive(entry.get("retry_attempt")) or 0) + 1,
+        "retry_origin_chain": [*(chain if isinstance(chain, list | tuple) else []), tile_id],
     }
 
 

@@ -338,7 +338,8 @@ def wcs_cards(wcs: WCS) -> Header:
 
 
 def _short(name: str) -> str:
-    return Path(name).name.encode("ascii", "replace").decode()[:60]
+    """Name of a file as a FITS card can hold it: other characters than printable ASCII become question marks."""
+    return "".join(c if " " <= c <= "~" else "?" for c in Path(name).name)[:60]
 
 
 def _short_comment(value: object, comment: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from parallel_utils import SlabPlan, available_memory, parallel_map, plan_slabs, row_slabs, usable_cpus
+from parallel_utils import SlabPlan, available_memory, parallel_map, plan_hint, plan_slabs, row_slabs, usable_cpus
 from zemosaic_fill import Slab, slab_for, source_margin, stored_layout
 from zemosaic_spec import FrameError
 from zemosaic_stack import (
@@ -25,7 +25,6 @@ from zemosaic_stack import (
     describe,
     empty_result,
     notify,
-    plan_hint,
     prepare,
     without_unreadable,
 )

@@ -211,6 +211,20 @@ def as_bool(value: object, default: bool) -> bool:
     return bool(value)
 
 
+def setting(config: object, key: str) -> Any:
+    """Return a setting of a configuration, a mapping or an object with attributes; None where it has none."""
+    return config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
+
+
+def positive(value: object) -> int | None:
+    """Read a whole number above 0 as existing configurations write it; None for anything else: no hint was given."""
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return int(number) if math.isfinite(number) and number >= 1 else None
+
+
 # --------------------------------------------------------------------------- specifications
 
 
@@ -501,7 +515,7 @@ def wsc_impl_choice(zconfig: object = None, stacking_params: Mapping[str, Any] |
     """Which winsorizing the ZeMosaic entry points use: params, then zconfig, then environment, then legacy."""
     for value in (
         (stacking_params or {}).get("wsc_impl"),
-        getattr(zconfig, "wsc_impl", None),
+        setting(zconfig, "wsc_impl"),
         os.environ.get(WSC_ENVIRONMENT),
     ):
         if value:
@@ -523,7 +537,7 @@ def stack_spec_from_params(params: Mapping[str, Any], zconfig: object = None) ->
         A name or a value is not allowed.
     """
     get = params.get
-    equalize = getattr(zconfig, "poststack_equalize_rgb", None) if "poststack_equalize_rgb" not in params else None
+    equalize = setting(zconfig, "poststack_equalize_rgb") if "poststack_equalize_rgb" not in params else None
 
     def number(key: str, default: float) -> float:
         value = get(key)

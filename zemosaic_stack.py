@@ -189,12 +189,6 @@ def without_unreadable(job: Job, error: FrameError) -> Job:
     )
 
 
-def plan_hint(plan: object, name: str) -> int | None:
-    """Return a positive hint of a duck-typed plan, else None."""
-    value = getattr(plan, name, None)
-    return int(value) if isinstance(value, (int, float)) and value > 0 else None
-
-
 def channel_sums(image: np.ndarray, n_frames: int, channels: int) -> np.ndarray:
     """Sum whole numbers from 0 to ``n_frames`` per channel: rows (h, W) or (h, W, C) to ``(C,) int64``."""
     lines = image.reshape(image.shape[0], -1)

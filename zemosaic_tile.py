@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from zemosaic_spec import CropSpec, SpecError, as_bool
+from zemosaic_spec import CropSpec, SpecError, as_bool, setting
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
@@ -51,6 +51,7 @@ NOISE_BAND_PX: Final = 32  # rows of a band of them
 
 # Quality crop
 WELL_COVERED_FRACTION: Final = 0.5  # of the largest coverage: noise at most 1.41 times that of the centre
+THIN_RIM_PX: Final = 2  # what frames that were never moved lose at a border by the errors of their registration
 KEEP_WHOLE_FRACTION: Final = 0.97  # a crop that would keep this much of the area is not worth a new WCS
 LEAST_KEPT_FRACTION: Final = 0.25  # a crop that would leave less says more about the evidence than about the tile
 NOISE_PER_K: Final = 0.25  # a block is noisy above 1 + 0.25 k_sigma times the typical noise
@@ -119,7 +120,7 @@ def _poststack_rgb_equalization(
     stacked: np.ndarray, zconfig: object = None, stack_metadata: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Inherited form: switched by ``zconfig.poststack_equalize_rgb`` (default True), answers in the metadata too."""
-    info = poststack_rgb_equalization(stacked, as_bool(getattr(zconfig, "poststack_equalize_rgb", None), True))
+    info = poststack_rgb_equalization(stacked, as_bool(setting(zconfig, "poststack_equalize_rgb"), True))
     if stack_metadata is not None:
         stack_metadata["rgb_equalization"] = info
     return info
@@ -324,8 +325,9 @@ def detect_autocrop_rgb(
     Returns
     -------
     y0, x0, y1, x1 : int
-        Half-open box. The whole tile when the box would keep 97 % of it or more (not worth it), or less than 25 % (the
-        evidence then speaks of a fault that cropping cannot mend; the quality gate will).
+        Half-open box. The whole tile when the box would keep 97 % of it or more (not worth it; by coverage that is
+        judged before the margin, and a rim of up to 2 px is no border either), or less than 25 % (the evidence then
+        speaks of a fault that cropping cannot mend; the quality gate will).
 
     Raises
     ------
@@ -341,6 +343,8 @@ def detect_autocrop_rgb(
     else:
         sound = ~_poorly_covered_border(_coverage_2d(coverage, lum2d.shape), WELL_COVERED_FRACTION)
     y0, x0, y1, x1 = _largest_rectangle(sound)
+    if coverage is not None and _is_clean((y0, x0, y1, x1), height, width):
+        return 0, 0, height, width
     margin = max(0, int(margin_px))
     y0, x0 = (edge + margin if edge > 0 else 0 for edge in (y0, x0))
     y1, x1 = (edge - margin if edge < end else end for edge, end in ((y1, height), (x1, width)))
@@ -348,6 +352,13 @@ def detect_autocrop_rgb(
     if not LEAST_KEPT_FRACTION <= kept < KEEP_WHOLE_FRACTION:
         return 0, 0, height, width
     return y0, x0, y1, x1
+
+
+def _is_clean(box: Box, height: int, width: int) -> bool:
+    """Tell whether what is well covered is as good as the whole tile: frames are placed to a fraction of a pixel."""
+    y0, x0, y1, x1 = box
+    is_thin = max(y0, x0, height - y1, width - x1) <= THIN_RIM_PX
+    return is_thin or (y1 - y0) * (x1 - x0) >= KEEP_WHOLE_FRACTION * height * width
 
 
 def _coverage_2d(coverage: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -39,6 +39,8 @@ from zemosaic_spec import (
     ZeMosaicError,
     as_bool,
     canonical,
+    positive,
+    setting,
     wsc_impl_choice,
 )
 from zemosaic_stack import Callback, notify
@@ -680,7 +682,7 @@ def create_master_tile(
         ``progress_callback(key, progress, level, **details)``, and ``progress_callback(stage, done, total)`` at every
         step, from several threads; raising :class:`StackCancelled` stops the tile. The heartbeat is called at every
         step with the number of the tile, or without argument if it takes none.
-    resource_strategy : mapping, optional
+    resource_strategy : mapping or object, optional
         ``extreme_group_threshold``: frames from which a group is announced as extreme (1000). ``cap``, ``memmap`` and
         ``gpu_batch_hint`` are told and change nothing.
     center_out_context, center_out_settings : zemosaic_center_out.Context, mapping
@@ -690,7 +692,7 @@ def create_master_tile(
     abort_event : object, optional
         With ``is_set()``; stops the tile cleanly.
     zconfig : object, optional
-        Configuration by attribute: ``wsc_impl``, ``extreme_group_threshold``.
+        Configuration, a mapping or by attribute: ``wsc_impl``, ``extreme_group_threshold``.
 
     Returns
     -------
@@ -738,8 +740,7 @@ def create_master_tile(
         erode_px=quality_gate_erode_px,
         move_rejects=as_bool(quality_gate_move_rejects, True),
     )
-    strategy = resource_strategy or {}
-    configured = getattr(zconfig, "extreme_group_threshold", None)
+    thresholds = [positive(setting(source, "extreme_group_threshold")) for source in (resource_strategy, zconfig)]
     request = TileRequest(
         entries=list(seestar_stack_group_info or []),
         tile_id=int(tile_id),
@@ -747,12 +748,12 @@ def create_master_tile(
         stack=stack,
         crop=crop,
         gate=gate,
-        workers=int(getattr(parallel_plan, "cpu_workers", 0) or 0),
+        workers=parallel_utils.plan_hint(parallel_plan, "cpu_workers") or 0,
         progress=progress_callback,
         abort=abort_event,
         heartbeat=heartbeat_callback,
-        extreme_group_frames=int(strategy.get("extreme_group_threshold") or configured or EXTREME_GROUP_FRAMES),
-        strategy=strategy,
+        extreme_group_frames=thresholds[0] or thresholds[1] or EXTREME_GROUP_FRAMES,
+        strategy=resource_strategy,
         center_out=center_out_spec(center_out_settings),
         context=center_out_context,  # type: ignore[arg-type]
         slots=_PH3_CONCURRENCY_SEMAPHORE,

@@ -332,6 +332,76 @@ def test_stacking_and_its_gpu_state_are_ours_together(checkout: Path) -> None:
     assert found == [3.0, False, False, True]
 
 
+def test_gpu_that_the_checkout_has_given_up_is_not_ours_to_try(checkout: Path) -> None:
+    path = checkout / "zemosaic_worker.py"
+    path.write_text(path.read_text(encoding="utf-8-sig") + "\ndef _phase3_gpu_candidate(parallel_plan, logger): ...\n")
+    attaching.attach(checkout)
+    found = ask(
+        checkout,
+        """
+        import sys, types
+        ours = sys.modules["zemosaic_phase3.zemosaic_worker"]
+        ours._P3_GPU_HELPERS_AVAILABLE, ours._p3_gpu_is_usable = True, lambda logger: True
+        plan = types.SimpleNamespace(use_gpu=True)
+        before = w._phase3_gpu_candidate(plan, None)
+        w._P3_GPU_STATE["hard_disabled"] = True  # as the checkout's own stacking does after two failures
+        print(json.dumps([before, w._phase3_gpu_candidate(plan, None)]))
+        """,
+    )
+    assert found == [True, False]
+
+
+def test_attached_module_is_reloaded_in_place(checkout: Path) -> None:
+    attaching.attach(checkout)
+    found = ask(
+        checkout,
+        """
+        import importlib, pickle
+        before = set(vars(w))
+        again = importlib.reload(w)
+        print(json.dumps({
+            "same": again is w, "file": again.__file__, "package": hasattr(w, "__path__"),
+            "attached": hasattr(w.create_master_tile, "__wrapped__"), "names": sorted(before ^ set(vars(w))),
+            "pickles": pickle.loads(pickle.dumps(w.Phase3TileAbortRequested)) is w.Phase3TileAbortRequested,
+        }))
+        """,
+    )
+    assert found == {
+        "same": True, "file": str(checkout / "zemosaic_worker.py"), "package": False, "attached": True, "names": [],
+        "pickles": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", ["flat", "src"])
+def test_module_of_an_attached_checkout_runs_with_m(tmp_path: Path, layout: str) -> None:
+    checkout = build(tmp_path, layout)
+    home = checkout / LAYOUTS[layout][0]
+    worker = home / "zemosaic_worker.py"
+    worker.write_text(worker.read_text(encoding="utf-8-sig") + "\nif __name__ == '__main__':\n    print(__file__)\n")
+    where, name = (checkout, "zemosaic_worker") if layout == "flat" else (home.parent, "zemosaic.zemosaic_worker")
+    before = python(where, "-m", name)
+    attaching.attach(checkout)
+    after = python(where, "-m", name)
+    assert (after.returncode, after.stdout) == (before.returncode, before.stdout) == (0, f"{worker}\n")
+
+
+def test_tiles_are_known_to_the_checkout_by_their_number(checkout: Path, groups: Path, tmp_path: Path) -> None:
+    path = checkout / "zemosaic_worker.py"
+    registry = "\nKNOWN = {}\ndef _register_master_tile_identity(path, tile_id):\n    KNOWN[path] = tile_id\n"
+    path.write_text(path.read_text(encoding="utf-8-sig") + registry)
+    attaching.attach(checkout)
+    found = ask(
+        checkout,
+        f"""
+        import pickle
+        with open({str(groups)!r}, "rb") as stream:
+            made = w._phase3(pickle.load(stream), {str(tmp_path)!r}, None)
+        print(json.dumps([[w.KNOWN.get(path) for (path, _), _ in made], len(w.KNOWN)]))
+        """,
+    )
+    assert found == [["tile:0000", "tile:0001"], 2]
+
+
 def test_slots_and_stop_of_the_checkout_are_honoured(checkout: Path, tmp_path: Path) -> None:
     attaching.attach(checkout)
     arguments = (
@@ -464,9 +534,11 @@ def test_folder_of_somebody_else_is_neither_overwritten_nor_removed(checkout: Pa
     shutil.rmtree(checkout / "zemosaic_align_stack")
     attaching.attach(checkout)
     (checkout / "zemosaic_worker" / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"holds notes\.txt"):
-        attaching.detach(checkout)
-    assert (checkout / "zemosaic_worker" / "notes.txt").read_text() == "mine"
+    before = snapshot(checkout)
+    for act in (attaching.attach, attaching.detach):
+        with pytest.raises(OutputError, match=r"holds notes\.txt"):
+            act(checkout)
+        assert snapshot(checkout) == before
 
 
 def test_failure_half_way_leaves_nothing(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,8 +217,8 @@ def test_settings_out_of_range_are_named(bad: dict[str, Any]):
 
 
 def _make(folder: Path, run: Run, tile_id: int, *, offset: float = 0.0, spoilt: bool = False) -> Any:
-    """One tile of a single frame, at 0.4 of its width from the tile before."""
-    wcs = shifted(0.4 * tile_id)
+    """One tile of a single frame, at 0.25 of its width from the tile before; four of them overlap with the first."""
+    wcs = shifted(0.25 * tile_id)
     cache = folder / f"{tile_id}.npy"
     np.save(cache, view(wcs, tile_id, offset=offset).astype(np.float64 if spoilt else np.float32))
     entry = {"path_preprocessed_cache": str(cache), "path_raw": f"{tile_id}.fit", "wcs": wcs, "header": {}}

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -402,6 +403,19 @@ def test_fault_clean_tile_is_cropped_to_a_strip(make: Make, entries: Entries) ->
     assert made.unit().shape == (*SHAPE, 3)
     assert made.header["ZMT_QCRO"] is False
     assert any(key.startswith("MT_CROP: quality crop skipped") for key in made.told())
+
+
+def test_clean_tile_of_frames_that_were_not_moved_is_not_cropped(make: Make, tmp_path: Path) -> None:
+    sky = replace(SKY, n_frames=4, dither_px=0.0, rotation_deg=0.0)  # registration is off by hundredths of a pixel
+    entries = []
+    for name in simulate(sky, tmp_path / "raw").names:
+        data, header = fits.getdata(tmp_path / "raw" / name, header=True)
+        entry = {"path_raw": name, "wcs": WCS(header, naxis=2), "header": header}
+        entries.append(cached(tmp_path, np.ascontiguousarray(np.moveaxis(data, 0, -1), np.float32), entry))
+    made = make(entries, quality_crop_enabled=True)
+    assert made.table["USED"].all()
+    assert made.unit().shape == (*SHAPE, 3)
+    assert made.header["ZMT_QCRO"] is False
 
 
 def test_ragged_border_is_cropped_to_the_well_covered_rectangle(make: Make, entries: Entries) -> None:

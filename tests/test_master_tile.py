@@ -155,8 +155,19 @@ def test_extreme_group_is_announced(make: Make, entries: list[dict[str, Any]]) -
     assert made.details("mastertile_extreme_group") == [
         {"tile_id": 7, "num_frames": 3, "threshold": 3, "reason": "[EXTREME_GROUP]"}
     ]
-    configured = make(entries[:2], zconfig=SimpleNamespace(extreme_group_threshold=2))
-    assert "mastertile_extreme_group" in configured.told("WARN")
+    for zconfig in (SimpleNamespace(extreme_group_threshold=2), {"extreme_group_threshold": "2"}):
+        assert "mastertile_extreme_group" in make(entries[:2], zconfig=zconfig).told("WARN")
+
+
+def test_settings_that_cannot_be_read_are_as_if_absent(make: Make, entries: list[dict[str, Any]]) -> None:
+    made = make(
+        entries[:2], resource_strategy=SimpleNamespace(extreme_group_threshold="many", cap="x"),
+        zconfig=SimpleNamespace(extreme_group_threshold=float("nan")),
+        parallel_plan=SimpleNamespace(cpu_workers="all", rows_per_chunk=float("nan"), use_gpu=False),
+    )  # fmt: skip
+    assert made.path
+    assert "mastertile_extreme_group" not in made.told()
+    assert made.details("mastertile_autocaps_hint")[0]["cap"] == "x"
 
 
 def test_later_keywords_are_accepted(make: Make, entries: list[dict[str, Any]]) -> None:
@@ -175,13 +186,14 @@ def test_hints_of_the_run_are_told(make: Make, entries: list[dict[str, Any]]) ->
     assert "mastertile_autocaps_hint" not in make(entries[:1]).told()
 
 
-@pytest.mark.parametrize("way", ["zconfig", "environment"])
+@pytest.mark.parametrize("way", ["zconfig", "mapping", "environment"])
 def test_winsorizing_is_chosen(
     make: Make, entries: list[dict[str, Any]], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if way == "environment":
         monkeypatch.setenv("ZEMOSAIC_WSC_IMPL", "pixinsight")
-    made = make(entries, zconfig=SimpleNamespace(wsc_impl="pixinsight") if way == "zconfig" else None)
+    given = {"zconfig": SimpleNamespace(wsc_impl="pixinsight"), "mapping": {"wsc_impl": "pixinsight"}}
+    made = make(entries, zconfig=given.get(way))
     assert made.header["ZMT_WSC"] == "pixinsight"
     monkeypatch.delenv("ZEMOSAIC_WSC_IMPL", raising=False)
     assert make(entries).header["ZMT_WSC"] == "legacy_quantile"
@@ -210,6 +222,12 @@ def _spoil(kind: str, folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
     elif kind == "truncated":
         np.save(path, data)
         path.write_bytes(path.read_bytes()[: data.nbytes // 2])
+    elif kind == "damaged head":  # NumPy reports it as an error of Python's tokenizer
+        np.save(path, data)
+        path.write_bytes(path.read_bytes().replace(b"(", b" ", 1))
+    elif kind == "later version":
+        np.save(path, data)
+        path.write_bytes(path.read_bytes().replace(b"NUMPY\x01", b"NUMPY\x09", 1))
     elif kind == "FITS":
         fits.PrimaryHDU(np.moveaxis(data, -1, 0)).writeto(path)
     elif kind == "empty":
@@ -228,7 +246,7 @@ def _spoil(kind: str, folder: Path, entry: dict[str, Any]) -> dict[str, Any]:
 MISSING = ("missing", "path None", "no path", "path of a wrong type", "no mapping", "folder")
 INVALID = (
     "float64", "uint16", "mono", "channels first", "four planes", "other size", "all NaN", "constant", "pickled",
-    "truncated", "FITS", "empty",
+    "truncated", "FITS", "empty", "damaged head", "later version",
 )  # fmt: skip
 
 
@@ -369,6 +387,20 @@ def test_retry_holds_the_failed_entries_when_a_cache_is_missing(
     assert [entry["path_raw"] for entry in made.retry[0]] == ["noise.fits"]
     assert made.retry[0][0]["retry_attempt"] == 1
     assert made.retry[0][0]["retry_origin_chain"] == [7]
+
+
+def test_retry_counts_that_are_none_start_anew(
+    make: Make, entries: list[dict[str, Any]], tmp_path: Path, rng: np.random.Generator
+) -> None:
+    noise = cached(tmp_path, rng.normal(1000, 30, (*SHAPE, 3)).astype(np.float32), entries[1])
+    noise.update(wcs=None, header=None, retry_attempt="second", retry_origin_chain="12")
+    ((entry,),) = make([entries[0], noise]).retry
+    assert (entry["retry_attempt"], entry["retry_origin_chain"]) == (1, [7])
+
+
+def test_names_that_a_card_cannot_hold_cost_no_tile(make: Make, entries: list[dict[str, Any]]) -> None:
+    made = make([{**entries[0], "path_raw": "/raw/Mélanie\n1.fits"}])
+    assert made.header["ZMT_REF"] == "M?lanie?1.fits"
 
 
 def test_rotated_frames_are_registered_not_shifted(make: Make, entries: list[dict[str, Any]]) -> None:

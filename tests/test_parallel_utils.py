@@ -347,6 +347,13 @@ def test_auto_tune_refuses_what_is_no_stack(shape, n):
         pu.auto_tune_parallel_plan("x", shape, n, 4, caps=CAPS)
 
 
+def test_hints_that_are_no_numbers_above_zero_are_none():
+    plan = types.SimpleNamespace(a="x", b=float("nan"), c=-1, d=float("inf"), e=None, f=np.int64(5), g="7", h=2.5)
+    assert [pu.plan_hint(plan, name) for name in "abcdefghi"] == [None, None, None, None, None, 5, 7, 2, None]
+    half = pu.tighter(types.SimpleNamespace(cpu_workers="all", rows_per_chunk=float("nan"), gpu_max_chunk_bytes="1000"))
+    assert (half.cpu_workers, half.rows_per_chunk, half.gpu_max_chunk_bytes) == (0, None, 500)
+
+
 def test_tighter_halves_the_gpu_hints_of_a_copy():
     plan = pu.ParallelPlan(4, True, 1000, rows_per_chunk=9, use_gpu=True, gpu_rows_per_chunk=7, gpu_max_chunk_bytes=801)
     before = dataclasses.replace(plan)

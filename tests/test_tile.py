@@ -286,6 +286,14 @@ def test_largest_rectangle_of_a_large_mask_is_exact_to_the_pixel():
 def test_shapes_that_differ_are_refused():
     with pytest.raises(ValueError, match="B has shape"):
         tile.detect_autocrop_rgb(*[np.zeros((9, 9))] * 3, np.zeros((9, 8)))
+
+
+@pytest.mark.parametrize(("rim", "is_kept"), [(1, True), (2, True), (3, False)])
+def test_rim_that_registration_leaves_is_not_cropped(rim: int, is_kept: bool) -> None:
+    coverage = np.ones((96, 128))
+    coverage[rim:-rim, rim:-rim] = 4
+    box = tile.detect_autocrop_rgb(*[np.full((96, 128), 5.0)] * 4, coverage=coverage)
+    assert box == ((0, 0, 96, 128) if is_kept else (11, 11, 85, 117))
     with pytest.raises(ValueError, match="coverage has shape"):
         crop(sky(), coverage=np.zeros((9, 9)))
 
