@@ -639,7 +639,7 @@ def _printable_streams() -> Iterator[None]:
 def _rare_collections() -> Iterator[None]:
     """Let Python look for cyclic garbage less often: most objects of a run are those of packages, which stay.
 
-    With its own thresholds it takes 0.05 s of a start, and 0.3 s when all packages are looked through once more at exit.
+    With its own thresholds it takes 0.05 s of a start, and 0.3 s at exit, when all packages are looked through again.
     """
     before = gc.get_threshold()
     gc.set_threshold(GARBAGE_OBJECTS, *before[1:])
