@@ -7,6 +7,8 @@ said before the first frame is read.
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 PROGRAM: Final = "zemosaic-phase3"
 FAILED, USAGE, INTERRUPTED = 1, 2, 130
 OUTPUT_SUFFIXES: Final = (".fits", ".fit", ".fts")
+GARBAGE_OBJECTS: Final = 5000  # made since the last look for garbage, until the next; Python's own limit is 700
 NO_PREVIEW: Final = Path("none")
 STANDARD_OUTPUT: Final = Path("-")
 STACK_STAGES: Final = ("measure", "register", "stack")
@@ -632,6 +635,21 @@ def _printable_streams() -> Iterator[None]:
             stream.reconfigure(errors=errors)
 
 
+@contextmanager
+def _rare_collections() -> Iterator[None]:
+    """Let Python look for cyclic garbage less often: most objects of a run are those of packages, which stay.
+
+    With its own thresholds it takes 0.05 s of a start, and 0.3 s at exit, when all packages are looked through again.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(GARBAGE_OBJECTS, *before[1:])
+    atexit.register(gc.freeze)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -651,7 +669,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         With 2 after a wrong usage, with 0 after ``--help`` and ``--version``.
     """
     args = build_parser().parse_args(argv)
-    with _printable_streams():
+    with _printable_streams(), _rare_collections():
         console = reporting.make_console(sys.stderr)
         try:
             with reporting.shown_log(console, quiet=args.quiet, verbose=args.verbose):

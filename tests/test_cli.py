@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import logging
@@ -334,6 +335,15 @@ def test_a_required_gpu_that_is_not_there_is_an_error(subs, tmp_path, capsys):
     assert run("stack", subs, "-o", tmp_path / "a.fits", "--require-gpu") == 1
     assert "doctor" in one_line(capsys.readouterr().err)
     assert not any(tmp_path.iterdir())
+
+
+def test_a_caller_keeps_its_own_garbage_collection(monkeypatch):
+    seen = []
+    monkeypatch.setattr(zemosaic_cli, "run_doctor", lambda *_: seen.append(gc.get_threshold()))
+    before = gc.get_threshold()
+    assert zemosaic_cli.main(["doctor"]) == 0
+    assert seen[0][0] == zemosaic_cli.GARBAGE_OBJECTS
+    assert gc.get_threshold() == before
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGINT to another process is a POSIX matter")
