@@ -30,7 +30,7 @@ logger = logging.getLogger("ZeMosaicWorker")
 
 PACKAGE: Final = "zemosaic_phase3"
 LIBRARY: Final = Path(__file__).resolve().parent
-NEEDED: Final = ("numpy", "astropy", "numba", "scipy", "sep", "psutil")  # packages that stacking imports
+NEEDED: Final = ("numpy", "astropy", "numba", "scipy", "psutil")  # packages that stacking imports
 
 REPLACED: Final[Mapping[str, tuple[str, ...]]] = {
     "zemosaic_worker": (
