@@ -510,7 +510,7 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
                 if method == 4:
                     _windows_pixinsight(t, sum1, sum2, centre, first, last, par[0], par[1], work, state)
                 if method == 5:
-                    _windows_sigma_clip(t, sum1, sum2, centre, first, last, par[0], par[1], work, state)
+                    _windows_sigma_clip(t, sum1, sum2, first, last, par[0], par[1], work, state)
                 if singly:
                     for j in range(96):
                         n = n_valid[j]

@@ -116,14 +116,13 @@ def _skip_above(t, j, first, last, limit) -> int:
 
 
 @kernel
-def _gather_statistics(t, sum1, sum2, centre, first, last, lane, n_lanes, m, c, s1, s2, k) -> None:
-    """Fill median, centre, sums and number of samples of the listed lanes' windows."""
+def _gather_statistics(t, sum1, sum2, first, last, lane, n_lanes, m, s1, s2, k) -> None:
+    """Fill median, sums and number of samples of the listed lanes' windows."""
     for q in range(n_lanes):
         j = lane[q]
         f = first[j]
         g = last[j]
         m[q] = _median_of(t, j, f, g)
-        c[q] = centre[j]
         s1[q] = sum1[g, j] - sum1[f, j]
         s2[q] = sum2[g, j] - sum2[f, j]
         k[q] = np.float64(g - f)
@@ -244,13 +243,12 @@ def _window_sigma_clip(t, sum1, sum2, j, first, last, k_low, k_high):
 
 
 @kernel
-def _windows_sigma_clip(t, sum1, sum2, centre, first, last, k_low, k_high, work, lane) -> None:
+def _windows_sigma_clip(t, sum1, sum2, first, last, k_low, k_high, work, lane) -> None:
     """Narrow the windows ``first, last (LANES,) int64`` of all lanes by :func:`_window_sigma_clip`."""
-    m, s, s1, s2 = work[0:96], work[96:192], work[192:288], work[288:384]
-    k, c = work[384:480], work[480:576]
+    m, s, s1, s2, k = work[0:96], work[96:192], work[192:288], work[288:384], work[384:480]
     n_lanes = _list_lanes(first, last, lane)
     while n_lanes > 0:
-        _gather_statistics(t, sum1, sum2, centre, first, last, lane, n_lanes, m, c, s1, s2, k)
+        _gather_statistics(t, sum1, sum2, first, last, lane, n_lanes, m, s1, s2, k)
         _deviations(s1, s2, k, n_lanes, s)
         n_lanes = _judge(t, first, last, lane, n_lanes, m, s, k_low, k_high, True)
 
@@ -440,7 +438,7 @@ def _windows_pixinsight(t, sum1, sum2, centre, first, last, k_low, k_high, work,
     lane, busy = state[192:288], state[288:384]
     n_lanes = _list_lanes(first, last, lane)
     while n_lanes > 0:
-        _gather_statistics(t, sum1, sum2, centre, first, last, lane, n_lanes, m, c, s1, s2, k)
+        _gather_statistics(t, sum1, sum2, first, last, lane, n_lanes, m, s1, s2, k)
         _deviations(s1, s2, k, n_lanes, s)
         n_live = np.int64(0)
         for q in range(n_lanes):  # no deviation, nothing to reject
@@ -450,7 +448,7 @@ def _windows_pixinsight(t, sum1, sum2, centre, first, last, k_low, k_high, work,
                 m[n_live] = m[q]
                 median[n_live] = m[q]
                 s[n_live] = s[q]
-                c[n_live] = c[q]
+                c[n_live] = centre[lane[q]]
                 k[n_live] = k[q]
                 n_live += 1
         _huber_deviations(t, sum1, sum2, first, last, busy, n_live, work, state, deviation)

@@ -79,9 +79,7 @@ class StackResult:
     frame_hits: np.ndarray
     all_rejected: int = 0
     rows_per_slab: int = 0
-    sums: dict[str, np.ndarray] = field(
-        default_factory=dict
-    )  # of maps, by name, (C,) int64; what an engine knows of them
+    sums: dict[str, np.ndarray] = field(default_factory=dict)  # of maps, by name, (C,) int64; if the engine knows
 
 
 def as_frames(descriptors: Sequence[Any] | np.ndarray | None) -> list[Frame]:

@@ -184,3 +184,10 @@ def test_worker_import_is_light() -> None:
     assert results[0][1] == [], f"import zemosaic_worker loads {results[0][1]}"
     best = min(seconds for seconds, _ in results)
     assert best < 1.0, f"import zemosaic_worker took {best:.2f} s, aim 0.5 s"  # twice the aim: busy machines
+
+
+def test_stamp_of_compiled_code_knows_every_room_with_kernels() -> None:
+    from zemosaic_kernels import ROOMS as stamped
+
+    rooms = {m for m in MODULES if "from zemosaic_kernels import kernel\n" in (ROOT / f"{m}.py").read_text()}
+    assert rooms - {"zemosaic_bench"} <= {f"zemosaic_{name}" for name in stamped}  # whose one kernel stands alone

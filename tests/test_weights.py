@@ -182,7 +182,7 @@ def test_greens_near_full_scale_do_not_overflow():
     np.testing.assert_array_equal(view, 65535.0)
 
 
-def test_measuring_view_of_a_colour_frame_is_the_frame():
+def test_levels_of_a_colour_frame_are_measured_on_the_frame():
     image = np.random.default_rng(0).random((9, 10, 3)).astype(np.float32)
     np.testing.assert_array_equal(weights.read_frame(open_source(image))[1], image)
 
