@@ -16,12 +16,14 @@ from typing import Final
 import numpy as np
 
 from zemosaic_kernels import kernel
-from zemosaic_simd import TAPS, interpolate_grey, interpolate_rgb
+from zemosaic_lines import LANES, SPARE, TAPS, demosaic_run, interpolate_grey, interpolate_rgb
 
 PHASES: Final = 1024  # positions per pixel; rounding moves a sample by 1/2048 px at most, 0.0003 px rms
 PAD: Final = 32  # spare floats behind a source block: the inner loops read whole SIMD registers
 CFA_MARGIN: Final = 2  # rows the demosaicing needs above and below
 MARGIN: Final = 3  # rows the interpolation needs above and below the mapped rows
+SEGMENT: Final = 256  # pixels of a row worked on at once: what is held of them stays in the first-level cache
+OUTSIDE: Final = -(1 << 31)  # in place of a position: not in the frame
 
 # --------------------------------------------------------------------------- interpolation tables
 
@@ -163,55 +165,31 @@ def demosaic_rows(raw, row0, height, width, y0, y1, red_row, red_col, out) -> No
     colour keeps its flux exactly, because the corrections sum to zero.
     NOTE: frame edges are mirrored; the paper leaves them open. A NaN spoils the pixels that use it.
     """
-    pixel = np.empty(3, np.float32)
+    end = width - 2
+    last = 2 + (end - 2) // LANES * LANES
     for y in range(y0, y1):
-        o = (y - y0) * width * 3
-        for x in range(width):
-            if y < 2 or y >= height - 2 or x < 2 or x >= width - 2:
-                _demosaic_pixel(raw, row0, height, width, y, x, red_row, red_col, pixel)
-                out[o + 3 * x] = pixel[0]
-                out[o + 3 * x + 1] = pixel[1]
-                out[o + 3 * x + 2] = pixel[2]
-        if y < 2 or y >= height - 2:
+        o = (y - y0) * width
+        mirrored = y < 2 or y >= height - 2 or end < LANES + 2
+        left, right = (width, width) if mirrored else (2, end)
+        _demosaic_mirrored(raw, row0, height, width, y, left, right, red_row, red_col, out, o)
+        if mirrored:
             continue
-        _demosaic_inner_row(raw, y - row0, width, ((y ^ red_row) & 1) == 0, red_col, out, o)
+        on_red_row = ((y ^ red_row) & 1) == 0
+        own = red_col if on_red_row else red_col + 1  # the columns of this parity are not green
+        demosaic_run(raw, y - row0, width, 2, last, (own & 1) == 0, on_red_row, out, o)
+        if last < end:  # what is left, and before it pixels done already
+            demosaic_run(raw, y - row0, width, end - LANES, end, ((own ^ end) & 1) == 0, on_red_row, out, o)
 
 
 @kernel
-def _demosaic_inner_row(raw, r, width, on_red_row, red_col, out, o) -> None:
-    """Do the sums of :func:`_demosaic_pixel`, in the same order, for the columns that need no mirror."""
-    eighth = np.float32(0.125)
-    half = np.float32(0.5)
-    two = np.float32(2.0)  # float32 throughout: a whole number would lift compiled sums to float64
-    quadruple = np.float32(4.0)
-    five = np.float32(5.0)
-    six = np.float32(6.0)
-    three_halves = np.float32(1.5)
-    a = raw[r - 2]
-    b = raw[r - 1]
-    m = raw[r]
-    d = raw[r + 1]
-    e = raw[r + 2]
-    own = 0 if on_red_row else 2  # the colour that shares the row with green
-    far = 2 - own
-    first = 2 + ((red_col if on_red_row else red_col + 1) & 1)  # first column with the row's own colour
-    for x in range(first, width - 2, 2):
-        four = (a[x] + e[x]) + (m[x - 2] + m[x + 2])
-        p = o + 3 * x
-        out[p + own] = m[x]
-        out[p + 1] = (m[x] * quadruple + ((b[x] + d[x]) + (m[x - 1] + m[x + 1])) * two - four) * eighth
-        diagonal = (b[x - 1] + b[x + 1]) + (d[x - 1] + d[x + 1])
-        out[p + far] = (m[x] * six + diagonal * two - four * three_halves) * eighth
-    for x in range(5 - first, width - 2, 2):
-        vertical2 = a[x] + e[x]
-        horizontal2 = m[x - 2] + m[x + 2]
-        diagonal = (b[x - 1] + b[x + 1]) + (d[x - 1] + d[x + 1])
-        p = o + 3 * x
-        out[p + 1] = m[x]
-        out[p + own] = (
-            m[x] * five + (m[x - 1] + m[x + 1]) * quadruple - (horizontal2 + diagonal) + vertical2 * half
-        ) * eighth
-        out[p + far] = (m[x] * five + (b[x] + d[x]) * quadruple - (vertical2 + diagonal) + horizontal2 * half) * eighth
+def _demosaic_mirrored(raw, row0, height, width, y, left, right, red_row, red_col, out, o) -> None:
+    """Demosaic the first ``left`` pixels of row y and those from ``right`` on, for which the frame is mirrored."""
+    pixel = np.empty(3, np.float32)
+    for k in range(left + width - right):
+        x = k if k < left else k - left + right
+        _demosaic_pixel(raw, row0, height, width, y, x, red_row, red_col, pixel)
+        for c in range(3):
+            out[3 * (o + x) + c] = pixel[c]
 
 
 # --------------------------------------------------------------------------- interpolation
@@ -228,12 +206,16 @@ def _smaller(a: float, b: float) -> float:
 
 
 @kernel
-def _careful(src, row0, height, width, channels, c, ix, iy, px, py, table, clamp) -> float:
+def _careful(src, row0, height, width, channels, c, xq, yq, table, clamp) -> float:
     """Interpolate near an edge or an invalid pixel: edge pixels repeated, invalid ones left out, the rest renormalised.
 
     NaN when one of the up to four nearest pixels, those with weight in the inner taps, is invalid. With ``clamp``
     held to the range of the valid pixels among the 4x4 around it.
     """
+    ix = xq >> 10
+    iy = yq >> 10
+    px = xq & 1023
+    py = yq & 1023
     low = np.float32(np.inf)
     high = np.float32(-np.inf)
     total = np.float32(0.0)
@@ -316,72 +298,107 @@ def resample_rows(
     star's peak between pixels keeps its height and the flux its value; the rim of a saturated plateau cannot ring.
     """
     stride = width * channels
-    pixel = np.empty(3, np.float32)
-    last_x = (width - 1) * 1024
-    last_y = (height - 1) * 1024
-    affine = matrix[2, 0] == 0.0 and matrix[2, 1] == 0.0 and matrix[2, 2] == 1.0
-    with_radial = radial.size > 0
+    rows_held = (src.size - PAD) // stride
+    x, y = np.empty(SEGMENT), np.empty(SEGMENT)
+    xq, yq = np.empty(SEGMENT, np.int32), np.empty(SEGMENT, np.int32)
+    line = np.empty(SEGMENT * channels + SPARE, np.float32)
+    for r in range(y1 - y0):
+        for start in range(0, out_width, SEGMENT):
+            count = min(SEGMENT, out_width - start)
+            inner = _locate(matrix, r + y0, start, count, width, height, row0, rows_held, x, y, xq, yq)
+            if channels == 3:
+                invalid = interpolate_rgb(src, row0, stride, xq, yq, count, table, clamp, scale, offset, line)
+            else:
+                invalid = interpolate_grey(src, row0, stride, xq, yq, count, table, clamp, scale, offset, line)
+            if invalid or inner < count:
+                _mend(src, row0, height, width, channels, xq, yq, count, table, clamp, scale, offset, line)
+            place = r * out_width + start
+            piece = out[place * channels : (place + count) * channels]
+            for k in range(count * channels):
+                piece[k] = line[k]
+            if radial.size > 0:
+                _weigh(x, y, xq, count, width, height, radial_table, radial, place)
+
+
+@kernel
+def _locate(matrix, row, start, count, width, height, row0, rows_held, x, y, xq, yq) -> int:
+    """Map pixels ``start ...`` of a row of the reference grid into the frame.
+
+    ``x, y float64``: positions, pixels. ``xq, yq int32``: the same in units of 1/1024 pixel, and ``xq`` tells what a
+    pixel needs. Where it is not negative, the 6x6 pixels around lie inside the frame and the rows held; how many these
+    are is returned. ``OUTSIDE``: not in the frame. Any other negative number is the complement of a position near an
+    edge.
+    """
+    fy = float(row)
+    base_x = matrix[0, 1] * fy + matrix[0, 2]
+    base_y = matrix[1, 1] * fy + matrix[1, 2]
+    base_w = matrix[2, 1] * fy + matrix[2, 2]
+    m00 = matrix[0, 0]
+    m10 = matrix[1, 0]
+    m20 = matrix[2, 0]
+    for i in range(count):
+        fx = float(start + i)
+        x[i] = m00 * fx + base_x
+        y[i] = m10 * fx + base_y
+    if not (m20 == 0.0 and matrix[2, 1] == 0.0 and matrix[2, 2] == 1.0):  # not affine
+        for i in range(count):
+            w = m20 * float(start + i) + base_w
+            x[i] = x[i] / w
+            y[i] = y[i] / w
+    last_x = np.int32((width - 1) * 1024)
+    last_y = np.int32((height - 1) * 1024)
+    far_x = float(width)
+    far_y = float(height)
+    left = np.int32(2 * 1024)
+    right = np.int32((width - 3) * 1024)
+    top = np.int32((max(0, row0) + 2) * 1024)
+    bottom = np.int32((min(height, row0 + rows_held) - 3) * 1024)
+    none = np.int32(OUTSIDE)
+    found = np.int32(0)
+    for i in range(count):
+        near = (x[i] > -1.0) & (y[i] > -1.0) & (x[i] < far_x) & (y[i] < far_y)
+        a = np.int32(np.floor((x[i] if near else -1.0) * 1024.0 + 0.5))
+        b = np.int32(np.floor((y[i] if near else -1.0) * 1024.0 + 0.5))
+        inside = (a >= 0) & (b >= 0) & (a <= last_x) & (b <= last_y)
+        inner = (a >= left) & (a < right) & (b >= top) & (b < bottom)
+        xq[i] = (a if inner else ~a) if inside else none
+        yq[i] = b
+        found += np.int32(inner & inside)
+    return found
+
+
+@kernel
+def _mend(src, row0, height, width, channels, xq, yq, count, table, clamp, scale, offset, line) -> None:
+    """Fill in the pixels of a line that are outside the frame, near its edge, or spoiled by an invalid sample."""
+    for i in range(count):
+        at_edge = xq[i] < 0
+        position = ~xq[i] if at_edge else xq[i]
+        for c in range(channels):
+            k = i * channels + c
+            if xq[i] == OUTSIDE:
+                line[k] = np.nan
+            elif at_edge or line[k] != line[k]:
+                v = _careful(src, row0, height, width, channels, c, position, yq[i], table, clamp)
+                line[k] = np.float32(v * scale[c] + offset[c])
+
+
+@kernel
+def _weigh(x, y, xq, count, width, height, radial_table, radial, place) -> None:
+    """Fill in the radial weights of pixels at ``x, y`` in the frame."""
     centre_x = 0.5 * (width - 1)
     centre_y = 0.5 * (height - 1)
     per_px = radial_table[-1] / (0.5 * np.sqrt(float(width * width + height * height)))
     nodes = radial_table.size - 2
-    rows_held = (src.size - 32) // stride
-    m00 = matrix[0, 0]
-    m10 = matrix[1, 0]
-    m20 = matrix[2, 0]
-    for r in range(y1 - y0):
-        fy = float(r + y0)
-        base_x = matrix[0, 1] * fy + matrix[0, 2]
-        base_y = matrix[1, 1] * fy + matrix[1, 2]
-        base_w = matrix[2, 1] * fy + matrix[2, 2]
-        for i in range(out_width):
-            x = m00 * i + base_x
-            y = m10 * i + base_y
-            if not affine:
-                w = m20 * i + base_w
-                x = x / w
-                y = y / w
-            o = (r * out_width + i) * channels
-            inside = x > -1.0 and y > -1.0 and x < width and y < height
-            xq = int(np.floor(x * 1024.0 + 0.5)) if inside else -1
-            yq = int(np.floor(y * 1024.0 + 0.5)) if inside else -1
-            if xq < 0 or yq < 0 or xq > last_x or yq > last_y:
-                for c in range(channels):
-                    out[o + c] = np.nan
-                if with_radial:
-                    radial[r * out_width + i] = 0.0
-                continue
-            if with_radial:
-                dx = x - centre_x
-                dy = y - centre_y
-                t = np.sqrt(dx * dx + dy * dy) * per_px
-                k = min(int(t), nodes - 1)
-                f = min(t - k, 1.0)
-                radial[r * out_width + i] = np.float32(radial_table[k] + f * (radial_table[k + 1] - radial_table[k]))
-            ix = xq >> 10
-            iy = yq >> 10
-            px = xq & 1023
-            py = yq & 1023
-            top = iy - 2 - row0
-            if ix < 2 or ix + 3 >= width or iy < 2 or iy + 3 >= height or top < 0 or top + 6 > rows_held:
-                for c in range(channels):
-                    v = _careful(src, row0, height, width, channels, c, ix, iy, px, py, table, clamp)
-                    out[o + c] = np.float32(v * scale[c] + offset[c])
-                continue
-            b = top * stride + (ix - 2) * channels
-            if channels == 3:
-                red, green, blue = interpolate_rgb(src, b, stride, table, py, px, clamp)
-                pixel[0] = red
-                pixel[1] = green
-                pixel[2] = blue
-            else:
-                (grey,) = interpolate_grey(src, b, stride, table, py, px, clamp)
-                pixel[0] = grey
-            for c in range(channels):
-                v = pixel[c]
-                if v != v:
-                    v = np.float32(_careful(src, row0, height, width, channels, c, ix, iy, px, py, table, clamp))
-                out[o + c] = np.float32(v * scale[c] + offset[c])
+    for i in range(count):
+        if xq[i] == OUTSIDE:
+            radial[place + i] = 0.0
+            continue
+        dx = x[i] - centre_x
+        dy = y[i] - centre_y
+        t = np.sqrt(dx * dx + dy * dy) * per_px
+        k = min(int(t), nodes - 1)
+        f = min(t - k, 1.0)
+        radial[place + i] = np.float32(radial_table[k] + f * (radial_table[k + 1] - radial_table[k]))
 
 
 @lru_cache(maxsize=8)

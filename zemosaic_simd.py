@@ -28,8 +28,6 @@ from zemosaic_kernels import kernel
 LANES: Final = 96  # pixels sorted at once; a multiple of 3 (colour) and of 16 (SIMD), sized for the L2 cache at N = 200
 SIMD: Final = 16  # pixels per instruction; where the processor's registers are shorter the compiler splits them
 
-TAPS: Final = 6  # pixels per axis that an interpolation may use
-
 Pairs = list[tuple[int, int]]
 
 
@@ -203,114 +201,6 @@ def _census(typingctx: Any, slopes: Any, weights: Any, size: Any, bound: Any) ->
     kinds = types.Tuple((types.int64, types.float64, types.float64))
     return kinds(slopes, weights, types.int64, types.float64), generate
 
-
-def _interpolation(channels: int) -> Any:
-    """Return the compiled interpolation of one pixel of 1 or 3 channels; see :func:`_plain_interpolation`.
-
-    The channels of a pixel are one short vector. A vector for three channels has a fourth lane, which nobody looks at.
-    """
-    lanes = 4 if channels == 3 else 1
-
-    @intrinsic
-    def run(typingctx: Any, src: Any, at: Any, stride: Any, table: Any, py: Any, px: Any, clamp: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            i64, i32, f32 = ir.IntType(64), ir.IntType(32), ir.FloatType()
-            kind = ir.VectorType(f32, lanes)
-            pixels, weights = (context.make_array(signature.args[k])(context, builder, args[k]).data for k in (0, 3))
-
-            def spread(value: Any) -> Any:
-                single = builder.insert_element(ir.Constant(kind, ir.Undefined), value, i32(0))
-                return builder.shuffle_vector(single, single, ir.Constant(ir.VectorType(i32, lanes), [0] * lanes))
-
-            def weights_of(phase: Any) -> list[Any]:
-                first = builder.mul(phase, i64(TAPS))
-                return [spread(builder.load(builder.gep(weights, [builder.add(first, i64(k))]))) for k in range(TAPS)]
-
-            def sum_of(factors: list[Any], terms: list[Any]) -> Any:
-                total = builder.fmul(factors[0], terms[0])
-                for factor, term in zip(factors[1:], terms[1:], strict=True):
-                    total = builder.fadd(total, builder.fmul(factor, term))
-                return total
-
-            def pick(sign: str, *values: Any) -> Any:
-                best = values[0]
-                for value in values[1:]:
-                    best = builder.select(builder.fcmp_ordered(sign, best, value), best, value)
-                return best
-
-            rows = [builder.add(args[1], builder.mul(args[2], i64(k))) for k in range(TAPS)]
-            block = [
-                [
-                    builder.load(
-                        builder.bitcast(builder.gep(pixels, [builder.add(row, i64(k * channels))]), kind.as_pointer()),
-                        align=4,
-                    )
-                    for k in range(TAPS)
-                ]
-                for row in rows
-            ]
-            down, along = weights_of(args[4]), weights_of(args[5])
-            columns = [sum_of(down, [row[k] for row in block]) for k in range(TAPS)]
-            place = cgutils.alloca_once_value(builder, sum_of(along, columns))
-            with builder.if_then(context.cast(builder, args[6], signature.args[6], types.boolean)):
-                half = spread(f32(0.5))
-                inside = [block[y][x] for y in (2, 3) for x in (2, 3)]
-                around = [block[y][x] for y in range(1, 5) for x in range(1, 5) if y in (1, 4) or x in (1, 4)]
-                for sign, apart in ((">", builder.fadd), ("<", builder.fsub)):
-                    core, ring = pick(sign, *inside), pick(sign, *around)
-                    high, low = (core, ring) if sign == ">" else (ring, core)
-                    beyond = apart(core, builder.fmul(half, builder.fsub(high, low)))
-                    bound = builder.select(builder.fcmp_ordered(sign, ring, core), ring, beyond)
-                    held = builder.load(place)
-                    builder.store(builder.select(builder.fcmp_ordered(sign, held, bound), bound, held), place)
-            final = builder.load(place)
-            found = [builder.extract_element(final, i32(c)) for c in range(channels)]
-            return context.make_tuple(builder, signature.return_type, found)
-
-        kind = types.UniTuple(types.float32, channels)
-        return kind(src, types.int64, types.int64, table, types.int64, types.int64, types.boolean), generate
-
-    return run
-
-
-def _plain_interpolation(channels: int) -> Any:
-    """Return the interpolation of one pixel in Python.
-
-    ``run(src, at, stride, table, py, px, clamp)``: taps are summed down each column first, then along the row, float32;
-    with ``clamp`` held to the range of the 4x4 pixels around it, as :func:`zemosaic_resample.resample_rows` describes.
-    """
-
-    def run(
-        src: np.ndarray, at: int, stride: int, table: np.ndarray, py: int, px: int, clamp: bool
-    ) -> tuple[np.float32, ...]:
-        rows = [src[at + k * stride :][: 8 * channels].reshape(8, channels) for k in range(TAPS)]
-        column = table[py, 0] * rows[0]
-        for k in range(1, TAPS):
-            column = column + table[py, k] * rows[k]
-        value = table[px, 0] * column[0]
-        for k in range(1, TAPS):
-            value = value + table[px, k] * column[k]
-        if clamp:
-            block = np.stack([r[1:5] for r in rows[1:5]])
-            core = block[1:3, 1:3].reshape(4, channels)
-            edge = np.ones((4, 4), bool)
-            edge[1:3, 1:3] = False
-            ring = block[edge]
-            top, low = core.max(axis=0), core.min(axis=0)
-            half = np.float32(0.5)
-            upper = np.where(ring.max(axis=0) > top, ring.max(axis=0), top + half * (top - ring.max(axis=0)))
-            lower = np.where(ring.min(axis=0) < low, ring.min(axis=0), low - half * (ring.min(axis=0) - low))
-            value = np.where(value > upper, upper, value)
-            value = np.where(value < lower, lower, value)
-        return tuple(value)
-
-    return run
-
-
-# The interpolation of one pixel of 1 or 3 channels.
-interpolate_grey, interpolate_rgb = (
-    (_plain_interpolation if numba.config.DISABLE_JIT else _interpolation)(channels) for channels in (1, 3)
-)
 
 if numba.config.DISABLE_JIT:
 
