@@ -22,6 +22,7 @@ from numba.extending import intrinsic
 
 TAPS: Final = 6  # pixels per axis that an interpolation may use
 LANES: Final = 8  # numbers in a register; where the processor's are shorter the compiler splits them
+AHEAD: Final = 8  # rows from the first of a block to one that a later row of the result will need
 SPARE: Final = 4  # numbers behind a run of the result that are overwritten
 
 FLOAT: Final = ir.FloatType()
@@ -51,6 +52,15 @@ class _Emitter:
 
     def load(self, data: Any, at: Any, kind: Any) -> Any:
         return self.builder.load(self.builder.bitcast(self.builder.gep(data, [at]), kind.as_pointer()), align=4)
+
+    def prefetch(self, data: Any, at: Any) -> None:
+        """Ask for a number that will be read soon; past the end of its array it does no harm."""
+        byte = ir.IntType(8).as_pointer()
+        ask = self.builder.module.declare_intrinsic(
+            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+        )
+        place = self.builder.bitcast(self.builder.gep(data, [at]), byte)
+        self.builder.call(ask, [place, I32(0), I32(2), I32(1)])  # to read, into the second-level cache
 
     def spread(self, value: Any, lanes: int) -> Any:
         """Return one number in every lane."""
@@ -172,6 +182,7 @@ def _interpolation(channels: int) -> Any:
                 top = builder.sub(builder.ashr(y, I64(10)), builder.add(args[1], I64(2)))
                 left = builder.mul(builder.sub(builder.ashr(x, I64(10)), I64(2)), I64(channels))
                 block = emit.block(data[0], builder.add(builder.mul(top, args[2]), left), args[2])
+                emit.prefetch(data[0], builder.add(builder.mul(builder.add(top, I64(AHEAD)), args[2]), left))
                 down = emit.down_weights(data[6], builder.and_(y, I64(1023)))
                 along = emit.along_weights(data[6], builder.and_(x, I64(1023)))
                 held = cgutils.alloca_once_value(builder, emit.value(block, down, along))
