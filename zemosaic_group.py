@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from parallel_utils import available_memory, parallel_map
+from zemosaic_levels import measure_levels
 from zemosaic_register import register_stars
 from zemosaic_register_wcs import register_wcs
 from zemosaic_spec import FrameError, FrameStats, NoFramesError, RegisterSpec, Registration
@@ -26,7 +27,7 @@ from zemosaic_stack import Callback, notify
 from zemosaic_stars import StarList, choose_reference
 from zemosaic_stars import find_stars as stars_of
 from zemosaic_utils import FrameSource, open_source
-from zemosaic_weights import cell_view, measure_levels, quanta, read_frame, with_stars
+from zemosaic_weights import cell_view, quanta, read_frame, with_stars
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
