@@ -22,31 +22,40 @@ MOST_LEVELS: Final = 1 << 16  # that samples are counted in; beyond, they are so
 
 
 class Levels(NamedTuple):
-    """Sorted samples as levels ``value (m,) float64``, ascending, and ``count (m,) int64`` of samples on each.
+    """Sorted samples: levels ``value (m,) float64``, ascending, and ``count (m,) int64`` of samples on each.
 
-    ``rank (m + 1,)``: samples below each level, and all. ``step``: over which the samples of one level are spread
-    evenly, ADU; 0 where each counts as it is.
+    ``rank (m + 1,)``: samples below each level, and all. Both None where every sample is a level of its own, equal
+    ones too. ``step``: over which the samples of one level are spread evenly, ADU; 0 where each counts as it is.
     """
 
     value: np.ndarray
-    count: np.ndarray
-    rank: np.ndarray
+    count: np.ndarray | None = None
+    rank: np.ndarray | None = None
     step: float = 0.0
 
     @property
     def size(self) -> int:
         """Samples."""
-        return int(self.rank[-1])
+        return len(self.value) if self.rank is None else int(self.rank[-1])
+
+    def below(self, k: int) -> int:
+        """Return the samples below level ``k``; all, where there are ``k`` levels."""
+        return k if self.rank is None else int(self.rank[k])
 
     def at(self, i: int) -> float:
-        """Sample ``i`` in ascending order, ADU."""
+        """Return sample ``i`` in ascending order, ADU."""
+        if self.rank is None or self.count is None:
+            return float(self.value[i])
         k = int(np.searchsorted(self.rank, i, side="right")) - 1
         value = float(self.value[k])
         return value + self.step * ((i - int(self.rank[k]) + 0.5) / int(self.count[k]) - 0.5) if self.step else value
 
 
 def levels_of(samples: np.ndarray, quantum: float = 0.0) -> Levels:
-    """Sort the finite ones of samples ``(n,)``, ADU; ``quantum``: of which all are multiples apart, 0 if not known."""
+    """Sort the finite ones of samples ``(n,)``, ADU; ``quantum``: of which all are multiples apart, 0 if not known.
+
+    Samples of fewer than an eighth as many levels are counted level by level, whatever is known of them.
+    """
     finite = samples[np.isfinite(samples)]
     lowest = float(finite.min()) if finite.size else 0.0
     if quantum > 0.0 and finite.size and float(finite.max()) - lowest < MOST_LEVELS * quantum:
@@ -54,11 +63,16 @@ def levels_of(samples: np.ndarray, quantum: float = 0.0) -> Levels:
         steps /= np.float32(quantum)
         counts = np.bincount(np.rint(steps, out=steps).astype(np.intp))
         present = np.flatnonzero(counts)
-        value, count = lowest + quantum * present, counts[present]
-    else:
-        ordered = np.sort(finite)
-        first = np.flatnonzero(np.diff(ordered, prepend=-np.inf) > 0.0)
-        value, count = ordered[first].astype(np.float64), np.diff(first, append=finite.size)
+        return _counted(lowest + quantum * present, counts[present])
+    finite.sort()
+    is_first = np.diff(finite, prepend=-np.inf) > 0.0
+    if np.count_nonzero(is_first) * REPEATS > finite.size:
+        return Levels(finite.astype(np.float64))
+    first = np.flatnonzero(is_first)
+    return _counted(finite[first].astype(np.float64), np.diff(first, append=finite.size))
+
+
+def _counted(value: np.ndarray, count: np.ndarray) -> Levels:
     return Levels(value, count, np.concatenate(([0], np.cumsum(count))))
 
 
@@ -69,7 +83,7 @@ def level_step(levels: Levels) -> float:
     float32 from many programs.
     """
     jumps = np.diff(levels.value)
-    if jumps.size == 0 or jumps.size * REPEATS > levels.size:
+    if levels.count is None or jumps.size == 0 or jumps.size * REPEATS > levels.size:
         return 0.0
     smallest = float(jumps.min())
     for step in (smallest, smallest / 2.0, smallest / 3.0):  # a step of 1 may show as 2 and 3 only
@@ -122,18 +136,18 @@ def clipped_variance(levels: Levels, sigma: float = 3.0, rounds: int = 5) -> flo
         return float("nan")
     first, last = 0, len(levels.value)
     distance = levels.value - _percentile(levels, 50.0)  # small numbers, whose squares keep their digits
-    first_moment = levels.count * distance
+    first_moment = distance if levels.count is None else levels.count * distance
     second_moment = first_moment * distance
     for r in range(rounds + 1):
-        if last - first == 1:
+        kept = levels.value[first:last]
+        if kept[0] == kept[-1]:
             return 0.0
-        begin, end = int(levels.rank[first]), int(levels.rank[last])
+        begin, end = levels.below(first), levels.below(last)
         mean = np.add.reduce(first_moment[first:last]) / (end - begin)
         variance = max(float(np.add.reduce(second_moment[first:last]) / (end - begin) - mean**2), 0.0)
         if r == rounds:
             break
         middle, reach = _percentile(levels, 50.0, begin, end), sigma * variance**0.5
-        kept = levels.value[first:last]
         a = first + int(np.searchsorted(kept, middle - reach, side="left"))
         b = first + int(np.searchsorted(kept, middle + reach, side="right"))
         if (a, b) == (first, last) or a == b:
