@@ -33,7 +33,15 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_lines": set(),
     "zemosaic_resample": {"zemosaic_spec", "zemosaic_kernels", "zemosaic_lines"},
     "zemosaic_samples": {"zemosaic_kernels", "zemosaic_frames"},
-    "zemosaic_weights": {"zemosaic_spec", "zemosaic_sky", "zemosaic_stars", "zemosaic_photometry", "zemosaic_utils"},
+    "zemosaic_levels": {"zemosaic_spec"},
+    "zemosaic_weights": {
+        "zemosaic_spec",
+        "zemosaic_levels",
+        "zemosaic_sky",
+        "zemosaic_stars",
+        "zemosaic_photometry",
+        "zemosaic_utils",
+    },
     "zemosaic_rejection": {"zemosaic_spec", "zemosaic_kernels", "zemosaic_simd"},
     "zemosaic_combine": {"zemosaic_kernels", "zemosaic_simd", "zemosaic_rejection"},
     # The CUDA text of rejection: strings, and numbers to launch it with.
@@ -43,7 +51,7 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_simulate": {"zemosaic_spec"},
     "zemosaic_truth": {"zemosaic_simulate"},
     "zemosaic_flatten": {"zemosaic_spec", "zemosaic_photometry", "zemosaic_utils"},
-    "zemosaic_stack": {"zemosaic_spec", "zemosaic_utils", "zemosaic_weights", "zemosaic_flatten"},
+    "zemosaic_stack": {"zemosaic_spec", "zemosaic_utils", "zemosaic_levels", "zemosaic_weights", "zemosaic_flatten"},
     "zemosaic_fill": {
         "zemosaic_spec",
         "zemosaic_frames",
@@ -112,6 +120,7 @@ ROOMS: dict[str, set[str]] = {
         "zemosaic_stars",
         "zemosaic_register",
         "zemosaic_register_wcs",
+        "zemosaic_levels",
         "zemosaic_weights",
         "zemosaic_stack",
     },
