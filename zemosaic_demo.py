@@ -104,7 +104,8 @@ def write_before_after(tile: Tile, truth: SimulationTruth, path: Path) -> None:
     if row.registration is None:
         raise NoFramesError(f"{row.name} was stacked without being registered")
     before, _ = stack_descriptors(
-        [Frame(open_source(row.name), row.registration.transform)], {"poststack_equalize_rgb": False}
+        [Frame(open_source(row.name), row.registration.transform, distortion=row.registration.distortion)],
+        {"poststack_equalize_rgb": False},
     )
     before_after_png(before, tile.image, path, max_side=PICTURE_PX)
 

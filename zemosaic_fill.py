@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from parallel_utils import tile_elements
-from zemosaic_spec import IDENTITY
+from zemosaic_distortion import NO_DISTORTION, reach
 from zemosaic_stack import Job
 from zemosaic_utils import FrameSource
 
@@ -47,7 +47,7 @@ def frame_block(source: FrameSource, first: int, last: int) -> np.ndarray:
 def fill_samples(job: Job, i: int, rows: slice, samples: np.ndarray, radial: np.ndarray) -> None:
     """Fill ``samples (rows * W * C,)`` with frame i on the reference grid, normalised; NaN outside its footprint."""
     source, table = job.sources[i], job.table
-    if radial.size == 0 and (table.transform[i] == IDENTITY).all():
+    if radial.size == 0 and table.in_place[i]:
         _fill_in_place(source, rows, table.scale[i], table.offset[i], samples)
     else:
         _fill_resampled(job, i, rows, samples, radial)
@@ -72,7 +72,8 @@ def _fill_resampled(job: Job, i: int, rows: slice, samples: np.ndarray, radial: 
     source, spec, table = job.sources[i], job.spec, job.table
     matrix = table.transform[i]
     width = job.shape[1]
-    first, last = source_rows(matrix, rows.start, rows.stop, width, source.height)
+    field = table.distortion[i] if table.distortion else NO_DISTORTION
+    first, last = source_rows(matrix, rows.start, rows.stop, width, source.height, reach(field))
     if last <= first:
         samples.fill(np.nan)
         radial.fill(0.0)
@@ -84,6 +85,7 @@ def _fill_resampled(job: Job, i: int, rows: slice, samples: np.ndarray, radial: 
         source.width,
         job.channels,
         matrix,
+        field,
         weight_table(spec.interpolation),
         needs_clamp(spec.interpolation),
         table.scale[i],
@@ -102,11 +104,12 @@ def source_margin(job: Job) -> int:
     from zemosaic_resample import CFA_MARGIN, source_rows
 
     middle = job.shape[0] // 2
+    fields = job.table.distortion or [NO_DISTORTION] * len(job.sources)
     spans = [
         last - first - 1
         for first, last in (
-            source_rows(m, middle, middle + 1, job.shape[1], s.height)
-            for m, s in zip(job.table.transform, job.sources, strict=True)
+            source_rows(m, middle, middle + 1, job.shape[1], s.height, reach(field))
+            for m, s, field in zip(job.table.transform, job.sources, fields, strict=True)
         )
     ]
     return max([*spans, 0]) + 2 * CFA_MARGIN
@@ -212,7 +215,7 @@ def slab_for(job: Job, max_rows: int) -> Slab:
 
 def stored_layout(job: Job) -> RawLayout | None:
     """Return how all frames are stored if slabs can hold them so: none needs resampling, none is stored otherwise."""
-    if job.spec.radial_weight or job.sample_weight is not None or not (job.table.transform == IDENTITY).all():
+    if job.spec.radial_weight or job.sample_weight is not None or not job.table.in_place.all():
         return None
     if any(source.cfa for source in job.sources):
         return None

@@ -228,11 +228,14 @@ class Frame:
         Homogeneous map of a reference pixel (x, y, 1) to this frame's own pixel.
     stats : FrameStats or None
         Levels before normalisation, where they were measured.
+    distortion : ndarray (rows, columns, 2) float32 or None
+        What is added to the mapped position, pixels; see ``zemosaic_distortion``. None: nothing.
     """
 
     source: FrameSource
     transform: np.ndarray = field(default_factory=IDENTITY.copy)
     stats: FrameStats | None = None
+    distortion: np.ndarray | None = None
 
 
 # --------------------------------------------------------------------------- doors

@@ -189,6 +189,9 @@ class Card:
         radial = radial_weight_table(spec.radial_feather, spec.radial_power, spec.radial_floor)
         self._nodes = radial.size - 2
         self._tables = [self._cupy.asarray(table) for table in (weight_table(spec.interpolation), radial)]
+        fields = self._job.table.distortion
+        self._fields = self._cupy.asarray(np.concatenate([f.reshape(-1) for f in fields])) if fields else None
+        self._field_columns = max((f.shape[1] for f in fields), default=0)
         self._numbers = [self._cupy.asarray(a) for a in (recipe.parameters, recipe.critical, recipe.weights)]
 
     # ------------------------------------------------------------------ the way there
@@ -259,8 +262,9 @@ class Card:
         table, radial_table = self._tables
         radial = self._sample_weights[slab.number % self._in_flight] if self._route.has_radial else None
         rows = np.int32(slab.rows.stop - slab.rows.start)
+        numbers = _pointer(self._fields), np.int32(self._field_columns), _pointer(table), np.int32(self._clamp)
         arguments = (
-            _pointer(self._blocks), *common, _pointer(table), np.int32(self._clamp), np.int32(slab.rows.start), rows,
+            _pointer(self._blocks), *common, *numbers, np.int32(slab.rows.start), rows,
             np.int32(self._route.width), *samples, _pointer(radial), np.int64(pixels), _pointer(radial_table),
             np.int32(self._nodes),
         )  # fmt: skip

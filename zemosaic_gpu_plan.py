@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Final, Literal
 import numpy as np
 
 from parallel_utils import memory_text, row_slabs
+from zemosaic_distortion import reach
 from zemosaic_resample_cuda import FLIPPED, FLOAT, FRAME_ROWS, IN_PLACE, OUTSIDE, PLANAR, RESAMPLED, SIGNED, SWAPPED
-from zemosaic_spec import IDENTITY, PlanError
+from zemosaic_spec import PlanError
 
 if TYPE_CHECKING:
     from zemosaic_stack import Job
@@ -72,7 +73,12 @@ def wire_of(source: FrameSource) -> Wire:
 
 
 def source_spans(
-    matrices: np.ndarray, starts: np.ndarray, stops: np.ndarray, out_width: int, height: int
+    matrices: np.ndarray,
+    starts: np.ndarray,
+    stops: np.ndarray,
+    out_width: int,
+    height: int,
+    reach: np.ndarray | float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return :func:`zemosaic_resample.source_rows` of many frames and slabs at once.
 
@@ -84,6 +90,8 @@ def source_spans(
         Rows of the slabs.
     out_width, height : int
         Width of the reference grid, height of the frames.
+    reach : ndarray (N,) float64
+        Rows by which each frame's distortion field displaces a pixel at most.
 
     Returns
     -------
@@ -100,6 +108,7 @@ def source_spans(
             behind |= ~(w > 0)
             mapped = (matrices[:, 1, 0] * x + matrices[:, 1, 1] * y + matrices[:, 1, 2]) / np.where(w > 0, w, 1.0)
             lowest, highest = np.minimum(lowest, mapped), np.maximum(highest, mapped)
+    lowest, highest = lowest - reach, highest + reach
     far = 4.0 * height + 16.0  # beyond it there is nothing, and whole numbers cannot overflow
     first = np.clip(np.floor(np.clip(lowest, -far, far)) - MARGIN, 0, None).astype(np.int64)
     last = np.clip(np.ceil(np.clip(highest, -far, far)) + MARGIN + 2, None, height).astype(np.int64)
@@ -140,6 +149,7 @@ class Route:
     bytes of all frames are the samples themselves, and go straight to where rejection reads them. ``where``: "memory"
     if all are arrays, "files" if all are plain files, whose bytes travel as they are; else "mixed". ``margin``: rows of
     a frame that a slab needs beyond its own. ``stretch``: rows of a frame for each of a slab's own, 1 or more.
+    ``field_elements``: of the distortion fields of all frames.
     """
 
     n_frames: int
@@ -152,6 +162,7 @@ class Route:
     where: Where
     margin: int
     stretch: float
+    field_elements: int
     has_radial: bool
     has_sample_weights: bool
 
@@ -176,15 +187,15 @@ def route_of(job: Job) -> Route:
     height, width = job.shape[:2]
     wires = tuple(wire_of(source) for source in job.sources)
     has_radial = spec.radial_weight and job.sample_weight is None
-    in_place = (table.transform == IDENTITY).all(axis=(1, 2)) & (not spec.radial_weight)
+    in_place = table.in_place & (not spec.radial_weight)
     is_plain = (table.scale == 1.0).all() and (table.offset == 0.0).all()
     is_direct = bool(in_place.all() and is_plain) and all(
         wire.stored == FLOAT and source.cfa is None for wire, source in zip(wires, job.sources, strict=True)
     )
     margin, stretch = 0, 1.0
     if not in_place.all():
-        reach, apart = reach_of(table.transform[~in_place], width, height)
-        margin, stretch = math.ceil(reach) + _span_margin(), max(apart, 1.0)
+        rows, apart = reach_of(table.transform[~in_place], width, height)
+        margin, stretch = math.ceil(rows + 2.0 * reaches(job).max()) + _span_margin(), max(apart, 1.0)
     margin += 2 * _cfa_margin() if any(source.cfa for source in job.sources) else 0
     return Route(
         n_frames=len(job.sources),
@@ -197,9 +208,15 @@ def route_of(job: Job) -> Route:
         where=_where(job, wires),
         margin=margin,
         stretch=stretch,
+        field_elements=sum(field.size for field in table.distortion),
         has_radial=has_radial,
         has_sample_weights=job.sample_weight is not None,
     )
+
+
+def reaches(job: Job) -> np.ndarray:
+    """Return by how many rows each frame's distortion field displaces a pixel at most, ``(N,) float64``."""
+    return np.array([reach(field) for field in job.table.distortion] or np.zeros(len(job.sources)))
 
 
 def _where(job: Job, wires: tuple[Wire, ...]) -> Where:
@@ -256,7 +273,7 @@ def device_bytes(route: Route, rows: int, scratch_bytes: int) -> int:
     * the samples of two slabs (one when a slab is the whole tile), and their radial or sample weights;
     * unless the frames travel directly: ``STAGING_BUFFERS`` batches as stored, and one batch demosaiced;
     * the maps of two slabs, ``OUTPUT_BYTES`` per element;
-    * the scratch of the rejection kernel, and per frame its numbers, twice.
+    * the scratch of the rejection kernel, the distortion fields, and per frame its numbers, twice.
     """
     rows = min(rows, route.height)
     in_flight = 2 if rows < route.height else 1
@@ -264,12 +281,14 @@ def device_bytes(route: Route, rows: int, scratch_bytes: int) -> int:
     samples = 4 * route.n_frames * elements
     weights = samples if route.has_sample_weights else samples // route.channels if route.has_radial else 0
     staging = 0 if route.is_direct else STAGING_BUFFERS * _batch_bytes(route, rows)
+    fields = 4 * route.field_elements
     per_frame = 2 * FRAME_ROWS.itemsize + 128
     return (
         in_flight * (samples + weights + OUTPUT_BYTES * elements)
         + staging
         + _block_bytes(route, rows)
         + scratch_bytes
+        + fields
         + per_frame * route.n_frames
     )
 
@@ -391,6 +410,8 @@ def frame_table(job: Job, route: Route) -> np.ndarray:
     frames["stored"] = [wire.stored for wire in route.wires]
     red = [(-1, -1) if source.cfa is None else red_position(source.cfa) for source in job.sources]
     frames["red_row"], frames["red_col"] = np.array(red).T
+    sizes = [field.size for field in job.table.distortion] or [0] * route.n_frames
+    frames["field_at"] = np.where(np.array(sizes) > 0, np.cumsum([0, *sizes[:-1]]), -1)
     frames["matrix"] = job.table.transform.reshape(-1, 9)
     frames["scale"][:, : route.channels] = job.table.scale
     frames["offset"][:, : route.channels] = job.table.offset
@@ -408,6 +429,7 @@ def cut(job: Job, route: Route, plan: GpuPlan) -> Iterator[Slab]:
     common = frame_table(job, route)
     row_bytes = np.array([wire.row_bytes for wire in route.wires], np.int64)
     is_mosaic = common["red_row"] >= 0
+    reach_px = reaches(job)
     for number, rows in enumerate(row_slabs(route.height, plan.rows_per_slab)):
         frames = common.copy()
         first = np.full(route.n_frames, rows.start, np.int64)
@@ -415,7 +437,7 @@ def cut(job: Job, route: Route, plan: GpuPlan) -> Iterator[Slab]:
         moved = ~route.in_place
         if moved.any():
             edges = np.array([rows.start]), np.array([rows.stop])
-            spans = source_spans(job.table.transform[moved], *edges, route.width, route.height)
+            spans = source_spans(job.table.transform[moved], *edges, route.width, route.height, reach_px[moved])
             first[moved], last[moved] = spans[0][0], spans[1][0]
         margin = np.where(is_mosaic & (last > first), _cfa_margin(), 0)
         top, bottom = np.maximum(first - margin, 0), np.minimum(last + margin, route.height)

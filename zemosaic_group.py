@@ -21,7 +21,7 @@ import numpy as np
 from parallel_utils import available_memory, parallel_map
 from zemosaic_levels import measure_levels
 from zemosaic_register import register_stars
-from zemosaic_register_wcs import register_wcs
+from zemosaic_register_wcs import register_stars_seeded, register_wcs
 from zemosaic_spec import FrameError, FrameStats, NoFramesError, RegisterSpec, Registration
 from zemosaic_stack import Callback, notify
 from zemosaic_stars import StarList, choose_reference
@@ -435,4 +435,8 @@ def _register(group: Group, i: int, reference: int, reference_wcs: WCS | None, s
     seed = by_wcs if by_wcs is not None and by_wcs.ok else None
     if seed is not None and min(len(known), len(stars)) < spec.min_matched:
         return seed
-    return register_stars(known, stars, shape, spec, None if seed is None else seed.transform)
+    return (
+        register_stars(known, stars, shape, spec)
+        if seed is None
+        else register_stars_seeded(known, stars, shape, spec, seed)
+    )

@@ -167,7 +167,11 @@ def stack_group(group: Group, stacker: Stacker, stack: StackSpec, report: TileRe
     give_back_freed_memory()  # of measuring and registering, before the slabs take theirs
     usable = group.usable
     reference = group.source(group.reference)
-    frames = [Frame(group.source(i), _registration(group, i).transform, group.scan(i).stats) for i in usable]
+    registered = [_registration(group, i) for i in usable]
+    frames = [
+        Frame(group.source(i), r.transform, group.scan(i).stats, r.distortion)
+        for i, r in zip(usable, registered, strict=True)
+    ]
     params = {**params_from_stack_spec(stack), "reference_index": usable.index(group.reference)}
     with timed(report, "finish"):
         header, wcs = reference.read_header(), _tile_wcs(reference)

@@ -6,16 +6,21 @@ Transforms are those of ``zemosaic_register``: (3, 3) float64, REFERENCE pixel t
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from zemosaic_distortion import NO_DISTORTION, STEP, displacement, make_field, nodes, steepest
 from zemosaic_register import (
+    MOVED,
+    STATIONARY_RADIUS,
     failed,
     fit_transform,
     grid_points,
     implausible_shape,
     inside_frame,
+    register_stars,
     transform_points,
 )
 from zemosaic_spec import FrameError, RegisterSpec, Registration, TransformName
@@ -23,7 +28,15 @@ from zemosaic_spec import FrameError, RegisterSpec, Registration, TransformName
 if TYPE_CHECKING:
     from astropy.wcs import WCS
 
-__all__ = ["register_wcs", "wcs_transform"]
+    from zemosaic_stars import StarList
+
+__all__ = ["distortion_between", "register_stars_seeded", "register_wcs", "wcs_transform"]
+
+SETTLED: Final = 1.0  # px: a seed that was wrong by less has displaced stars by less than a hundredth of it
+REFINEMENTS: Final = 3  # rounds of displacing and registering
+FEWER: Final = 0.9  # part of the matched stars below which a smaller rms proves nothing
+
+NODE_MARGIN: Final = 2 * STEP  # px outside a frame within which its distortion is still looked up
 
 
 def wcs_transform(
@@ -48,11 +61,43 @@ def wcs_transform(
     return _fit_wcs(reference_wcs, frame_wcs, shape, kind)[0]
 
 
+def distortion_between(reference_wcs: WCS, frame_wcs: WCS, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return what a matrix leaves of the map that two WCS imply, as a field of ``zemosaic_distortion``.
+
+    Parameters
+    ----------
+    reference_wcs, frame_wcs : astropy.wcs.WCS
+        Celestial WCS. Without distortion (SIP) in either there is no field.
+    matrix : ndarray (3, 3) float64
+        Reference pixel to frame pixel, fitted to the two, e.g. by :func:`wcs_transform`.
+    shape : tuple of int
+        (H, W) of both frames, pixels.
+
+    Returns
+    -------
+    ndarray (rows, columns, 2) float32
+        Displacements, pixels of the frame; without elements where they are negligible.
+
+    Raises
+    ------
+    FrameError
+        The distortion cannot be inverted.
+    """
+    if not (reference_wcs.has_distortion or frame_wcs.has_distortion):
+        return NO_DISTORTION
+    size = (int(shape[0]), int(shape[1]))
+    places = nodes(*size)
+    flat = places.reshape(-1, 2)
+    mapped = _through_the_sky(reference_wcs.celestial, frame_wcs.celestial, flat, size, NODE_MARGIN)
+    return make_field((mapped - transform_points(matrix, flat)).reshape(places.shape))
+
+
 def register_wcs(reference_wcs: WCS, frame_wcs: WCS, shape: tuple[int, ...], spec: RegisterSpec) -> Registration:
     """Find the transform from reference pixels to frame pixels from two WCS alone.
 
-    ``spec.transform`` is fitted to a grid mapped through the sky; ``rms_px`` is what the model leaves over
-    (distortion), pixels, not the accuracy of the WCS, which nothing here can know.
+    ``spec.transform`` is fitted to a grid mapped through the sky. What it leaves of the distortion that the headers
+    describe (SIP) is the registration's field. ``rms_px`` is what both leave over, pixels, not the accuracy of the WCS,
+    which nothing here can know.
 
     Parameters
     ----------
@@ -71,26 +116,100 @@ def register_wcs(reference_wcs: WCS, frame_wcs: WCS, shape: tuple[int, ...], spe
     try:
         # Between two tangent planes a homography is exact.
         kind: TransformName = "homography" if spec.transform == "auto" else spec.transform
-        matrix, rms = _fit_wcs(reference_wcs, frame_wcs, shape, kind)
+        matrix, common, mapped = _fit_wcs(reference_wcs, frame_wcs, shape, kind)
+        field = distortion_between(reference_wcs, frame_wcs, matrix, shape)
     except FrameError as error:
         return failed(error.reason, method="wcs")
+    squared = np.sum((transform_points(matrix, common) + displacement(field, common) - mapped) ** 2, axis=1)
+    rms = math.sqrt(float(np.mean(squared)))
     if rms > spec.max_rms_px:
         return failed(
-            f"{spec.transform} leaves {rms:.2f} px rms of the WCS's distortion, limit {spec.max_rms_px:g} px; "
+            f"{spec.transform} leaves {rms:.2f} px rms of the map that the WCS imply, limit {spec.max_rms_px:g} px; "
             "try transform homography",
             rms=rms,
             method="wcs",
         )
     implausible = implausible_shape(matrix, (int(shape[0]), int(shape[1])), spec)
+    if not implausible and steepest(field) > spec.max_scale_error:
+        implausible = (
+            f"the distortion (SIP) of the WCS stretches the field by {100 * steepest(field):.1f} % in places, "
+            f"limit {100 * spec.max_scale_error:g} %"
+        )
     if implausible:
         return failed(implausible, rms=rms, method="wcs")
-    return Registration(True, matrix, "wcs", 0, rms, model=kind)
+    return Registration(True, matrix, "wcs", 0, rms, model=kind, distortion=field if field.size else None)
+
+
+def register_stars_seeded(
+    reference: StarList, frame: StarList, shape: tuple[int, ...], spec: RegisterSpec, by_wcs: Registration
+) -> Registration:
+    """Register by stars, starting from what the WCS say, on top of the distortion that they describe.
+
+    The matrix ``H`` is fitted to pairs ``(p, q - D(p))``, p a star of the reference, q the same of the frame, D the
+    field of ``by_wcs``. The stars are also registered without it, and where they fit better so, the headers'
+    distortion is not the frame's and is left out.
+
+    Parameters
+    ----------
+    reference, frame : StarList
+        Stars of the reference and of the frame, brightest first.
+    shape : tuple of int
+        (H, W) of both frames, pixels.
+    spec : RegisterSpec
+        Model and limits.
+    by_wcs : Registration
+        From :func:`register_wcs`; ``ok``.
+
+    Returns
+    -------
+    Registration
+        ``method`` "stars"; with the field of ``by_wcs``, or without one.
+    """
+    plain = register_stars(reference, frame, shape, spec, by_wcs.transform)
+    field = by_wcs.distortion
+    if field is None:
+        return plain
+    matrix = by_wcs.transform
+    ours, theirs = _without_defects(reference, frame, matrix)
+    grid = grid_points((int(shape[0]), int(shape[1])), 5)
+    for _ in range(REFINEMENTS):
+        bent = register_stars(ours, _unbent(theirs, field, matrix), shape, spec, matrix)
+        if not bent.ok:
+            return plain
+        change = np.abs(transform_points(bent.transform, grid) - transform_points(matrix, grid)).max()
+        matrix = bent.transform
+        if change < SETTLED:
+            break
+    if plain.ok and plain.rms_px < bent.rms_px and plain.matched >= FEWER * bent.matched:
+        return plain
+    return replace(bent, distortion=field)
+
+
+def _unbent(frame: StarList, field: np.ndarray, matrix: np.ndarray) -> StarList:
+    """Return the stars of a frame where a matrix alone would have put them."""
+    back, xy = np.linalg.inv(matrix), frame.xy
+    straight = xy
+    for _ in range(3):  # a field changes by a few percent of a distance at most, so each round gains two digits
+        straight = xy - displacement(field, transform_points(back, straight))
+    return replace(frame, x=straight[:, 0], y=straight[:, 1])
+
+
+def _without_defects(reference: StarList, frame: StarList, matrix: np.ndarray) -> tuple[StarList, StarList]:
+    """Leave out detections that kept their pixel while the sky moved: displaced, they would no longer be known."""
+    from scipy.spatial import cKDTree
+
+    moved = np.hypot(*(transform_points(matrix, reference.xy) - reference.xy).T) > MOVED
+    distance, nearest = cKDTree(frame.xy).query(reference.xy, distance_upper_bound=STATIONARY_RADIUS)
+    defect = np.isfinite(distance) & moved
+    theirs = np.ones(len(frame), bool)
+    theirs[nearest[defect]] = False
+    return reference.select(~defect), frame.select(theirs)
 
 
 def _fit_wcs(
     reference_wcs: WCS, frame_wcs: WCS, shape: tuple[int, ...], kind: TransformName
-) -> tuple[np.ndarray, float]:
-    """Matrix and rms residual (px) over the common field."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Fit a matrix; return it, and a grid on the common field in the reference's and the frame's pixels, (n, 2) px."""
     size = (int(shape[0]), int(shape[1]))
     grid = grid_points(size, 25)
     mapped = _through_the_sky(reference_wcs.celestial, frame_wcs.celestial, grid, size)
@@ -102,14 +221,16 @@ def _fit_wcs(
     matrix = fit_transform(kind, grid[valid], mapped[valid], np.ones(np.count_nonzero(valid)))
     if matrix is None:
         raise FrameError("WCS", f"its overlap with the reference is too narrow to fit a {kind}")
-    squared = np.sum((transform_points(matrix, grid[common]) - mapped[common]) ** 2, axis=1)
-    return matrix, math.sqrt(float(np.mean(squared)))
+    return matrix, grid[common], mapped[common]
 
 
-def _through_the_sky(reference: WCS, frame: WCS, xy: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+def _through_the_sky(
+    reference: WCS, frame: WCS, xy: np.ndarray, shape: tuple[int, int], reach: float = 0.0
+) -> np.ndarray:
     """Map reference pixels to frame pixels, (n, 2) px; nan where far outside the frame or behind its sphere.
 
-    The linear part of the frame's WCS decides first which points are near: SIP polynomials are only meant there.
+    The linear part of the frame's WCS decides first which points are near, within a quarter of the frame or ``reach``
+    pixels: SIP polynomials are only meant there.
     """
     from astropy.wcs import NoConvergence
 
@@ -120,8 +241,8 @@ def _through_the_sky(reference: WCS, frame: WCS, xy: np.ndarray, shape: tuple[in
     if np.any(finite):
         rough[finite] = frame.wcs_world2pix(sky[finite], 0)
     height, width = shape
-    margin = 0.25
-    near = np.all((rough > [-margin * width, -margin * height]) & (rough < [1.25 * width, 1.25 * height]), axis=1)
+    margin = np.maximum(0.25 * np.array([width, height]), reach)
+    near = np.all((rough > -margin) & (rough < [width, height] + margin), axis=1)
     if np.any(near):
         try:
             mapped[near] = frame.all_world2pix(sky[near], 0, tolerance=1e-5, maxiter=50)

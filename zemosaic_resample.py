@@ -1,9 +1,10 @@
 """From the rows of a raw frame to rows of the reference grid: demosaicing and interpolation, each defined once.
 
 Geometry. An output pixel (X, Y) of the reference grid is mapped to the frame by the 3x3 matrix of its
-registration, in float64, in this order: ``x = (m00 X + (m01 Y + m02)) / w`` and likewise y and w. The position is then
-rounded to 1/1024 pixel; that grid is part of the definition, so that the weights come from one small table made once.
-An output pixel is inside the frame when that rounded position lies within the centres of its outermost pixels.
+registration, in float64, in this order: ``x = (m00 X + (m01 Y + m02)) / w`` and likewise y and w. Where the frame has a
+distortion field (``zemosaic_distortion``), its displacement there is added. The position is then rounded to 1/1024
+pixel; that grid is part of the definition, so that the weights come from one small table made once. An output pixel is
+inside the frame when that rounded position lies within the centres of its outermost pixels.
 
 Every output pixel depends on absolute coordinates alone: the rows of a slab equal the same rows of the whole.
 """
@@ -15,6 +16,7 @@ from typing import Final
 
 import numpy as np
 
+from zemosaic_distortion import STEP
 from zemosaic_kernels import kernel
 from zemosaic_lines import LANES, SPARE, TAPS, demosaic_run, interpolate_grey, interpolate_rgb
 
@@ -253,6 +255,7 @@ def resample_rows(
     width,
     channels,
     matrix,
+    field,
     table,
     clamp,
     scale,
@@ -275,6 +278,8 @@ def resample_rows(
         First row held; size of the frame.
     matrix : ndarray (3, 3) float64
         Reference pixel to frame pixel.
+    field : ndarray (rows, columns, 2) float32
+        Displacements to be added, pixels, see ``zemosaic_distortion``; without elements where there are none.
     table : ndarray (PHASES, TAPS) float32
         From :func:`weight_table`.
     clamp : bool
@@ -305,7 +310,7 @@ def resample_rows(
     for r in range(y1 - y0):
         for start in range(0, out_width, SEGMENT):
             count = min(SEGMENT, out_width - start)
-            inner = _locate(matrix, r + y0, start, count, width, height, row0, rows_held, x, y, xq, yq)
+            inner = _locate(matrix, field, r + y0, start, count, width, height, row0, rows_held, x, y, xq, yq)
             if channels == 3:
                 invalid = interpolate_rgb(src, row0, stride, xq, yq, count, table, clamp, scale, offset, line)
             else:
@@ -321,7 +326,7 @@ def resample_rows(
 
 
 @kernel
-def _locate(matrix, row, start, count, width, height, row0, rows_held, x, y, xq, yq) -> int:
+def _locate(matrix, field, row, start, count, width, height, row0, rows_held, x, y, xq, yq) -> int:
     """Map pixels ``start ...`` of a row of the reference grid into the frame.
 
     ``x, y float64``: positions, pixels. ``xq, yq int32``: the same in units of 1/1024 pixel, and ``xq`` tells what a
@@ -345,6 +350,8 @@ def _locate(matrix, row, start, count, width, height, row0, rows_held, x, y, xq,
             w = m20 * float(start + i) + base_w
             x[i] = x[i] / w
             y[i] = y[i] / w
+    if field.size > 0:
+        _displace(field, row, start, count, x, y)
     last_x = np.int32((width - 1) * 1024)
     last_y = np.int32((height - 1) * 1024)
     far_x = float(width)
@@ -365,6 +372,28 @@ def _locate(matrix, row, start, count, width, height, row0, rows_held, x, y, xq,
         yq[i] = b
         found += np.int32(inner & inside)
     return found
+
+
+@kernel
+def _displace(field, row, start, count, x, y) -> None:
+    """Add the displacements of a field to mapped positions, bilinear between its nodes."""
+    j = row // STEP
+    g = float(row - j * STEP) / STEP
+    for i in range(count):
+        k = (start + i) // STEP
+        f = float(start + i - k * STEP) / STEP
+        x[i] = x[i] + _between(field, j, k, g, f, 0)
+        y[i] = y[i] + _between(field, j, k, g, f, 1)
+
+
+@kernel
+def _between(field, j, k, g, f, axis) -> float:
+    """Interpolate one coordinate in the cell below and right of node (j, k), at g of its height and f of its width."""
+    corner = np.float64(field[j, k, axis])
+    above = corner + f * (np.float64(field[j, k + 1, axis]) - corner)
+    corner = np.float64(field[j + 1, k, axis])
+    below = corner + f * (np.float64(field[j + 1, k + 1, axis]) - corner)
+    return above + g * (below - above)
 
 
 @kernel
@@ -425,16 +454,19 @@ def radial_weight_table(feather: float, power: float, floor: float, nodes: int =
 # --------------------------------------------------------------------------- which rows a slab needs
 
 
-def source_rows(matrix: np.ndarray, y0: int, y1: int, out_width: int, height: int) -> tuple[int, int]:
+def source_rows(
+    matrix: np.ndarray, y0: int, y1: int, out_width: int, height: int, reach: float = 0.0
+) -> tuple[int, int]:
     """Return the rows of a frame (first, one past last) that rows y0..y1 of the reference grid need; (0, 0) when none.
 
-    A projective map takes straight lines to straight lines, so the corners of the slab bound it.
+    A projective map takes straight lines to straight lines, so the corners of the slab bound it. ``reach``: rows by
+    which a distortion field displaces a pixel at most.
     """
     corners = np.array([[x, y, 1.0] for y in (y0, y1 - 1) for x in (0, out_width - 1)])
     mapped = corners @ matrix.T
     if not (mapped[:, 2] > 0).all():
         return 0, height
     y = mapped[:, 1] / mapped[:, 2]
-    first = max(int(np.floor(y.min())) - MARGIN, 0)
-    last = min(int(np.ceil(y.max())) + MARGIN + 2, height)
+    first = max(int(np.floor(y.min() - reach)) - MARGIN, 0)
+    last = min(int(np.ceil(y.max() + reach)) + MARGIN + 2, height)
     return (first, last) if last > first else (0, 0)

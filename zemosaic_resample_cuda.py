@@ -28,6 +28,7 @@ FRAME_ROWS: Final = np.dtype(
     [
         ("raw_at", np.int64),  # first byte of its rows in the staging buffer
         ("block_at", np.int64),  # first element of its rows in the scratch of demosaiced blocks
+        ("field_at", np.int64),  # first element of its distortion field among those of all frames; -1: it has none
         ("raw_first", np.int32),  # first row that is staged
         ("raw_rows", np.int32),  # rows that are staged
         ("first", np.int32),  # rows of the block: first ...
@@ -46,7 +47,7 @@ FRAME_ROWS: Final = np.dtype(
 
 RESAMPLE_CUDA: Final = r"""
 struct FrameRows {
-  long long raw_at, block_at;
+  long long raw_at, block_at, field_at;
   int raw_first, raw_rows, first, last, stored, red_row, red_col, place;
   double matrix[9], scale[3], offset[3];
 };
@@ -215,11 +216,22 @@ __device__ inline float interpolated(const float* src, int width, const float* w
   return *valid && clamp ? clamped(v, s) : v;
 }
 
+// One coordinate of a distortion field's displacement at a reference pixel, bilinear between nodes 64 pixels apart.
+__device__ inline double displaced(const float* field, int field_cols, int row, int col) {
+  const double f = (double)(col & 63) / 64.0, g = (double)(row & 63) / 64.0;
+  const float* above = field + ((long long)(row >> 6) * field_cols + (col >> 6)) * 2;
+  const float* below = above + (long long)field_cols * 2;
+  const double first = (double)above[0] + f * ((double)above[2] - (double)above[0]);
+  const double second = (double)below[0] + f * ((double)below[2] - (double)below[0]);
+  return first + g * (second - first);
+}
+
 // Fill rows y0 .. y0 + rows - 1 of the reference grid from a batch of frames, normalised; NaN outside their footprints.
 extern "C" __global__ void resample_rows(const float* blocks, const FrameRows* frames, int first_frame, int height,
-                                         int width, int channels, const float* table, int clamp, int y0, int rows,
-                                         int out_width, float* cube, long long stride, float* radial,
-                                         long long radial_stride, const double* radial_table, int nodes) {
+                                         int width, int channels, const float* fields, int field_cols,
+                                         const float* table, int clamp, int y0, int rows, int out_width, float* cube,
+                                         long long stride, float* radial, long long radial_stride,
+                                         const double* radial_table, int nodes) {
   const int i = first_frame + blockIdx.y;
   const FrameRows& f = frames[i];
   if (f.place == IN_PLACE) return;
@@ -234,13 +246,18 @@ extern "C" __global__ void resample_rows(const float* blocks, const FrameRows* f
   const unsigned int step = gridDim.x * blockDim.x;
   for (unsigned int p = blockIdx.x * blockDim.x + threadIdx.x; p < pixels; p += step) {
     float* out = cube + i * stride + (long long)p * channels;
-    const double fy = (double)((int)(p / out_width) + y0), fx = (double)(p % out_width);
+    const int row = (int)(p / out_width) + y0, col = (int)(p % out_width);
+    const double fy = (double)row, fx = (double)col;
     double x = m[0] * fx + (m[1] * fy + m[2]);
     double y = m[3] * fx + (m[4] * fy + m[5]);
     if (!affine) {
       const double w = m[6] * fx + (m[7] * fy + m[8]);
       x = x / w;
       y = y / w;
+    }
+    if (f.field_at >= 0) {
+      x = x + displaced(fields + f.field_at, field_cols, row, col);
+      y = y + displaced(fields + f.field_at + 1, field_cols, row, col);
     }
     const bool inside = f.place == RESAMPLED && x > -1.0 && y > -1.0 && x < width && y < height;
     const int xq = inside ? (int)floor(x * 1024.0 + 0.5) : -1;

@@ -452,6 +452,8 @@ class Registration:
         Why the frame failed, with its numbers; empty when ok.
     model : str
         "similarity", "affine" or "homography" where one was fitted.
+    distortion : ndarray (rows, columns, 2) float32 or None
+        What is added to the mapped position, pixels of the frame; see ``zemosaic_distortion``. None: nothing.
     """
 
     ok: bool
@@ -461,6 +463,7 @@ class Registration:
     rms_px: float = float("nan")
     reason: str = ""
     model: str = ""
+    distortion: np.ndarray | None = None
 
 
 @dataclass
@@ -468,7 +471,8 @@ class FrameTable:
     """One row per frame that is stacked; computed once, the same for every device.
 
     ``normalised = scale * raw + offset``. Shapes: ``transform (N, 3, 3)``, ``scale, offset, weight (N, C)``, all
-    float64; scale dimensionless, offset ADU, weight dimensionless and >= 0.
+    float64; scale dimensionless, offset ADU, weight dimensionless and >= 0. ``distortion``: one field per frame, see
+    ``zemosaic_distortion``; empty where no frame has one.
     """
 
     names: list[str]
@@ -479,6 +483,13 @@ class FrameTable:
     weight_method: str = "none"
     notes: list[str] = field(default_factory=list)
     normalize_method: str = ""  # what was applied, where the specification left the choice; "" is what it names
+    distortion: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def in_place(self) -> np.ndarray:
+        """Which frames lie on the reference grid already, ``(N,) bool``."""
+        lies = (self.transform == IDENTITY).all(axis=(1, 2))
+        return lies & [field.size == 0 for field in self.distortion] if self.distortion else lies
 
 
 @dataclass

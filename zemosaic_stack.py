@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from zemosaic_distortion import checked_fields
 from zemosaic_flatten import flattened_sources
 from zemosaic_levels import measure_levels
 from zemosaic_spec import (
@@ -141,6 +142,8 @@ def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) ->
         [f.source.name for f in frames], [f.transform for f in frames], stats, spec, reference
     )
     sources = [frames[i].source for i in used]
+    height, width = frames[0].source.shape[:2]
+    table = replace(table, distortion=checked_fields([frames[i].distortion for i in used], height, width))
     if spec.flatten:
         sources = flattened_sources(sources, [stats[i] for i in used], table, used.index(reference))
     return Job(sources, table, spec, frames[0].source.shape, dropped)
@@ -182,6 +185,7 @@ def without_unreadable(job: Job, error: FrameError) -> Job:
             scale=table.scale[keep],
             offset=table.offset[keep],
             weight=table.weight[keep],
+            distortion=[table.distortion[k] for k in keep] if table.distortion else [],
         ),
         sample_weight=None if job.sample_weight is None else job.sample_weight[keep],
         dropped=[*job.dropped, (error.name, error.reason)],

@@ -17,6 +17,7 @@ BOTTOM = ["zemosaic_spec", "zemosaic_kernels", "cuda_utils", "zemosaic_attached"
 ROOMS: dict[str, set[str]] = {
     **{room: set() for room in BOTTOM},
     "zemosaic_headers": {"zemosaic_spec"},
+    "zemosaic_distortion": {"zemosaic_spec"},
     "zemosaic_frames": {"zemosaic_spec", "zemosaic_headers"},
     "zemosaic_tile": {"zemosaic_spec"},
     "zemosaic_gate": {"zemosaic_tile"},
@@ -28,10 +29,10 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_stars": {"zemosaic_spec", "zemosaic_sky", "zemosaic_star_kernels"},
     "zemosaic_photometry": {"zemosaic_spec", "zemosaic_sky"},
     "zemosaic_register": {"zemosaic_spec", "zemosaic_stars"},
-    "zemosaic_register_wcs": {"zemosaic_spec", "zemosaic_register"},
+    "zemosaic_register_wcs": {"zemosaic_spec", "zemosaic_distortion", "zemosaic_stars", "zemosaic_register"},
     "zemosaic_simd": {"zemosaic_kernels"},
     "zemosaic_lines": set(),
-    "zemosaic_resample": {"zemosaic_spec", "zemosaic_kernels", "zemosaic_lines"},
+    "zemosaic_resample": {"zemosaic_spec", "zemosaic_distortion", "zemosaic_kernels", "zemosaic_lines"},
     "zemosaic_samples": {"zemosaic_kernels", "zemosaic_frames"},
     "zemosaic_levels": {"zemosaic_spec"},
     "zemosaic_weights": {
@@ -51,9 +52,17 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_simulate": {"zemosaic_spec"},
     "zemosaic_truth": {"zemosaic_simulate"},
     "zemosaic_flatten": {"zemosaic_spec", "zemosaic_photometry", "zemosaic_utils"},
-    "zemosaic_stack": {"zemosaic_spec", "zemosaic_utils", "zemosaic_levels", "zemosaic_weights", "zemosaic_flatten"},
+    "zemosaic_stack": {
+        "zemosaic_spec",
+        "zemosaic_distortion",
+        "zemosaic_utils",
+        "zemosaic_levels",
+        "zemosaic_weights",
+        "zemosaic_flatten",
+    },
     "zemosaic_fill": {
         "zemosaic_spec",
+        "zemosaic_distortion",
         "zemosaic_frames",
         "parallel_utils",
         "zemosaic_utils",
@@ -86,6 +95,7 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_gather": {"zemosaic_kernels"},
     "zemosaic_gpu_plan": {
         "zemosaic_spec",
+        "zemosaic_distortion",
         "parallel_utils",
         "zemosaic_utils",
         "zemosaic_resample",

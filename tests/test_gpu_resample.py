@@ -10,6 +10,7 @@ from astropy.io import fits
 from cuda_host import CONTRACTED, STRICT, address, build, has_fma
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_resample import some_field
 
 import zemosaic_gpu_plan
 import zemosaic_resample as resample
@@ -47,6 +48,8 @@ def on_the_card(library, job, plan, route):
     spec, n = job.spec, len(job.sources)
     height, width = job.shape[:2]
     i64, i32 = ctypes.c_longlong, ctypes.c_int
+    fields = np.concatenate([f.reshape(-1) for f in job.table.distortion]) if job.table.distortion else None
+    columns = max((f.shape[1] for f in job.table.distortion), default=0)
     for slab in cut(job, route, plan):
         rows = slab.rows.stop - slab.rows.start
         size = rows * width * job.channels
@@ -72,7 +75,8 @@ def on_the_card(library, job, plan, route):
             )  # fmt: skip
             launch(
                 (library, library.resample_rows), batch.last - batch.first,
-                address(blocks), *common, address(table), i32(resample.needs_clamp(spec.interpolation)),
+                address(blocks), *common, address(fields), i32(columns), address(table),
+                i32(resample.needs_clamp(spec.interpolation)),
                 i32(slab.rows.start), i32(rows), i32(width), address(cube), i64(size),
                 address(radial), i64(rows * width), address(radial_table), i32(radial_table.size - 2),
             )  # fmt: skip
@@ -99,8 +103,11 @@ def compare(library, job, max_rows):
     return differing
 
 
-def job_of(descriptors, transforms, **spec):
-    frames = [Frame(open_source(d), t) for d, t in zip(descriptors, transforms, strict=True)]
+def job_of(descriptors, transforms, distortion=None, **spec):
+    bends = distortion or [None] * len(descriptors)
+    frames = [
+        Frame(open_source(d), t, distortion=bend) for d, t, bend in zip(descriptors, transforms, bends, strict=True)
+    ]
     spec = {"normalize": "none", "weight": "none", **spec}
     return make_job(frames, StackSpec(**spec))
 
@@ -141,6 +148,24 @@ def test_any_frames_and_any_slabs(strict, seed, max_rows, interpolation):
     frames = fields(rng, 5, shape, [np.float32, np.uint16, np.int16, ">f4", np.float64][seed % 5])
     job = job_of(frames, some_transforms(rng, 5), interpolation=interpolation, normalize="additive_scaling")
     assert compare(strict, job, max_rows) == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), max_rows=st.integers(1, 100), strength=st.floats(0.1, 8.0))
+def test_distorted_frames(strict, seed, max_rows, strength):
+    """Some frames have a field and some have none, one has a field and no other transform."""
+    rng = np.random.default_rng(seed)
+    shape = (int(rng.integers(60, 140)), int(rng.integers(60, 140)), *([3] if seed % 2 else []))
+    bends = [some_field(*shape[:2], strength, seed + i) if i != 3 else None for i in range(6)]
+    job = job_of(
+        fields(rng, 6, shape, np.uint16), some_transforms(rng, 6), bends, interpolation="lanczos3",
+        radial_weight=bool(seed % 3 == 0),
+    )  # fmt: skip
+    assert not job.table.in_place.any()
+    assert compare(strict, job, max_rows) == 0
+    plain = job_of(fields(rng, 6, shape, np.uint16), some_transforms(rng, 6))
+    assert plain.table.in_place[0]
+    assert route_of(plain).field_elements == 0 < route_of(job).field_elements
 
 
 @pytest.mark.parametrize("pattern", ["RGGB", "GRBG", "GBRG", "BGGR"])
@@ -194,12 +219,13 @@ def test_spans_of_many_frames_are_those_of_each(seed):
     rng = np.random.default_rng(seed)
     height, width = int(rng.integers(10, 200)), int(rng.integers(10, 200))
     matrices = np.array([*some_transforms(rng, 6), similarity(*rng.uniform(-200, 200, 3), rng.uniform(-0.02, 0.02))])
+    far = rng.choice([0.0, 0.3, 7.0], len(matrices))
     starts = np.sort(rng.integers(0, height, 4))
     stops = np.minimum(starts + rng.integers(1, 40, 4), height)
-    first, last = source_spans(matrices, starts, stops, width, height)
+    first, last = source_spans(matrices, starts, stops, width, height, far)
     for s in range(4):
         for i, matrix in enumerate(matrices):
-            expected = resample.source_rows(matrix, int(starts[s]), int(stops[s]), width, height)
+            expected = resample.source_rows(matrix, int(starts[s]), int(stops[s]), width, height, far[i])
             assert (first[s, i], last[s, i]) == expected
 
 

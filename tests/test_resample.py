@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zemosaic_resample as resample
+from zemosaic_distortion import NO_DISTORTION, displacement, field_shape, make_field, nodes, reach
 
 NAMES = ("lanczos3", "bicubic", "bilinear", "nearest")
 NOTHING = np.empty(0, np.float32)
@@ -22,12 +23,13 @@ def padded(image):
     return np.concatenate([flat, np.zeros(resample.PAD, np.float32)])
 
 
-def warp(image, matrix, name="lanczos3", rows=None, clamp=None, scale=None, offset=None, radial=None):
+def warp(image, matrix, name="lanczos3", rows=None, clamp=None, scale=None, offset=None, radial=None, field=None):
     """Resample a whole image in memory; ``rows`` (y0, y1) gives only those, from just the source rows they need."""
     height, width = image.shape[:2]
     channels = image.shape[2] if image.ndim == 3 else 1
     y0, y1 = rows or (0, height)
-    first, last = resample.source_rows(matrix, y0, y1, width, height)
+    far = 0.0 if field is None else reach(field)
+    first, last = resample.source_rows(matrix, y0, y1, width, height, far)
     out = np.full((y1 - y0) * width * channels, 7.0, np.float32)
     table = resample.radial_weight_table(*(radial or (0.8, 2.0, 0.05)))
     weights = np.empty((y1 - y0) * width, np.float32) if radial else NOTHING
@@ -35,12 +37,22 @@ def warp(image, matrix, name="lanczos3", rows=None, clamp=None, scale=None, offs
         return np.full((y1 - y0, *image.shape[1:]), np.nan, np.float32)
     resample.resample_rows(
         padded(image[first:last]), first, height, width, channels, np.asarray(matrix, float),
+        NO_DISTORTION if field is None else field,
         resample.weight_table(name), resample.needs_clamp(name) if clamp is None else clamp,
         np.ones(channels) if scale is None else scale, np.zeros(channels) if offset is None else offset,
         y0, y1, width, out, weights, table,
     )  # fmt: skip
     shaped = out.reshape(y1 - y0, *image.shape[1:])
     return (shaped, weights.reshape(y1 - y0, width)) if radial else shaped
+
+
+def some_field(height, width, strength=3.0, seed=4):
+    """Displacements as smooth as those of optics, pixels."""
+    rng = np.random.default_rng(seed)
+    u, v = np.moveaxis(nodes(height, width), 2, 0) / max(height, width) - 0.5
+    powers = [u * u, u * v, v * v, u * (u * u + v * v), v * (u * u + v * v)]
+    terms = rng.normal(0.0, 4.0 * strength, (2, len(powers)))
+    return make_field(np.stack([sum(t * p for t, p in zip(row, powers, strict=True)) for row in terms], axis=2))
 
 
 def similarity(angle_deg=0.0, dx=0.0, dy=0.0, scale=1.0):
@@ -210,6 +222,48 @@ def test_homography_slabs_equal_the_whole():
     assert np.isfinite(whole).mean() > 0.7
 
 
+# ------------------------------------------------------------------ distortion
+
+
+@pytest.mark.parametrize("tilt", [0.0, 1e-4])
+def test_a_distortion_field_is_added_to_the_mapped_position(tilt):
+    """On ramps the interpolated value is the position itself."""
+    height, width = 150, 333  # more than one segment of a row, and several cells
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    matrix = similarity(3.0, 4.0, -2.5)
+    matrix[2, :2] = tilt, -tilt / 2
+    field = some_field(height, width)
+    assert 1.0 < np.abs(field).max() < 20.0
+    reference = np.column_stack([x.ravel(), y.ravel()]).astype(np.float64)
+    homogeneous = np.column_stack([reference, np.ones(len(reference))]) @ matrix.T
+    expected = homogeneous[:, :2] / homogeneous[:, 2:] + displacement(field, reference)
+    for axis, ramp in ((0, x), (1, y)):
+        found = warp(ramp, matrix, "bilinear", field=field).ravel()
+        inside = np.isfinite(found)
+        assert inside.mean() > 0.7
+        np.testing.assert_allclose(found[inside], expected[inside, axis], atol=0.5 / 1024 + 1e-4)
+
+
+def test_a_field_of_zeros_changes_no_bit():
+    image = star_field(channels=3)
+    zeros = np.zeros(field_shape(90, 120), np.float32)
+    matrix = similarity(11.0, 2.3, -1.7)
+    np.testing.assert_array_equal(warp(image, matrix, field=zeros), warp(image, matrix))
+    assert make_field(zeros).size == 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(angle=st.floats(-180, 180), strength=st.floats(0.1, 8.0), cut=st.integers(1, 149), seed=st.integers(0, 99))
+def test_any_slab_of_a_distorted_frame_equals_the_whole(angle, strength, cut, seed):
+    image = np.random.default_rng(seed).normal(1000.0, 30.0, (150, 140)).astype(np.float32)
+    centre = np.array([[1, 0, 69.5], [0, 1, 74.5], [0, 0, 1.0]])
+    matrix = centre @ similarity(angle, 3.0, -4.0) @ np.linalg.inv(centre)
+    field = some_field(150, 140, strength, seed)
+    whole = warp(image, matrix, field=field)
+    parts = [warp(image, matrix, rows=rows, field=field) for rows in ((0, cut), (cut, 150))]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
 # ------------------------------------------------------------------ radial weights
 
 
@@ -309,6 +363,8 @@ for h, w in ((9, 8), (23, 31)):
             for matrix in (t.similarity(11.0, 2.3, -1.7), np.array([[1, 0.01, 0.3], [0, 1, 0.2], [1e-3, 1e-3, 1.0]])):
                 out, weights = t.warp(image, matrix, name, radial=(0.8, 2.0, 0.05))
                 print(out.tobytes().hex(), weights.tobytes().hex())
+    out, weights = t.warp(colour, t.similarity(2.0, 1.3, -0.7), field=t.some_field(h, w), radial=(0.8, 2.0, 0.05))
+    print(out.tobytes().hex(), weights.tobytes().hex())
 """
 
 
@@ -323,6 +379,6 @@ def outputs(**environment):
 
 def test_compiled_kernels_equal_their_uncompiled_text_and_stay_within_bounds():
     compiled = outputs(NUMBA_DISABLE_JIT="0")
-    assert compiled.count("\n") == 36
+    assert compiled.count("\n") == 38
     assert outputs(NUMBA_DISABLE_JIT="1") == compiled
     assert outputs(NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=os.devnull) == compiled
