@@ -10,7 +10,7 @@ import copy
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -350,11 +350,22 @@ def register_group(group: Group, spec: RegisterSpec, *, workers: int = 1, progre
         verdicts = _register_on(group, group.reference, spec, workers, progress)
     else:
         group.reference, verdicts = _best_reference(group, spec, workers, progress)
+    _tell_distortion([verdict for verdict in verdicts.values() if verdict.ok])
     for i, verdict in verdicts.items():
         group.rows[i].registration = verdict
         group.rows[i].scan = replace(group.scan(i), stars=None, wcs=None)
         if not verdict.ok:
             group.rows[i].drop(f"not registered: {verdict.reason}")
+
+
+def _tell_distortion(verdicts: Sequence[Registration]) -> None:
+    """Log what the distortion of the headers adds to the transforms."""
+    largest = [float(np.abs(v.distortion).max()) for v in verdicts if v.distortion is not None]
+    if largest:
+        logger.info(
+            "distortion (SIP) of the headers used for %d of %d frames, up to %.2f px beside the transform",
+            len(largest), len(verdicts), max(largest),
+        )  # fmt: skip
 
 
 def _require_wcs(group: Group) -> None:

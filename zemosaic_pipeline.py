@@ -422,6 +422,7 @@ def frames_columns(rows: Sequence[FrameRow]) -> dict[str, Any]:
         "METHOD": [r.method for r in registrations],
         "MODEL": [r.model for r in registrations],
         "TRANSFORM": np.stack([(r.transform if r.ok else nowhere).ravel() for r in registrations]),
+        "DISTORT": np.array([0.0 if r.distortion is None else np.abs(r.distortion).max() for r in registrations]),
         "MATCHED": np.array([r.matched for r in registrations], np.int32),
         "RMS_PX": np.array([r.rms_px for r in registrations], np.float64),
         "SCALE": per_channel("scale"),

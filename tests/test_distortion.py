@@ -22,6 +22,7 @@ from zemosaic_distortion import (
     steepest,
 )
 from zemosaic_group import Group, open_group, register_group, scan_group
+from zemosaic_pipeline import frames_columns
 from zemosaic_register import register_stars, transform_points
 from zemosaic_register_wcs import distortion_between, register_stars_seeded, register_wcs, wcs_transform
 from zemosaic_spec import RegisterSpec, SpecError, StackSpec
@@ -276,16 +277,26 @@ def star_errors(job: Job, i: int) -> float:
 
 
 @pytest.mark.parametrize("mode", ["auto", "wcs"])
-def test_frames_of_bent_optics_meet_on_the_reference_grid(session: list[Path], mode: str) -> None:
+def test_frames_of_bent_optics_meet_on_the_reference_grid(
+    session: list[Path], mode: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ZeMosaicWorker")
     group = registered(session, replace(SPEC, mode=mode, transform="homography"))
     assert [row.used for row in group.rows] == [True] * 3
     assert group.rows[0].registration.distortion is None
+    assert "distortion (SIP) of the headers used for 2 of 3 frames" in caplog.text
     bent, straight = job_of(group), job_of(group, bent=False)
     assert bent.table.in_place.tolist() == [True, False, False]
     assert straight.table.distortion == []
     for i in (1, 2):
         assert star_errors(bent, i) < 0.05  # of which the centroids' own noise is most
         assert star_errors(straight, i) > 0.15
+
+
+def test_a_tile_says_what_distortion_its_frames_had(session: list[Path]) -> None:
+    columns = frames_columns(registered(session, replace(SPEC, mode="wcs")).rows)
+    assert columns["DISTORT"][0] == 0.0
+    assert (columns["DISTORT"][1:] > 0.2).all()
 
 
 def test_a_frame_that_cannot_be_read_takes_its_field_along(session: list[Path]) -> None:

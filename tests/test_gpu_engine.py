@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import get_args
 
 import numpy as np
@@ -14,6 +15,7 @@ from astropy.io import fits
 from host_cupy import HostCupy, Kernel, OutOfMemoryError, installed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_resample import some_field
 
 import cuda_utils
 import zemosaic_align_stack_gpu as engine
@@ -136,6 +138,21 @@ def test_registered_frames(launched, interpolation, radial):
     both(frames, spec, rows=6)
 
 
+@pytest.mark.parametrize("radial", [False, True])
+@pytest.mark.parametrize("rows", [None, 13])
+def test_distorted_frames(launched, radial, rows):
+    arrays = stack_of(n=7, shape=(70, 81, 3), dtype=np.uint16)
+    bends = [None if i in (0, 4) else some_field(70, 81, 2.0, i) for i in range(7)]
+    frames = [
+        Frame(open_source(a), np.eye(3) if i < 2 else turned(0.4 * i, 0.7 * i - 3, 1.1 * i), distortion=bend)
+        for i, (a, bend) in enumerate(zip(arrays, bends, strict=True))
+    ]
+    spec = StackSpec(normalize="additive", weight="noise_variance", radial_weight=radial, **REJECTIONS["sigma_clip"])
+    bent, _ = both(frames, spec, rows=rows)
+    straight, _ = both([replace(frame, distortion=None) for frame in frames], spec, rows=rows)
+    assert not np.array_equal(bent, straight, equal_nan=True)
+
+
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 10_000), n=st.integers(1, 30), rows=st.integers(1, 30),
@@ -221,7 +238,10 @@ def test_a_loader_is_used_for_paths_only(cupy, tmp_path):
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.5, 1.0])
 def test_device_memory_is_what_the_plan_says(cupy, share):
     arrays = stack_of(n=20, shape=(60, 40, 3), dtype=np.uint16)
-    frames = [Frame(open_source(a), turned(0.2 * i, 0.5, 0.2 * i)) for i, a in enumerate(arrays)]
+    frames = [
+        Frame(open_source(a), turned(0.2 * i, 0.5, 0.2 * i), distortion=some_field(60, 40, 1.0, i))
+        for i, a in enumerate(arrays)
+    ]
     job = make_job(frames, StackSpec(normalize="none", weight="none", radial_weight=True, reject="sigma_clip"))
     route = route_of(job)
     least, most = device_bytes(route, 1, 0), device_bytes(route, 60, 0)
