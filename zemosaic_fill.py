@@ -85,7 +85,7 @@ def _fill_resampled(job: Job, i: int, rows: slice, samples: np.ndarray, radial: 
         source.width,
         job.channels,
         matrix,
-        field,
+        field if field.size else None,
         weight_table(spec.interpolation),
         needs_clamp(spec.interpolation),
         table.scale[i],

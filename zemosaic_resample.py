@@ -278,8 +278,8 @@ def resample_rows(
         First row held; size of the frame.
     matrix : ndarray (3, 3) float64
         Reference pixel to frame pixel.
-    field : ndarray (rows, columns, 2) float32
-        Displacements to be added, pixels, see ``zemosaic_distortion``; without elements where there are none.
+    field : ndarray (rows, columns, 2) float32, or None
+        Displacements to be added, pixels, see ``zemosaic_distortion``.
     table : ndarray (PHASES, TAPS) float32
         From :func:`weight_table`.
     clamp : bool
@@ -350,7 +350,7 @@ def _locate(matrix, field, row, start, count, width, height, row0, rows_held, x,
             w = m20 * float(start + i) + base_w
             x[i] = x[i] / w
             y[i] = y[i] / w
-    if field.size > 0:
+    if field is not None:  # decided when this is compiled: what most runs do not need costs them nothing
         _displace(field, row, start, count, x, y)
     last_x = np.int32((width - 1) * 1024)
     last_y = np.int32((height - 1) * 1024)
@@ -376,24 +376,19 @@ def _locate(matrix, field, row, start, count, width, height, row0, rows_held, x,
 
 @kernel
 def _displace(field, row, start, count, x, y) -> None:
-    """Add the displacements of a field to mapped positions, bilinear between its nodes."""
+    """Add the displacements of a field to mapped positions, bilinear between its nodes: along its rows first."""
     j = row // STEP
     g = float(row - j * STEP) / STEP
-    for i in range(count):
-        k = (start + i) // STEP
-        f = float(start + i - k * STEP) / STEP
-        x[i] = x[i] + _between(field, j, k, g, f, 0)
-        y[i] = y[i] + _between(field, j, k, g, f, 1)
-
-
-@kernel
-def _between(field, j, k, g, f, axis) -> float:
-    """Interpolate one coordinate in the cell below and right of node (j, k), at g of its height and f of its width."""
-    corner = np.float64(field[j, k, axis])
-    above = corner + f * (np.float64(field[j, k + 1, axis]) - corner)
-    corner = np.float64(field[j + 1, k, axis])
-    below = corner + f * (np.float64(field[j + 1, k + 1, axis]) - corner)
-    return above + g * (below - above)
+    for axis in range(2):
+        place = x if axis == 0 else y
+        for i in range(count):
+            k = (start + i) // STEP
+            f = float(start + i - k * STEP) / STEP
+            corner = np.float64(field[j, k, axis])
+            above = corner + f * (np.float64(field[j, k + 1, axis]) - corner)
+            corner = np.float64(field[j + 1, k, axis])
+            below = corner + f * (np.float64(field[j + 1, k + 1, axis]) - corner)
+            place[i] = place[i] + (above + g * (below - above))
 
 
 @kernel

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zemosaic_resample as resample
-from zemosaic_distortion import NO_DISTORTION, displacement, field_shape, make_field, nodes, reach
+from zemosaic_distortion import displacement, field_shape, make_field, nodes, reach
 
 NAMES = ("lanczos3", "bicubic", "bilinear", "nearest")
 NOTHING = np.empty(0, np.float32)
@@ -37,7 +37,7 @@ def warp(image, matrix, name="lanczos3", rows=None, clamp=None, scale=None, offs
         return np.full((y1 - y0, *image.shape[1:]), np.nan, np.float32)
     resample.resample_rows(
         padded(image[first:last]), first, height, width, channels, np.asarray(matrix, float),
-        NO_DISTORTION if field is None else field,
+        field,
         resample.weight_table(name), resample.needs_clamp(name) if clamp is None else clamp,
         np.ones(channels) if scale is None else scale, np.zeros(channels) if offset is None else offset,
         y0, y1, width, out, weights, table,
