@@ -102,7 +102,7 @@ ROOMS: dict[str, set[str]] = {
         "zemosaic_resample_cuda",
         "zemosaic_stack",
     },
-    "zemosaic_gpu_gather": {"zemosaic_stack", "zemosaic_gather", "zemosaic_gpu_plan"},
+    "zemosaic_gpu_gather": {"parallel_utils", "zemosaic_stack", "zemosaic_gather", "zemosaic_gpu_plan"},
     "zemosaic_gpu_card": {
         "cuda_utils",
         "zemosaic_resample",

@@ -259,7 +259,8 @@ def test_the_rows_of_a_turned_frame_fit_wherever_it_lies(seed, rows):
         c, s = scale * np.cos(turn), scale * np.sin(turn)
         bend = rng.normal(0.0, 1e-5, 2) if rng.random() < 0.3 else (0.0, 0.0)
         transforms.append(np.array([[c, -s, rng.normal(0, 50)], [s, c, rng.normal(0, 150)], [*bend, 1.0]]))
-    job = job_of([np.zeros((211, 300), np.float32)] * 4, transforms)
+    bends = [some_field(211, 300, rng.uniform(0.5, 15.0), seed + i) if rng.random() < 0.5 else None for i in range(4)]
+    job = job_of([np.zeros((211, 300), np.float32)] * 4, transforms, bends)
     route = route_of(job)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(zemosaic_gpu_plan, "BATCH_BYTES", 1 << 12)
