@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 # --------------------------------------------------------------------------- one frame
 
 
-def frame_block(source: FrameSource, first: int, last: int) -> np.ndarray:
-    """Read rows of a frame, demosaiced: ``((last - first) * W * C + PAD,) float32``, channels interleaved, ADU."""
+def frame_block(source: FrameSource, first: int, last: int, columns: np.ndarray | None = None) -> np.ndarray:
+    """Read rows of a frame, demosaiced: ``((last - first) * W * C + PAD,) float32``, channels interleaved, ADU.
+
+    Of a mosaic only ``columns (last - first, 2) int64`` of each row, from the first to one before the second, need be
+    demosaiced, and other pixels may hold anything; None: all.
+    """
     from zemosaic_resample import CFA_MARGIN, PAD, demosaic_rows, red_position
     from zemosaic_samples import read_samples
 
@@ -38,8 +42,9 @@ def frame_block(source: FrameSource, first: int, last: int) -> np.ndarray:
     raw = np.empty((bottom - top) * source.width, np.float32)
     read_samples(source, top, bottom, np.ones(1), np.zeros(1), raw)
     red_row, red_column = red_position(source.cfa)
+    wanted = np.tile(np.array([0, source.width]), (last - first, 1)) if columns is None else columns
     demosaic_rows(
-        raw.reshape(-1, source.width), top, source.height, source.width, first, last, red_row, red_column, block
+        raw.reshape(-1, source.width), top, source.height, source.width, first, last, red_row, red_column, wanted, block
     )
     return block
 
@@ -67,7 +72,14 @@ def _fill_in_place(
 
 
 def _fill_resampled(job: Job, i: int, rows: slice, samples: np.ndarray, radial: np.ndarray) -> None:
-    from zemosaic_resample import needs_clamp, radial_weight_table, resample_rows, source_rows, weight_table
+    from zemosaic_resample import (
+        needs_clamp,
+        radial_weight_table,
+        resample_rows,
+        source_columns,
+        source_rows,
+        weight_table,
+    )
 
     source, spec, table = job.sources[i], job.spec, job.table
     matrix = table.transform[i]
@@ -78,8 +90,10 @@ def _fill_resampled(job: Job, i: int, rows: slice, samples: np.ndarray, radial: 
         samples.fill(np.nan)
         radial.fill(0.0)
         return
+    far = float(np.abs(field).max(initial=0.0))
+    columns = source_columns(matrix, rows.start, rows.stop, width, first, last, source.width, far)
     resample_rows(
-        frame_block(source, first, last),
+        frame_block(source, first, last, columns),
         first,
         source.height,
         source.width,

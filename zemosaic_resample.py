@@ -148,7 +148,7 @@ def _demosaic_pixel(raw, row0, height, width, y, x, red_row, red_col, out) -> No
 
 
 @kernel
-def demosaic_rows(raw, row0, height, width, y0, y1, red_row, red_col, out) -> None:
+def demosaic_rows(raw, row0, height, width, y0, y1, red_row, red_col, columns, out) -> None:
     """Demosaic rows y0..y1 of a Bayer frame by the gradient-corrected linear method.
 
     Parameters
@@ -157,6 +157,8 @@ def demosaic_rows(raw, row0, height, width, y0, y1, red_row, red_col, out) -> No
         Rows ``row0 ...`` of the mosaic; must hold rows y0 - 2 .. y1 + 2 as far as the frame has them.
     row0, height, width, y0, y1, red_row, red_col : int
         First row held, size of the frame, rows wanted, place of red in the 2x2 cell.
+    columns : ndarray (y1 - y0, 2) int64
+        Columns wanted of each row: the first, and one past the last. Other pixels are left as they are, or filled too.
     out : ndarray ((y1 - y0) * W * 3 + PAD,) float32
         Filled with R, G, B per pixel.
 
@@ -168,19 +170,27 @@ def demosaic_rows(raw, row0, height, width, y0, y1, red_row, red_col, out) -> No
     NOTE: frame edges are mirrored; the paper leaves them open. A NaN spoils the pixels that use it.
     """
     end = width - 2
-    last = 2 + (end - 2) // LANES * LANES
     for y in range(y0, y1):
         o = (y - y0) * width
+        first = columns[y - y0, 0]
+        stop = columns[y - y0, 1]
+        if stop <= first:
+            continue
         mirrored = y < 2 or y >= height - 2 or end < LANES + 2
-        left, right = (width, width) if mirrored else (2, end)
+        left = width if mirrored else 2 if first < 2 else 0
+        right = end if stop > end and not mirrored else width
         _demosaic_mirrored(raw, row0, height, width, y, left, right, red_row, red_col, out, o)
-        if mirrored:
+        first = max(first, 2)
+        stop = min(stop, end)
+        if mirrored or stop <= first:
             continue
         on_red_row = ((y ^ red_row) & 1) == 0
         own = red_col if on_red_row else red_col + 1  # the columns of this parity are not green
-        demosaic_run(raw, y - row0, width, 2, last, (own & 1) == 0, on_red_row, out, o)
-        if last < end:  # what is left, and before it pixels done already
-            demosaic_run(raw, y - row0, width, end - LANES, end, ((own ^ end) & 1) == 0, on_red_row, out, o)
+        last = first + (stop - first) // LANES * LANES
+        demosaic_run(raw, y - row0, width, first, last, ((own ^ first) & 1) == 0, on_red_row, out, o)
+        if last < stop:  # what is left, and before it pixels done already
+            first = max(stop - LANES, 2)
+            demosaic_run(raw, y - row0, width, first, first + LANES, ((own ^ first) & 1) == 0, on_red_row, out, o)
 
 
 @kernel
@@ -465,3 +475,44 @@ def source_rows(
     first = max(int(np.floor(y.min() - reach)) - MARGIN, 0)
     last = min(int(np.ceil(y.max() + reach)) + MARGIN + 2, height)
     return (first, last) if last > first else (0, 0)
+
+
+def source_columns(
+    matrix: np.ndarray, y0: int, y1: int, out_width: int, first: int, last: int, width: int, reach: float = 0.0
+) -> np.ndarray:
+    """Return the columns that rows y0..y1 of the reference grid need of each row of a frame.
+
+    A slab of a turned frame crosses many of its rows, and each only for a part.
+
+    Parameters
+    ----------
+    matrix : ndarray (3, 3) float64
+        Reference pixel to frame pixel.
+    y0, y1, out_width : int
+        Rows and width of the slab.
+    first, last, width : int
+        Rows of the frame, see :func:`source_rows`; its width.
+    reach : float
+        Pixels by which a distortion field displaces at most.
+
+    Returns
+    -------
+    ndarray (last - first, 2) int64
+        First column and one past the last, a few more than are needed.
+    """
+    if matrix[2, 0] != 0.0 or matrix[2, 1] != 0.0 or matrix[2, 2] != 1.0:  # rarely; all of every row
+        return np.tile(np.array([0, width]), (last - first, 1))
+    (x_of_x, x_of_y, x_at_0), (y_of_x, y_of_y, y_at_0) = matrix[:2].tolist()
+    pad = MARGIN + 1.0 + reach
+    y_left = sorted(y_of_y * y + y_at_0 for y in (y0, y1 - 1))  # of the slab's left side, in the frame
+    x_left = sorted(x_of_y * y + x_at_0 for y in (y0, y1 - 1))
+    rows = np.arange(first, last, dtype=np.float64)
+    start, stop = np.zeros(rows.size), np.full(rows.size, out_width - 1.0)  # columns of the slab that lie on a row
+    if abs(y_of_x) > 1e-9:
+        ends = (rows - pad - y_left[1]) / y_of_x, (rows + pad - y_left[0]) / y_of_x
+        start, stop = (np.clip(end, 0.0, out_width - 1.0) for end in (ends if y_of_x > 0.0 else ends[::-1]))
+    ends = (start, stop) if x_of_x > 0.0 else (stop, start)
+    columns = np.empty((rows.size, 2), np.int64)
+    columns[:, 0] = np.clip(np.floor(x_of_x * ends[0] + (x_left[0] - pad)), 0.0, width)
+    columns[:, 1] = np.clip(np.ceil(x_of_x * ends[1] + (x_left[1] + pad + 1.0)), 0.0, width)
+    return columns
