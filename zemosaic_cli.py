@@ -43,7 +43,7 @@ from zemosaic_spec import (
     __version__,
     canonical,
 )
-from zemosaic_utils import expand_inputs
+from zemosaic_utils import expand_inputs, real_paths
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -451,7 +451,7 @@ def _frames(args: argparse.Namespace, output: Path, console: Console) -> list[Pa
     frames = without_tiles(without_output(found, args.inputs, output), args.inputs)
     if not frames:
         raise NoFramesError(f"no frames but finished stacks in: {', '.join(args.inputs)}")
-    if any(path.resolve() == output.resolve() for path in found) and not args.quiet:
+    if not args.quiet and output.resolve() in real_paths(found):
         console.print(f"note: {output} lies among the inputs and is not stacked", soft_wrap=True)
     return frames
 
@@ -467,7 +467,8 @@ def _reference(name: str, frames: Sequence[Path]) -> str | None:
     if name == "auto":
         return None
     wanted = Path(name).resolve()
-    same = [path for path in frames if path.resolve() == wanted] or [path for path in frames if path.name == name]
+    same = [path for path, real in zip(frames, real_paths(frames), strict=True) if real == wanted]
+    same = same or [path for path in frames if path.name == name]
     if not same:
         raise NoFramesError(f"the reference {name} is not among the {len(frames)} inputs; name one of them, or auto")
     return str(same[0])

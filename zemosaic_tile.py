@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -189,25 +190,28 @@ def noise_rows(height: int, width: int) -> list[slice]:
     return [slice(start, start + NOISE_BAND_PX) for start in starts]
 
 
-def typical_noise(bands: Iterable[np.ndarray]) -> list[float]:
+def typical_noise(bands: Iterable[np.ndarray], workers: int = 1) -> list[float]:
     """Return the noise of an image of which ``bands``, at :func:`noise_rows`, are given: the median over the bands.
 
     Parameters
     ----------
     bands : iterable of ndarray (h, W) or (h, W, C)
         ADU; NaN = invalid.
+    workers : int
+        Threads.
 
     Returns
     -------
     list of float
         One standard deviation per channel, ADU; see :func:`measure_noise`.
     """
-    found = np.array([_noise_of(band) for band in bands])
+    with ThreadPoolExecutor(max(workers, 1), thread_name_prefix="zemosaic") as pool:
+        found = np.array(list(pool.map(_noise_of, bands)))
     known = [values[np.isfinite(values)] for values in found.T]
     return [float(np.median(values)) if values.size else math.nan for values in known]
 
 
-def measure_noise(image: np.ndarray) -> list[float]:
+def measure_noise(image: np.ndarray, workers: int = 1) -> list[float]:
     """Noise of the sky, per channel, little affected by stars, gradients and interpolation.
 
     The standard deviation of differences between pixels 4 apart in x and in y, divided by sqrt 2. A gradient is a
@@ -221,13 +225,15 @@ def measure_noise(image: np.ndarray) -> list[float]:
     ----------
     image : ndarray (H, W) or (H, W, C)
         ADU; NaN = invalid.
+    workers : int
+        Threads.
 
     Returns
     -------
     list of float
         One standard deviation per channel, ADU; nan where fewer than 16 differences are valid.
     """
-    return typical_noise(image[rows] for rows in noise_rows(*image.shape[:2]))
+    return typical_noise((image[rows] for rows in noise_rows(*image.shape[:2])), workers)
 
 
 def _noise_of(band: np.ndarray) -> list[float]:
