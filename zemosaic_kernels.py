@@ -73,7 +73,7 @@ def _compile(function: Callable[..., Any], **options: Any) -> Any:
     # loaded as a member of a package (zemosaic_attached): cached code refers to its module.
     function.__qualname__ = f"{function.__module__}.{function.__qualname__}.{_stamp()}"
     compiled: Any = numba.njit(**options)(function)
-    if isinstance(compiled, numba.core.dispatcher.Dispatcher):  # a plain function when Numba is switched off
+    if hasattr(compiled, "enable_caching"):  # a plain function when Numba is switched off
         with contextlib.suppress(RuntimeError):  # Numba found no folder for its cache
             compiled._cache = _KernelCache(function)  # what cache=True does, with a class of its own
     return compiled
