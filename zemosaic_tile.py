@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from zemosaic_sky import median_of_nine
 from zemosaic_spec import CropSpec, SpecError, as_bool, setting
 
 if TYPE_CHECKING:
@@ -159,20 +160,13 @@ def smooth_background(lum: np.ndarray, block: int) -> np.ndarray:
     """Smooth background: block medians, median of 3 x 3 blocks, bilinear between the block centres."""
     block = max(1, min(block, *lum.shape))
     grid = _block_medians(lum, block)
-    grid = _median_of_nine(np.where(np.isfinite(grid), grid, finite_median(lum)))
+    grid = median_of_nine(np.where(np.isfinite(grid), grid, finite_median(lum)))
     for length in lum.shape:  # rows, then columns: the transposes bring each axis to the front and back
         at = np.clip((np.arange(length) + 0.5) / block - 0.5, 0.0, grid.shape[0] - 1.0)
         before = at.astype(int)
         after = np.minimum(before + 1, grid.shape[0] - 1)
         grid = (grid[before] + (at - before)[:, None] * (grid[after] - grid[before])).T
     return grid
-
-
-def _median_of_nine(grid: np.ndarray) -> np.ndarray:
-    """Median of every cell and its eight neighbours; cells at the edge count for the missing ones beyond it."""
-    rows, columns = grid.shape
-    padded = np.pad(grid, 1, mode="edge")
-    return np.median([padded[y : y + rows, x : x + columns] for y in range(3) for x in range(3)], axis=0)
 
 
 # --------------------------------------------------------------------------- noise
