@@ -98,7 +98,8 @@ def _remove_stale(folder: Path) -> None:
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a kernel with strict IEEE arithmetic: nothing contracted or reordered, x / 0 is inf or nan."""
-    return _compile(function, nogil=True, fastmath=False, error_model="numpy")
+    # Nothing in C calls a kernel, so none gets an entry for it, which would have to be compiled as well.
+    return _compile(function, nogil=True, fastmath=False, error_model="numpy", no_cfunc_wrapper=True)
 
 
 # --------------------------------------------------------------------------- a second process
