@@ -32,7 +32,15 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_simd": {"zemosaic_kernels"},
     "zemosaic_resample": {"zemosaic_spec", "zemosaic_kernels", "zemosaic_simd"},
     "zemosaic_samples": {"zemosaic_kernels", "zemosaic_frames"},
-    "zemosaic_weights": {"zemosaic_spec", "zemosaic_sky", "zemosaic_stars", "zemosaic_photometry", "zemosaic_utils"},
+    "zemosaic_levels": {"zemosaic_spec"},
+    "zemosaic_weights": {
+        "zemosaic_spec",
+        "zemosaic_levels",
+        "zemosaic_sky",
+        "zemosaic_stars",
+        "zemosaic_photometry",
+        "zemosaic_utils",
+    },
     "zemosaic_rejection": {"zemosaic_spec", "zemosaic_kernels", "zemosaic_simd"},
     "zemosaic_combine": {"zemosaic_kernels", "zemosaic_simd", "zemosaic_rejection"},
     # The CUDA text of rejection: strings, and numbers to launch it with.
@@ -42,7 +50,7 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_simulate": {"zemosaic_spec"},
     "zemosaic_truth": {"zemosaic_simulate"},
     "zemosaic_flatten": {"zemosaic_spec", "zemosaic_photometry", "zemosaic_utils"},
-    "zemosaic_stack": {"zemosaic_spec", "zemosaic_utils", "zemosaic_weights", "zemosaic_flatten"},
+    "zemosaic_stack": {"zemosaic_spec", "zemosaic_utils", "zemosaic_levels", "zemosaic_weights", "zemosaic_flatten"},
     "zemosaic_fill": {
         "zemosaic_spec",
         "zemosaic_frames",
@@ -83,7 +91,7 @@ ROOMS: dict[str, set[str]] = {
         "zemosaic_resample_cuda",
         "zemosaic_stack",
     },
-    "zemosaic_gpu_gather": {"zemosaic_stack", "zemosaic_gather", "zemosaic_gpu_plan"},
+    "zemosaic_gpu_gather": {"parallel_utils", "zemosaic_stack", "zemosaic_gather", "zemosaic_gpu_plan"},
     "zemosaic_gpu_card": {
         "cuda_utils",
         "zemosaic_resample",
@@ -111,6 +119,7 @@ ROOMS: dict[str, set[str]] = {
         "zemosaic_stars",
         "zemosaic_register",
         "zemosaic_register_wcs",
+        "zemosaic_levels",
         "zemosaic_weights",
         "zemosaic_stack",
     },
