@@ -22,13 +22,13 @@ from zemosaic_distortion import (
     steepest,
 )
 from zemosaic_group import Group, open_group, register_group, scan_group
-from zemosaic_pipeline import frames_columns
 from zemosaic_register import register_stars, transform_points
 from zemosaic_register_wcs import distortion_between, register_stars_seeded, register_wcs, wcs_transform
 from zemosaic_spec import RegisterSpec, SpecError, StackSpec
 from zemosaic_stack import Job, make_job
 from zemosaic_stars import StarList, detect_stars
 from zemosaic_utils import Frame, open_source
+from zemosaic_worker import stack_files
 
 SHAPE = (1080, 1920)
 SMALL = (540, 960)
@@ -293,10 +293,23 @@ def test_frames_of_bent_optics_meet_on_the_reference_grid(
         assert star_errors(straight, i) > 0.15
 
 
-def test_a_tile_says_what_distortion_its_frames_had(session: list[Path]) -> None:
-    columns = frames_columns(registered(session, replace(SPEC, mode="wcs")).rows)
-    assert columns["DISTORT"][0] == 0.0
-    assert (columns["DISTORT"][1:] > 0.2).all()
+def test_a_tile_is_made_with_the_distortion_of_its_frames(session: list[Path], tmp_path: Path) -> None:
+    """From files to file: the stack's pixels are those of the fields, and the table says how large they were."""
+    from zemosaic_slabs import stack_job
+
+    spec = StackSpec(normalize="none", weight="none", equalize_rgb=False)
+    tile = stack_files(
+        session, tmp_path / "tile.fits", stack=spec, register=SPEC, reference=str(session[0]), device="cpu", maps=True
+    )
+    with fits.open(tmp_path / "tile.fits") as hdus:
+        largest = hdus["FRAMES"].data["DISTORT"]
+        assert largest[0] == 0.0
+        assert (largest[1:] > 0.2).all()
+        assert WCS(hdus[0].header).sip is not None
+    group = registered(session, SPEC)
+    bent, straight = (stack_job(replace(job_of(group, bent=is_bent), spec=spec)).image for is_bent in (True, False))
+    np.testing.assert_array_equal(tile.image, bent)
+    assert not np.array_equal(tile.image, straight, equal_nan=True)
 
 
 def test_a_frame_that_cannot_be_read_takes_its_field_along(session: list[Path]) -> None:
