@@ -33,7 +33,7 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_resample": {"zemosaic_spec", "zemosaic_kernels", "zemosaic_simd"},
     "zemosaic_samples": {"zemosaic_kernels", "zemosaic_frames"},
     "zemosaic_weights": {"zemosaic_spec", "zemosaic_sky", "zemosaic_stars", "zemosaic_photometry", "zemosaic_utils"},
-    "zemosaic_rejection": {"zemosaic_spec", "zemosaic_kernels", "zemosaic_simd"},
+    "zemosaic_rejection": {"zemosaic_kernels", "zemosaic_simd"},
     "zemosaic_combine": {"zemosaic_kernels", "zemosaic_simd", "zemosaic_rejection"},
     # The CUDA text of rejection: strings, and numbers to launch it with.
     "zemosaic_sorting_cuda": set(),
@@ -43,6 +43,7 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_truth": {"zemosaic_simulate"},
     "zemosaic_flatten": {"zemosaic_spec", "zemosaic_photometry", "zemosaic_utils"},
     "zemosaic_stack": {"zemosaic_spec", "zemosaic_utils", "zemosaic_weights", "zemosaic_flatten"},
+    "zemosaic_recipe": {"zemosaic_spec", "zemosaic_stack"},
     "zemosaic_fill": {
         "zemosaic_spec",
         "zemosaic_frames",
@@ -59,9 +60,9 @@ ROOMS: dict[str, set[str]] = {
         "parallel_utils",
         "zemosaic_kernels",
         "zemosaic_simd",
-        "zemosaic_rejection",
         "zemosaic_combine",
         "zemosaic_stack",
+        "zemosaic_recipe",
         "zemosaic_fill",
     },
     "zemosaic_warmup": {
@@ -87,9 +88,9 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_gpu_card": {
         "cuda_utils",
         "zemosaic_resample",
-        "zemosaic_rejection",
         "zemosaic_combine_cuda",
         "zemosaic_stack",
+        "zemosaic_recipe",
         "zemosaic_resample_cuda",
         "zemosaic_gpu_plan",
     },
