@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from parallel_utils import SlabPlan, available_memory, parallel_map, plan_hint, plan_slabs, row_slabs, usable_cpus
-from zemosaic_fill import Slab, slab_for, source_margin, stored_layout
+from zemosaic_fill import Slab, slab_for, source_pixel_bytes, source_reach, stored_layout
 from zemosaic_recipe import Recipe, recipe_of
 from zemosaic_spec import FrameError
 from zemosaic_stack import (
@@ -44,6 +44,7 @@ def slab_plan(job: Job, workers: int, allowed_bytes: int | None, max_rows: int |
     height, width = job.shape[:2]
     n_frames, channels, layout = len(job.sources), job.channels, stored_layout(job)
     stored_bytes = 0 if layout is None else layout.dtype.itemsize
+    margin, stretch = source_reach(job) if layout is None else (0, 1.0)
     most = SLAB_BYTES // ((stored_bytes or 4) * n_frames * width * channels)
     return plan_slabs(
         height,
@@ -53,8 +54,9 @@ def slab_plan(job: Job, workers: int, allowed_bytes: int | None, max_rows: int |
         channels=channels,
         workers=workers,
         weights_per_pixel=channels if job.sample_weight is not None else int(job.spec.radial_weight),
-        source_margin=source_margin(job) if layout is None else 0,
-        raw_bytes=max(s.dtype.itemsize for s in job.sources) * (1 if job.sources[0].cfa else channels),
+        source_margin=margin,
+        source_stretch=stretch,
+        raw_bytes=max(source_pixel_bytes(source) for source in job.sources),
         stored_bytes=stored_bytes,
         max_rows=max_rows or max(MIN_ROWS, most),
     )
