@@ -52,6 +52,10 @@ class PlanError(ZeMosaicError):
     """The work cannot fit into the memory it may use; the message gives needed and allowed bytes."""
 
 
+class DeviceError(ZeMosaicError):
+    """A tile is not one for this device, however often it is tried; the message says why. Another device can do it."""
+
+
 class OutputError(ZeMosaicError):
     """A result could not be written; the message names the path and the remedy."""
 

@@ -99,6 +99,7 @@ ROOMS: dict[str, set[str]] = {
         "cuda_utils",
         "parallel_utils",
         "zemosaic_tile",
+        "zemosaic_rejection_cuda",
         "zemosaic_stack",
         "zemosaic_gpu_plan",
         "zemosaic_gpu_gather",
