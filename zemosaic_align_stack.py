@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from zemosaic_fill import fill_samples, frame_block
+from zemosaic_levels import measure_levels
 from zemosaic_recipe import NO_TABLE, method_code, method_parameters
 from zemosaic_register import detect_stars, register_stars
 from zemosaic_slabs import run_job, stack_descriptors, stack_job
@@ -25,7 +26,6 @@ from zemosaic_weights import (
     build_frame_table,
     frame_weights,
     measure_frame,
-    measure_levels,
     noise_variance_weights,
     normalisation,
     why_unmeasured,

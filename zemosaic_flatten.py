@@ -110,9 +110,9 @@ class FlattenedSource(FrameSource):
         """Return the header of the frame."""
         return self._inner.read_header()
 
-    def wcs(self) -> WCS | None:
+    def wcs(self, header: Header | None = None) -> WCS | None:
         """Return the WCS of the frame."""
-        return self._inner.wcs()
+        return self._inner.wcs(header)
 
     def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
         pixels = self._inner.read_rows(y0, y1).astype(np.float32)

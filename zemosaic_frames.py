@@ -163,13 +163,16 @@ class FrameSource(abc.ABC):
             return self._header.copy()
         return headers.header_from_mapping(self._header)
 
-    def wcs(self) -> WCS | None:
-        """Return the celestial two-axis WCS of the frame, or None when it has none that astropy understands."""
+    def wcs(self, header: Header | None = None) -> WCS | None:
+        """Return the celestial two-axis WCS of the frame, or None when it has none that astropy understands.
+
+        ``header``: what :meth:`read_header` gave, where that is at hand.
+        """
         if self._wcs is not None:  # came with the descriptor, so it may be anything
             if not getattr(self._wcs, "has_celestial", False):
                 return None
             return self._wcs if self._wcs.naxis == 2 else self._wcs.celestial
-        return headers.celestial_wcs(self.read_header(), (self.width, self.height), self.name)
+        return headers.celestial_wcs(header or self.read_header(), (self.width, self.height), self.name)
 
     @abc.abstractmethod
     def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -32,7 +32,15 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_simd": {"zemosaic_kernels"},
     "zemosaic_resample": {"zemosaic_spec", "zemosaic_kernels", "zemosaic_simd"},
     "zemosaic_samples": {"zemosaic_kernels", "zemosaic_frames"},
-    "zemosaic_weights": {"zemosaic_spec", "zemosaic_sky", "zemosaic_stars", "zemosaic_photometry", "zemosaic_utils"},
+    "zemosaic_levels": {"zemosaic_spec"},
+    "zemosaic_weights": {
+        "zemosaic_spec",
+        "zemosaic_levels",
+        "zemosaic_sky",
+        "zemosaic_stars",
+        "zemosaic_photometry",
+        "zemosaic_utils",
+    },
     "zemosaic_rejection": {"zemosaic_kernels", "zemosaic_simd"},
     "zemosaic_combine": {"zemosaic_kernels", "zemosaic_simd", "zemosaic_rejection"},
     # The CUDA text of rejection: strings, and numbers to launch it with.
@@ -42,7 +50,7 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_simulate": {"zemosaic_spec"},
     "zemosaic_truth": {"zemosaic_simulate"},
     "zemosaic_flatten": {"zemosaic_spec", "zemosaic_photometry", "zemosaic_utils"},
-    "zemosaic_stack": {"zemosaic_spec", "zemosaic_utils", "zemosaic_weights", "zemosaic_flatten"},
+    "zemosaic_stack": {"zemosaic_spec", "zemosaic_utils", "zemosaic_levels", "zemosaic_weights", "zemosaic_flatten"},
     "zemosaic_recipe": {"zemosaic_spec", "zemosaic_stack"},
     "zemosaic_fill": {
         "zemosaic_spec",
@@ -113,6 +121,7 @@ ROOMS: dict[str, set[str]] = {
         "zemosaic_stars",
         "zemosaic_register",
         "zemosaic_register_wcs",
+        "zemosaic_levels",
         "zemosaic_weights",
         "zemosaic_stack",
     },
