@@ -286,7 +286,7 @@ def test_the_text_follows_the_number_of_frames():
 @pytest.fixture(scope="session")
 def nvrtc() -> ctypes.CDLL:
     """The compiler of CUDA text, which needs no driver and no device."""
-    package = pytest.importorskip("nvidia.cuda_nvrtc", reason="no NVRTC: pip install nvidia-cuda-nvrtc-cu12")
+    package = pytest.importorskip("nvidia.cuda_nvrtc", reason="no NVRTC: make nvrtc")
     folder = Path(next(iter(package.__path__)))
     library = next(iter([*folder.glob("lib/libnvrtc.so*"), *folder.glob("bin/nvrtc64_*.dll")]))
     return ctypes.CDLL(str(library))
