@@ -11,7 +11,7 @@ from typing import get_args
 import numpy as np
 import pytest
 from astropy.io import fits
-from host_cupy import HostCupy, Kernel, OutOfMemoryError, installed
+from host_cupy import Kernel, OutOfMemoryError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -49,27 +49,6 @@ REJECTIONS = {
     "ols": {"reject": "linear_fit_clip", "line_fit": "ols", "kappa_low": 1.5, "kappa_high": 1.5},
     "lad": {"reject": "linear_fit_clip", "line_fit": "lad", "kappa_low": 1.5, "kappa_high": 1.5},
 }
-
-
-@pytest.fixture(scope="session")
-def host(tmp_path_factory):
-    return HostCupy(tmp_path_factory.mktemp("host_cupy"))
-
-
-@pytest.fixture
-def cupy(host, monkeypatch):
-    with installed(host, monkeypatch) as fake:
-        yield fake
-
-
-@pytest.fixture(params=["processor", pytest.param("device", marks=pytest.mark.gpu)])
-def launched(request):
-    """Names of the kernels that the stand-in launched; None on a device, where nobody counts."""
-    if request.param == "processor":
-        return request.getfixturevalue("cupy").launched
-    if not engine.usability().usable:
-        pytest.skip(engine.usability().reason)
-    return None
 
 
 def stack_of(seed=1, n=11, shape=(14, 17, 3), dtype=np.float32):
