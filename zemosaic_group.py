@@ -30,7 +30,6 @@ from zemosaic_utils import FrameSource, open_source
 from zemosaic_weights import cell_view, quanta, read_frame, with_stars
 
 if TYPE_CHECKING:
-    from astropy.io.fits import Header
     from astropy.wcs import WCS
 
 logger = logging.getLogger("ZeMosaicWorker")
@@ -108,13 +107,13 @@ def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool, mea
             stats = with_stars(stats, stars, view, source.cfa)
     elif not _shows_something(_middle_rows(source)):
         _refuse_blank(source, read_frame(source)[1])
-    header = source.read_header()
+    start, *exposures = source.card_values("DATE-OBS", "EXPTIME", "EXPOSURE")
     return Scan(
         stats,
         stars if spec.mode in ("auto", "stars") else None,
-        _moment(card_value(header, "DATE-OBS")),
-        _seconds(card_value(header, "EXPTIME"), card_value(header, "EXPOSURE")),
-        source.wcs(header) if spec.mode in ("auto", "wcs") else None,
+        _moment(start),
+        _seconds(*exposures),
+        source.wcs() if spec.mode in ("auto", "wcs") else None,
     )
 
 
@@ -147,19 +146,6 @@ def scan_bytes(source: FrameSource) -> int:
     cells = source.height * source.width // 4
     pixel = 4 * source.channels if source.cfa is None else source.dtype.itemsize + 4
     return cells * (4 * pixel + (50 if source.cfa is None else 36))
-
-
-def card_value(header: Header, key: str) -> Any:
-    """Return the value of a card; None where it is absent, empty, or breaks the standard."""
-    from astropy.io.fits import VerifyError
-    from astropy.io.fits.card import Undefined
-
-    try:
-        value = header.get(key)
-    except VerifyError as exc:
-        logger.debug("card %s is not used: %s", key, exc)
-        return None
-    return None if isinstance(value, Undefined) or str(value).strip() == "" else value
 
 
 def _moment(text: object) -> datetime | None:

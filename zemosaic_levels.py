@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 
@@ -21,7 +22,8 @@ REPEATS: Final = 8  # samples per level, on average, from which samples count as
 MOST_LEVELS: Final = 1 << 16  # that samples are counted in; beyond, they are sorted
 
 
-class Levels(NamedTuple):
+@dataclass(frozen=True)
+class Levels:
     """Sorted samples: levels ``value (m,) float64``, ascending, and ``count (m,) int64`` of samples on each.
 
     ``rank (m + 1,)``: samples below each level, and all. Both None where every sample is a level of its own, equal
@@ -192,7 +194,7 @@ def measure_levels(
         if levels.size == 0:
             continue
         found["variance"][c] = clipped_variance(levels)
-        levels = levels._replace(step=level_step(levels) if quantum is not None else 0.0)
+        levels = replace(levels, step=level_step(levels) if quantum is not None else 0.0)
         median = _percentile(levels, 50.0)
         found["median"][c] = median
         found["mad_sigma"][c] = MAD_TO_SIGMA * _median_deviation(levels, median)

@@ -186,12 +186,7 @@ def _multiplicative_scaling(stats: FrameStats, reference: FrameStats) -> tuple[n
     return _level_ratio(stats, reference) * _dispersion_ratio(stats, reference), np.zeros_like(stats.median)
 
 
-def _unchanged(stats: FrameStats, _reference: FrameStats) -> tuple[np.ndarray, np.ndarray]:
-    return np.ones_like(stats.median), np.zeros_like(stats.median)
-
-
 _NORMALISATIONS: Final = {
-    "none": _unchanged,
     "linear_fit": _linear_fit,
     "sky_mean": _sky_mean,
     "additive": _additive,
@@ -206,6 +201,9 @@ def normalisation(spec: StackSpec, stats: Sequence[FrameStats], reference: int) 
 
     For the methods that need the frames' levels alone; :func:`photometric` for the one that compares stars.
     """
+    if spec.normalize == "none":
+        shape = len(stats), len(stats[reference].median)
+        return np.ones(shape), np.zeros(shape)
     pairs = [_NORMALISATIONS[spec.normalize](s, stats[reference]) for s in stats]
     return np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
 
