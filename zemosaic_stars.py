@@ -34,7 +34,6 @@ BLEND: Final = 2.2  # FWHM, closer detections disturb each other's centroid
 WIDTH_STARS: Final = 80  # most significant stars that tell the width of the profile that fluxes are fitted with
 WIDTH_STEP: Final = 1.15  # factor between the widths that are tried
 POPULATED: Final = 0.9  # of the median number of stars, that a reference has: haze hides the faint ones
-AS_SHARP: Final = 1.02  # ratio of two frames' median FWHM that their own errors, 0.6 % and more, may explain
 CENTROID_FLOOR: Final = 0.015  # px, centroid error that no brightness overcomes (sampling, seeing)
 SATURATED_ERROR: Final = 0.15  # px, centroid error of a star with a flat top
 REACH: Final = 6.0  # sigma, radius of what fluxes are fitted to: the same share of every star, whatever the seeing
@@ -478,9 +477,8 @@ def choose_reference(stars: Sequence[StarList], shape: tuple[int, ...], offsets:
     """Return the index of the frame the others should be registered on: well populated, central, sharpest.
 
     Among frames with at least 90 % of the median number of stars found (frames without stars do not enter it), and
-    within a quarter of the frame's diagonal of the median field centre if ``offsets`` is given, those within 2 % of
-    the lowest median FWHM are equally sharp as far as anybody can tell; of these the one with the most stars, the
-    clearest: the zero point of the stack rests on its stars alone. Ties by the lower FWHM, then by the lower index.
+    within a quarter of the frame's diagonal of the median field centre if ``offsets`` is given, the one with the
+    lowest median FWHM; ties by more stars, then by the lower index.
 
     Parameters
     ----------
@@ -510,6 +508,6 @@ def choose_reference(stars: Sequence[StarList], shape: tuple[int, ...], offsets:
             distance[known] = np.hypot(*(centre[known] - np.median(centre[known], axis=0)).T)
             central = distance <= max(0.25 * math.hypot(shape[0], shape[1]), float(np.min(distance[usable])))
             usable &= central
-    width = {k: float(np.median(stars[k].fwhm)) for k in np.flatnonzero(usable).tolist()}
-    limit = AS_SHARP * min(width.values())
-    return min((k for k in width if width[k] <= limit), key=lambda k: (-int(count[k]), width[k], k))
+    return min(
+        np.flatnonzero(usable).tolist(), key=lambda k: (float(np.median(stars[k].fwhm)), -int(count[k]), k)
+    )  # fmt: skip
