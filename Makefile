@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEMO   ?= demo
 
-.PHONY: demo picture test lint types architecture clean
+.PHONY: demo picture test nvrtc lint types architecture clean
 .DEFAULT_GOAL := test
 
 # Made again when the dependencies change, not on every call.
@@ -26,6 +26,10 @@ picture: demo
 
 test: $(READY)
 	@$(BIN)/python -m pytest -q $(ARGS)
+
+# The compiler of CUDA text (90 MB): with it the tests compile the kernels for every architecture, half a minute more.
+nvrtc: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[nvrtc]'
 
 lint: $(READY)
 	@$(BIN)/ruff check --quiet .

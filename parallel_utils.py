@@ -316,6 +316,7 @@ def stack_bytes(
     workers: int = 1,
     weights_per_pixel: int = 0,
     source_margin: int = 0,
+    source_stretch: float = 1.0,
     raw_bytes: int = 4,
     stored_bytes: int = 0,
 ) -> int:
@@ -325,8 +326,8 @@ def stack_bytes(
 
     * one slab, ``(n_frames, rows, width, channels)``: registered samples, float32, or pixels as they are stored;
     * ``weights_per_pixel`` weights of each, ``(n_frames, rows, width, ...) float32``;
-    * per worker one source block, ``(rows + source_margin, width)``, as stored and debayered to float32; or, where the
-      slab holds stored pixels, one tile of samples of every frame;
+    * per worker one source block, ``(rows * source_stretch + source_margin, width)``, as stored and debayered to
+      float32; or, where the slab holds stored pixels, one tile of samples of every frame;
     * per worker the scratch of the rejection kernel, ``KERNEL_PIXELS`` pixels of ``n_frames`` samples;
     * per frame ``FRAME_BYTES``, for weights and counts;
     * the finished tile: ``OUTPUT_MAPS`` maps of ``(height, width, channels)``, 4 bytes each;
@@ -347,8 +348,11 @@ def stack_bytes(
         Weights of a pixel of a frame: none, one (radial weighting) or one for each channel.
     source_margin : int
         Source rows read beyond ``rows``: the reach of the interpolation, and ``width * sin(rotation)``.
+    source_stretch : float
+        Source rows for each of ``rows``, 1 or more.
     raw_bytes : int
-        Bytes of one stored source pixel, all its channels (2 for a 16-bit mosaic).
+        Bytes of one source pixel, all its channels, before it is demosaiced (2 for a 16-bit mosaic as stored, and 4 as
+        samples).
     stored_bytes : int
         Bytes of one stored sample where slabs hold frames as they are stored; 0 where they hold float32 samples.
     """
@@ -358,7 +362,7 @@ def stack_bytes(
     if stored_bytes:
         source = 4 * n_frames * tile_elements(n_frames)
     else:
-        source = min(rows + source_margin, height) * width * (raw_bytes + 4 * channels)
+        source = min(math.ceil(rows * source_stretch) + source_margin, height) * width * (raw_bytes + 4 * channels)
     scratch = KERNEL_PIXELS * KERNEL_SAMPLE_BYTES * n_frames
     outputs = 4 * OUTPUT_MAPS * height * width * channels
     return outputs + max(slab + weights + workers * (source + scratch) + FRAME_BYTES * n_frames, outputs)
@@ -396,6 +400,7 @@ def plan_slabs(
     workers: int = 1,
     weights_per_pixel: int = 0,
     source_margin: int = 0,
+    source_stretch: float = 1.0,
     raw_bytes: int = 4,
     stored_bytes: int = 0,
     max_rows: int | None = None,
@@ -410,7 +415,7 @@ def plan_slabs(
         Memory the stack may take, bytes.
     max_rows : int, optional
         A hint: no slab is higher than this. None or not positive: no hint.
-    n_frames, width, channels, workers, weights_per_pixel, source_margin, raw_bytes, stored_bytes
+    n_frames, width, channels, workers, weights_per_pixel, source_margin, source_stretch, raw_bytes, stored_bytes
         As in :func:`stack_bytes`.
 
     Raises
@@ -429,6 +434,7 @@ def plan_slabs(
             workers=workers,
             weights_per_pixel=weights_per_pixel,
             source_margin=source_margin,
+            source_stretch=source_stretch,
             raw_bytes=raw_bytes,
             stored_bytes=stored_bytes,
         )

@@ -15,6 +15,7 @@ import numpy as np
 
 from zemosaic_fill import fill_samples, frame_block
 from zemosaic_levels import measure_levels
+from zemosaic_recipe import NO_TABLE, method_code, method_parameters
 from zemosaic_register import detect_stars, register_stars
 from zemosaic_slabs import run_job, stack_descriptors, stack_job
 from zemosaic_spec import NoFramesError, RegisterSpec, SpecError, StackSpec, wsc_impl_choice
@@ -464,18 +465,18 @@ def _compute_quality_weights(
     return np.where(measured[:, None], weights, np.float32(0.0)).reshape(shape), spec.weight, found
 
 
-def _kept_mask(stack: np.ndarray, spec: StackSpec, method: str) -> np.ndarray:
+def _kept_mask(stack: np.ndarray, spec: StackSpec, *, clipped_kappa: bool = False) -> np.ndarray:
     """Boolean mask of the samples that a rejection keeps, of the stack's shape."""
     from zemosaic_combine import combine_block
-    from zemosaic_rejection import METHOD_CODES, method_parameters
     from zemosaic_simd import LANES
 
     cube = np.ascontiguousarray(stack.reshape(stack.shape[0], -1), dtype=np.float32)
     n_frames, size = cube.shape
     low, high = (np.empty(size, np.float32) for _ in range(2))
+    code = method_code(spec, clipped_kappa=clipped_kappa)
     maps = [np.empty(size, kind) for kind in (np.float32, np.int32, np.float32, np.int32, np.int32)]
     combine_block(
-        cube, 0, size, METHOD_CODES[method], method_parameters(spec), np.empty(0), False, 0, True,
+        cube, 0, size, code, method_parameters(spec), NO_TABLE, False, 0, True,
         np.ones((n_frames, LANES)), np.empty((0, 0), np.float32), 1, maps,
         np.zeros((n_frames, 3), np.int64), kept=(low, high),
     )  # fmt: skip
@@ -490,9 +491,8 @@ def _reject_outliers_kappa_sigma(
     The limits are those of :func:`stack_aligned_images`, from sigma-clipped statistics.
     """
     stack = np.asarray(stacked_array_NHDWC, np.float32)
-    keep = _kept_mask(
-        stack, StackSpec(reject="kappa_sigma", kappa_low=sigma_low, kappa_high=sigma_high), "kappa_sigma_clipped"
-    )
+    spec = StackSpec(reject="kappa_sigma", kappa_low=sigma_low, kappa_high=sigma_high)
+    keep = _kept_mask(stack, spec, clipped_kappa=True)
     return np.where(keep, stack, np.float32(np.nan)), keep
 
 
@@ -516,7 +516,7 @@ def _reject_outliers_winsorized_sigma_clip(
         kappa_high=sigma_high,
         winsor_limits=winsor_limits_tuple,  # type: ignore[arg-type]
     )
-    keep = _kept_mask(stack, spec, "legacy_quantile")
+    keep = _kept_mask(stack, spec)
     replaced: Any = np.float32(np.nan)
     if apply_rewinsor:
         low, high = spec.winsor_limits

@@ -37,7 +37,8 @@ from zemosaic_gpu_plan import (
     preferred_rows,
     route_of,
 )
-from zemosaic_spec import FrameError, PlanError, StackSpec
+from zemosaic_rejection_cuda import MOST_LAD_FRAMES
+from zemosaic_spec import DeviceError, FrameError, PlanError, StackSpec
 from zemosaic_stack import (
     SUMMED,
     Callback,
@@ -54,6 +55,7 @@ from zemosaic_tile import poststack_rgb_equalization
 
 __all__ = [
     "GPUStackingError",
+    "UnsuitedTileError",
     "gpu_stack_from_arrays",
     "gpu_stack_from_paths",
     "stack_job",
@@ -70,6 +72,10 @@ PROBE_BYTES: Final = 256 << 20  # a card with less free memory is left to whoeve
 
 class GPUStackingError(RuntimeError):
     """The GPU engine found that it cannot stack a tile, or that its result is wrong."""
+
+
+class UnsuitedTileError(GPUStackingError, DeviceError):
+    """A tile that this engine does not take on, found before anything has begun; the next one may be welcome."""
 
 
 # --------------------------------------------------------------------------- one tile
@@ -160,11 +166,14 @@ def stack_job(
 
     Raises
     ------
-    GPUStackingError
-        Not even one row fits on the card, or in the bytes it may take there.
+    UnsuitedTileError
+        Not even one row fits in the bytes it may take, or there are more frames than the kernels can count.
+    MemoryError
+        Not even one row fits on the card.
     FrameError
         A frame can no longer be read.
     """
+    _check_suited(job)
     route = route_of(job)
     rows = preferred_rows(route, max_rows)
     smallest = launch_plan(route.n_frames, route.row_elements, 0).scratch_bytes
@@ -186,8 +195,18 @@ def stack_job(
             LOGGER.debug("GPU stack: %s", plan)
             result, sent = _stack_slabs(job, route, plan, scratch_limit, workers, progress)
         except PlanError as exc:
-            raise GPUStackingError(str(exc)) from exc
+            raise UnsuitedTileError(str(exc)) from exc
     return result, plan, sent
+
+
+def _check_suited(job: Job) -> None:
+    """Raise UnsuitedTileError if the kernels could not give the CPU's result, whatever the card."""
+    n_frames, spec = len(job.sources), job.spec
+    if spec.reject == "linear_fit_clip" and spec.line_fit == "lad" and n_frames > MOST_LAD_FRAMES:
+        raise UnsuitedTileError(
+            f"linear_fit_clip by least absolute deviations takes at most {MOST_LAD_FRAMES} frames on the GPU, these "
+            f"are {n_frames}; the CPU takes any number, and so does line_fit 'ols' on either"
+        )
 
 
 def _result_bytes(job: Job) -> int:
@@ -256,7 +275,7 @@ def gpu_stack_from_paths(
     Raises
     ------
     GPUStackingError
-        The tile does not fit on the card, or CUDA is lost to this process.
+        CUDA is lost to this process; or, as an :class:`UnsuitedTileError`, the tile is none for this card.
     Exception
         Whatever CuPy raises; :func:`cuda_utils.classify_failure` tells what it means.
     """

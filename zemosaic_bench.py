@@ -36,7 +36,8 @@ import zemosaic_report as reporting
 from parallel_utils import OUTPUT_MAPS, available_memory, memory_text, parallel_map, stack_bytes, usable_cpus
 from zemosaic_fill import SampleSlab
 from zemosaic_kernels import kernel
-from zemosaic_slabs import MIN_ROWS, combine_slab, recipe_of, slab_plan, stack_job
+from zemosaic_recipe import recipe_of
+from zemosaic_slabs import MIN_ROWS, combine_slab, slab_plan, stack_job
 from zemosaic_spec import ALIASES, LineFit, OutputError, PlanError, RejectName, SpecError, StackSpec, WscImpl
 from zemosaic_stack import Callback, Job, empty_result, make_job, notify
 from zemosaic_utils import Frame, open_source

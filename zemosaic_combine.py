@@ -632,11 +632,11 @@ def combine_block(
     start, stop : int
         Pixels to do; ``start`` is a multiple of ``LANES``.
     method, combine : int
-        From ``METHOD_CODES`` and ``COMBINE_CODES`` of :mod:`zemosaic_rejection`.
+        From ``METHOD_CODES`` and ``COMBINE_CODES`` of :mod:`zemosaic_recipe`.
     par : ndarray (6,) float64
-        From :func:`zemosaic_rejection.method_parameters`.
+        From :func:`zemosaic_recipe.method_parameters`.
     critical : ndarray (N + 1,) float64
-        From :func:`zemosaic_rejection.gesd_table`; empty for other methods.
+        From :func:`zemosaic_recipe.gesd_table`; empty for other methods.
     rewinsor : bool
         Replace rejected samples by their clipped values (legacy winsorizing only) instead of dropping them.
     uniform : bool

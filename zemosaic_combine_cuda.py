@@ -388,7 +388,7 @@ def source(
     Parameters
     ----------
     method, combine : int
-        From ``METHOD_CODES`` and ``COMBINE_CODES`` of :mod:`zemosaic_rejection`.
+        From ``METHOD_CODES`` and ``COMBINE_CODES`` of :mod:`zemosaic_recipe`.
     rewinsor : bool
         Replace rejected samples by their clipped values.
     in_shared : bool

@@ -113,20 +113,20 @@ def _fill_resampled(job: Job, i: int, rows: slice, samples: np.ndarray, radial: 
     )
 
 
-def source_margin(job: Job) -> int:
-    """Source rows that the most rotated frame needs beyond the rows of a slab."""
-    from zemosaic_resample import CFA_MARGIN, source_rows
+def source_reach(job: Job) -> tuple[int, float]:
+    """Return (margin, stretch): a slab needs at most ``rows * stretch + margin`` rows of any frame."""
+    from zemosaic_resample import CFA_MARGIN, slab_reach
 
-    middle = job.shape[0] // 2
-    fields = job.table.distortion or [NO_DISTORTION] * len(job.sources)
-    spans = [
-        last - first - 1
-        for first, last in (
-            source_rows(m, middle, middle + 1, job.shape[1], s.height, reach(field))
-            for m, s, field in zip(job.table.transform, job.sources, fields, strict=True)
-        )
-    ]
-    return max([*spans, 0]) + 2 * CFA_MARGIN
+    table, (height, width) = job.table, job.shape[:2]
+    moved = ~table.in_place | job.spec.radial_weight
+    displaced = max(map(reach, table.distortion), default=0.0)
+    margin, stretch = slab_reach(table.transform[moved], width, height, displaced) if moved.any() else (0, 1.0)
+    return margin + (2 * CFA_MARGIN if any(source.cfa for source in job.sources) else 0), stretch
+
+
+def source_pixel_bytes(source: FrameSource) -> int:
+    """Return the bytes of one pixel of a frame until it is demosaiced: as stored, and a mosaic as samples too."""
+    return source.dtype.itemsize + 4 if source.cfa else source.dtype.itemsize * source.channels
 
 
 # --------------------------------------------------------------------------- all frames

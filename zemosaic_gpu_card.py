@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import threading
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +20,7 @@ import numpy as np
 import cuda_utils
 import zemosaic_combine_cuda as combine_cuda
 from zemosaic_gpu_plan import STAGING_BUFFERS, Batch, GpuPlan, Route, Slab
+from zemosaic_recipe import recipe_of
 from zemosaic_resample_cuda import FRAME_ROWS, RESAMPLE_CUDA
 from zemosaic_stack import SUMMED, Job, StackResult, channel_sums
 
@@ -32,35 +32,6 @@ _TO_HOST: Final = 2
 _NOTHING: Final = np.uint64(0)  # a null pointer
 
 _COMPILING = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What the rejection kernel is built and called with."""
-
-    method: int
-    combine: int
-    rewinsor: bool
-    uniform: bool  # all weights are 1
-    parameters: np.ndarray  # (6,) float64
-    critical: np.ndarray  # of GESD, (N + 1,) float64; empty for the others
-    weights: np.ndarray  # (N, C) float64
-
-
-def recipe_of(job: Job) -> Recipe:
-    """Return the numbers of a job's rejection and combination."""
-    from zemosaic_rejection import COMBINE_CODES, METHOD_CODES, gesd_table, method_code, method_parameters
-
-    spec, weights = job.spec, np.ascontiguousarray(job.table.weight, np.float64)
-    return Recipe(
-        method=METHOD_CODES["kappa_sigma_clipped"] if job.clipped_kappa else method_code(spec),
-        combine=COMBINE_CODES[spec.combine],
-        rewinsor=spec.is_legacy_winsor and spec.apply_rewinsor,
-        uniform=job.sample_weight is None and not spec.radial_weight and bool((weights == 1.0).all()),
-        parameters=method_parameters(spec),
-        critical=gesd_table(len(job.sources), spec.gesd_alpha) if spec.reject == "gesd" else np.empty(0),
-        weights=weights,
-    )
 
 
 @functools.cache

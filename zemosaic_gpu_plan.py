@@ -119,28 +119,6 @@ def source_spans(
     return first, last
 
 
-def reach_of(matrices: np.ndarray, out_width: int, height: int) -> tuple[float, float]:
-    """Return how far a row of the reference grid reaches up and down in the frames, and how far apart two rows lie.
-
-    Looked up at the top, the middle and the bottom, whether the frame is there or not: the most of all frames, in rows.
-    For affine maps that is exact; of a map that turns a point behind the camera nothing is known but the whole height.
-
-    Parameters
-    ----------
-    matrices : ndarray (N, 3, 3) float64
-        Reference pixel to frame pixel.
-    out_width, height : int
-        Width of the reference grid, height of the frames.
-    """
-    corners = np.array([(x, y, 1.0) for y in (0.0, height // 2, height - 1.0) for x in (0.0, out_width - 1.0)])
-    below = corners + (0.0, 1.0, 0.0)
-    mapped = matrices[:, 1:] @ np.concatenate([corners, below]).T  # (N, y and w, 2 * corners)
-    if not (mapped[:, 1] > 0).all():
-        return float(height), 1.0
-    here, next_row = np.split(mapped[:, 0] / mapped[:, 1], 2, axis=1)
-    return float(abs(here[:, 1::2] - here[:, ::2]).max()), float(abs(next_row - here).max())
-
-
 @dataclass(frozen=True)
 class Route:
     """What a tile's frames ask of the way to the card: the facts a plan is made of.
@@ -183,6 +161,8 @@ class Route:
 
 def route_of(job: Job) -> Route:
     """Look at the frames of a job: how each is stored, and whether it needs resampling."""
+    from zemosaic_resample import slab_reach
+
     table, spec = job.table, job.spec
     height, width = job.shape[:2]
     wires = tuple(wire_of(source) for source in job.sources)
@@ -194,8 +174,7 @@ def route_of(job: Job) -> Route:
     )
     margin, stretch = 0, 1.0
     if not in_place.all():
-        rows, apart = reach_of(table.transform[~in_place], width, height)
-        margin, stretch = math.ceil(rows + 2.0 * reaches(job).max()) + _span_margin(), max(apart, 1.0)
+        margin, stretch = slab_reach(table.transform[~in_place], width, height, reaches(job).max())
     margin += 2 * _cfa_margin() if any(source.cfa for source in job.sources) else 0
     return Route(
         n_frames=len(job.sources),
@@ -226,13 +205,6 @@ def _where(job: Job, wires: tuple[Wire, ...]) -> Where:
         return "memory"
     is_posix = hasattr(os, "preadv")
     return "files" if is_posix and all(source.raw_file is not None for source in job.sources) else "mixed"
-
-
-def _span_margin() -> int:
-    """Return by how many rows at most :func:`source_spans` goes beyond the mapped ones."""
-    from zemosaic_resample import MARGIN
-
-    return 2 * MARGIN + 4  # two of them because the ends are rounded outward
 
 
 def _cfa_margin() -> int:

@@ -17,7 +17,7 @@ from zemosaic_spec import FrameStats
 MATCH_FWHM: Final = 0.5  # distance at which two detections are one star, units of the FWHM
 MIN_MATCH_PX: Final = 1.0  # but not less
 MIN_SNR: Final = 10.0  # of a flux in either frame; fainter ones are biased by having been found
-SCATTER: Final = 0.025  # relative error that no brightness overcomes: sampling of a mosaic, variable stars, flat field
+SCATTER: Final = 0.01  # relative error that no brightness overcomes: sampling of a mosaic, variable stars, flat field
 MIN_PAIRS: Final = 5  # stars that a gain needs
 MAX_GAIN_ERROR: Final = 0.03  # relative standard error of a gain that can be used
 CLIP: Final = 3.0  # residuals beyond, units of their own sigma, are variable, saturated or blended stars

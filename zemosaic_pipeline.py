@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from parallel_utils import give_back_freed_memory, peak_rss_bytes, plan_slabs
-from zemosaic_fill import frame_block
+from zemosaic_fill import frame_block, source_pixel_bytes
 from zemosaic_group import FrameRow, Group, Scan, open_group, register_group, scan_group
 from zemosaic_headers import FITS_CARD, card_value
 from zemosaic_select import apply_limits, drop_worst, rate_frames
@@ -163,7 +163,7 @@ def _check_memory(group: Group, stack: StackSpec, register: RegisterSpec, worker
         some.height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=some.width,
         channels=some.channels, workers=workers, weights_per_pixel=int(stack.radial_weight),
         source_margin=0 if register.mode == "none" else some.height,
-        raw_bytes=some.dtype.itemsize * (1 if some.cfa else some.channels),
+        raw_bytes=source_pixel_bytes(some),
     )  # fmt: skip
 
 

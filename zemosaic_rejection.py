@@ -16,64 +16,10 @@ instructions; a lane that is done leaves the list alone, so no pixel's result de
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Final
-
 import numpy as np
 
 from zemosaic_kernels import kernel
 from zemosaic_simd import census
-from zemosaic_spec import StackSpec
-
-# Numbers the kernels use for the methods. They are written out in the kernels, because a compiled cache does not
-# notice a changed global.
-METHOD_CODES: Final = {
-    "none": 0,
-    "kappa_sigma": 1,
-    "kappa_sigma_clipped": 2,
-    "legacy_quantile": 3,
-    "pixinsight": 4,
-    "sigma_clip": 5,
-    "averaged_sigma": 6,
-    "percentile_clip": 7,
-    "gesd": 8,
-    "linear_fit_ols": 9,
-    "linear_fit_lad": 10,
-}
-COMBINE_CODES: Final = {"mean": 0, "median": 1, "min": 2, "max": 3}
-
-
-def method_code(spec: StackSpec) -> int:
-    """Return the kernels' number for the rejection that ``spec`` asks for."""
-    names = {"winsorized_sigma_clip": spec.wsc_impl, "linear_fit_clip": f"linear_fit_{spec.line_fit}"}
-    return METHOD_CODES[names.get(spec.reject, spec.reject)]
-
-
-def method_parameters(spec: StackSpec) -> np.ndarray:
-    """Return the numbers of a rejection as the kernels take them, ``(6,) float64``.
-
-    kappa low and high (for ``percentile_clip`` the fractions), winsorizing limit low and high, GESD fraction and alpha.
-    """
-    return np.array([*spec.kappas, *spec.winsor_limits, spec.gesd_fraction, spec.gesd_alpha], np.float64)
-
-
-@lru_cache(maxsize=8)
-def gesd_table(n_frames: int, alpha: float) -> np.ndarray:
-    """Return Rosner's critical values by the number of samples that remain after a step, ``(n_frames + 1,) float64``.
-
-    ``lambda = m t / sqrt((m - 1 + t^2)(m + 1))`` with m samples remaining and t the quantile ``1 - alpha / (2 (m +
-    1))`` of Student's distribution with m - 1 degrees of freedom; infinite for m < 2.
-    """
-    from scipy.stats import t as student_t
-
-    left = np.arange(n_frames + 1, dtype=np.float64)
-    table = np.full(n_frames + 1, np.inf)
-    m = left[2:]
-    t = student_t.ppf(1.0 - alpha / (2.0 * (m + 1.0)), m - 1.0)
-    table[2:] = m * t / np.sqrt((m - 1.0 + t * t) * (m + 1.0))
-    table.flags.writeable = False
-    return table
-
 
 # --------------------------------------------------------------------------- what all algorithms share
 

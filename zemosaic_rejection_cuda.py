@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Final
 
+MOST_LAD_FRAMES: Final = 65_536  # the weights of all slopes, n (n - 1) / 2, are added up in 32 bits
+
 _SUMS: Final = r"""
 // Running sums of d = x - centre and d * d (for lines: rank * d) from the middle rank outward, to either side. Kept are
 // those to both ends and to ranks a sixteenth and an eighth of all from them, where the windows of most methods end;

@@ -11,6 +11,7 @@ Every output pixel depends on absolute coordinates alone: the rows of a slab equ
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Final
 
@@ -516,3 +517,47 @@ def source_columns(
     columns[:, 0] = np.clip(np.floor(x_of_x * ends[0] + (x_left[0] - pad)), 0.0, width)
     columns[:, 1] = np.clip(np.ceil(x_of_x * ends[1] + (x_left[1] + pad + 1.0)), 0.0, width)
     return columns
+
+
+def slab_reach(matrices: np.ndarray, out_width: int, height: int, displaced: float = 0.0) -> tuple[int, float]:
+    """Return (margin, stretch): ``source_rows`` asks for at most ``rows * stretch + margin`` rows for any slab.
+
+    Parameters
+    ----------
+    matrices : ndarray (N, 3, 3) float64
+        Reference pixel to frame pixel, of all frames that are resampled.
+    out_width, height : int
+        Width of the reference grid; height of it and of the frames.
+    displaced : float
+        Rows by which a distortion field displaces a pixel at most.
+
+    Returns
+    -------
+    margin : int
+        Rows; ``height`` if a map turns a point of the grid behind the camera, since then a frame is needed as a whole.
+    stretch : float
+        1 or more.
+
+    Notes
+    -----
+    Along the left and the right edge of the grid, the ends of every row, the mapped row is ``g(y) = (n + a y) / (w +
+    c y)`` of slope ``A / (w + c y)^2``, ``A = a w - c n``. The steepest slope is at an end, since ``w + c y > 0`` is
+    linear. The largest distance between the edges in one row is at an end too, or where both slopes are the same,
+    ``sqrt|A_right| w_left(y) = sqrt|A_left| w_right(y)``. Corners of a slab are apart by at most that distance and the
+    slope for every row.
+    """
+    a, c, right, bottom = matrices[:, 1, 1], matrices[:, 2, 1], out_width - 1.0, height - 1.0
+    n = np.array([matrices[:, 1, 2], matrices[:, 1, 0] * right + matrices[:, 1, 2]])  # (2, N): left, right
+    w = np.array([matrices[:, 2, 2], matrices[:, 2, 0] * right + matrices[:, 2, 2]])
+    nearest = np.minimum(w, w + c * bottom)
+    if not (nearest > 0).all():
+        return height, 1.0
+    slopes = np.abs(a * w - c * n)
+    roots = np.sqrt(slopes)
+    bend = c * (roots[1] - roots[0])
+    with np.errstate(over="ignore"):  # nearly parallel: far outside, and clipped
+        alike = (roots[0] * w[1] - roots[1] * w[0]) / np.where(bend == 0.0, 1.0, bend)
+    rows = np.array([np.zeros_like(c), np.full_like(c, bottom), np.clip(alike, 0.0, bottom)])
+    left_edge, right_edge = ((n[edge] + a * rows) / (w[edge] + c * rows) for edge in (0, 1))
+    apart, stretch = np.abs(right_edge - left_edge).max() + 2.0 * displaced, (slopes / nearest**2).max()
+    return math.ceil(min(apart, height)) + 2 * MARGIN + 4, max(float(stretch), 1.0)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from parallel_utils import SlabPlan, available_memory, parallel_map, plan_hint, plan_slabs, row_slabs, usable_cpus
-from zemosaic_fill import Slab, slab_for, source_margin, stored_layout
+from zemosaic_fill import Slab, slab_for, source_pixel_bytes, source_reach, stored_layout
+from zemosaic_recipe import Recipe, recipe_of
 from zemosaic_spec import FrameError
 from zemosaic_stack import (
     Callback,
@@ -34,47 +34,9 @@ __all__ = ["combine_slab", "run_job", "stack_descriptors", "stack_job"]
 
 logger = logging.getLogger("ZeMosaicWorker")
 
-NO_TABLE = np.empty(0)
-NO_TABLE.flags.writeable = False  # like the table, so that the kernel is compiled once for both
 SHARES_PER_WORKER = 4  # pieces of a slab, or of the frames, each worker gets, so that none waits long for the slowest
 SLAB_BYTES = 96 << 20  # samples in one slab; more memory than this does not make a stack faster
 MIN_ROWS = 8  # but a slab is not cut thinner than this for it: a rotated frame is read again for every slab it crosses
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    """What the rejection kernel needs to know besides the samples."""
-
-    method: int
-    combine: int
-    parameters: np.ndarray
-    critical: np.ndarray  # of GESD; empty for the others
-    rewinsor: bool
-    uniform: bool  # all frame weights are 1
-    lanes: np.ndarray  # frame weights spread over the kernel's lanes
-
-
-def recipe_of(job: Job) -> _Recipe:
-    from zemosaic_rejection import (
-        COMBINE_CODES,
-        METHOD_CODES,
-        gesd_table,
-        method_code,
-        method_parameters,
-    )
-    from zemosaic_simd import LANES
-
-    spec, weight = job.spec, job.table.weight
-    method = METHOD_CODES["kappa_sigma_clipped"] if job.clipped_kappa else method_code(spec)
-    return _Recipe(
-        method=method,
-        combine=COMBINE_CODES[spec.combine],
-        parameters=method_parameters(spec),
-        critical=gesd_table(len(job.sources), spec.gesd_alpha) if spec.reject == "gesd" else NO_TABLE,
-        rewinsor=spec.is_legacy_winsor and spec.apply_rewinsor,
-        uniform=bool((weight == 1.0).all()),
-        lanes=np.ascontiguousarray(np.tile(weight, (1, LANES // weight.shape[1]))),
-    )
 
 
 def slab_plan(job: Job, workers: int, allowed_bytes: int | None, max_rows: int | None) -> SlabPlan:
@@ -82,6 +44,7 @@ def slab_plan(job: Job, workers: int, allowed_bytes: int | None, max_rows: int |
     height, width = job.shape[:2]
     n_frames, channels, layout = len(job.sources), job.channels, stored_layout(job)
     stored_bytes = 0 if layout is None else layout.dtype.itemsize
+    margin, stretch = source_reach(job) if layout is None else (0, 1.0)
     most = SLAB_BYTES // ((stored_bytes or 4) * n_frames * width * channels)
     return plan_slabs(
         height,
@@ -91,14 +54,15 @@ def slab_plan(job: Job, workers: int, allowed_bytes: int | None, max_rows: int |
         channels=channels,
         workers=workers,
         weights_per_pixel=channels if job.sample_weight is not None else int(job.spec.radial_weight),
-        source_margin=source_margin(job) if layout is None else 0,
-        raw_bytes=max(s.dtype.itemsize for s in job.sources) * (1 if job.sources[0].cfa else channels),
+        source_margin=margin,
+        source_stretch=stretch,
+        raw_bytes=max(source_pixel_bytes(source) for source in job.sources),
         stored_bytes=stored_bytes,
         max_rows=max_rows or max(MIN_ROWS, most),
     )
 
 
-def combine_slab(job: Job, recipe: _Recipe, slab: Slab, result: StackResult, workers: int) -> None:
+def combine_slab(job: Job, recipe: Recipe, slab: Slab, result: StackResult, workers: int) -> None:
     """Reject and combine the samples of one slab into the rows of the result."""
     from zemosaic_combine import combine_block
     from zemosaic_kernels import wait_for_compiler
@@ -110,14 +74,14 @@ def combine_slab(job: Job, recipe: _Recipe, slab: Slab, result: StackResult, wor
     sample_weight, step = slab.weights()
     maps = (result.image, result.coverage, result.weight, result.rejected_low, result.rejected_high)
     out = [a.reshape(-1)[slab.rows.start * line : slab.rows.stop * line] for a in maps]
-    uniform = recipe.uniform and sample_weight.size == 0
+    lanes = np.tile(recipe.weights, (1, LANES // job.channels))  # one column per lane of the kernel
 
     def combine(share: range) -> tuple[int, np.ndarray]:
         hits, lost = np.zeros((n_frames, 3), np.int64), 0
         for cube, start, stop, offset in slab.pieces(LANES * share.start, min(LANES * share.stop, size)):
             lost += combine_block(
                 cube, start, stop, recipe.method, recipe.parameters, recipe.critical, recipe.rewinsor, recipe.combine,
-                uniform, recipe.lanes, sample_weight, step, [a[offset:] for a in out], hits,
+                recipe.uniform, lanes, sample_weight, step, [a[offset:] for a in out], hits,
             )  # fmt: skip
         return int(lost), hits
 

@@ -52,6 +52,10 @@ class PlanError(ZeMosaicError):
     """The work cannot fit into the memory it may use; the message gives needed and allowed bytes."""
 
 
+class DeviceError(ZeMosaicError):
+    """A tile is not one for this device, however often it is tried; the message says why. Another device can do it."""
+
+
 class OutputError(ZeMosaicError):
     """A result could not be written; the message names the path and the remedy."""
 
@@ -99,9 +103,13 @@ ALIASES: Final[Mapping[str, str]] = {
     "winsor": "winsorized_sigma_clip",
     "kappa": "kappa_sigma",
     "linear_fit": "linear_fit_clip",
+    "linear": "linear_fit",  # as a normalisation
+    "skymean": "sky_mean",
+    "median": "additive",  # as a normalisation
+    "noise_plus_fwhm": "noise_fwhm",
     "": "none",
 }
-"""Other spellings of method names that existing runs use."""
+"""Other spellings of method names that existing runs use; docs/zemosaic.md says where each is from."""
 
 DEFAULT_KAPPA: Final[Mapping[str, tuple[float, float]]] = {
     "none": (3.0, 3.0),

@@ -227,10 +227,17 @@ def _near_peak(stamp, peak) -> float:
 
 @kernel
 def star_fluxes(pixels, colours, x, y, sigma, reach, flux, information, peak) -> None:
-    """Flux of stars at known positions, per channel: a Gaussian of known width and a constant, least squares.
+    """Flux of stars at known positions, per channel: a profile of known width and a constant, least squares.
 
-    Works on the pixels of one colour wherever they lie, so that a mosaic needs no demosaicing. A profile that is no
-    Gaussian scales all fluxes of a frame alike.
+    The profile is Moffat's with exponent 4. Works on the pixels of one colour wherever they lie, so that a mosaic needs
+    no demosaicing.
+
+    Notes
+    -----
+    Stars whose profile is another one are scaled alike, but not exactly: by 0.02 % for each per cent of width and, in
+    the red and blue of a mosaic, with a scatter of 0.7 % for exponents from 2.5 to 4.8, what air and telescopes make
+    of a star. A Gaussian instead costs 0.07 % and 2.2 % there, and is exact for Gaussian stars alone. Source of the
+    profile: A. F. J. Moffat, "A theoretical investigation of focal stellar images", A&A 3, 455 (1969).
 
     Parameters
     ----------
@@ -241,7 +248,7 @@ def star_fluxes(pixels, colours, x, y, sigma, reach, flux, information, peak) ->
     x, y : ndarray (n,) float64
         Positions, pixels.
     sigma : ndarray (channels,) float64
-        Of the Gaussian in each channel, pixels.
+        Width in each channel as a Gaussian's of the same full width at half maximum, pixels.
     reach : float
         Radius of what is fitted, pixels.
     flux, information, peak : ndarray (n, channels) float64
@@ -250,7 +257,7 @@ def star_fluxes(pixels, colours, x, y, sigma, reach, flux, information, peak) ->
     """
     height, width = pixels.shape[:2]
     channels = sigma.size
-    steepness = 0.5 / (sigma * sigma)
+    steepness = 1.0 / (7.32689 * sigma * sigma)  # of exponent 4, (1.1774 sigma)^2 / (2^(1/4) - 1)
     half = int(math.ceil(reach))
     sums = np.empty((channels, 5))  # of 1, profile, profile^2, pixel, profile pixel
     for k in range(x.size):
@@ -269,7 +276,8 @@ def star_fluxes(pixels, colours, x, y, sigma, reach, flux, information, peak) ->
                     channel = c if colour < 0 else colour
                     value = float(pixels[v, u, c])
                     if abs(value) < np.inf:
-                        profile = math.exp(-square * steepness[channel])
+                        core = (1.0 + square * steepness[channel]) ** 2
+                        profile = 1.0 / (core * core)
                         sums[channel, 0] += 1.0
                         sums[channel, 1] += profile
                         sums[channel, 2] += profile * profile
@@ -283,6 +291,6 @@ def star_fluxes(pixels, colours, x, y, sigma, reach, flux, information, peak) ->
             flux[k, channel], information[k, channel] = 0.0, 0.0
             if n > 3.0 and n >= share * looked_at:
                 determinant = pp - p * p / n
-                area = math.pi / steepness[channel]
+                area = math.pi / (3.0 * steepness[channel])
                 flux[k, channel] = area * (pd - p * d / n) / determinant
                 information[k, channel] = determinant / (area * area)

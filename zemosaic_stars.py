@@ -36,6 +36,7 @@ WIDTH_STEP: Final = 1.15  # factor between the widths that are tried
 POPULATED: Final = 0.9  # of the median number of stars, that a reference has: haze hides the faint ones
 CENTROID_FLOOR: Final = 0.015  # px, centroid error that no brightness overcomes (sampling, seeing)
 SATURATED_ERROR: Final = 0.15  # px, centroid error of a star with a flat top
+REACH: Final = 6.0  # sigma, radius of what fluxes are fitted to: the same share of every star, whatever the seeing
 MAX_PEAK: Final = 0.9  # of the level that clips; a star whose brightest pixel is above it has no flux
 
 
@@ -190,7 +191,7 @@ def find_stars(pixels: np.ndarray, spec: RegisterSpec, cfa: str | None = None) -
 
     Centroid and shape are Gaussian-windowed moments, the window iterated to the star's own width, which is the
     definition of SExtractor's XWIN_IMAGE; of a mosaic over the green pixels where they lie, so that neither binning nor
-    demosaicing widens a star, nor its colour moves it. Fluxes are least-squares fits of one Gaussian per frame.
+    demosaicing widens a star, nor its colour moves it. Fluxes are least-squares fits of one profile per frame.
 
     Parameters
     ----------
@@ -425,7 +426,7 @@ def _photometry(
 
     channels = frame.shape[2] if cfa is None else 3
     cell = np.full((2, 2), -1) if cfa is None else np.array(["RGB".index(colour) for colour in cfa]).reshape(2, 2)
-    reach = 4.0 * sigma + 1.0
+    reach = REACH * sigma
 
     def fit(n: int, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         flux, information, peak = (np.empty((n, channels)) for _ in range(3))

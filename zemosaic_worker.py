@@ -26,6 +26,7 @@ from zemosaic_master_tile import EXTREME_GROUP_FRAMES, TileRequest, TileResult, 
 from zemosaic_pipeline import Tile, build_tile, check_output, timed, without_output, without_tiles, write_tile
 from zemosaic_spec import (
     CropSpec,
+    DeviceError,
     DeviceName,
     FrameError,
     GateSpec,
@@ -284,6 +285,9 @@ def _give_up(error: Exception, logger: logging.Logger, *, second: bool) -> None:
     elif isinstance(error, _INPUT_ERRORS):
         logger.warning("[P3][GPU] %s; this concerns the frames, the CPU decides", _text(error))
         return
+    elif isinstance(error, DeviceError) and not second:  # a second attempt was made with less memory
+        logger.warning("[P3][GPU] %s; the CPU stacks this tile, the GPU stays on", _text(error))
+        return
     if second:
         logger.error(
             "[P3][GPU] Second GPU attempt failed; disabling Phase 3 GPU for this run: %s", _text(error), exc_info=error
@@ -317,7 +321,7 @@ def _try_gpu(
         return _GpuVerdict(1, tile=outcome)
     first = outcome
     kind = cuda_utils.classify_failure(first)
-    if kind == "sticky" or isinstance(first, _INPUT_ERRORS):
+    if kind == "sticky" or isinstance(first, (*_INPUT_ERRORS, DeviceError)):
         _give_up(first, logger, second=False)
         _forget_frames(first)
         return _GpuVerdict(1, error=first)
@@ -463,6 +467,8 @@ def _cpu_reason(verdict: _GpuVerdict, wants_cpu: bool, parallel_plan: object) ->
     """Say in a few words why the CPU stacks a tile."""
     if wants_cpu:
         return "the CPU was asked for"
+    if isinstance(verdict.error, DeviceError) and verdict.attempts == 1:
+        return f"the tile is none for the GPU: {verdict.error}"
     if verdict.error is not None:
         return f"the GPU failed: {_text(verdict.error)}"
     return _phase3_gpu_refusal(parallel_plan) or "the tile is no GPU candidate"

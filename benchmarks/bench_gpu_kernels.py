@@ -24,13 +24,9 @@ import cupy as cp
 import numpy as np
 
 import zemosaic_combine_cuda as cuda
+from zemosaic_recipe import COMBINE_CODES, METHOD_CODES
 from zemosaic_sorting_cuda import AHEAD, LEVELS, RUN_ROWS
 
-METHODS = {  # METHOD_CODES of zemosaic_rejection, which would load Numba
-    "none": 0, "kappa_sigma": 1, "kappa_sigma_clipped": 2, "legacy_quantile": 3, "pixinsight": 4, "sigma_clip": 5,
-    "averaged_sigma": 6, "percentile_clip": 7, "gesd": 8, "linear_fit_ols": 9, "linear_fit_lad": 10,
-}  # fmt: skip
-COMBINES = {"mean": 0, "median": 1, "min": 2, "max": 3}
 CONSTANTS = ("METHOD", "COMBINE", "REWINSOR", "PLACE", "RUN")
 IMAGE = 1080 * 1920 * 3
 PLANNED = cuda.SHARED_BLOCKS
@@ -53,7 +49,7 @@ class Row:
 ROWS = (
     *(Row(n, 1, m) for n in (10, 50) for m in ("sigma_clip", "pixinsight")),
     *(Row(50, 8, m) for m in ("linear_fit_ols", "linear_fit_lad")),
-    *(Row(200, 1, m) for m in METHODS if not m.startswith("linear")),
+    *(Row(200, 1, m) for m in METHOD_CODES if not m.startswith("linear")),
     Row(200, 1, "none", "median"),
     Row(200, 1, "sigma_clip", "median"),
     Row(200, 1, "pixinsight", weighted=True),
@@ -100,7 +96,9 @@ def on_host(library: ctypes.CDLL, row: Row, arguments: list) -> list[np.ndarray]
     host = [a.get() if isinstance(a, cp.ndarray) else a for a in arguments[1:-1]]
     host = [cube, *host, np.empty(2 * row.n_frames, np.float32)]
     host[1] = host[3] = np.int64(cube.shape[1])
-    for name, value in zip(CONSTANTS, (METHODS[row.method], COMBINES[row.combine], 0, cuda.SHARED, 32), strict=True):
+    for name, value in zip(
+        CONSTANTS, (METHOD_CODES[row.method], COMBINE_CODES[row.combine], 0, cuda.SHARED, 32), strict=True
+    ):
         getattr(library, f"set_{name}")(value)
     library.set_grid(0, 0, 0, 1, 1, 1)
     library.combine_block(*(
@@ -120,7 +118,7 @@ def measure(row: Row, cube: cp.ndarray, library: ctypes.CDLL) -> str:
         multiprocessors=device.attributes["MultiProcessorCount"],
     )  # fmt: skip
     begin = time.perf_counter()
-    text = cuda.source(METHODS[row.method], COMBINES[row.combine], in_shared=plan.in_shared, n_frames=n)
+    text = cuda.source(METHOD_CODES[row.method], COMBINE_CODES[row.combine], in_shared=plan.in_shared, n_frames=n)
     kernel = cp.RawModule(code=text, options=cuda.COMPILE_OPTIONS).get_function(cuda.KERNEL)
     if plan.shared_bytes > 48 << 10:
         kernel.max_dynamic_shared_size_bytes = plan.shared_bytes

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from host_cupy import HostCupy, installed
 from tile_case import entries, make, session  # noqa: F401 - fixtures: the call of create_master_tile and its groups
 
 DATA = Path(__file__).parent / "data"
@@ -21,3 +23,31 @@ def data_dir() -> Path:
 def rng() -> np.random.Generator:
     """Random numbers that are the same in every run and in any order of tests."""
     return np.random.default_rng(20251207)
+
+
+# --------------------------------------------------------------------------- the GPU engine without a GPU
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> HostCupy:
+    """Kernels of the GPU, built by g++; see :mod:`host_cupy`."""
+    return HostCupy(tmp_path_factory.mktemp("host_cupy"))
+
+
+@pytest.fixture
+def cupy(host: HostCupy, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostCupy]:
+    """What the GPU engine takes for CuPy."""
+    with installed(host, monkeypatch) as fake:
+        yield fake
+
+
+@pytest.fixture(params=["processor", pytest.param("device", marks=pytest.mark.gpu)])
+def launched(request: pytest.FixtureRequest) -> list[str] | None:
+    """Names of the kernels that the stand-in launched; None on a device, where nobody counts."""
+    import zemosaic_align_stack_gpu as engine
+
+    if request.param == "processor":
+        return request.getfixturevalue("cupy").launched
+    if not engine.usability().usable:
+        pytest.skip(engine.usability().reason)
+    return None

@@ -43,7 +43,7 @@ ROOMS: dict[str, set[str]] = {
         "zemosaic_photometry",
         "zemosaic_utils",
     },
-    "zemosaic_rejection": {"zemosaic_spec", "zemosaic_kernels", "zemosaic_simd"},
+    "zemosaic_rejection": {"zemosaic_kernels", "zemosaic_simd"},
     "zemosaic_combine": {"zemosaic_kernels", "zemosaic_simd", "zemosaic_rejection"},
     # The CUDA text of rejection: strings, and numbers to launch it with.
     "zemosaic_sorting_cuda": set(),
@@ -60,6 +60,7 @@ ROOMS: dict[str, set[str]] = {
         "zemosaic_weights",
         "zemosaic_flatten",
     },
+    "zemosaic_recipe": {"zemosaic_spec", "zemosaic_stack"},
     "zemosaic_fill": {
         "zemosaic_spec",
         "zemosaic_distortion",
@@ -77,9 +78,9 @@ ROOMS: dict[str, set[str]] = {
         "parallel_utils",
         "zemosaic_kernels",
         "zemosaic_simd",
-        "zemosaic_rejection",
         "zemosaic_combine",
         "zemosaic_stack",
+        "zemosaic_recipe",
         "zemosaic_fill",
     },
     "zemosaic_warmup": {
@@ -106,9 +107,9 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_gpu_card": {
         "cuda_utils",
         "zemosaic_resample",
-        "zemosaic_rejection",
         "zemosaic_combine_cuda",
         "zemosaic_stack",
+        "zemosaic_recipe",
         "zemosaic_resample_cuda",
         "zemosaic_gpu_plan",
     },
@@ -117,6 +118,7 @@ ROOMS: dict[str, set[str]] = {
         "cuda_utils",
         "parallel_utils",
         "zemosaic_tile",
+        "zemosaic_rejection_cuda",
         "zemosaic_stack",
         "zemosaic_gpu_plan",
         "zemosaic_gpu_gather",

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 import zemosaic_combine as combining
 import zemosaic_combine_cuda as cuda
-import zemosaic_rejection as rejection
+import zemosaic_recipe as recipe
 from zemosaic_resample_cuda import RESAMPLE_CUDA
 from zemosaic_simd import LANES
 from zemosaic_sorting_cuda import AHEAD, LEVELS, RUN_ROWS
 
-METHODS = list(rejection.METHOD_CODES)
-COMBINES = list(rejection.COMBINE_CODES)
+METHODS = list(recipe.METHOD_CODES)
+COMBINES = list(recipe.COMBINE_CODES)
 COUNTS = [1, 2, 3, 5, 9, 10, 64, 65, 200, 1000]
 OUTPUTS = ("image", "coverage", "weight", "low", "high", "hits", "lost")
 MOST_FRAMES = cuda.MERGED_FRAMES  # of the tests: the memory of one column
@@ -93,8 +93,8 @@ def on_numba(case: Case) -> dict[str, np.ndarray]:
     lanes = np.ascontiguousarray(np.tile(case.frame_weight, (1, LANES // case.channels)))
     samples = np.empty((0, 0), np.float32) if case.sample_weights is None else case.sample_weights
     out["lost"][0] = combining.combine_block(
-        cube, 0, p, rejection.METHOD_CODES[case.method], case.parameters, rejection.gesd_table(n, case.parameters[5]),
-        case.rewinsor, rejection.COMBINE_CODES[case.combine], case.uniform, lanes, samples, case.step,
+        cube, 0, p, recipe.METHOD_CODES[case.method], case.parameters, recipe.gesd_table(n, case.parameters[5]),
+        case.rewinsor, recipe.COMBINE_CODES[case.combine], case.uniform, lanes, samples, case.step,
         [out[name] for name in ("image", "coverage", "weight", "low", "high")], out["hits"],
     )  # fmt: skip
     return out
@@ -110,12 +110,12 @@ def on_host(
     cube[:, :p] = case.cube
     out = outputs(n, p)
     values = (
-        rejection.METHOD_CODES[case.method], rejection.COMBINE_CODES[case.combine], int(case.rewinsor), case.place,
+        recipe.METHOD_CODES[case.method], recipe.COMBINE_CODES[case.combine], int(case.rewinsor), case.place,
         case.run,
     )  # fmt: skip
     for name, value in zip(CONSTANTS, values, strict=True):
         getattr(library, f"set_{name}")(value)
-    critical = rejection.gesd_table(n, case.parameters[5])
+    critical = recipe.gesd_table(n, case.parameters[5])
     samples = case.sample_weights
     scratch = np.empty(2 * n, np.float32)
     weight = np.ascontiguousarray(case.frame_weight)
@@ -286,7 +286,7 @@ def test_the_text_follows_the_number_of_frames():
 @pytest.fixture(scope="session")
 def nvrtc() -> ctypes.CDLL:
     """The compiler of CUDA text, which needs no driver and no device."""
-    package = pytest.importorskip("nvidia.cuda_nvrtc", reason="no NVRTC: pip install nvidia-cuda-nvrtc-cu12")
+    package = pytest.importorskip("nvidia.cuda_nvrtc", reason="no NVRTC: make nvrtc")
     folder = Path(next(iter(package.__path__)))
     library = next(iter([*folder.glob("lib/libnvrtc.so*"), *folder.glob("bin/nvrtc64_*.dll")]))
     return ctypes.CDLL(str(library))
@@ -321,5 +321,5 @@ def test_what_the_compiler_complains_of_is_seen(nvrtc):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_compiles(nvrtc, method):
-    code = rejection.METHOD_CODES[method]
+    code = recipe.METHOD_CODES[method]
     assert compiled(nvrtc, cuda.source(code, 1, rewinsor=True, in_shared=False, n_frames=1000), "sm_80") == ""

@@ -12,7 +12,7 @@ from typing import get_args
 import numpy as np
 import pytest
 from astropy.io import fits
-from host_cupy import HostCupy, Kernel, OutOfMemoryError, installed
+from host_cupy import Kernel, OutOfMemoryError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_resample import some_field
@@ -24,6 +24,7 @@ import zemosaic_worker as worker
 from parallel_utils import Crew, ParallelPlan
 from zemosaic_gpu_card import launch_plan
 from zemosaic_gpu_plan import device_bytes, route_of
+from zemosaic_rejection_cuda import MOST_LAD_FRAMES
 from zemosaic_spec import (
     FrameError,
     NoFramesError,
@@ -31,6 +32,7 @@ from zemosaic_spec import (
     SpecError,
     StackCancelled,
     StackSpec,
+    ZeMosaicError,
     params_from_stack_spec,
 )
 from zemosaic_stack import as_frames, make_job
@@ -49,27 +51,6 @@ REJECTIONS = {
     "ols": {"reject": "linear_fit_clip", "line_fit": "ols", "kappa_low": 1.5, "kappa_high": 1.5},
     "lad": {"reject": "linear_fit_clip", "line_fit": "lad", "kappa_low": 1.5, "kappa_high": 1.5},
 }
-
-
-@pytest.fixture(scope="session")
-def host(tmp_path_factory):
-    return HostCupy(tmp_path_factory.mktemp("host_cupy"))
-
-
-@pytest.fixture
-def cupy(host, monkeypatch):
-    with installed(host, monkeypatch) as fake:
-        yield fake
-
-
-@pytest.fixture(params=["processor", pytest.param("device", marks=pytest.mark.gpu)])
-def launched(request):
-    """Names of the kernels that the stand-in launched; None on a device, where nobody counts."""
-    if request.param == "processor":
-        return request.getfixturevalue("cupy").launched
-    if not engine.usability().usable:
-        pytest.skip(engine.usability().reason)
-    return None
 
 
 def stack_of(seed=1, n=11, shape=(14, 17, 3), dtype=np.float32):
@@ -266,6 +247,54 @@ def test_too_small_a_card_is_said_so(cupy):
     with pytest.raises(MemoryError, match="the tile needs") as caught:
         engine.gpu_stack_from_arrays(stack_of(), {})
     assert cuda_utils.classify_failure(caught.value) == "out_of_memory"
+
+
+def test_frames_bent_in_perspective(launched):
+    """Rows of a slab lie close together at one end of a frame and far apart at the other."""
+    frames = []
+    for i, array in enumerate(stack_of(n=5, shape=(40, 23, 3), dtype=np.uint16)):
+        bend = turned(11.0 * i, 2.0 - i, 3.0)
+        bend[2, :2] = -0.004 * i, 0.018 * i - 0.03  # across the tile the scale changes by a factor of 4
+        frames.append(Frame(open_source(array), bend))
+    spec = StackSpec(normalize="none", weight="none", **REJECTIONS["sigma_clip"])
+    for rows in (1, 3, 40):
+        both(frames, spec, rows=rows)
+
+
+def test_more_frames_than_lad_can_count_go_to_the_cpu(cupy, monkeypatch, caplog):
+    assert MOST_LAD_FRAMES * (MOST_LAD_FRAMES - 1) // 2 < 2**31 <= (MOST_LAD_FRAMES + 1) * MOST_LAD_FRAMES // 2
+    monkeypatch.setattr(engine, "MOST_LAD_FRAMES", 10)
+    worker.reset_phase3_gpu_state()
+    plan = ParallelPlan(2, False, 0, use_gpu=True)
+    lad = params_from_stack_spec(StackSpec(normalize="none", weight="none", **REJECTIONS["lad"]))
+    arrays = stack_of()
+    for _ in range(2):
+        image, metadata, used_gpu = worker._stack_master_tile_auto(arrays, lad, plan)
+        assert not used_gpu
+        assert_same((image, {k: metadata[k] for k in metadata if not k.startswith("phase3_")}),
+                    zemosaic_slabs.stack_descriptors(arrays, lad))  # fmt: skip
+        assert metadata["phase3_gpu_attempts"] == 1, "nothing is tried again that cannot go"
+        reason = metadata["phase3_device_reason"]
+        assert "none for the GPU" in reason
+        assert "at most 10 frames on the GPU, these are 11" in reason
+    assert "the GPU stays on" in caplog.text
+    assert "disabled" not in caplog.text
+    *_, used_gpu = worker._stack_master_tile_auto(arrays[:10], lad, plan)
+    assert used_gpu
+    with pytest.raises(ZeMosaicError, match="GPU is required, but the tile is none for the GPU.*at most 10"):
+        worker._stack_master_tile_auto(arrays, {**lad, "require_gpu": True}, plan)
+    worker.reset_phase3_gpu_state()
+
+
+def test_a_hint_that_no_row_fits_into_is_no_fault_of_the_card(cupy):
+    worker.reset_phase3_gpu_state()
+    params, small = params_from_stack_spec(StackSpec(normalize="none", weight="none")), 1000
+    plan = ParallelPlan(2, False, 0, use_gpu=True, gpu_max_chunk_bytes=small)
+    *_, metadata, used_gpu = worker._stack_master_tile_auto(stack_of(), params, plan)
+    assert not used_gpu
+    assert f"allowed are {small}" in metadata["phase3_device_reason"]
+    assert worker._stack_master_tile_auto(stack_of(), params, ParallelPlan(2, False, 0, use_gpu=True))[2]
+    worker.reset_phase3_gpu_state()
 
 
 def test_out_of_memory_leaves_nothing_behind(cupy):

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import parallel_utils as pu
-from zemosaic_fill import SampleSlab, frame_block, slab_for
+from zemosaic_fill import SampleSlab, fill_samples, frame_block, slab_for, source_pixel_bytes, source_reach
 from zemosaic_slabs import empty_result, slab_plan
 from zemosaic_spec import StackSpec
 from zemosaic_stack import Job, as_frames, make_job
+from zemosaic_utils import Frame, open_source
 
 HEIGHT, WIDTH, N, WORKERS = 60, 48, 7, 3
 PLAIN = StackSpec(normalize="none", weight="none")
@@ -62,6 +67,75 @@ def test_a_plan_counts_the_arrays_of_a_slab_of_samples(channels: int, weights: s
     )  # fmt: skip
     assert counted == pytest.approx(real + shared_bytes(job) + scratch_bytes(), abs=WORKERS * 200)  # the block's pad
     assert plan.needed_bytes <= counted, "the plan itself knows the margin, which is less here"
+
+
+def bent(angle: float, scale: float, bends: list[float], shift: list[float]) -> np.ndarray:
+    """A homography (3, 3): turned by ``angle`` rad about the middle, scaled, shifted, and bent by ``bends`` at the far
+    edges (relative change of the scale)."""
+    c, s = scale * math.cos(angle), scale * math.sin(angle)
+    middle = np.array([[1, 0, WIDTH / 2], [0, 1, HEIGHT / 2], [0, 0, 1.0]])
+    turned = np.array([[c, -s, shift[0]], [s, c, shift[1]], [bends[0] / WIDTH, bends[1] / HEIGHT, 1.0]])
+    return middle @ turned @ np.linalg.inv(middle)
+
+
+HOMOGRAPHIES = st.builds(
+    bent,
+    st.floats(-math.pi, math.pi),
+    st.floats(0.9, 1.1),
+    st.lists(st.floats(-1.2, 1.2), min_size=2, max_size=2),  # beyond 1 some points are behind the camera
+    st.lists(st.floats(-40.0, 40.0), min_size=2, max_size=2),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(matrices=st.lists(HOMOGRAPHIES, min_size=1, max_size=3))
+def test_no_slab_needs_more_rows_of_a_frame_than_its_plan_says(matrices: list[np.ndarray]) -> None:
+    from zemosaic_resample import slab_reach, source_rows
+
+    margin, stretch = slab_reach(np.array(matrices), WIDTH, HEIGHT)
+    for rows in (1, 2, 7, 31, HEIGHT):
+        allowed = min(math.ceil(rows * stretch) + margin, HEIGHT)
+        for matrix in matrices:
+            for y in range(HEIGHT - rows + 1):
+                first, last = source_rows(matrix, y, y + rows, WIDTH, HEIGHT)
+                assert last - first <= allowed
+
+
+def test_the_rows_planned_for_a_turned_frame_are_those_it_needs() -> None:
+    """Not more than a few rows too many either: memory that is never used is rows that a slab does not get."""
+    from zemosaic_resample import slab_reach, source_rows
+
+    matrix = bent(0.1, 1.02, [0.02, -0.03], [3.0, 2.0])
+    margin, stretch = slab_reach(matrix[None], WIDTH, HEIGHT)
+    spans = [np.subtract(*source_rows(matrix, y, y + 9, WIDTH, 10**6)[::-1]) for y in range(HEIGHT - 8)]
+    assert max(spans) <= math.ceil(9 * stretch) + margin <= max(spans) + 4
+
+
+def mosaic_or_not(kind: str) -> Job:
+    shape, dtype = ((HEIGHT, WIDTH, 3), np.uint16) if kind == "colour" else ((HEIGHT, WIDTH), np.uint16)
+    if kind == "float":
+        dtype = np.float32
+    frames = [open_source(np.full(shape, 100, dtype), bayer="GRBG" if kind == "mosaic" else None) for _ in range(N)]
+    return make_job([Frame(frame) for frame in frames], PLAIN)
+
+
+@settings(max_examples=15, deadline=None)
+@given(matrix=HOMOGRAPHIES, rows=st.integers(1, 20))
+@pytest.mark.parametrize("kind", ["mosaic", "colour", "grey", "float"])
+def test_a_plan_counts_what_filling_takes(kind: str, matrix: np.ndarray, rows: int) -> None:
+    job = mosaic_or_not(kind)
+    job.table.transform[0] = matrix
+    samples, radial = np.empty(rows * WIDTH * job.channels, np.float32), np.empty(0, np.float32)
+    fill_samples(job, 0, slice(0, rows), samples, radial)  # compiles
+    margin, stretch = source_reach(job)
+    source_rows = min(math.ceil(rows * stretch) + margin, HEIGHT)
+    counted = source_rows * WIDTH * (source_pixel_bytes(job.sources[0]) + 4 * job.channels)
+    for y in range(0, HEIGHT - rows + 1, 8):
+        tracemalloc.start()
+        fill_samples(job, 0, slice(y, y + rows), samples, radial)
+        taken = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert taken <= counted + 8192, "the Python objects of a call, and the block's pad"
 
 
 @pytest.mark.parametrize("channels", [1, 3])

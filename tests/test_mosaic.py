@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
+from host_cupy import installed
 from test_center_out import Run
-from tile_case import FakeGpu
 
 import zemosaic_worker as worker
 
@@ -112,15 +112,31 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Any]
     return [_group(folder, tile, offset=0.0) for tile in range(9)]
 
 
+class Mosaics(dict[str, Mosaic]):
+    """Mosaics by their devices, made when asked for; the GPU engine is the real one, its kernels built by g++."""
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        super().__init__()
+        self.request = request
+
+    def __missing__(self, name: str) -> Mosaic:
+        groups = self.request.getfixturevalue("groups")
+        folder = self.request.getfixturevalue("tmp_path_factory").mktemp("tiles")
+        worker.reset_phase3_gpu_state()
+        if name == "cpu":
+            self[name] = _make(folder, groups, DEVICES[name])
+            return self[name]
+        host = self.request.getfixturevalue("host")  # without g++ the test is skipped here
+        with pytest.MonkeyPatch.context() as monkeypatch, installed(host, monkeypatch) as cupy:
+            self[name] = _make(folder, groups, DEVICES[name])
+            assert cupy.launched.count("combine_block") >= self[name].devices.count("gpu")
+        worker.reset_phase3_gpu_state()
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def mosaics(groups: list[list[dict[str, Any]]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Mosaic]:
-    made = {}
-    for name, uses_gpu in DEVICES.items():
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            FakeGpu(monkeypatch)
-            made[name] = _make(tmp_path_factory.mktemp("tiles"), groups, uses_gpu)
-    worker.reset_phase3_gpu_state()
-    return made
+def mosaics(request: pytest.FixtureRequest) -> Mosaics:
+    return Mosaics(request)
 
 
 def _bilinear(tile: np.ndarray, wcs: WCS, target: WCS) -> tuple[np.ndarray, np.ndarray]:
@@ -171,7 +187,7 @@ def _same_sky(mosaic: Mosaic) -> list[tuple[np.ndarray, np.ndarray]]:
 # --------------------------------------------------------------------------- the tests
 
 
-def test_tiles_have_the_same_bits_whichever_device_made_them(mosaics: dict[str, Mosaic]) -> None:
+def test_tiles_have_the_same_bits_whichever_device_made_them(mosaics: Mosaics) -> None:
     assert mosaics["cpu"].devices == ["cpu"] * 9
     assert mosaics["gpu"].devices == ["gpu"] * 9
     assert mosaics["half and half"].devices == ["gpu", "cpu"] * 4 + ["gpu"]
@@ -180,7 +196,7 @@ def test_tiles_have_the_same_bits_whichever_device_made_them(mosaics: dict[str, 
             np.testing.assert_array_equal(made, expected)
 
 
-def test_two_tiles_of_the_same_sky_agree(mosaics: dict[str, Mosaic]) -> None:
+def test_two_tiles_of_the_same_sky_agree(mosaics: Mosaics) -> None:
     pairs = _same_sky(mosaics["half and half"])
     assert len(pairs) == 20
     for one, other in pairs:
@@ -193,7 +209,7 @@ def test_two_tiles_of_the_same_sky_agree(mosaics: dict[str, Mosaic]) -> None:
             assert np.sum(one[bright] - SKY) == pytest.approx(np.sum(other[bright] - SKY), rel=0.05)
 
 
-def test_no_hole_where_any_frame_had_data(mosaics: dict[str, Mosaic]) -> None:
+def test_no_hole_where_any_frame_had_data(mosaics: Mosaics) -> None:
     for tile, alpha in zip(mosaics["half and half"].tiles, mosaics["half and half"].alphas, strict=True):
         assert np.isfinite(tile).all()  # the blind patch of the reference too
         assert (alpha == 255).all()
@@ -201,7 +217,7 @@ def test_no_hole_where_any_frame_had_data(mosaics: dict[str, Mosaic]) -> None:
 
 @pytest.mark.parametrize("name", DEVICES)
 @pytest.mark.parametrize("how", ["own", "reproject"])
-def test_mosaic_has_neither_hole_nor_seam(mosaics: dict[str, Mosaic], name: str, how: str) -> None:
+def test_mosaic_has_neither_hole_nor_seam(mosaics: Mosaics, name: str, how: str) -> None:
     if how == "reproject" and importlib.util.find_spec("reproject") is None:
         pytest.skip("reproject is not installed (it is a development dependency)")
     image, count = _coadd(mosaics[name], how)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zemosaic_combine as combining
-import zemosaic_rejection as rejection
+import zemosaic_recipe as recipe
 from zemosaic_simd import LANES, new_table, sort_table
 
 METHODS = {  # kernel method -> oracle name and how the parameters translate
@@ -34,7 +34,7 @@ METHODS = {  # kernel method -> oracle name and how the parameters translate
     "linear_fit_ols": ("linear_fit_clip", lambda p: {"kappa_low": p[0], "kappa_high": p[1], "fit": "ols"}),
     "linear_fit_lad": ("linear_fit_clip", lambda p: {"kappa_low": p[0], "kappa_high": p[1], "fit": "lad"}),
 }
-NAMES = list(rejection.METHOD_CODES)
+NAMES = list(recipe.METHOD_CODES)
 SET_A = (145, 125, 190, 135, 220, 130, 210, 3, 165, 165, 150, 350, 170, 180, 195, 440, 215, 135, 410, 40, 140, 175)
 
 
@@ -57,8 +57,8 @@ def run(
     lanes = np.repeat(per_frame[:, None], LANES, axis=1)
     out["kept_low"], out["kept_high"] = np.empty(p, np.float32), np.empty(p, np.float32)
     out["lost"] = combining.combine_block(
-        cube, start, p if stop is None else stop, rejection.METHOD_CODES[method], parameters(method, par),
-        rejection.gesd_table(n, 0.05), rewinsor, rejection.COMBINE_CODES[combine], weights is None, lanes,
+        cube, start, p if stop is None else stop, recipe.METHOD_CODES[method], parameters(method, par),
+        recipe.gesd_table(n, 0.05), rewinsor, recipe.COMBINE_CODES[combine], weights is None, lanes,
         np.empty((0, 0), np.float32), 1, [out[k] for k in ("image", "coverage", "weight", "low", "high")], out["hits"],
         **({"kept": (out["kept_low"], out["kept_high"])} if limits else {}),
     )  # fmt: skip
@@ -211,7 +211,7 @@ def test_constant_stack_returns_the_constant_exactly(method):
 
 
 @pytest.mark.parametrize("method", NAMES)
-@pytest.mark.parametrize("combine", rejection.COMBINE_CODES)
+@pytest.mark.parametrize("combine", recipe.COMBINE_CODES)
 def test_no_valid_sample_gives_nan_and_nothing_else(method, combine):
     cube = np.full((6, 3), np.nan, np.float32)
     cube[:, 1] = 1000 + np.arange(6)
@@ -282,7 +282,7 @@ def test_a_huge_outlier_does_not_disturb_the_sums():
     blocks=st.integers(1, 5),
     cut=st.integers(1, 4),
     method=st.sampled_from(NAMES),
-    combine=st.sampled_from(list(rejection.COMBINE_CODES)),
+    combine=st.sampled_from(list(recipe.COMBINE_CODES)),
     seed=st.integers(0, 2**31),
 )
 def test_any_split_equals_the_whole(n, blocks, cut, method, combine, seed):
@@ -353,7 +353,7 @@ def test_no_kernel_reads_or_writes_beyond_its_arrays():
         "    c = t.sample_stack(n, 101, n, holes=0.2)\n"
         "    c[:, 7] = np.nan\n"
         "    for m in t.NAMES:\n"
-        "        for combine in t.rejection.COMBINE_CODES:\n"
+        "        for combine in t.recipe.COMBINE_CODES:\n"
         "            for w in (None, np.zeros(n)):\n"
         "                t.run(c, m, combine, (0.3, 0.3, 0.1, 0.1), w, rewinsor=m == 'legacy_quantile')\n"
         "print('within')\n"

@@ -14,7 +14,7 @@ import pytest
 
 from zemosaic_simulate import _moffat_stamps
 from zemosaic_spec import RegisterSpec
-from zemosaic_stars import StarList, find_stars
+from zemosaic_stars import StarList, _photometry, find_stars
 
 SPEC = RegisterSpec()
 SIDE = 480
@@ -148,3 +148,40 @@ def test_compiled_kernels_equal_their_text():
         assert len(compiled) > 30
         # A centroid stops when it moves by less than 1e-4 px; the last bits of exp() decide when that is.
         np.testing.assert_allclose(compiled, plain, rtol=1e-5)
+
+
+# --------------------------------------------------------------------------- fluxes and the seeing
+
+
+def stars_of_exponent(fwhm, exponent, seed):
+    """Noiseless Moffat stars of one flux on a grey sky, averaged over their pixels, (S, S, 1); and x, y."""
+    rng = np.random.default_rng(seed)
+    grid = np.arange(40, SIDE - 36, 50)
+    x, y = (np.array([(x, y) for x in grid for y in grid]) + rng.uniform(-1.0, 1.0, (grid.size**2, 2))).T
+    alpha, half = fwhm / (2.0 * np.sqrt(2.0 ** (1.0 / exponent) - 1.0)), 20
+    frame = np.full((SIDE, SIDE), 1000.0)
+    fine = (np.arange(5) - 2.0) / 5.0
+    steps = (np.arange(-half, half + 1)[:, None] + fine).ravel()
+    for a, b in zip(x, y, strict=True):
+        i, j = round(a), round(b)
+        square = (steps + j - b)[:, None] ** 2 + (steps + i - a) ** 2
+        light = (exponent - 1.0) / (np.pi * alpha**2) * (1.0 + square / alpha**2) ** -exponent
+        side = 2 * half + 1
+        frame[j - half : j + half + 1, i - half : i + half + 1] += 1e5 * light.reshape(side, 5, side, 5).mean((1, 3))
+    return frame.astype(np.float32)[..., None], x, y
+
+
+@pytest.mark.parametrize("cfa", [None, "GRBG"])
+@pytest.mark.parametrize("exponent", [2.5, 3.0, 4.765])
+def test_fluxes_hardly_depend_on_the_seeing(exponent, cfa):
+    """Exponents from wide wings to those of the air alone (4.765, Kolmogorov)."""
+    flux = []
+    for fwhm in (2.7, 3.3):
+        frame, x, y = stars_of_exponent(fwhm, exponent, seed=round(10 * fwhm))
+        light, _, _ = _photometry(frame, cfa, x, y, 1.05 * fwhm / 2.3548)
+        flux.append(np.median(np.log(light / 1e5), axis=0))
+        assert np.std(np.log(light), axis=0).max() < 0.01, "nor on where a star lies on the pixels"
+        assert np.abs(flux[-1]).max() < 0.13
+    change = (flux[1] - flux[0]) / np.log(3.3 / 2.7)
+    assert np.abs(change).max() < 0.03
+    assert np.ptp(flux[1] - flux[0]) < 0.004, "nor does the colour"

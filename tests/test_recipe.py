@@ -1,0 +1,66 @@
+"""What a job asks for, as numbers: every specification has one, and both engines take the same."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+
+import zemosaic_gpu_card
+import zemosaic_slabs
+from zemosaic_recipe import COMBINE_CODES, METHOD_CODES, NO_TABLE, gesd_table, method_code, recipe_of
+from zemosaic_spec import CombineName, LineFit, RejectName, StackSpec, WscImpl
+from zemosaic_stack import Job, as_frames, make_job
+
+N, SHAPE = 12, (6, 7, 3)
+
+
+def job_of(spec: StackSpec, **changes: object) -> Job:
+    frames = np.random.default_rng(3).normal(1000.0, 30.0, (N, *SHAPE)).astype(np.float32)
+    return replace(make_job(as_frames(list(frames)), replace(spec, normalize="none", weight="none")), **changes)
+
+
+def test_every_rejection_has_a_number_of_its_own_and_every_number_is_asked_for() -> None:
+    asked = {
+        method_code(StackSpec(reject=reject, wsc_impl=wsc, line_fit=fit))
+        for reject, wsc, fit in itertools.product(get_args(RejectName), get_args(WscImpl), get_args(LineFit))
+    }
+    asked.add(method_code(StackSpec(reject="kappa_sigma"), clipped_kappa=True))
+    assert asked == set(METHOD_CODES.values()) == set(range(len(METHOD_CODES)))
+    assert set(COMBINE_CODES) == set(get_args(CombineName))
+
+
+@pytest.mark.parametrize("rewinsor", [True, False])
+@pytest.mark.parametrize("wsc", get_args(WscImpl))
+@pytest.mark.parametrize("reject", get_args(RejectName))
+def test_only_quantile_winsorizing_replaces(reject: str, wsc: str, rewinsor: bool) -> None:
+    recipe = recipe_of(job_of(StackSpec(reject=reject, wsc_impl=wsc, apply_rewinsor=rewinsor)))
+    assert recipe.rewinsor == (rewinsor and (reject, wsc) == ("winsorized_sigma_clip", "legacy_quantile"))
+    assert recipe.critical is (gesd_table(N, 0.05) if reject == "gesd" else NO_TABLE)
+
+
+def test_weights_are_uniform_only_if_no_sample_has_one() -> None:
+    assert recipe_of(job_of(StackSpec())).uniform
+    assert not recipe_of(job_of(StackSpec(radial_weight=True))).uniform
+    assert not recipe_of(job_of(StackSpec(), sample_weight=np.ones((N, *SHAPE), np.float32))).uniform
+    weighted = job_of(StackSpec())
+    weighted.table.weight[1, 2] = 0.5
+    recipe = recipe_of(weighted)
+    assert not recipe.uniform
+    np.testing.assert_array_equal(recipe.weights, weighted.table.weight)
+
+
+def test_both_engines_take_the_same_recipe() -> None:
+    assert zemosaic_gpu_card.recipe_of is zemosaic_slabs.recipe_of is recipe_of
+
+
+def test_the_numbers_are_known_without_the_kernels() -> None:
+    code = "import sys, zemosaic_recipe; print('numba' in sys.modules)"
+    root = Path(__file__).parents[1]
+    assert subprocess.check_output([sys.executable, "-c", code], cwd=root, text=True).strip() == "False"
