@@ -234,7 +234,7 @@ def star_fluxes(pixels, colours, x, y, sigma, reach, flux, information, peak) ->
 
     Notes
     -----
-    Stars whose profile is another one are scaled alike, but not exactly: by 0.02 % for each per cent of width and, in
+    Stars whose profile is another one are scaled alike, but not exactly: by 0.025 % for each per cent of width and, in
     the red and blue of a mosaic, with a scatter of 0.7 % for exponents from 2.5 to 4.8, what air and telescopes make
     of a star. A Gaussian instead costs 0.07 % and 2.2 % there, and is exact for Gaussian stars alone. Source of the
     profile: A. F. J. Moffat, "A theoretical investigation of focal stellar images", A&A 3, 455 (1969).
