@@ -27,7 +27,9 @@ import numba
 logger = logging.getLogger("zemosaic.kernels")
 
 COMPILER_PATIENCE_S: Final = 120.0  # waited for the other process; what it has not done by then is compiled here
-ROOMS: Final = ("combine", "gather", "kernels", "rejection", "resample", "samples", "simd", "star_kernels")
+ROOMS: Final = (
+    "combine", "gather", "kernels", "rejection", "resample", "samples", "simd", "sorting", "star_kernels",
+)  # fmt: skip
 
 
 @cache

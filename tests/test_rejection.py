@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 import zemosaic_combine as combining
 import zemosaic_rejection as rejection
-from zemosaic_simd import LANES, new_table, sort_table
+from zemosaic_simd import LANES
+from zemosaic_sorting import BIG, middle_of_block, new_table, sort_block
 
 METHODS = {  # kernel method -> oracle name and how the parameters translate
     "none": ("none", lambda p: {}),
@@ -303,15 +304,47 @@ def test_a_pixel_does_not_depend_on_its_neighbours():
         np.testing.assert_array_equal(run(cube[:, p : p + 1], "pixinsight")["image"], whole[p : p + 1])
 
 
-@given(st.integers(1, 300))
-@settings(max_examples=30, deadline=None)
-def test_network_sorts(n):
-    rows = np.random.default_rng(n).integers(0, 50, (n, LANES)).astype(np.float32)
+def block_of(n, seed=0, *, ties=True):
+    """A block of n frames, of numbers on either side of 0, whose row in memory is longer than it."""
+    cube = 30.0 * np.random.default_rng([n, seed]).standard_normal((n, 3 * LANES)).astype(np.float32)
+    return np.round(cube) if ties else cube
+
+
+@pytest.mark.parametrize("n", [*range(1, 68), 127, 128, 129, 200, 257, 513, 1000, 2049])
+@pytest.mark.parametrize("ties", [False, True])
+def test_network_sorts(n, ties):
+    cube = block_of(n, ties=ties)
     table = new_table(n)
-    table[:n] = rows
-    sort_table(table, n)
-    np.testing.assert_array_equal(table[:n], np.sort(rows, axis=0))
-    assert (table[n:] == np.float32(3.4028235e38)).all()
+    assert sort_block(cube, LANES, table)
+    expected = np.sort(cube[:, LANES : 2 * LANES] + np.float32(0), axis=0)
+    assert table[:n].tobytes() == expected.tobytes()  # -0 has become 0
+    assert (table[n:] == np.float32(BIG)).all()
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 31, 32, 33, 50, 63, 64, 65, 199, 200, 256, 257, 1000])
+def test_middle_samples_are_found_without_sorting_to_the_end(n):
+    cube = block_of(n)
+    low, high = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    for p0 in (0, 2 * LANES):
+        assert middle_of_block(cube, p0, new_table(n), low, high)
+        ordered = np.sort(cube[:, p0 : p0 + LANES], axis=0) + np.float32(0)
+        assert low.tobytes() == ordered[(n - 1) // 2].tobytes()
+        assert high.tobytes() == ordered[n // 2].tobytes()
+
+
+@pytest.mark.parametrize("invalid", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("n", [3, 20, 50, 200])
+def test_what_is_not_valid_is_sorted_behind_the_rest(n, invalid):
+    cube = block_of(n)
+    cube[n // 2, 17] = cube[0, 95] = cube[n - 1, 40] = invalid
+    low, high = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    expected = np.sort(np.where(np.isfinite(cube), cube + np.float32(0), np.float32(BIG))[:, :LANES], axis=0)
+    table = new_table(n)
+    assert not sort_block(cube, 0, table)
+    assert table[:n].tobytes() == expected.tobytes()
+    table = new_table(n)
+    assert not middle_of_block(cube, 0, table, low, high)
+    assert table[:n].tobytes() == expected.tobytes()
 
 
 def test_compiled_kernels_equal_their_uncompiled_text():
