@@ -476,6 +476,8 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
         sum2 = np.empty((n_frames + 1, 96), np.float64)
         work = np.empty(1152, np.float64)
         state = np.empty(384, np.int64)
+        limits = np.empty(384, np.float32)
+        ranks = np.empty(192, np.int32)
         centre = np.zeros(96, np.float64)
         clip = np.empty(192, np.float64)
         first = np.empty(96, np.int64)
@@ -534,7 +536,7 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
                         column, slopes, weights,
                     )  # fmt: skip
                 if method == 4:
-                    _windows_pixinsight(t, sum1, sum2, centre, first, last, par[0], par[1], work, state)
+                    _windows_pixinsight(t, sum1, sum2, centre, first, last, par[0], par[1], work, state, limits, ranks)
                 if method == 5:
                     _windows_sigma_clip(t, sum1, sum2, first, last, par[0], par[1], work, state)
                 if singly:

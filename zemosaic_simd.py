@@ -1,6 +1,6 @@
 """What the compiler does not vectorise by itself, written as LLVM vector instructions (``numba.extending.intrinsic``).
 
-The interpolation of a pixel and the census of slopes. What sorts a block of pixels is in :mod:`zemosaic_sorting`.
+The interpolation of a pixel, the census of slopes, limits rounded to float32. What sorts a block of pixels is in :mod:`zemosaic_sorting`.
 
 Without compilation (NUMBA_DISABLE_JIT) the same runs in plain Python.
 """
@@ -73,6 +73,33 @@ def _census(typingctx: Any, slopes: Any, weights: Any, size: Any, bound: Any) ->
 
     kinds = types.Tuple((types.int64, types.float64, types.float64))
     return kinds(slopes, weights, types.int64, types.float64), generate
+
+
+@intrinsic
+def _nearest_inside(typingctx: Any, low: Any, high: Any, limits: Any) -> Any:
+    """Do what :func:`nearest_inside` does, 16 limits at a time."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        i64, i32 = ir.IntType(64), ir.IntType(32)
+        wide, narrow, whole = (ir.VectorType(kind, SIMD) for kind in (ir.DoubleType(), ir.FloatType(), i32))
+        zero, up, down = (ir.Constant(whole, [step] * SIMD) for step in (0, 1, -1))
+        pairs = zip(signature.args, args, strict=True)
+        *given, out = (context.make_array(kind)(context, builder, array).data for kind, array in pairs)
+        with cgutils.for_range_slice(builder, i64(0), i64(LANES), i64(SIMD), i64) as (at, _):
+            # The next number up has the next integer up, or, below 0, the next down.
+            ways = ((given[0], "<", up, down), (given[1], ">", down, up))
+            for k, (data, beyond, positive, negative) in enumerate(ways):
+                limit = builder.load(builder.bitcast(builder.gep(data, [at]), wide.as_pointer()), align=8)
+                rounded = builder.fptrunc(limit, narrow)
+                bits = builder.bitcast(rounded, whole)
+                step = builder.select(builder.icmp_signed("<", bits, zero), negative, positive)
+                outside = builder.fcmp_ordered(beyond, builder.fpext(rounded, wide), limit)
+                bits = builder.add(bits, builder.select(outside, step, zero))
+                place = builder.gep(out, [builder.add(at, i64(k * LANES))])
+                builder.store(bits, builder.bitcast(place, whole.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(low, high, limits), generate
 
 
 def _interpolation(channels: int) -> Any:
@@ -195,6 +222,14 @@ if numba.config.DISABLE_JIT:
             float(x[~below].min(initial=1e308)),
         )
 
+    def _nearest_inside(low: np.ndarray, high: np.ndarray, limits: np.ndarray) -> None:  # noqa: F811
+        """Do what :func:`nearest_inside` does with NumPy."""
+        inf = np.float32(np.inf)
+        with np.errstate(all="ignore"):
+            small, large = low[:LANES].astype(np.float32), high[:LANES].astype(np.float32)
+            limits[:LANES] = np.where(small < low[:LANES], np.nextafter(small, inf), small)
+            limits[LANES : 2 * LANES] = np.where(large > high[:LANES], np.nextafter(large, -inf), large)
+
 
 @kernel
 def census(slopes: np.ndarray, weights: np.ndarray, size: int, bound: float) -> tuple[int, float, float]:
@@ -203,3 +238,12 @@ def census(slopes: np.ndarray, weights: np.ndarray, size: int, bound: float) -> 
     ``slopes float64``, ``weights int64``; ``size`` is a multiple of 8. Where there is none: -1e308, 1e308.
     """
     return _census(slopes, weights, size, bound)
+
+
+@kernel
+def nearest_inside(low: np.ndarray, high: np.ndarray, limits: np.ndarray) -> None:
+    """Fill the smallest float32 not below each ``low``, and behind them the largest not above each ``high``.
+
+    ``low, high (LANES,) float64``, ``limits (2 LANES or more,) float32``.
+    """
+    _nearest_inside(low, high, limits)

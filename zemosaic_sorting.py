@@ -242,6 +242,30 @@ def _plain_middle(table: np.ndarray, half: int, k: int, lane: int, low: np.ndarr
         out.view(np.int32)[lane : lane + SIMD] = _plain_key(keys[rank])
 
 
+@intrinsic
+def _vector_restore(typingctx: Any, table: Any, n: Any, lane: Any) -> Any:
+    """Turn 16 lanes of n rows of sorted keys into numbers again; they differ only where a number is negative."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = _data(context, builder, signature.args[0], args[0])
+        signs = builder.icmp_signed("<", builder.load(_row(builder, data, I64(0), args[2]), align=4), _all(KEYS, 0))
+        with (
+            builder.if_then(builder.icmp_signed("!=", builder.bitcast(signs, ir.IntType(SIMD)), ir.IntType(SIMD)(0))),
+            cgutils.for_range(builder, args[1], intp=I64) as loop,
+        ):
+            place = _row(builder, data, loop.index, args[2])
+            builder.store(_key(builder, builder.load(place, align=4)), place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(table, types.int64, types.int64), generate
+
+
+def _plain_restore(table: np.ndarray, n: int, lane: int) -> None:
+    """Do the same in Python."""
+    keys = table.view(np.int32)[:n, lane : lane + SIMD]
+    keys[:] = _plain_key(keys)
+
+
 def _pass(pairs: Pairs, *, mirrored: bool = False) -> Any:
     return (_plain_pass if numba.config.DISABLE_JIT else _vector_pass)(pairs, mirrored)
 
@@ -254,6 +278,7 @@ _run16, _run32 = _run(16), _run(32)
 _fold16 = _pass(first_of_a_merge(16), mirrored=True)
 _clean16, _clean8, _clean4, _clean2 = (_pass(half_cleaners(n)) for n in (16, 8, 4, 2))
 _middle_of: Callable[..., None] = _plain_middle if numba.config.DISABLE_JIT else _vector_middle
+_restore: Callable[..., None] = _plain_restore if numba.config.DISABLE_JIT else _vector_restore
 
 # --------------------------------------------------------------------------- a block of pixels
 
@@ -319,20 +344,6 @@ def _merge_runs(t: np.ndarray, n: int, run: int, rows: int, lane: int) -> None:
                 for first in range(start, stop, 2):
                     _clean2(t, first, 1, 0, lane)
         run *= 2
-
-
-@kernel
-def _restore(t: np.ndarray, n: int, lane: int) -> None:
-    """Turn 16 lanes of sorted keys into numbers again; they differ only where a number is negative."""
-    keys = t.view(np.int32)
-    negative = np.int64(0)
-    for j in range(lane, lane + 16):
-        negative += 1 if keys[0, j] < 0 else 0
-    if negative > 0:
-        for i in range(n):
-            for j in range(lane, lane + 16):
-                key = keys[i, j]
-                keys[i, j] = key ^ np.int32(0x7FFFFFFF) if key < 0 else key
 
 
 @kernel
