@@ -30,7 +30,7 @@ from zemosaic_rejection import (
     _windows_pixinsight,
     _windows_sigma_clip,
 )
-from zemosaic_sorting import middle_of_block, new_table, sort_block
+from zemosaic_sorting import new_table, sort_block
 
 NOWHERE: Final = (np.empty(0, np.float32), np.empty(0, np.float32))
 _BUILDING = threading.Lock()  # a cache lets two threads build what neither has, and then compile it twice
@@ -505,11 +505,7 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
                 source, at = cube, p0
                 if width < 96:
                     source, at = _whole_block(cube, p0, width), zero
-                if samples_alone and combine == 1:
-                    full = middle_of_block(source, at, t, low, high)
-                    middle_known = full
-                else:
-                    full = sort_block(source, at, t)
+                full, middle_known = sort_block(source, at, t, samples_alone and combine == 1, low, high)
             if full:
                 whole += width
                 for j in range(96):
@@ -565,16 +561,17 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
                         last[j] = g
                 _mark_kept(t, n_valid, centre, first, last, low, high)
             rejected = zero
-            for j in range(width):
-                rejected += n_valid[j] - (last[j] - first[j])
-            together = sums_and_hits and full and rejected > 0
-            if rejected > 0 and not together:
-                _count_hits(cube, p0, width, low, high, hits)
-            if sums_and_hits:
-                if together:
+            together = False
+            if method != 0:
+                for j in range(width):
+                    rejected += n_valid[j] - (last[j] - first[j])
+                if sums_and_hits and full and rejected > 0:
+                    together = True
                     _sums_and_hits(cube, p0, width, low, high, total, hits)
-                else:
-                    _plain_sums(cube, p0, width, low, high, total)
+                elif rejected > 0:
+                    _count_hits(cube, p0, width, low, high, hits)
+            if sums_and_hits and not together:
+                _plain_sums(cube, p0, width, low, high, total)
             if weighted:
                 _weighted_sums(cube, p0, width, frame_weight, sample_weight, place, low, high, total, weight)
             if rewinsorized:

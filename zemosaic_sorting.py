@@ -8,7 +8,7 @@ fit in the first-level cache. While a run is sorted, the same run of the next bl
 something to do all the time.
 
 A median alone needs no last merge: the lower half of two sorted runs is what is smaller in pairs of a rank of the one
-and a rank of the other (:func:`_middle`).
+and a rank of the other (:func:`sort_block`).
 
 Source: K. E. Batcher, "Sorting networks and their applications", 1968 (the bitonic merge, and the network for 16 and 32
 rows; Knuth, TAOCP vol. 3, 5.2.2, algorithm M, and 5.3.4).
@@ -209,7 +209,7 @@ def _plain_key(bits: np.ndarray) -> np.ndarray:
 
 @intrinsic
 def _vector_middle(typingctx: Any, table: Any, half: Any, k: Any, lane: Any, low: Any, high: Any) -> Any:
-    """Find the k-th smallest, and the next, of two sorted runs, from rows 0 and ``half`` on; see :func:`_middle`."""
+    """Find the k-th smallest, and the next, of two sorted runs, from rows 0 and ``half`` on; see :func:`sort_block`."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         data, below, above = (_data(context, builder, signature.args[i], args[i]) for i in (0, 4, 5))
@@ -300,24 +300,6 @@ def new_table(n: int) -> np.ndarray:
 
 
 @kernel
-def _take_runs(cube: np.ndarray, p0: int, t: np.ndarray, lane: int) -> bool:
-    """Take 16 lanes of all frames into a table, in sorted runs of 32 rows; returns whether all samples are valid."""
-    n = cube.shape[0]
-    stride = np.int64(cube.strides[0] // 4)
-    invalid = np.int64(0)
-    for row in range(0, n, 32):
-        count = min(n - row, 32)
-        if count > 16:
-            _run32(cube, p0, stride, t, row, count, lane)
-        else:
-            _run16(cube, p0, stride, t, row, count, lane)
-        end = t[row + count - 1]
-        for j in range(lane, lane + 16):
-            invalid += 1 if end[j] == np.float32(3.4028235e38) else 0
-    return invalid == 0
-
-
-@kernel
 def _merge_runs(t: np.ndarray, n: int, run: int, rows: int, lane: int) -> None:
     """Merge sorted runs of ``run`` rows of 16 lanes, at least 32, to runs of ``rows``; n rows hold samples."""
     while run < rows:
@@ -347,57 +329,51 @@ def _merge_runs(t: np.ndarray, n: int, run: int, rows: int, lane: int) -> None:
 
 
 @kernel
-def _middle(t: np.ndarray, n: int, half: int, lane: int, low: np.ndarray, high: np.ndarray) -> None:
-    """Find the two middle ones of n samples in 16 lanes; runs from row 0 and from ``half`` on are sorted.
+def sort_block(
+    cube: np.ndarray, p0: int, t: np.ndarray, by_middle: bool, low: np.ndarray, high: np.ndarray
+) -> tuple[bool, bool]:
+    """Sort the samples of pixels ``p0 .. p0 + LANES - 1`` into a :func:`new_table`.
 
-    The k smallest of both runs a and b are the smaller ones of the pairs ``a[i], b[k - 1 - i]``, so the k-th smallest
+    Those that are not valid come last, as the largest number; -0 becomes +0: the two must not be told apart by their
+    order. Returns whether all are valid, and whether only the middle was found.
+
+    With ``by_middle`` the last merge is left out where all samples are valid; then ``low, high (LANES,) float32`` are
+    the middle samples of each pixel, the same one twice where their number is odd, and the table is of no use. The k
+    smallest of two sorted runs a and b are the smaller ones of the pairs ``a[i], b[k - 1 - i]``, so the k-th smallest
     is the largest of those. The next is the smallest of the larger ones of the pairs, of ``a[k]`` and of ``b[k]``.
     """
-    k = (n + 1) // 2
-    _middle_of(t, half, k, lane, low, high)
-    if n % 2:
-        for j in range(lane, lane + 16):
-            high[j] = low[j]
-
-
-@kernel
-def sort_block(cube: np.ndarray, p0: int, t: np.ndarray) -> bool:
-    """Sort the samples of pixels ``p0 .. p0 + LANES - 1`` into a :func:`new_table`; returns whether all are valid.
-
-    ``cube (N, P) float32``. Those that are not come last, as the largest number; -0 becomes +0: the two must not be
-    told apart by their order.
-    """
     n = cube.shape[0]
-    full = True
-    for lane in range(0, 96, 16):
-        full = _take_runs(cube, p0, t, lane) and full
-        _merge_runs(t, n, 32, t.shape[0], lane)
-        _restore(t, n, lane)
-    return full
-
-
-@kernel
-def middle_of_block(cube: np.ndarray, p0: int, t: np.ndarray, low: np.ndarray, high: np.ndarray) -> bool:
-    """Find the two middle samples of pixels ``p0 .. p0 + LANES - 1``, the same one twice where their number is odd.
-
-    Into ``low, high (LANES,) float32``, if all samples are valid; otherwise the samples are sorted into the table, and
-    the result is False.
-    """
-    n = cube.shape[0]
-    rows = t.shape[0]
-    half = rows if rows <= 32 else rows // 2
-    full = True
-    for lane in range(0, 96, 16):
-        full = _take_runs(cube, p0, t, lane) and full
-        _merge_runs(t, n, 32, half, lane)
-        if half < rows:
-            _middle(t, n, half, lane, low, high)
-    if full and half < rows:
-        return True
-    for lane in range(0, 96, 16):
-        _merge_runs(t, n, half, rows, lane)
-        _restore(t, n, lane)
-        for j in range(lane, lane + 16):
-            low[j] = t[(n - 1) // 2, j]
-            high[j] = t[n // 2, j]
-    return full
+    stride = np.int64(cube.strides[0] // 4)
+    rows = np.int64(t.shape[0])
+    half = rows // 2 if by_middle and rows > 32 else rows
+    k = np.int64((n + 1) // 2)
+    invalid = np.int64(0)
+    run = np.int64(32)
+    until = half
+    taken = False
+    while True:
+        for lane in range(0, 96, 16):
+            if not taken:
+                for row in range(0, n, 32):
+                    count = min(n - row, 32)
+                    if count > 16:
+                        _run32(cube, p0, stride, t, row, count, lane)
+                    else:
+                        _run16(cube, p0, stride, t, row, count, lane)
+                    end = t[row + count - 1]
+                    for j in range(lane, lane + 16):
+                        invalid += 1 if end[j] == np.float32(3.4028235e38) else 0
+            _merge_runs(t, n, run, until, lane)
+            if until == rows:
+                _restore(t, n, lane)
+            else:
+                _middle_of(t, half, k, lane, low, high)
+        if until == rows:
+            return invalid == 0, False
+        if invalid == 0:
+            for j in range(96):
+                high[j] = low[j] if n % 2 else high[j]
+            return True, True
+        taken = True
+        run = half
+        until = rows

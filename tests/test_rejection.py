@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import zemosaic_combine as combining
 import zemosaic_rejection as rejection
-from zemosaic_simd import LANES
-from zemosaic_sorting import BIG, middle_of_block, new_table, sort_block
+from zemosaic_simd import LANES, nearest_inside
+from zemosaic_sorting import BIG, new_table, sort_block
 
 METHODS = {  # kernel method -> oracle name and how the parameters translate
     "none": ("none", lambda p: {}),
@@ -310,23 +310,29 @@ def block_of(n, seed=0, *, ties=True):
     return np.round(cube) if ties else cube
 
 
+def sorted_into(table, cube, p0=0, *, by_middle=False):
+    low, high = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    full, found = sort_block(cube, p0, table, by_middle, low, high)
+    return (full, low, high) if found else (full, found)
+
+
 @pytest.mark.parametrize("n", [*range(1, 68), 127, 128, 129, 200, 257, 513, 1000, 2049])
 @pytest.mark.parametrize("ties", [False, True])
 def test_network_sorts(n, ties):
     cube = block_of(n, ties=ties)
     table = new_table(n)
-    assert sort_block(cube, LANES, table)
+    assert sorted_into(table, cube, LANES) == (True, False)
     expected = np.sort(cube[:, LANES : 2 * LANES] + np.float32(0), axis=0)
     assert table[:n].tobytes() == expected.tobytes()  # -0 has become 0
     assert (table[n:] == np.float32(BIG)).all()
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 31, 32, 33, 50, 63, 64, 65, 199, 200, 256, 257, 1000])
+@pytest.mark.parametrize("n", [33, 50, 63, 64, 65, 127, 128, 199, 200, 256, 257, 1000])
 def test_middle_samples_are_found_without_sorting_to_the_end(n):
     cube = block_of(n)
-    low, high = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
-    for p0 in (0, 2 * LANES):
-        assert middle_of_block(cube, p0, new_table(n), low, high)
+    for p0 in (0, LANES):
+        full, low, high = sorted_into(new_table(n), cube, p0, by_middle=True)
+        assert full
         ordered = np.sort(cube[:, p0 : p0 + LANES], axis=0) + np.float32(0)
         assert low.tobytes() == ordered[(n - 1) // 2].tobytes()
         assert high.tobytes() == ordered[n // 2].tobytes()
@@ -337,14 +343,23 @@ def test_middle_samples_are_found_without_sorting_to_the_end(n):
 def test_what_is_not_valid_is_sorted_behind_the_rest(n, invalid):
     cube = block_of(n)
     cube[n // 2, 17] = cube[0, 95] = cube[n - 1, 40] = invalid
-    low, high = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
     expected = np.sort(np.where(np.isfinite(cube), cube + np.float32(0), np.float32(BIG))[:, :LANES], axis=0)
-    table = new_table(n)
-    assert not sort_block(cube, 0, table)
-    assert table[:n].tobytes() == expected.tobytes()
-    table = new_table(n)
-    assert not middle_of_block(cube, 0, table, low, high)
-    assert table[:n].tobytes() == expected.tobytes()
+    for by_middle in (False, True):
+        table = new_table(n)
+        assert sorted_into(table, cube, by_middle=by_middle) == (False, False)
+        assert table[:n].tobytes() == expected.tobytes()
+
+
+def test_limits_are_rounded_to_numbers_no_sample_can_tell_apart():
+    rng = np.random.default_rng(3)
+    odd = [0.0, -0.0, 1e-46, -1e-46, 1e300, -1e300, np.inf, -np.inf, np.nan, 3.5e38, -3.5e38, 1.0, -1.0]
+    limit = np.concatenate([odd, rng.standard_normal(LANES - len(odd))])
+    found = np.empty(2 * LANES, np.float32)
+    nearest_inside(limit, limit, found)
+    samples = np.concatenate([np.nextafter(limit.astype(np.float32), np.float32(s * np.inf)) for s in (-1, 1)])
+    samples = np.concatenate([samples, limit.astype(np.float32)])[:, None]
+    np.testing.assert_array_equal(samples < found[:LANES], samples.astype(float) < limit)
+    np.testing.assert_array_equal(samples > found[LANES:], samples.astype(float) > limit)
 
 
 def test_compiled_kernels_equal_their_uncompiled_text():
