@@ -14,11 +14,12 @@ import math
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import cuda_utils
 from zemosaic_spec import PlanError, SpecError, as_bool, positive, setting
@@ -605,6 +606,75 @@ def tighter(plan: object) -> ParallelPlan:
 
 
 # --------------------------------------------------------------------------- threads
+
+
+MOST_IDLE: Final = 8  # crews that stay after their work; a tile on the GPU has two
+
+
+class Crew:
+    """Threads for one piece of work, a context: they stay for the next one, which need not wait for them to start.
+
+    Leaving it cancels what has not begun and waits for what has. A crew belongs to one caller until then, so that the
+    work of one tile never queues behind another's.
+
+    Parameters
+    ----------
+    workers : int
+        Threads.
+    """
+
+    _idle: ClassVar[list[tuple[int, ThreadPoolExecutor]]] = []
+    _at_work: ClassVar[int] = 0
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._futures: set[Future[Any]] = set()
+        with self._lock:
+            free = next((k for k, (size, _) in enumerate(self._idle) if size == workers), None)
+            pool = None if free is None else self._idle.pop(free)[1]
+            Crew._at_work += 1
+        self._pool = pool or ThreadPoolExecutor(max_workers=workers, thread_name_prefix="phase3-crew")
+
+    def submit(self, fn: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """Have a thread call ``fn(*arguments)``."""
+        future = self._pool.submit(fn, *arguments)
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
+        return future
+
+    def __enter__(self) -> Crew:
+        """Return the crew."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Let the threads go."""
+        left = list(self._futures)
+        for future in left:
+            future.cancel()
+        wait(left)
+        with self._lock:
+            Crew._at_work -= 1
+            if len(self._idle) < MOST_IDLE:
+                self._idle.append((self._workers, self._pool))
+                return
+        self._pool.shutdown()
+
+    @classmethod
+    def at_work(cls) -> int:
+        """Return how many crews have not been left yet."""
+        return cls._at_work
+
+    @classmethod
+    def forget_idle(cls) -> None:
+        """Forget the crews that wait: in a forked process their threads are not there."""
+        cls._idle.clear()
+        cls._at_work = 0
+        cls._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=Crew.forget_idle)
 
 
 def parallel_map(fn: Callable[[Item], Result], items: Iterable[Item], workers: int) -> list[Result]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from zemosaic_fill import fill_samples, frame_block
+from zemosaic_levels import measure_levels
 from zemosaic_register import detect_stars, register_stars
 from zemosaic_slabs import run_job, stack_descriptors, stack_job
 from zemosaic_spec import NoFramesError, RegisterSpec, SpecError, StackSpec, wsc_impl_choice
@@ -24,7 +25,6 @@ from zemosaic_weights import (
     build_frame_table,
     frame_weights,
     measure_frame,
-    measure_levels,
     noise_variance_weights,
     normalisation,
     why_unmeasured,

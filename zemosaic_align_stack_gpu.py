@@ -17,14 +17,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
 import cuda_utils
-from parallel_utils import memory_text, plan_hint, usable_cpus
+from parallel_utils import Crew, memory_text, plan_hint, usable_cpus
 from zemosaic_gpu_card import MAPS, Card, launch_plan
 from zemosaic_gpu_gather import gatherer_of
 from zemosaic_gpu_plan import (
@@ -97,7 +97,7 @@ def _stack_slabs(
     with (
         Card(job, route, plan, scratch_limit) as card,
         gatherer_of(job, route, slabs, card.pinned, _gathering_threads(workers)) as gatherer,
-        ThreadPoolExecutor(max_workers=len(MAPS), thread_name_prefix="zemosaic") as collectors,
+        Crew(len(MAPS)) as collectors,
         cuda_utils.noticing_sticky_errors(),  # before collectors that still wait call CUDA
     ):
         for number, slab, batch in gatherer.filled():

@@ -17,6 +17,8 @@ from zemosaic_spec import FrameStats, FrameTable
 from zemosaic_utils import FrameSource
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from astropy.io.fits import Header
     from astropy.wcs import WCS
 
@@ -106,13 +108,13 @@ class FlattenedSource(FrameSource):
         self.dtype = np.dtype(np.float32)
         self._inner, self._terms = source, terms
 
-    def read_header(self) -> Header:
-        """Return the header of the frame."""
-        return self._inner.read_header()
+    def deferred_header(self) -> Callable[[], Header]:
+        """Read the header of the frame, and return what makes it."""
+        return self._inner.deferred_header()
 
-    def wcs(self) -> WCS | None:
+    def wcs(self, header: Header | None = None) -> WCS | None:
         """Return the WCS of the frame."""
-        return self._inner.wcs()
+        return self._inner.wcs(header)
 
     def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
         pixels = self._inner.read_rows(y0, y1).astype(np.float32)

@@ -155,30 +155,49 @@ class FrameSource(abc.ABC):
         FrameError
             The file can no longer be read.
         """
-        from astropy.io import fits
+        return self.deferred_header()()
 
-        if self._header is None:
-            return self._file_header()
-        if isinstance(self._header, fits.Header):
-            return self._header.copy()
-        return headers.header_from_mapping(self._header)
+    def deferred_header(self) -> Callable[[], Header]:
+        """Read the header, and return what makes it: that takes astropy, and can be left to another thread.
 
-    def wcs(self) -> WCS | None:
-        """Return the celestial two-axis WCS of the frame, or None when it has none that astropy understands."""
+        Raises
+        ------
+        FrameError
+            The file can no longer be read.
+        """
+        given = self._header
+        return self._file_header() if given is None else lambda: headers.copy_header(given)
+
+    def card_values(self, *keys: str) -> list[Any]:
+        """Return the values of a few cards of :meth:`read_header`; None where one is absent, empty or damaged.
+
+        Raises
+        ------
+        FrameError
+            The file can no longer be read.
+        """
+        header = self.read_header()
+        return [headers.card_value(header, key) for key in keys]
+
+    def wcs(self, header: Header | None = None) -> WCS | None:
+        """Return the celestial two-axis WCS of the frame, or None when it has none that astropy understands.
+
+        ``header``: what :meth:`read_header` gave, if it has been called.
+        """
         if self._wcs is not None:  # came with the descriptor, so it may be anything
             if not getattr(self._wcs, "has_celestial", False):
                 return None
             return self._wcs if self._wcs.naxis == 2 else self._wcs.celestial
-        return headers.celestial_wcs(self.read_header(), (self.width, self.height), self.name)
+        header = self.read_header() if header is None else header
+        return headers.celestial_wcs(header, (self.width, self.height), self.name)
 
     @abc.abstractmethod
     def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
         """Read a range that is known to be inside the frame and not empty, as an array of ``shape``."""
 
-    def _file_header(self) -> Header:
-        from astropy.io import fits
-
-        return fits.Header()
+    def _file_header(self) -> Callable[[], Header]:
+        """Read the header of the file, if there is one; return what makes it."""
+        return lambda: headers.header_from_mapping({})
 
 
 class RawLayout(NamedTuple):
@@ -299,14 +318,30 @@ def expand_inputs(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
         Nothing was found at all.
     """
     items = [Path(item) for item in inputs]
+    named = [path for item in items for path in _expand(item)]
     found: dict[Path, Path] = {}
-    for item in items:
-        for path in _expand(item):
-            found.setdefault(path.resolve(), path)
+    for real, path in zip(real_paths(named), named, strict=True):
+        found.setdefault(real, path)
     if not found:
         looked = ", ".join(map(str, items)) or "no input given"
         raise NoFramesError(f"no frames found in: {looked}; expected files ending in {', '.join(FRAME_SUFFIXES)}, .gz")
     return sorted(found.values(), key=_natural_key)
+
+
+def real_paths(paths: Iterable[Path]) -> list[Path]:
+    """Resolve many paths; folders that hold several of them are resolved once."""
+    if os.name == "nt":  # a name has several spellings there
+        return [path.resolve() for path in paths]
+    folders: dict[Path, Path] = {}
+    real = []
+    for path in paths:
+        if path.name in ("", "..") or path.is_symlink():
+            real.append(path.resolve())
+            continue
+        if path.parent not in folders:
+            folders[path.parent] = path.parent.resolve()
+        real.append(folders[path.parent] / path.name)
+    return real
 
 
 def _expand(item: Path) -> list[Path]:
@@ -671,17 +706,35 @@ class _PixelFile(FrameSource):
                 raise FrameError(self.name, reason)
             done += count
 
-    def _file_header(self) -> Header:
-        from astropy.io import fits
+    def card_values(self, *keys: str) -> list[Any]:
+        """Return the values of a few cards, without astropy where they are plain."""
+        if self._header is not None or self._place.header_offset:  # of an extension: it inherits the primary's
+            return super().card_values(*keys)
+        if self._place.header_offset is None:
+            return [None] * len(keys)
+        with _file_errors(self.name), self._open() as stream:
+            values = headers.plain_values(headers.header_bytes(stream, self.name, 0), keys)
+        return super().card_values(*keys) if values is None else list(values.values())
 
+    def wcs(self, header: Header | None = None) -> WCS | None:
+        """Return the celestial two-axis WCS; a raw frame is seen to have none without astropy."""
+        if header is None and self._wcs is None and self.card_values("CTYPE1") == [None]:
+            return None
+        return super().wcs(header)
+
+    def _file_header(self) -> Callable[[], Header]:
         offset = self._place.header_offset
         if offset is None:
-            return fits.Header()
+            return super()._file_header()
         with _file_errors(self.name), self._open() as stream:
-            primary = headers.parse_header(headers.header_bytes(stream, self.name, 0))
-            if offset == 0:
-                return primary
-            return headers.inherit(headers.parse_header(headers.header_bytes(stream, self.name, offset)), primary)
+            primary = headers.header_bytes(stream, self.name, 0)
+            extension = headers.header_bytes(stream, self.name, offset) if offset else None
+
+        def parse() -> Header:
+            header = headers.parse_header(primary)
+            return header if extension is None else headers.inherit(headers.parse_header(extension), header)
+
+        return parse
 
 
 def _read_at(path: str, pieces: Iterable[tuple[int, np.ndarray]]) -> list[int]:
@@ -747,8 +800,9 @@ class _TileCompressedFile(_PixelFile):
         block = np.moveaxis(block, 0, -1) if is_planar else block
         return self._codec.decode(np.array(block, order="C").reshape(shape))
 
-    def _file_header(self) -> Header:
+    def _file_header(self) -> Callable[[], Header]:
         from astropy.io import fits
 
         with _file_errors(self.name), fits.open(self._place.path, memmap=False) as hdus:
-            return headers.inherit(hdus[self._place.unit].header, hdus[0].header)
+            header = headers.inherit(hdus[self._place.unit].header, hdus[0].header)
+        return lambda: header

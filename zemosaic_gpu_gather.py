@@ -12,11 +12,12 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from parallel_utils import Crew
 from zemosaic_gpu_plan import Batch, Route, Slab
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Filled(NamedTuple):
 
 
 class Gatherer(abc.ABC):
-    """Fills buffers with batches; a context, which ends its threads.
+    """Fills buffers with batches; a context, which ends the work of its threads.
 
     Parameters
     ----------
@@ -51,7 +52,7 @@ class Gatherer(abc.ABC):
     def __init__(self, buffers: list[np.ndarray], workers: int) -> None:
         self._buffers = buffers
         self._workers = workers
-        self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="zemosaic")
+        self._crew = Crew(workers)
 
     @abc.abstractmethod
     def filled(self) -> Iterator[Filled]:
@@ -73,7 +74,7 @@ class Gatherer(abc.ABC):
 
     def __exit__(self, *error: object) -> None:
         """Drop what has not started and wait for what has."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._crew.__exit__(*error)
 
 
 class FileGatherer(Gatherer):
@@ -98,7 +99,7 @@ class FileGatherer(Gatherer):
         item = next(self._work, None)
         if item is not None:
             item = item._replace(number=self._started)
-            future = self._pool.submit(self._fill, item, self._buffers[item.number % len(self._buffers)])
+            future = self._crew.submit(self._fill, item, self._buffers[item.number % len(self._buffers)])
             self._waiting.append((item, future))
             self._started += 1
 
@@ -158,7 +159,7 @@ class _PieceGatherer(Gatherer):
     def filled(self) -> Iterator[Filled]:
         from zemosaic_gather import await_count
 
-        threads = [self._pool.submit(self._work) for _ in range(self._workers)]
+        threads = [self._crew.submit(self._work) for _ in range(self._workers)]
         items = ((slab, batch) for slab in self._slabs() for batch in slab.batches)
         for number, (slab, batch) in enumerate(items):
             while not await_count(self._counters, 2 + number, self._wanted[number], PATIENCE):

@@ -408,6 +408,7 @@ def cut(job: Job, route: Route, plan: GpuPlan) -> Iterator[Slab]:
     common = frame_table(job, route)
     row_bytes = np.array([wire.row_bytes for wire in route.wires], np.int64)
     is_mosaic = common["red_row"] >= 0
+    packed: tuple[np.ndarray, np.ndarray, tuple[Batch, ...], np.ndarray, np.ndarray] | None = None  # of the last slab
     for number, rows in enumerate(row_slabs(route.height, plan.rows_per_slab)):
         frames = common.copy()
         first = np.full(route.n_frames, rows.start, np.int64)
@@ -424,19 +425,22 @@ def cut(job: Job, route: Route, plan: GpuPlan) -> Iterator[Slab]:
         frames["place"] = np.where(route.in_place, IN_PLACE, np.where(last > first, RESAMPLED, OUTSIDE))
         sizes = (bottom - top) * row_bytes
         blocks = np.where(moved, 4 * (last - first) * route.row_elements, 0)
-        yield Slab(number, rows, frames, sizes, _pack(frames, sizes, blocks, plan, is_direct=route.is_direct))
+        if packed is None or not (np.array_equal(sizes, packed[0]) and np.array_equal(blocks, packed[1])):
+            packed = sizes, blocks, *_pack(sizes, blocks, plan, is_direct=route.is_direct)
+        _, _, batches, frames["raw_at"], frames["block_at"] = packed
+        yield Slab(number, rows, frames, sizes, batches)
 
 
 def _pack(
-    frames: np.ndarray, sizes: np.ndarray, blocks: np.ndarray, plan: GpuPlan, *, is_direct: bool
-) -> tuple[Batch, ...]:
-    """Fill batches with frames in their order, and write each frame's place in the buffers into its row."""
+    sizes: np.ndarray, blocks: np.ndarray, plan: GpuPlan, *, is_direct: bool
+) -> tuple[tuple[Batch, ...], np.ndarray, np.ndarray]:
+    """Fill batches with frames in their order; returns them and each frame's place in the pinned and block buffers."""
     padded = sizes if is_direct else -(-sizes // ALIGNMENT) * ALIGNMENT  # direct rows follow each other without a gap
     places, block_places = (np.concatenate([[0], np.cumsum(part)]) for part in (padded, blocks))
     ends, block_ends = places.tolist(), block_places.tolist()
     batches: list[Batch] = []
     first = 0
-    while first < len(frames):
+    while first < len(sizes):
         last = bisect.bisect_right(ends, ends[first] + plan.batch_bytes) - 1
         if block_ends[-1]:
             last = min(last, bisect.bisect_right(block_ends, block_ends[first] + plan.block_bytes) - 1)
@@ -449,6 +453,4 @@ def _pack(
         batches.append(Batch(first, last, ends[last] - ends[first]))
         first = last
     firsts = np.repeat([batch.first for batch in batches], [batch.last - batch.first for batch in batches])
-    frames["raw_at"] = places[:-1] - places[firsts]
-    frames["block_at"] = (block_places[:-1] - block_places[firsts]) // 4
-    return tuple(batches)
+    return tuple(batches), places[:-1] - places[firsts], (block_places[:-1] - block_places[firsts]) // 4

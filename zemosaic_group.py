@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from parallel_utils import available_memory, parallel_map
+from zemosaic_levels import measure_levels
 from zemosaic_register import register_stars
 from zemosaic_register_wcs import register_wcs
 from zemosaic_spec import FrameError, FrameStats, NoFramesError, RegisterSpec, Registration
@@ -26,10 +27,9 @@ from zemosaic_stack import Callback, notify
 from zemosaic_stars import StarList, choose_reference
 from zemosaic_stars import find_stars as stars_of
 from zemosaic_utils import FrameSource, open_source
-from zemosaic_weights import cell_view, measure_levels, quanta, read_frame, with_stars
+from zemosaic_weights import cell_view, quanta, read_frame, with_stars
 
 if TYPE_CHECKING:
-    from astropy.io.fits import Header
     from astropy.wcs import WCS
 
 logger = logging.getLogger("ZeMosaicWorker")
@@ -51,7 +51,7 @@ class Scan:
     stars: StarList | None  # None: not for registration, or they have served; 10,000 lists are 200 MB
     start: datetime | None = None  # of the exposure, UTC
     exposure: float = math.nan  # seconds
-    has_wcs: bool = False
+    wcs: WCS | None = None  # celestial; None: it has none, or not for registration, or it has served
 
     @property
     def n_stars(self) -> int:
@@ -107,13 +107,13 @@ def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool, mea
             stats = with_stars(stats, stars, view, source.cfa)
     elif not _shows_something(_middle_rows(source)):
         _refuse_blank(source, read_frame(source)[1])
-    header = source.read_header()
+    start, *exposures = source.card_values("DATE-OBS", "EXPTIME", "EXPOSURE")
     return Scan(
         stats,
         stars if spec.mode in ("auto", "stars") else None,
-        _moment(card_value(header, "DATE-OBS")),
-        _seconds(card_value(header, "EXPTIME"), card_value(header, "EXPOSURE")),
-        spec.mode in ("auto", "wcs") and source.wcs() is not None,
+        _moment(start),
+        _seconds(*exposures),
+        source.wcs() if spec.mode in ("auto", "wcs") else None,
     )
 
 
@@ -146,19 +146,6 @@ def scan_bytes(source: FrameSource) -> int:
     cells = source.height * source.width // 4
     pixel = 4 * source.channels if source.cfa is None else source.dtype.itemsize + 4
     return cells * (4 * pixel + (50 if source.cfa is None else 36))
-
-
-def card_value(header: Header, key: str) -> Any:
-    """Return the value of a card; None where it is absent, empty, or breaks the standard."""
-    from astropy.io.fits import VerifyError
-    from astropy.io.fits.card import Undefined
-
-    try:
-        value = header.get(key)
-    except VerifyError as exc:
-        logger.debug("card %s is not used: %s", key, exc)
-        return None
-    return None if isinstance(value, Undefined) or str(value).strip() == "" else value
 
 
 def _moment(text: object) -> datetime | None:
@@ -330,9 +317,9 @@ def scan_group(
 def register_group(group: Group, spec: RegisterSpec, *, workers: int = 1, progress: Callback | None = None) -> None:
     """Register every frame on the reference, choosing one where none was named; fills the rows' registrations.
 
-    The star lists have served then and are given up. A reference that was chosen here must bring in most of the frames:
-    if it does not (it shows another field, or is the one spoilt frame), others are tried, and the one with the most
-    frames is kept.
+    The star lists and the WCS have served then and are given up. A reference that was chosen here must bring in most of
+    the frames: if it does not (it shows another field, or is the one spoilt frame), others are tried, and the one with
+    the most frames is kept.
 
     Raises
     ------
@@ -351,7 +338,7 @@ def register_group(group: Group, spec: RegisterSpec, *, workers: int = 1, progre
         group.reference, verdicts = _best_reference(group, spec, workers, progress)
     for i, verdict in verdicts.items():
         group.rows[i].registration = verdict
-        group.rows[i].scan = replace(group.scan(i), stars=None)
+        group.rows[i].scan = replace(group.scan(i), stars=None, wcs=None)
         if not verdict.ok:
             group.rows[i].drop(f"not registered: {verdict.reason}")
 
@@ -359,13 +346,13 @@ def register_group(group: Group, spec: RegisterSpec, *, workers: int = 1, progre
 def _require_wcs(group: Group) -> None:
     """Raise NoFramesError where the reference has no WCS, so that every other frame would fail."""
     if group.reference >= 0:
-        if not group.scan(group.reference).has_wcs:
+        if group.scan(group.reference).wcs is None:
             name = group.rows[group.reference].name
             raise NoFramesError(
                 f"the reference {name} has no celestial WCS, so nothing can be registered on it by the WCS; "
                 "use --register stars, or name a reference that is plate-solved"
             )
-    elif not any(group.scan(i).has_wcs for i in group.usable):
+    elif not any(group.scan(i).wcs is not None for i in group.usable):
         raise NoFramesError(
             f"none of {len(group.usable)} frames has a celestial WCS; use --register stars, or plate-solve the frames"
         )
@@ -394,7 +381,7 @@ def _best_reference(
 def _choose(group: Group, candidates: list[int], spec: RegisterSpec) -> int:
     """Sharp, well populated, and with a WCS where any frame has one: the tile gets the reference's."""
     if spec.mode in ("auto", "wcs"):
-        candidates = [i for i in candidates if group.scan(i).has_wcs] or candidates
+        candidates = [i for i in candidates if group.scan(i).wcs is not None] or candidates
     stars = [found for i in candidates if (found := group.scan(i).stars) is not None]
     return candidates[choose_reference(stars, group.source(candidates[0]).shape)] if stars else candidates[0]
 
@@ -404,7 +391,7 @@ def _register_on(
 ) -> dict[int, Registration]:
     """Verdict on every usable frame against one reference."""
     usable = group.usable
-    wcs = group.source(reference).wcs() if spec.mode in ("auto", "wcs") else None
+    wcs = group.scan(reference).wcs
     done = iter(range(1, len(usable) + 1))
 
     def register(i: int) -> Registration:
@@ -423,13 +410,9 @@ def _register_on(
 def _register(group: Group, i: int, reference: int, reference_wcs: WCS | None, spec: RegisterSpec) -> Registration:
     """Register by the stars, seeded by the WCS; by the WCS alone where asked for, or where there are too few stars."""
     shape = group.source(i).shape
-    by_wcs = None
-    if reference_wcs is not None and group.scan(i).has_wcs:
-        try:
-            wcs = group.source(i).wcs()
-        except FrameError as exc:
-            return Registration(ok=False, reason=exc.reason)
-        by_wcs = None if wcs is None else register_wcs(reference_wcs, wcs, shape, spec)
+    wcs, by_wcs = group.scan(i).wcs, None
+    if reference_wcs is not None and wcs is not None:
+        by_wcs = register_wcs(reference_wcs, wcs, shape, spec)
     known, stars = group.scan(reference).stars, group.scan(i).stars
     if known is None or stars is None:
         who = "the reference" if reference_wcs is None else "the frame"

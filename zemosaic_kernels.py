@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import numba
+from numba.core.caching import FunctionCache
+from numba.core.runtime import rtsys
 
 logger = logging.getLogger("zemosaic.kernels")
 
@@ -48,14 +50,35 @@ def _stamp() -> str:
     return digest.hexdigest()
 
 
+class _KernelCache(FunctionCache):
+    """Numba's cache on disk, loaded without what only a compiler needs.
+
+    Before it looks into its cache Numba registers how all of Python and NumPy is compiled: 0.3 s of imports at every
+    start, SciPy among them. Code that is compiled already needs Numba's memory manager and nothing else. Where there is
+    none to load, compiling registers the rest, as it does for a function without a cache.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Load the code compiled for a signature; None if there is none."""
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Save the code compiled for a signature."""
+        super().save_overload(sig, data)
+        _remove_stale(Path(self.cache_path))
+
+
 def _compile(function: Callable[..., Any], **options: Any) -> Any:
     # Numba names its cache files by source file and qualified name. The module is part of it because a room may also be
     # loaded as a member of a package (zemosaic_attached): cached code refers to its module.
     function.__qualname__ = f"{function.__module__}.{function.__qualname__}.{_stamp()}"
-    try:
-        return numba.njit(cache=True, **options)(function)
-    except RuntimeError:  # Numba found no folder for its cache
-        return numba.njit(cache=False, **options)(function)
+    compiled: Any = numba.njit(**options)(function)
+    if hasattr(compiled, "enable_caching"):  # a plain function when Numba is switched off
+        with contextlib.suppress(RuntimeError):  # Numba found no folder for its cache
+            compiled._cache = _KernelCache(function)  # what cache=True does, with a class of its own
+    return compiled
 
 
 def is_cold(cache: Path) -> bool:
@@ -63,9 +86,22 @@ def is_cold(cache: Path) -> bool:
     return not any(cache.glob(f"zemosaic_*.{_stamp()}-*.nbi"))
 
 
+@cache
+def _remove_stale(folder: Path) -> None:
+    """Remove the files of our kernels as they were before a room changed, once a process: nothing would read them.
+
+    A process that still runs the former kernels, and finds its files gone, compiles what it lacks.
+    """
+    for file in folder.glob("zemosaic_*.nb[ci]"):
+        if f".{_stamp()}-" not in file.name:
+            with contextlib.suppress(OSError):  # removed by another process, or in use (Windows)
+                file.unlink()
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a kernel with strict IEEE arithmetic: nothing contracted or reordered, x / 0 is inf or nan."""
-    return _compile(function, nogil=True, fastmath=False, error_model="numpy")
+    # Nothing in C calls a kernel, so none gets an entry for it, which would have to be compiled as well.
+    return _compile(function, nogil=True, fastmath=False, error_model="numpy", no_cfunc_wrapper=True)
 
 
 # --------------------------------------------------------------------------- a second process

@@ -345,7 +345,7 @@ def _retry(entry: Entry, tile_id: int) -> dict[str, Any]:
 
 def _stack(request: TileRequest, group: Group, stacker: Stacker, report: TileReport) -> Tile:
     request.tell("info_stacking_started", "DEBUG_DETAIL", num_to_stack=len(group.usable))
-    tile = stack_group(group, stacker, request.stack, report)
+    tile = stack_group(group, stacker, request.stack, report, workers=_workers(request))
     request.tell("info_stacking_finished", "DEBUG_DETAIL", shape=str(tile.image.shape))
     info = tile.metadata.get("rgb_equalization") or {}
     if info.get("applied"):

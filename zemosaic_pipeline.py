@@ -10,6 +10,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
@@ -21,8 +22,8 @@ import numpy as np
 
 from parallel_utils import give_back_freed_memory, peak_rss_bytes, plan_slabs
 from zemosaic_fill import frame_block
-from zemosaic_group import FrameRow, Group, Scan, card_value, open_group, register_group, scan_group
-from zemosaic_headers import FITS_CARD
+from zemosaic_group import FrameRow, Group, Scan, open_group, register_group, scan_group
+from zemosaic_headers import FITS_CARD, card_value
 from zemosaic_select import apply_limits, drop_worst, rate_frames
 from zemosaic_spec import (
     FrameError,
@@ -37,7 +38,15 @@ from zemosaic_spec import (
 )
 from zemosaic_stack import Callback
 from zemosaic_tile import alpha_from_coverage, measure_noise, noise_rows, typical_noise
-from zemosaic_utils import COMPRESSED_SUFFIXES, Frame, FrameSource, open_source, tile_hdus, write_fits_atomically
+from zemosaic_utils import (
+    COMPRESSED_SUFFIXES,
+    Frame,
+    FrameSource,
+    open_source,
+    real_paths,
+    tile_hdus,
+    write_fits_atomically,
+)
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -140,7 +149,7 @@ def build_tile(
         register_group(group, register, workers=workers, progress=progress)
         rate_frames(group)
         drop_worst(group, select)
-    return stack_group(group, stacker, stack, report)
+    return stack_group(group, stacker, stack, report, workers=workers)
 
 
 def _check_memory(group: Group, stack: StackSpec, register: RegisterSpec, workers: int, allowed_bytes: int) -> None:
@@ -158,25 +167,27 @@ def _check_memory(group: Group, stack: StackSpec, register: RegisterSpec, worker
     )  # fmt: skip
 
 
-def stack_group(group: Group, stacker: Stacker, stack: StackSpec, report: TileReport) -> Tile:
+def stack_group(group: Group, stacker: Stacker, stack: StackSpec, report: TileReport, *, workers: int = 1) -> Tile:
     """Stack the registered frames of a group and finish the tile, on the grid of the reference.
 
     What is wanted of the reference's file is read before the stack, so that a reference that vanishes meanwhile is one
-    frame lost and not the tile.
+    frame lost and not the tile. What it tells is found out beside the stack, which for the most part is done by threads
+    that leave the interpreter alone.
     """
     give_back_freed_memory()  # of measuring and registering, before the slabs take theirs
     usable = group.usable
     reference = group.source(group.reference)
     frames = [Frame(group.source(i), _registration(group, i).transform, group.scan(i).stats) for i in usable]
     params = {**params_from_stack_spec(stack), "reference_index": usable.index(group.reference)}
+    with ThreadPoolExecutor(1, thread_name_prefix="zemosaic") as beside:
+        with timed(report, "finish"):
+            about_reference = beside.submit(_describe_reference, *_read_reference(reference))
+        with timed(report, "stack"):
+            image, metadata, used_gpu = stacker(frames, params)
     with timed(report, "finish"):
-        header, wcs = reference.read_header(), _tile_wcs(reference)
-        report.noise_before = _frame_noise(reference)
-    with timed(report, "stack"):
-        image, metadata, used_gpu = stacker(frames, params)
-    with timed(report, "finish"):
+        header, wcs, report.noise_before = about_reference.result()
         _take_metadata(group, metadata)
-        _fill_report(report, group, metadata, image, used_gpu)
+        _fill_report(report, group, metadata, image, used_gpu, workers)
         coverage = metadata.get("coverage")
         if coverage is None:  # an engine without maps: what is finite is covered
             coverage = np.isfinite(image).astype(np.int32)
@@ -201,14 +212,27 @@ def _registration(group: Group, i: int) -> Registration:
     return found
 
 
-def _tile_wcs(reference: FrameSource) -> WCS | None:
-    """Copy of the reference's WCS; the caller's own object stays as it is."""
-    wcs = reference.wcs()
-    if wcs is None:
-        return None
-    wcs = wcs.deepcopy()
-    wcs.pixel_shape = (reference.width, reference.height)
-    return wcs
+def _read_reference(reference: FrameSource) -> tuple[FrameSource, Callable[[], Header], list[np.ndarray]]:
+    """Read what is told of the reference: its header, and the bands of it that its noise is measured on, demosaiced."""
+
+    def band(rows: slice) -> np.ndarray:
+        shape = (rows.stop - rows.start, *reference.shape[1:])
+        return frame_block(reference, rows.start, rows.stop)[: math.prod(shape)].reshape(shape)
+
+    rows = noise_rows(reference.height, reference.width)
+    return reference, reference.deferred_header(), [band(some) for some in rows]
+
+
+def _describe_reference(
+    reference: FrameSource, header: Callable[[], Header], bands: list[np.ndarray]
+) -> tuple[Header, WCS | None, list[float]]:
+    """Return header, WCS and noise of the reference; its WCS as a copy, so that the caller's own stays as it is."""
+    cards = header()
+    wcs = reference.wcs(cards)
+    if wcs is not None:
+        wcs = wcs.deepcopy()
+        wcs.pixel_shape = (reference.width, reference.height)
+    return cards, wcs, typical_noise(bands)
 
 
 def _maps(metadata: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -231,7 +255,7 @@ def _take_metadata(group: Group, metadata: Mapping[str, Any]) -> None:
 
 
 def _fill_report(
-    report: TileReport, group: Group, metadata: Mapping[str, Any], image: np.ndarray, used_gpu: bool
+    report: TileReport, group: Group, metadata: Mapping[str, Any], image: np.ndarray, used_gpu: bool, workers: int
 ) -> None:
     report.n_used = len(group.usable)
     report.dropped = group.dropped()
@@ -239,22 +263,12 @@ def _fill_report(
     report.device = "gpu" if used_gpu else "cpu"
     report.gpu_attempts = int(metadata.get("phase3_gpu_attempts") or 0)
     report.device_reason = str(metadata.get("phase3_device_reason") or "")
-    report.noise_after = measure_noise(image)
+    report.noise_after = measure_noise(image, workers)
     report.rejected_low_percent = list(metadata.get("rejected_low_percent") or [])
     report.rejected_high_percent = list(metadata.get("rejected_high_percent") or [])
     report.all_rejected_pixels = int(metadata.get("all_rejected_pixels") or 0)
     report.rows_per_slab = int(metadata.get("rows_per_slab") or 0)
     report.warnings = list(metadata.get("warnings") or [])
-
-
-def _frame_noise(source: FrameSource) -> list[float]:
-    """Noise of a frame, demosaiced; only the rows that are looked at are read."""
-
-    def band(rows: slice) -> np.ndarray:
-        shape = (rows.stop - rows.start, *source.shape[1:])
-        return frame_block(source, rows.start, rows.stop)[: math.prod(shape)].reshape(shape)
-
-    return typical_noise(map(band, noise_rows(source.height, source.width)))
 
 
 # --------------------------------------------------------------------------- header
@@ -476,8 +490,8 @@ def without_output(paths: Sequence[Path], inputs: Iterable[str | Path], output: 
         The output is an input: named as one, or a file of a folder or a pattern that is no tile of ours.
     """
     target = Path(output).resolve()
-    kept = [path for path in paths if path.resolve() != target]
-    is_named = any(Path(item).resolve() == target for item in inputs)
+    kept = [path for path, real in zip(paths, real_paths(paths), strict=True) if real != target]
+    is_named = target in real_paths(map(Path, inputs))
     if is_named or (len(kept) < len(paths) and not is_own_tile(target)):
         raise OutputError(f"{output}: is itself an input, and inputs are never overwritten; choose another name")
     return kept
@@ -488,8 +502,12 @@ def without_tiles(paths: Sequence[Path], inputs: Iterable[str | Path]) -> list[P
 
     A finished stack among its own subs would be taken for the best of them.
     """
-    named = {Path(item).resolve() for item in inputs}
-    kept = [path for path in paths if path.resolve() in named or not (_mentions_tile(path) and is_own_tile(path))]
+    named = set(real_paths(map(Path, inputs)))
+    kept = [
+        path
+        for path, real in zip(paths, real_paths(paths), strict=True)
+        if real in named or not (_mentions_tile(path) and is_own_tile(path))
+    ]
     for path in sorted(set(paths) - set(kept)):
         logger.warning("left out: %s: it is a finished stack, not a frame; name it to stack it all the same", path)
     return kept

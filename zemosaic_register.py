@@ -148,6 +148,13 @@ def _homography_core(u: np.ndarray, v: np.ndarray, share: np.ndarray) -> np.ndar
 _CORE_FITS: Final = {"similarity": _similarity_core, "affine": _affine_core, "homography": _homography_core}
 
 
+def _median(values: np.ndarray) -> float:
+    """Return the median of finite values (n,), n > 0; of so few numpy's own takes longest over its checks."""
+    half = len(values) // 2
+    ordered = np.partition(values, half)
+    return float(ordered[half] if len(values) % 2 else 0.5 * (ordered[:half].max() + ordered[half]))
+
+
 def _robust_fit(
     kind: TransformName, source: np.ndarray, target: np.ndarray, sigma: np.ndarray, rounds: int = 10
 ) -> tuple[np.ndarray, np.ndarray] | None:
@@ -158,7 +165,7 @@ def _robust_fit(
     """
     keep = np.ones(len(source), dtype=bool)
     variance = sigma**2
-    extra = float(np.median(variance))
+    extra = _median(variance)
     matrix = None
     for _ in range(rounds):
         weight = 1.0 / (variance + extra)
@@ -167,7 +174,7 @@ def _robust_fit(
             return None
         squared = np.sum((transform_points(matrix, source) - target) ** 2, axis=1)
         # Median of a squared Rayleigh variable: 2 ln 2 sigma^2.
-        extra = max(0.0, float(np.median(squared[keep]) / (2.0 * math.log(2.0)) - np.median(variance[keep])))
+        extra = max(0.0, _median(squared[keep]) / (2.0 * math.log(2.0)) - _median(variance[keep]))
         inliers = squared <= CLIP**2 * (variance + extra)
         if np.array_equal(inliers, keep):
             break
@@ -262,10 +269,12 @@ def _shrink(pair: _Pair, matrix: np.ndarray, kind: TransformName, radius: float)
     density = len(pair.frame.xy) / float(pair.shape[0] * pair.shape[1])
     true_pairs = 0.0
     while True:
-        refitted, found = matrix, 0
+        refitted, found, before = matrix, 0, None
         for _ in range(3):
             i, j, _ = _mutual_neighbours(pair, refitted, radius)
-            found = len(i)
+            if before is not None and np.array_equal(i, before[0]) and np.array_equal(j, before[1]):
+                break  # the same pairs give the same fit
+            found, before = len(i), (i, j)
             fit = None
             if found > FREE_PAIRS[kind]:
                 sigma = np.hypot(pair.reference.sigma[i], pair.frame.sigma[j])
@@ -485,21 +494,23 @@ def _seeded_hypotheses(pair: _Pair, seed: np.ndarray) -> tuple[list[np.ndarray],
     """Corrections of a seed by the translations that most star pairs agree on, and how many were weighed."""
     mapped = transform_points(seed, pair.reference.xy[:200])
     frame = pair.frame.xy[:300]
-    offset = (frame[None, :, :] - mapped[:, None, :]).reshape(-1, 2)
-    offset = offset[np.all(np.abs(offset) < SEED_REACH, axis=1)]
+    dx, dy = (frame[:, axis] - mapped[:, axis, None] for axis in (0, 1))
+    near = (np.abs(dx) < SEED_REACH) & (np.abs(dy) < SEED_REACH)
+    offset = np.column_stack((dx[near], dy[near]))
     n_bins = round(2 * SEED_REACH / SEED_BIN)
     edges = np.linspace(-SEED_REACH, SEED_REACH, n_bins + 1)
-    histogram = np.histogram2d(offset[:, 0], offset[:, 1], bins=(edges, edges))[0]
+    column, row = np.minimum(((offset + SEED_REACH) / SEED_BIN).astype(np.intp), n_bins - 1).T
+    histogram = np.bincount(column * n_bins + row, minlength=n_bins**2).reshape(n_bins, n_bins)
     padded = np.pad(histogram, 1)
     votes = sum(padded[i : i + n_bins, j : j + n_bins] for i in range(3) for j in range(3)) + 1e-3 * histogram
     centres = 0.5 * (edges[1:] + edges[:-1])
     grid = np.column_stack([axis.ravel() for axis in np.meshgrid(centres, centres, indexing="ij")])
     hypotheses = []
     for k in _distinct(grid, np.argsort(-votes, axis=None, kind="stable"), 3.0 * SEED_BIN, 3):
-        near = offset[np.all(np.abs(offset - grid[k]) < 1.5 * SEED_BIN, axis=1)]
-        if len(near):
+        agreeing = offset[np.all(np.abs(offset - grid[k]) < 1.5 * SEED_BIN, axis=1)]
+        if len(agreeing):
             shift = np.eye(3)
-            shift[:2, 2] = np.median(near, axis=0)
+            shift[:2, 2] = np.median(agreeing, axis=0)
             hypotheses.append(shift @ seed)
     return hypotheses, n_bins**2
 

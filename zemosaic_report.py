@@ -12,14 +12,12 @@ import math
 import os
 import platform
 import re
-import secrets
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
@@ -407,6 +405,8 @@ def _gpu_facts(gpu: GpuProbe, check: Usability) -> list[tuple[str, str]]:
 
 def versions() -> dict[str, str]:
     """Return the versions of this program, of Python and of the packages it rests on; "missing" where there is none."""
+    from importlib.metadata import PackageNotFoundError, version
+
     found = {"zemosaic-phase3": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -472,7 +472,7 @@ def write_text(text: str, path: Path) -> None:
     OutputError
         It cannot be written.
     """
-    temporary = path.parent / f".zemosaic-{os.getpid()}-{secrets.token_hex(6)}.tmp"
+    temporary = path.parent / f".zemosaic-{os.getpid()}-{os.urandom(6).hex()}.tmp"
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)

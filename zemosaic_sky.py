@@ -14,6 +14,16 @@ CLIP: Final = 3.0  # units of the noise, samples beyond are no sky
 CROWDED: Final = 0.3  # units of the noise, between mean and median; beyond it the mode's formula fails
 
 
+def median_of_nine(grid: np.ndarray) -> np.ndarray:
+    """Median of every cell of ``grid (h, w)`` and its eight neighbours; at the edge the nearest count for those beyond.
+
+    What ``scipy.ndimage.median_filter`` gives, without its import, which takes 0.1 s.
+    """
+    rows, columns = grid.shape
+    padded = np.pad(grid, 1, mode="edge")
+    return np.median([padded[y : y + rows, x : x + columns] for y in range(3) for x in range(3)], axis=0)
+
+
 def sky_mesh(image: np.ndarray, cell: int, step: int = 2) -> tuple[np.ndarray, np.ndarray]:
     """Measure level and noise of the sky in every cell of an image.
 

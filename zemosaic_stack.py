@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from zemosaic_flatten import flattened_sources
+from zemosaic_levels import measure_levels
 from zemosaic_spec import (
     FrameError,
     FrameTable,
@@ -23,7 +24,7 @@ from zemosaic_spec import (
     stack_spec_from_params,
 )
 from zemosaic_utils import Frame, FrameSource, open_source
-from zemosaic_weights import build_frame_table, measure_frame, measure_levels
+from zemosaic_weights import build_frame_table, measure_frame
 
 logger = logging.getLogger("ZeMosaicWorker")
 

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from zemosaic_sky import mesh_at, sky_mesh, spread_mesh
+from zemosaic_sky import median_of_nine, mesh_at, sky_mesh, spread_mesh
 from zemosaic_spec import RegisterSpec
 
 __all__ = ["StarList", "choose_reference", "detect_stars", "find_stars"]
@@ -243,8 +243,6 @@ def _binned(frame: np.ndarray, cfa: str | None) -> np.ndarray:
 
 def _measure_sky(binned: np.ndarray) -> _Sky | None:
     """Level and noise on a mesh, smoothed by a 3 x 3 median; None when no cell is valid or all are constant."""
-    from scipy.ndimage import median_filter
-
     level, noise = sky_mesh(binned, MESH_CELL)
     valid = np.isfinite(level)
     if not valid.any():
@@ -257,7 +255,7 @@ def _measure_sky(binned: np.ndarray) -> _Sky | None:
         floor = 1e-3 * float(np.nanstd(np.where(np.isfinite(binned), binned, np.nan)))
     if not floor > 0.0:
         return None
-    level, noise = (median_filter(mesh, 3, mode="nearest") for mesh in (level, noise))
+    level, noise = (median_of_nine(mesh) for mesh in (level, noise))
     return _Sky(level, np.maximum(noise, floor))
 
 

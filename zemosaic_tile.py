@@ -10,10 +10,12 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from zemosaic_sky import median_of_nine
 from zemosaic_spec import CropSpec, SpecError, as_bool, setting
 
 if TYPE_CHECKING:
@@ -158,20 +160,13 @@ def smooth_background(lum: np.ndarray, block: int) -> np.ndarray:
     """Smooth background: block medians, median of 3 x 3 blocks, bilinear between the block centres."""
     block = max(1, min(block, *lum.shape))
     grid = _block_medians(lum, block)
-    grid = _median_of_nine(np.where(np.isfinite(grid), grid, finite_median(lum)))
+    grid = median_of_nine(np.where(np.isfinite(grid), grid, finite_median(lum)))
     for length in lum.shape:  # rows, then columns: the transposes bring each axis to the front and back
         at = np.clip((np.arange(length) + 0.5) / block - 0.5, 0.0, grid.shape[0] - 1.0)
         before = at.astype(int)
         after = np.minimum(before + 1, grid.shape[0] - 1)
         grid = (grid[before] + (at - before)[:, None] * (grid[after] - grid[before])).T
     return grid
-
-
-def _median_of_nine(grid: np.ndarray) -> np.ndarray:
-    """Median of every cell and its eight neighbours; cells at the edge count for the missing ones beyond it."""
-    rows, columns = grid.shape
-    padded = np.pad(grid, 1, mode="edge")
-    return np.median([padded[y : y + rows, x : x + columns] for y in range(3) for x in range(3)], axis=0)
 
 
 # --------------------------------------------------------------------------- noise
@@ -189,25 +184,28 @@ def noise_rows(height: int, width: int) -> list[slice]:
     return [slice(start, start + NOISE_BAND_PX) for start in starts]
 
 
-def typical_noise(bands: Iterable[np.ndarray]) -> list[float]:
+def typical_noise(bands: Iterable[np.ndarray], workers: int = 1) -> list[float]:
     """Return the noise of an image of which ``bands``, at :func:`noise_rows`, are given: the median over the bands.
 
     Parameters
     ----------
     bands : iterable of ndarray (h, W) or (h, W, C)
         ADU; NaN = invalid.
+    workers : int
+        Threads.
 
     Returns
     -------
     list of float
         One standard deviation per channel, ADU; see :func:`measure_noise`.
     """
-    found = np.array([_noise_of(band) for band in bands])
+    with ThreadPoolExecutor(max(workers, 1), thread_name_prefix="zemosaic") as pool:
+        found = np.array(list(pool.map(_noise_of, bands)))
     known = [values[np.isfinite(values)] for values in found.T]
     return [float(np.median(values)) if values.size else math.nan for values in known]
 
 
-def measure_noise(image: np.ndarray) -> list[float]:
+def measure_noise(image: np.ndarray, workers: int = 1) -> list[float]:
     """Noise of the sky, per channel, little affected by stars, gradients and interpolation.
 
     The standard deviation of differences between pixels 4 apart in x and in y, divided by sqrt 2. A gradient is a
@@ -221,13 +219,15 @@ def measure_noise(image: np.ndarray) -> list[float]:
     ----------
     image : ndarray (H, W) or (H, W, C)
         ADU; NaN = invalid.
+    workers : int
+        Threads.
 
     Returns
     -------
     list of float
         One standard deviation per channel, ADU; nan where fewer than 16 differences are valid.
     """
-    return typical_noise(image[rows] for rows in noise_rows(*image.shape[:2]))
+    return typical_noise((image[rows] for rows in noise_rows(*image.shape[:2])), workers)
 
 
 def _noise_of(band: np.ndarray) -> list[float]:

@@ -12,7 +12,6 @@ import logging
 import math
 import os
 import re
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 import cuda_utils
-from zemosaic_frames import Frame, FrameSource, expand_inputs, open_source
+from zemosaic_frames import Frame, FrameSource, expand_inputs, open_source, real_paths
 from zemosaic_headers import FITS_BLOCK, FITS_CARD, header_from_mapping
 from zemosaic_spec import OutputError
 
@@ -40,6 +39,7 @@ __all__ = [
     "gpu_memory_sufficient",
     "make_radial_weight_map",
     "open_source",
+    "real_paths",
     "save_fits_image",
     "tile_hdus",
     "write_fits_atomically",
@@ -263,7 +263,7 @@ def write_fits_atomically(hdus: HDUList, path: str | os.PathLike[str], *, overwr
         raise OutputError(f"{target}: tiles are written uncompressed; choose a name that ends in .fits")
     if not target.parent.is_dir():
         raise OutputError(f"{target}: folder {target.parent} does not exist; create it first")
-    temporary = target.parent / f".zemosaic-{os.getpid()}-{secrets.token_hex(6)}.tmp"
+    temporary = target.parent / f".zemosaic-{os.getpid()}-{os.urandom(6).hex()}.tmp"
     try:
         with _output_errors(target):
             if not overwrite and (target.exists() or target.is_symlink()):

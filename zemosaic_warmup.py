@@ -7,6 +7,7 @@ that is nearly half of the waiting, and the memory the compiler takes is not the
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -63,6 +64,7 @@ def warm_up(stack: StackSpec) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Compile for the StackSpec that the parent process has written as JSON."""
+    gc.disable()  # a compiler makes many objects and keeps most of them, and this process ends soon
     warm_up(StackSpec(**json.loads(arguments[0])))
 
 

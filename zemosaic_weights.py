@@ -7,13 +7,13 @@ are measured on every k-th row; the median of 130,000 pixels is good to 0.0035 o
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from zemosaic_levels import MAX_SAMPLES, measure_levels
 from zemosaic_photometry import MAX_GAIN_ERROR, MIN_PAIRS, Gain, frame_gain, frame_offset
 from zemosaic_sky import sky_mesh
 from zemosaic_spec import (
@@ -31,10 +31,7 @@ from zemosaic_stars import StarList, find_stars
 if TYPE_CHECKING:
     from zemosaic_utils import FrameSource
 
-MAX_SAMPLES: Final = 1 << 17  # pixels per channel that are looked at
-MAD_TO_SIGMA: Final = 1.4826  # deviation of a Gaussian in units of its median absolute deviation
 MIN_SPAN: Final = 1e-5  # ADU; a percentile span below this has no slope to match
-LUMINANCE: Final = (0.299, 0.587, 0.114)  # Rec. 601
 FLUX_STARS: Final = 50  # brightest stars whose flux tells how transparent the air was
 MIN_FLUX_STARS: Final = 5  # fewer do not: one variable star or one blend would decide the weight
 SHAPE_STARS: Final = 100  # brightest stars whose median width and shape are those of the frame
@@ -86,167 +83,6 @@ def quanta(source: FrameSource) -> tuple[float, ...]:
     if source.dtype != np.uint16:
         return (0.0,) * source.channels
     return (1.0, 0.5, 1.0) if source.cfa is not None else (1.0,) * source.channels
-
-
-def _sorted(samples: np.ndarray, quantum: float) -> np.ndarray:
-    """Finite samples ``(n,) float64``, ascending; those that are multiples of a ``quantum`` are sorted by digits."""
-    finite = samples[np.isfinite(samples)]
-    if quantum == 0.0 or finite.size == 0:
-        return np.sort(finite).astype(np.float64)
-    lowest = float(finite.min())
-    steps = np.rint((finite - lowest) / np.float32(quantum))
-    if steps.max() > np.iinfo(np.uint16).max:
-        return np.sort(finite).astype(np.float64)
-    return lowest + quantum * np.sort(steps.astype(np.uint16), kind="stable")  # numpy's radix sort
-
-
-REPEATS: Final = 8  # samples per level, on average, from which samples count as quantised
-
-
-def _level_step(ordered: np.ndarray) -> float:
-    """Step of which all differences of sorted samples are multiples, ADU; 0 where they are not quantised.
-
-    Found in the samples, not in the file's type: a 12-bit camera's frames come in steps of 16, and integers come as
-    float32 from many programs.
-    """
-    jumps = np.diff(ordered)
-    jumps = jumps[jumps > 0.0]
-    if jumps.size == 0 or jumps.size * REPEATS > ordered.size:
-        return 0.0
-    smallest = float(jumps.min())
-    for step in (smallest, smallest / 2.0, smallest / 3.0):  # a step of 1 may show as 2 and 3 only
-        multiple = jumps / step
-        if float(np.abs(multiple - np.rint(multiple)).max()) < 0.02:
-            return step
-    return 0.0
-
-
-def _ungrouped(ordered: np.ndarray, quantum: float) -> np.ndarray:
-    """Spread equal levels of sorted, quantised samples evenly over their step.
-
-    The median and MAD of a camera's integers are integers too, good to half a step; a scale taken from a MAD of 21
-    would be wrong by 2 %. Samples of one level are assumed to be spread evenly over it: the median of grouped data (any
-    textbook; Kenney and Keeping, "Mathematics of Statistics", part 1).
-    """
-    if quantum == 0.0:
-        return ordered
-    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-    counts = np.diff(np.append(starts, ordered.size))
-    rank = np.arange(ordered.size) - np.repeat(starts, counts)
-    return ordered + quantum * ((rank + 0.5) / np.repeat(counts, counts) - 0.5)
-
-
-def _percentile(ordered: np.ndarray, percent: float) -> float:
-    """Linear-interpolated percentile of sorted samples."""
-    at = percent / 100.0 * (ordered.size - 1)
-    k = min(int(at), ordered.size - 2) if ordered.size > 1 else 0
-    low, high = float(ordered[k]), float(ordered[min(k + 1, ordered.size - 1)])
-    return low + (at - k) * (high - low)
-
-
-def _median_deviation(ordered: np.ndarray, median: float) -> float:
-    """Median absolute deviation of sorted samples about their median, by bisection.
-
-    The k samples nearest to the median are neighbours in the sorted order, so the k-th smallest deviation is that of
-    the window of k samples whose farther end is nearest.
-    """
-
-    def smallest(k: int) -> float:
-        def reaches(i: int) -> tuple[float, float]:  # of the window that begins at i, downward and upward
-            return median - float(ordered[i]), float(ordered[i + k - 1]) - median
-
-        last = ordered.size - k  # as i grows the downward reach falls and the upward one grows: they cross once
-        i = bisect_left(range(last), True, key=lambda at: reaches(at)[1] >= reaches(at)[0])
-        return max(reaches(i)) if i == 0 else min(max(reaches(i)), max(reaches(i - 1)))
-
-    return 0.5 * (smallest((ordered.size + 1) // 2) + smallest(ordered.size // 2 + 1))
-
-
-def clipped_variance(ordered: np.ndarray, sigma: float = 3.0, rounds: int = 5) -> float:
-    """Return the population variance of sorted samples after median-centred sigma clipping, ADU^2.
-
-    Parameters
-    ----------
-    ordered : ndarray (n,) float32 or float64
-        Valid samples, ascending.
-    sigma : float
-        Limit on either side, units of the population standard deviation.
-    rounds : int
-        Most rounds made.
-    """
-    first, last = 0, ordered.size
-    if last == 0:
-        return float("nan")
-    samples = np.asarray(ordered, np.float64)
-    distance = samples - _percentile(samples, 50.0)  # small numbers, whose squares keep their digits
-    for r in range(rounds + 1):
-        kept = samples[first:last]
-        if kept[0] == kept[-1]:
-            return 0.0
-        about = distance[first:last]
-        variance = float(np.add.reduce(np.square(about)) / about.size - (np.add.reduce(about) / about.size) ** 2)
-        if r == rounds:
-            break
-        middle, reach = _percentile(kept, 50.0), sigma * max(variance, 0.0) ** 0.5
-        a = first + int(np.searchsorted(kept, middle - reach, side="left"))
-        b = first + int(np.searchsorted(kept, middle + reach, side="right"))
-        if (a, b) == (first, last) or a == b:
-            break
-        first, last = a, b
-    return max(variance, 0.0)
-
-
-def measure_levels(
-    view: np.ndarray, *, quantum: Sequence[float] | None = None, max_samples: int | None = MAX_SAMPLES
-) -> FrameStats:
-    """Measure the levels of one frame.
-
-    Parameters
-    ----------
-    view : ndarray (h, w, C) float32, ADU
-        NaN and infinity are left out.
-    quantum : sequence of float, optional
-        Step between levels of each channel as stored, from :func:`quanta`; quantised samples are then spread over the
-        step that is found in them. None: every sample counts as it is.
-    max_samples : int or None
-        Look at every k-th row, so that at most about this many pixels count; None looks at all.
-
-    Returns
-    -------
-    FrameStats
-        All NaN for a channel without a valid pixel.
-    """
-    h, w, channels = view.shape
-    step = 1 if max_samples is None else max(1, -(-h * w // max_samples))
-    rows = view[::step]
-    names = ("median", "mad_sigma", "p25", "p90", "variance")
-    levels = {name: np.full(channels, np.nan) for name in names}
-    for c in range(channels):
-        step_adu = quantum[c] if quantum is not None else 0.0
-        ordered = _sorted(rows[:, :, c].ravel(), step_adu)
-        if ordered.size == 0:
-            continue
-        levels["variance"][c] = clipped_variance(ordered)
-        ordered = _ungrouped(ordered, _level_step(ordered) if quantum is not None else 0.0)
-        median = _percentile(ordered, 50.0)
-        levels["median"][c] = median
-        levels["mad_sigma"][c] = MAD_TO_SIGMA * _median_deviation(ordered, median)
-        levels["p25"][c] = _percentile(ordered, 25.0)
-        levels["p90"][c] = _percentile(ordered, 90.0)
-    return FrameStats(
-        median=levels["median"],
-        mad_sigma=levels["mad_sigma"],
-        p25=levels["p25"],
-        p90=levels["p90"],
-        variance=levels["variance"],
-        luminance_p25=_luminance_p25(rows) if channels == 3 else float(levels["p25"][0]),
-    )
-
-
-def _luminance_p25(rows: np.ndarray) -> float:
-    luminance = rows @ np.asarray(LUMINANCE, np.float32)
-    valid = luminance[np.isfinite(luminance)]
-    return float(np.percentile(valid, 25.0)) if valid.size else float("nan")
 
 
 def with_stars(stats: FrameStats, stars: StarList, view: np.ndarray, cfa: str | None = None) -> FrameStats:
@@ -350,12 +186,7 @@ def _multiplicative_scaling(stats: FrameStats, reference: FrameStats) -> tuple[n
     return _level_ratio(stats, reference) * _dispersion_ratio(stats, reference), np.zeros_like(stats.median)
 
 
-def _unchanged(stats: FrameStats, _reference: FrameStats) -> tuple[np.ndarray, np.ndarray]:
-    return np.ones_like(stats.median), np.zeros_like(stats.median)
-
-
 _NORMALISATIONS: Final = {
-    "none": _unchanged,
     "linear_fit": _linear_fit,
     "sky_mean": _sky_mean,
     "additive": _additive,
@@ -370,6 +201,9 @@ def normalisation(spec: StackSpec, stats: Sequence[FrameStats], reference: int) 
 
     For the methods that need the frames' levels alone; :func:`photometric` for the one that compares stars.
     """
+    if spec.normalize == "none":
+        shape = len(stats), len(stats[reference].median)
+        return np.ones(shape), np.zeros(shape)
     pairs = [_NORMALISATIONS[spec.normalize](s, stats[reference]) for s in stats]
     return np.stack([p[0] for p in pairs]), np.stack([p[1] for p in pairs])
 

@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -113,7 +114,7 @@ def gather_seconds(frames: list[Frame], repeats: int = 4) -> float:
     for _ in range(repeats):
         start = time.perf_counter()
         threads = engine._gathering_threads(CORES)
-        with gatherer_of(job, route, gpu_plan.cut(job, route, plan), buffers, threads) as gatherer:
+        with gatherer_of(job, route, partial(gpu_plan.cut, job, route, plan), buffers, threads) as gatherer:
             for _ in gatherer.filled():
                 gatherer.release()
         best = min(best, time.perf_counter() - start)

@@ -346,6 +346,17 @@ def test_a_caller_keeps_its_own_garbage_collection(monkeypatch):
     assert gc.get_threshold() == before
 
 
+def test_as_a_program_it_ends_with_everything_written_and_its_status(subs, tmp_path):
+    program = [sys.executable, ROOT / "zemosaic_cli.py", "stack", subs, "-o", tmp_path / "a.fits", "--json", "-"]
+    done = subprocess.run(program, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["n_used"] == SMALL.n_frames
+    assert fits.getdata(tmp_path / "a.fits").shape == (3, SMALL.height, SMALL.width)
+    again = subprocess.run(program, capture_output=True, text=True)
+    assert again.returncode == 1
+    assert "exists already" in again.stderr
+
+
 @pytest.mark.skipif(os.name != "posix", reason="SIGINT to another process is a POSIX matter")
 def test_interrupted_run_leaves_nothing_behind(tmp_path):
     frames, out = tmp_path / "frames", tmp_path / "out"

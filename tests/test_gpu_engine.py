@@ -19,7 +19,7 @@ import cuda_utils
 import zemosaic_align_stack_gpu as engine
 import zemosaic_slabs
 import zemosaic_worker as worker
-from parallel_utils import ParallelPlan
+from parallel_utils import Crew, ParallelPlan
 from zemosaic_gpu_card import launch_plan
 from zemosaic_gpu_plan import device_bytes, route_of
 from zemosaic_spec import (
@@ -202,7 +202,7 @@ def test_progress_and_cancelling(cupy):
 
     with pytest.raises(StackCancelled):
         engine.gpu_stack_from_paths(stack_of(n=4), {}, parallel_plan=plan, progress_callback=cancel)
-    assert not [t for t in threading.enumerate() if t.name.startswith("zemosaic")]
+    assert not Crew.at_work()
 
 
 def test_a_loader_is_used_for_paths_only(cupy, tmp_path):
@@ -255,7 +255,7 @@ def test_out_of_memory_leaves_nothing_behind(cupy):
     worker._forget_frames(caught.value)  # as Mode C does before it tries again
     assert cupy.used == 0
     assert not cuda_utils._RESERVED
-    assert not [t for t in threading.enumerate() if t.name.startswith("zemosaic")]
+    assert not Crew.at_work()
 
 
 def test_tiles_in_threads_share_one_card(cupy):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from functools import partial
 
@@ -14,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zemosaic_gpu_gather as gather
+from parallel_utils import Crew
 from zemosaic_gather import copy_pieces
 from zemosaic_gpu_plan import cut, plan_gpu, route_of
 from zemosaic_spec import FrameError, StackSpec
@@ -56,7 +56,7 @@ def check(job, kind, *, rows=5, buffers=3, workers=2, slow=False):
                 gatherer.release()
                 released += 1
     assert seen == job.shape[0] * len(job.sources)
-    assert not [t for t in threading.enumerate() if t.name.startswith("zemosaic")]
+    assert not Crew.at_work()
 
 
 @pytest.mark.parametrize("slow", [False, True])
@@ -122,7 +122,7 @@ def test_a_file_that_goes_names_itself(files, end):
     with pytest.raises(FrameError, match="truncated" if end == "cut" else "no such file") as caught:
         check(job, gather.PosixGatherer if hasattr(os, "preadv") else gather.FileGatherer)
     assert caught.value.name == str(victim)
-    assert not [t for t in threading.enumerate() if t.name.startswith("zemosaic")]
+    assert not Crew.at_work()
 
 
 def test_leaving_early_ends_the_threads():
@@ -134,7 +134,7 @@ def test_leaving_early_ends_the_threads():
     with pytest.raises(KeyboardInterrupt), gather.gatherer_of(job, route, slabs, memory, 3) as gatherer:
         for _ in gatherer.filled():
             raise KeyboardInterrupt
-    assert not [t for t in threading.enumerate() if t.name.startswith("zemosaic")]
+    assert not Crew.at_work()
 
 
 @pytest.mark.parametrize("size", [0, 1, 63, 64, 65, 127, 1000])

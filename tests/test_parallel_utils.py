@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 import threading
@@ -418,6 +419,45 @@ def test_the_first_exception_cancels_the_rest_and_propagates(error, workers):
         pu.parallel_map(fails, range(1000), workers)
     assert len(started) < 100
     assert not [t for t in threading.enumerate() if t.name.startswith("zemosaic")], "no thread is left behind"
+
+
+def test_a_crew_stays_for_the_next_caller_and_serves_one_at_a_time():
+    with pu.Crew(3) as first:
+        threads = {first.submit(threading.get_ident).result() for _ in range(20)}
+        with pu.Crew(3) as second:
+            assert second.submit(threading.get_ident).result() not in threads
+    with pu.Crew(3) as again, pu.Crew(3) as once_more:
+        assert {again._pool, once_more._pool} == {first._pool, second._pool}
+
+
+def test_leaving_a_crew_waits_for_what_has_begun_and_cancels_the_rest():
+    begun, done = threading.Event(), []
+
+    def work(n):
+        begun.set()
+        time.sleep(0.05)
+        done.append(n)
+
+    with pytest.raises(ValueError, match="stop"), pu.Crew(1) as crew:
+        futures = [crew.submit(work, n) for n in range(50)]
+        begun.wait()
+        raise ValueError("stop")
+    assert done == [0]
+    assert [future.cancelled() for future in futures] == [False] + [True] * 49
+    with pu.Crew(1) as crew:
+        assert crew.submit(len, "abc").result() == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_process_has_crews_of_its_own():
+    with pu.Crew(2) as crew:
+        crew.submit(len, "").result()
+    child = os.fork()
+    if child == 0:
+        with pu.Crew(2) as crew:
+            os._exit(crew.submit(len, "abc").result(timeout=10))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
 
 
 def test_capabilities_do_not_load_cupy_where_there_is_none(monkeypatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zemosaic_sky import between_cells, mesh_at, sky_mesh, spread_mesh
+from zemosaic_sky import between_cells, median_of_nine, mesh_at, sky_mesh, spread_mesh
 
 
 def noise(shape, seed=0, level=1000.0, sigma=30.0):
@@ -65,3 +65,11 @@ def test_one_cell_holds_everywhere():
     first, second, share = between_cells(np.array([-5.0, 3.0, 900.0]), 8, 1)
     assert not first.any() and not second.any() and not share.any()
     np.testing.assert_array_equal(spread_mesh(np.array([[2.5]]), 8, (3, 4)), np.full((3, 4), 2.5))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (7, 4)])
+def test_the_median_of_nine_is_that_of_scipy(shape: tuple[int, int], rng: np.random.Generator) -> None:
+    from scipy.ndimage import median_filter
+
+    grid = rng.normal(size=shape)
+    np.testing.assert_array_equal(median_of_nine(grid), median_filter(grid, 3, mode="nearest"))

@@ -97,6 +97,27 @@ def test_the_names_of_cache_files_tell_what_they_were_compiled_from() -> None:
     assert folder is None or not kernels.is_cold(folder)
 
 
+def test_compiled_kernels_are_loaded_without_what_compiling_needs() -> None:
+    if kernel_cache() is None:
+        pytest.skip("nothing is compiled, or no folder for compiled code")
+    warmup.warm_up(StackSpec())
+    code = (
+        "import sys; from zemosaic_spec import StackSpec; from zemosaic_warmup import warm_up; warm_up(StackSpec()); "
+        "print(*(name in sys.modules for name in ('numba', 'numba.np.arraymath', 'scipy.linalg')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False", "False"]
+
+
+def test_kernels_of_former_versions_are_removed(tmp_path: Path) -> None:
+    theirs = "other.f.0123456789-1.py311.nbi"
+    for name in (NOW, BEFORE, BEFORE.replace(".nbi", ".1.nbc"), theirs):
+        (tmp_path / name).touch()
+    (tmp_path / BEFORE.replace("-1", "-2")).mkdir()  # what cannot be removed is no error
+    kernels._remove_stale(tmp_path)
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {NOW, theirs}
+
+
 def test_the_process_takes_no_module_from_the_folder_it_is_started_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

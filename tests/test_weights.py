@@ -13,6 +13,7 @@ import pytest
 import zemosaic_align_stack as engine
 import zemosaic_weights as weights
 from zemosaic_group import scan_frame
+from zemosaic_levels import clipped_variance, level_step, levels_of, measure_levels
 from zemosaic_spec import (
     STAR_NORMALISATIONS,
     FrameStats,
@@ -42,7 +43,7 @@ def frames(n=4, channels=3, seed=0):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_normalisation_equals_the_oracle(method, channels):
     stack = frames(channels=channels)
-    stats = [weights.measure_levels(f) for f in stack]
+    stats = [measure_levels(f) for f in stack]
     scale, offset = weights.normalisation(StackSpec(normalize=method), stats, 2)
     ours = stack * scale[:, None, None] + offset[:, None, None]
     expected = oracle.normalize(stack.astype(float) if channels == 3 else stack[..., 0].astype(float), method, 2)
@@ -57,7 +58,7 @@ def test_weights_equal_the_oracle(method, channels):
     fwhm, counts = [2.5, 3.5, 2.0, 9.0], [80, 7, 60, 200]
     flux = [np.sort(rng.uniform(100, 5000, n))[::-1] for n in counts]
     stats = [
-        replace(weights.measure_levels(f), fwhm=w, n_stars=n, star_flux=x[: weights.FLUX_STARS])
+        replace(measure_levels(f), fwhm=w, n_stars=n, star_flux=x[: weights.FLUX_STARS])
         for f, w, n, x in zip(stack, fwhm, counts, flux, strict=True)
     ]
     images = stack.astype(float) if channels == 3 else stack[..., 0].astype(float)
@@ -76,7 +77,7 @@ def test_weights_equal_the_oracle(method, channels):
 def test_a_flat_frame_is_shifted_never_replaced():
     stack = frames(2)
     stack[1] = 77.0
-    stats = [weights.measure_levels(f) for f in stack]
+    stats = [measure_levels(f) for f in stack]
     for method in ("linear_fit", "additive", "additive_scaling"):
         scale, offset = weights.normalisation(StackSpec(normalize=method), stats, 0)
         np.testing.assert_array_equal(scale[1], 1.0)
@@ -118,7 +119,7 @@ def test_levels_equal_the_definitions(n, digits):
     rng = np.random.default_rng(n)
     for _ in range(20):
         values = np.round(100 * rng.standard_t(2, n), digits).astype(np.float32)
-        stats = weights.measure_levels(values.reshape(n, 1, 1))
+        stats = measure_levels(values.reshape(n, 1, 1))
         exact = values.astype(float)
         median, mad_sigma = oracle.location_scale(exact)
         assert stats.median[0] == pytest.approx(median, rel=1e-15)
@@ -132,7 +133,7 @@ def test_variance_keeps_its_digits_beside_huge_outliers():
     values = (1000 + 5 * np.random.default_rng(0).standard_normal(4000)).astype(np.float32)
     values[:40] = 1e12
     expected = oracle.deviation(oracle.clipped_samples(values.astype(float)), 0) ** 2
-    assert weights.clipped_variance(np.sort(values)) == pytest.approx(expected, rel=1e-12)
+    assert clipped_variance(levels_of(values)) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("top", [3000, 65535])
@@ -140,25 +141,25 @@ def test_quantised_samples_are_sorted_as_any(top):
     rng = np.random.default_rng(1)
     greens = (rng.integers(0, top, (50, 40, 1)) + rng.integers(0, top, (50, 40, 1))).astype(np.float32) / 2
     greens[0, :2] = [[0.0], [top]]  # the widest span there is
-    plain, quantised = weights.measure_levels(greens), weights.measure_levels(greens, quantum=(0.5,))
+    plain, quantised = measure_levels(greens), measure_levels(greens, quantum=(0.5,))
     np.testing.assert_allclose(quantised.variance, plain.variance, rtol=1e-12)
     assert quantised.median[0] == pytest.approx(plain.median[0], abs=0.25)
 
 
 def test_a_frame_without_valid_pixels_has_no_levels():
     for quantum in (None, (1.0,)):
-        stats = weights.measure_levels(np.full((4, 4, 1), np.nan, np.float32), quantum=quantum)
+        stats = measure_levels(np.full((4, 4, 1), np.nan, np.float32), quantum=quantum)
         assert np.isnan([*stats.median, *stats.mad_sigma, *stats.p25, *stats.p90, *stats.variance]).all()
 
 
 def test_quantised_levels_are_known_better_than_their_step():
     rng = np.random.default_rng(4)
     true = 1000.37 + 14.2 * rng.standard_normal((400, 500, 1))
-    stats = weights.measure_levels(np.round(true).astype(np.float32), quantum=(1.0,))
-    exact = weights.measure_levels(true.astype(np.float32))
+    stats = measure_levels(np.round(true).astype(np.float32), quantum=(1.0,))
+    exact = measure_levels(true.astype(np.float32))
     assert stats.median[0] == pytest.approx(exact.median[0], abs=0.02)
     assert stats.mad_sigma[0] == pytest.approx(exact.mad_sigma[0], rel=2e-3)
-    plain = weights.measure_levels(np.round(true).astype(np.float32))
+    plain = measure_levels(np.round(true).astype(np.float32))
     assert abs(plain.mad_sigma[0] / exact.mad_sigma[0] - 1.0) > 5e-3  # what the spreading mends
 
 
@@ -189,7 +190,7 @@ def test_levels_of_a_colour_frame_are_measured_on_the_frame():
 
 def test_sampling_every_kth_row_changes_little():
     image = (1000 + 30 * np.random.default_rng(0).standard_normal((300, 300, 1))).astype(np.float32)
-    whole, part = weights.measure_levels(image, max_samples=None), weights.measure_levels(image, max_samples=30_000)
+    whole, part = measure_levels(image, max_samples=None), measure_levels(image, max_samples=30_000)
     assert abs(whole.median[0] - part.median[0]) < 1.0
     assert part.mad_sigma[0] == pytest.approx(whole.mad_sigma[0], rel=0.03)
 
@@ -371,9 +372,9 @@ def test_steps_of_any_camera_and_type_are_found(step, dtype):
 
 
 def test_continuous_and_uneven_samples_are_left_as_they_are():
-    assert weights._level_step(np.sort(np.random.default_rng(0).random(1000))) == 0.0
-    uneven = np.sort(np.random.default_rng(0).choice([0.0, 1.0, np.pi, 10.0], 1000))
-    assert weights._level_step(uneven) == 0.0
+    assert level_step(levels_of(np.random.default_rng(0).random(1000))) == 0.0
+    uneven = np.random.default_rng(0).choice([0.0, 1.0, np.pi, 10.0], 1000)
+    assert level_step(levels_of(uneven)) == 0.0
 
 
 def test_a_channel_empty_in_all_frames_costs_no_frame():
@@ -387,5 +388,5 @@ def test_small_units_are_scaled_too():
     stack = frames(2, 1) * np.float32(1e-9)
     stack[1] *= np.float32(2.0)
     spec = StackSpec(normalize="additive_scaling")
-    scale, _ = weights.normalisation(spec, [weights.measure_levels(f) for f in stack], 0)
+    scale, _ = weights.normalisation(spec, [measure_levels(f) for f in stack], 0)
     assert scale[1, 0] == pytest.approx(0.5 * 0.9 / 1.1, rel=0.2)
