@@ -1,6 +1,7 @@
 """What the compiler does not vectorise by itself, written as LLVM vector instructions (``numba.extending.intrinsic``).
 
-The interpolation of a pixel, the census of slopes, limits rounded to float32. What sorts a block of pixels is in :mod:`zemosaic_sorting`.
+The interpolation of a pixel, the census of slopes, limits rounded to float32. What sorts a block of pixels is in
+:mod:`zemosaic_sorting`.
 
 Without compilation (NUMBA_DISABLE_JIT) the same runs in plain Python.
 """
