@@ -1,6 +1,7 @@
-"""Time the whole way from raw Bayer subs to a finished image: ours against Siril's script, in turns.
+"""Time the whole way from raw Bayer subs to a finished image: ours against Siril's script and seiza, in turns.
 
-Run ``python benchmarks/bench_endtoend.py [--frames 40,120] [--repeat N]``; needs siril-cli for its rows. Every run is a
+Run ``python benchmarks/bench_endtoend.py [--frames 40,120] [--repeat N] [--seiza PYTHON]``; needs siril-cli for its
+rows, and for seiza's the interpreter of an environment with it (``pip install seiza``). Every run is a
 process of its own on warm files; peak memory is the largest resident set of its process, from wait4. Kernels are
 compiled beforehand, as they are after a first run.
 """
@@ -83,11 +84,18 @@ def siril(raw: Path, folder: Path) -> Run:
     return run
 
 
+def seiza(raw: Path, folder: Path, python: str) -> Run:
+    """seiza's stack with its defaults."""
+    code = "import sys, seiza; seiza.stack_fits(sorted(sys.argv[2:]), sys.argv[1])"
+    return measured([python, "-c", code, "seiza.fits", *map(str, sorted(raw.glob("*.fits")))], folder)
+
+
 def main() -> None:
     """Print the tables as Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", default="40,120")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--seiza", metavar="PYTHON", help="interpreter that can import seiza")
     args = parser.parse_args()
     out = sys.stdout.write
     out(
@@ -103,11 +111,13 @@ def main() -> None:
             folder = Path(name)
             simulate(SimulationSpec(n_frames=count, seed=7), folder / "subs")
             ours(folder / "subs", folder)  # compiles, and warms the files
-            runs: dict[str, list[Run]] = {"ours": [], "Siril": []}
+            runs: dict[str, list[Run]] = {"ours": [], "Siril": [], "seiza": []}
             for _ in range(args.repeat):
                 runs["ours"].append(ours(folder / "subs", folder))
                 if SIRIL:
                     runs["Siril"].append(siril(folder / "subs", folder))
+                if args.seiza:
+                    runs["seiza"].append(seiza(folder / "subs", folder, args.seiza))
         for who, each in runs.items():
             if not each:
                 continue

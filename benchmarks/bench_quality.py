@@ -1,15 +1,17 @@
-"""Judge our stack and Siril's of the same simulated raw subs by their truth, both with default options.
+"""Judge our stack, Siril's and seiza's of the same simulated raw subs by their truth, all with default options.
 
-Run ``python benchmarks/bench_quality.py [--frames N] [--size HxW]``; needs siril-cli for its column. Siril does what
+Run ``python benchmarks/bench_quality.py [--frames N] [--size HxW] [--seiza PYTHON]``; needs siril-cli for its column,
+and for seiza's the interpreter of an environment with it (``pip install seiza``). Siril does what
 its users' scripts do: convert -debayer, register, stack rej w 3 3 -norm=addscale. Every session is drawn from a seeded
 generator, so that a run repeats. Siril registers on its first frame and takes the levels of another, which its sequence
 file names: its fluxes are compared with that one's transparency. Its transforms are not written down, so that its
-registration is measured on its registered frames, by a similarity fitted to all their stars.
+registration is measured on its registered frames, by a similarity fitted to all their stars. seiza reports its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import shutil
@@ -43,6 +45,12 @@ cd ../process
 register light
 stack r_light rej w 3 3 -norm=addscale -out=../result
 close
+"""
+SEIZA = """
+import json, sys, seiza
+result = seiza.stack_fits(sorted(sys.argv[2:]), sys.argv[1])
+frames = {str(f.source): f.mapping["transform"] for f in result.frames if f.accepted}
+print(json.dumps({"reference": str(result.reference_light), "frames": frames}))
 """
 SESSIONS = {
     "clear night": {},
@@ -140,6 +148,28 @@ def siril(raw: Path, truth: SimulationTruth, folder: Path) -> Figures:
     return figures
 
 
+def seiza(raw: Path, truth: SimulationTruth, folder: Path, python: str) -> Figures:
+    """Figures of seiza's stack; its transforms are taken in the direction that fits the truth better."""
+    folder.mkdir()
+    command = [python, "-c", SEIZA, str(folder / "result.fits"), *(str(raw / name) for name in truth.names)]
+    said = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=3600).stdout)
+    there = {Path(name).name: _similarity(**found) for name, found in said["frames"].items()}
+    back = {name: np.linalg.inv(matrix) for name, matrix in there.items()}
+    reference = Path(said["reference"]).name
+    with fits.open(folder / "result.fits") as hdus:
+        image, header = np.moveaxis(hdus[0].data.astype(np.float32), 0, -1), hdus[0].header
+    either = [compare_with_truth(image, truth, transforms=each, reference_name=reference) for each in (there, back)]
+    figures = min(either, key=_worst("registration_rms_px"))
+    figures["frames"] = len(there)
+    figures["wcs_px"] = wcs_error(header, raw / reference, image.shape[:2])
+    return figures
+
+
+def _similarity(scale: float, rotation_radians: float, translation_x: float, translation_y: float) -> np.ndarray:
+    cosine, sine = scale * np.cos(rotation_radians), scale * np.sin(rotation_radians)
+    return np.array([[cosine, -sine, translation_x], [sine, cosine, translation_y], [0.0, 0.0, 1.0]])
+
+
 def _registration_error(path: Path, truth: SimulationTruth, reference: int) -> float:
     """Rms displacement (px) of a registered frame's stars, by a similarity fitted to where they are and should be."""
     frame = np.moveaxis(fits.getdata(path).astype(np.float32), 0, -1)
@@ -175,6 +205,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=40)
     parser.add_argument("--size", default="1080x1920", help="rows x columns")
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--seiza", metavar="PYTHON", help="interpreter that can import seiza")
     args = parser.parse_args()
     height, width = (int(side) for side in args.size.split("x"))
     out = sys.stdout.write
@@ -191,6 +222,8 @@ def main() -> None:
             }
             if SIRIL:
                 columns["Siril"] = siril(raw, truth, Path(folder) / "siril")
+            if args.seiza:
+                columns["seiza"] = seiza(raw, truth, Path(folder) / "seiza", args.seiza)
             out(f"\n## {name}\n\n{_table(columns)}\n")
             sys.stdout.flush()
 
