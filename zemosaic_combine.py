@@ -30,7 +30,7 @@ from zemosaic_rejection import (
     _windows_pixinsight,
     _windows_sigma_clip,
 )
-from zemosaic_simd import new_table, prefetch_row, sort_table
+from zemosaic_sorting import new_table, sort_block
 
 NOWHERE: Final = (np.empty(0, np.float32), np.empty(0, np.float32))
 _BUILDING = threading.Lock()  # a cache lets two threads build what neither has, and then compile it twice
@@ -40,38 +40,33 @@ STRIP: Final = 1536  # pixels averaged at once where nothing is rejected: long r
 
 
 @kernel
-def _load(cube, p0, width, t, n_valid, seen) -> bool:
-    """Copy ``width`` pixels of all frames into ``t``; invalid samples become the largest number and are not counted.
+def _count_valid(cube, p0, width, n_valid, seen) -> None:
+    """Count the valid samples of ``width`` pixels, ``n_valid (LANES,) int64``; pixels behind them count as valid.
 
-    ``n_valid (LANES,) int64`` counts the valid samples of each pixel, ``seen (N,) int64`` grows by those of each frame.
-    Returns whether all were valid.
+    ``seen (N,) int64`` grows by those of each frame.
     """
-    big = np.float32(3.4028235e38)
-    zero = np.float32(0.0)
-    one = np.int32(1)
-    none = np.int32(0)
     n_frames = cube.shape[0]
-    full = True
     for j in range(96):
         n_valid[j] = n_frames
     for i in range(n_frames):
         s = cube[i, p0 : p0 + width]
-        d = t[i]
-        prefetch_row(cube[i], p0 + 96, p0 + 192)  # of the next block, while this one is worked on
-        invalid = none
+        invalid = np.int32(0)
         for j in range(width):
-            v = s[j]
-            ok = v - v == zero  # false for NaN and infinity
-            d[j] = v + zero if ok else big  # -0 becomes +0: the two must not be told apart by their order
-            invalid += none if ok else one
+            invalid += np.int32(0) if s[j] - s[j] == np.float32(0.0) else np.int32(1)  # NaN and infinity
         seen[i] += width - invalid
-        if invalid > none:
-            full = False
+        if invalid > 0:
             for j in range(width):
-                n_valid[j] -= 0 if s[j] - s[j] == zero else 1
-        for j in range(width, 96):
-            d[j] = zero
-    return full
+                n_valid[j] -= 0 if s[j] - s[j] == np.float32(0.0) else 1
+
+
+@kernel
+def _whole_block(cube, p0, width) -> np.ndarray:
+    """Return pixels ``p0 .. p0 + width - 1`` and zeros behind them, ``(N, LANES) float32``."""
+    block = np.zeros((cube.shape[0], 96), np.float32)
+    for i in range(cube.shape[0]):
+        for j in range(width):
+            block[i, j] = cube[i, p0 + j]
+    return block
 
 
 @kernel
@@ -438,12 +433,26 @@ def _mark_kept(t, n_valid, centre, first, last, low, high) -> None:
             last[j] = first[j]
 
 
+@kernel
+def _mean_of_kept(p0, width, n_valid, first, last, centre, total, image, weight_map) -> int:
+    """Write the means of the samples kept and their numbers; returns how many pixels lost all their samples."""
+    lost = np.int64(0)
+    for j in range(width):
+        kept = last[j] - first[j]
+        lost += 1 if kept == 0 and n_valid[j] > 0 else 0
+        without = centre[j] if n_valid[j] > 0 else np.nan
+        image[p0 + j] = np.float32(total[j] / np.float64(kept) if kept > 0 else without)
+        weight_map[p0 + j] = np.float32(kept)
+    return lost
+
+
 @lru_cache(maxsize=64)
 def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> Any:
     """Return the kernel that rejects by ``method`` and then averages, or takes a sample; see :func:`combine_block`.
 
     Inside it the four are constants: branches on them are decided, and pruned, before anything is compiled.
     """
+    samples_alone = method == 0 and not by_mean
     sorts = method != 0 or not by_mean
     sums_of_squares = method in (1, 2, 3, 4, 5, 6, 8)
     sums_of_ranks = method in (9, 10)
@@ -467,6 +476,8 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
         sum2 = np.empty((n_frames + 1, 96), np.float64)
         work = np.empty(1152, np.float64)
         state = np.empty(384, np.int64)
+        limits = np.empty(384, np.float32)
+        ranks = np.empty(192, np.int32)
         centre = np.zeros(96, np.float64)
         clip = np.empty(192, np.float64)
         first = np.empty(96, np.int64)
@@ -482,18 +493,31 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
         place = np.empty(96, np.int64)
         seen = hits[:, 2]
         lost = zero
+        whole = zero  # pixels of the blocks in which all samples are valid
         for p0 in range(start, stop, 96):
             width = min(np.int64(96), stop - p0)
+            if sample_weight.shape[0] > 0:
+                for j in range(96):
+                    place[j] = (p0 + j) // sample_step
+            full = False
+            middle_known = False
+            if sorts:
+                source, at = cube, p0
+                if width < 96:
+                    source, at = _whole_block(cube, p0, width), zero
+                full, middle_known = sort_block(source, at, t, samples_alone and combine == 1, low, high)
+            if full:
+                whole += width
+                for j in range(96):
+                    n_valid[j] = n_frames
+            else:
+                _count_valid(cube, p0, width, n_valid, seen)
             for j in range(96):
-                place[j] = (p0 + j) // sample_step
-            full = _load(cube, p0, width, t, n_valid, seen)
-            for j in range(96):
+                centre[j] = 0.5 * (np.float64(low[j]) + np.float64(high[j])) if middle_known else 0.0
                 first[j] = 0
                 last[j] = n_valid[j]
                 low[j] = np.float32(-3.4028235e38)
                 high[j] = np.float32(3.4028235e38)
-            if sorts:
-                sort_table(t, n_frames)
             if method != 0:
                 _centre(t, n_valid, centre)
                 if sums_of_squares:
@@ -508,7 +532,7 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
                         column, slopes, weights,
                     )  # fmt: skip
                 if method == 4:
-                    _windows_pixinsight(t, sum1, sum2, centre, first, last, par[0], par[1], work, state)
+                    _windows_pixinsight(t, sum1, sum2, centre, first, last, par[0], par[1], work, state, limits, ranks)
                 if method == 5:
                     _windows_sigma_clip(t, sum1, sum2, first, last, par[0], par[1], work, state)
                 if singly:
@@ -537,54 +561,62 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
                         last[j] = g
                 _mark_kept(t, n_valid, centre, first, last, low, high)
             rejected = zero
-            for j in range(width):
-                rejected += n_valid[j] - (last[j] - first[j])
-            together = sums_and_hits and full and rejected > 0
-            if rejected > 0 and not together:
-                _count_hits(cube, p0, width, low, high, hits)
-            if sums_and_hits:
-                if together:
+            together = False
+            if method != 0:
+                for j in range(width):
+                    rejected += n_valid[j] - (last[j] - first[j])
+                if sums_and_hits and full and rejected > 0:
+                    together = True
                     _sums_and_hits(cube, p0, width, low, high, total, hits)
-                else:
-                    _plain_sums(cube, p0, width, low, high, total)
+                elif rejected > 0:
+                    _count_hits(cube, p0, width, low, high, hits)
+            if sums_and_hits and not together:
+                _plain_sums(cube, p0, width, low, high, total)
             if weighted:
                 _weighted_sums(cube, p0, width, frame_weight, sample_weight, place, low, high, total, weight)
             if rewinsorized:
                 _rewinsorized_sums(
                     cube, p0, width, frame_weight, sample_weight, place, low, high, clip, unity < 0.0, total, weight
                 )
-            unweighted = False
             for j in range(width):
-                n = n_valid[j]
-                kept = last[j] - first[j]
-                counted = n if rewinsor else kept
-                p = p0 + j
-                coverage[p] = n
-                rejected_low[p] = first[j]
-                rejected_high[p] = n - last[j]
-                weight_map[p] = np.float32(counted)
-                if n == 0:
-                    image[p] = np.float32(np.nan)
-                    continue
-                lost += 1 if kept == 0 else 0
-                if counted == 0:
-                    image[p] = np.float32(centre[j])
-                elif by_mean:
-                    divisor = np.float64(counted) if sums_and_hits else weight[j]
-                    weight_map[p] = np.float32(divisor)
-                    unweighted = unweighted or not divisor > 0.0
-                    image[p] = np.float32(total[j] / divisor) if divisor > 0.0 else np.float32(0.0)
-                elif rewinsor:
-                    _sort_rewinsorized(t, j, n, first[j], last[j], clip[j], clip[96 + j], column)
-                    at = zero if combine == 2 else n - 1
-                    middle = 0.5 * (column[(n - 1) // 2] + column[n // 2])
-                    image[p] = np.float32(middle if combine == 1 else column[at])
-                elif combine == 1:
-                    image[p] = np.float32(_median_of(t, j, first[j], last[j]))
-                elif combine == 2:
-                    image[p] = t[first[j], j]
-                else:
-                    image[p] = t[last[j] - 1, j]
+                coverage[p0 + j] = n_valid[j]
+                rejected_low[p0 + j] = first[j]
+                rejected_high[p0 + j] = n_valid[j] - last[j]
+            unweighted = False
+            if middle_known:
+                for j in range(width):
+                    weight_map[p0 + j] = np.float32(n_valid[j])
+                    image[p0 + j] = np.float32(centre[j])
+            elif sums_and_hits:
+                lost += _mean_of_kept(p0, width, n_valid, first, last, centre, total, image, weight_map)
+            else:
+                for j in range(width):
+                    n = n_valid[j]
+                    kept = last[j] - first[j]
+                    counted = n if rewinsor else kept
+                    p = p0 + j
+                    weight_map[p] = np.float32(counted)
+                    if n == 0:
+                        image[p] = np.float32(np.nan)
+                        continue
+                    lost += 1 if kept == 0 else 0
+                    if counted == 0:
+                        image[p] = np.float32(centre[j])
+                    elif by_mean:
+                        weight_map[p] = np.float32(weight[j])
+                        unweighted = unweighted or not weight[j] > 0.0
+                        image[p] = np.float32(total[j] / weight[j]) if weight[j] > 0.0 else np.float32(0.0)
+                    elif rewinsor:
+                        _sort_rewinsorized(t, j, n, first[j], last[j], clip[j], clip[96 + j], column)
+                        at = zero if combine == 2 else n - 1
+                        middle = 0.5 * (column[(n - 1) // 2] + column[n // 2])
+                        image[p] = np.float32(middle if combine == 1 else column[at])
+                    elif combine == 1:
+                        image[p] = np.float32(_median_of(t, j, first[j], last[j]))
+                    elif combine == 2:
+                        image[p] = t[first[j], j]
+                    else:
+                        image[p] = t[last[j] - 1, j]
             if kept_low.size > 0:
                 for j in range(width):
                     kept_low[p0 + j] = low[j]
@@ -600,6 +632,8 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
                     counted = n_valid[j] if rewinsor else last[j] - first[j]
                     if counted > 0 and not weight[j] > 0.0:
                         image[p0 + j] = np.float32(total[j] / counted)
+        for i in range(n_frames):
+            seen[i] += whole
         return lost
 
     return block

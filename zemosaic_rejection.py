@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from zemosaic_kernels import kernel
-from zemosaic_simd import census
+from zemosaic_simd import census, nearest_inside
 
 # --------------------------------------------------------------------------- what all algorithms share
 
@@ -80,6 +80,73 @@ def _deviations(s1, s2, k, n_lanes, s) -> None:
     for q in range(n_lanes):
         ss = s2[q] - s1[q] * (s1[q] / k[q])
         s[q] = np.sqrt(max(ss, 0.0) / (k[q] - 1))
+
+
+@kernel
+def _count_outside(t, start, stop, limits, ranks) -> None:
+    """Fill the rank of the first sample of rows ``start .. stop - 1`` not below, and that behind the last not above.
+
+    ``limits (2 LANES,) float32``: low and high of every lane; ``ranks (2 LANES,) int32``. Row by row from either end,
+    as long as a sample of a row lies outside.
+    """
+    flat = t.reshape(-1)
+    low, high, first, last = limits[0:96], limits[96:192], ranks[0:96], ranks[96:192]
+    one = np.int32(1)
+    none = np.int32(0)
+    for j in range(96):
+        first[j] = start
+        last[j] = stop
+    for i in range(start, stop):
+        x = flat[i * 96 : (i + 1) * 96]
+        outside = none
+        for j in range(96):
+            out = one if x[j] < low[j] else none
+            first[j] += out
+            outside |= out
+        if outside == none:
+            break
+    for i in range(stop - 1, start - 1, -1):
+        x = flat[i * 96 : (i + 1) * 96]
+        outside = none
+        for j in range(96):
+            out = one if x[j] > high[j] else none
+            last[j] -= out
+            outside |= out
+        if outside == none:
+            break
+
+
+@kernel
+def _skip_outside(t, lane, n_lanes, low, high, a, b, limits, ranks) -> None:
+    """Move the ranks ``a, b (LANES,) int64`` of the listed lanes inward to the first and behind the last sample inside.
+
+    Inside is ``low[q] <= x <= high[q]``, float64: :func:`_skip_below` and :func:`_skip_above`, for many lanes row by
+    row. Then the limits are the nearest float32 inside, which no sample can tell from them. ``limits (4 LANES,)
+    float32`` and ``ranks (2 LANES,) int32`` are scratch.
+    """
+    if n_lanes < 24:
+        for q in range(n_lanes):
+            j = lane[q]
+            a[j] = _skip_below(t, j, a[j], b[j], low[q])
+            b[j] = _skip_above(t, j, a[j], b[j], high[q])
+        return
+    nearest_inside(low, high, limits)
+    start = np.int64(t.shape[0])
+    stop = np.int64(0)
+    for j in range(96):
+        limits[192 + j] = np.float32(-np.inf)
+        limits[288 + j] = np.float32(np.inf)
+    for q in range(n_lanes):
+        j = lane[q]
+        limits[192 + j] = limits[q]
+        limits[288 + j] = limits[96 + q]
+        start = min(start, a[j])
+        stop = max(stop, b[j])
+    _count_outside(t, start, stop, limits[192:384], ranks)
+    for q in range(n_lanes):
+        j = lane[q]
+        a[j] = min(max(a[j], np.int64(ranks[j])), b[j])
+        b[j] = max(min(b[j], np.int64(ranks[96 + j])), a[j])
 
 
 @kernel
@@ -319,7 +386,7 @@ def _window_pixinsight(t, sum1, sum2, centre, j, first, last, k_low, k_high):
 
 
 @kernel
-def _huber_deviations(t, sum1, sum2, first, last, lane, n_lanes, work, state, deviation) -> None:
+def _huber_deviations(t, sum1, sum2, first, last, lane, n_lanes, work, state, limits, ranks, deviation) -> None:
     """Fill ``deviation (LANES,) float64`` of the listed lanes with the s of :func:`_window_pixinsight`'s inner rounds.
 
     ``work`` holds the statistics of the lanes' windows; lanes and statistics are used up.
@@ -338,12 +405,11 @@ def _huber_deviations(t, sum1, sum2, first, last, lane, n_lanes, work, state, de
         for q in range(n_lanes):
             low[q] = max(low[q], m[q] - 1.5 * s[q])
             high[q] = min(high[q], m[q] + 1.5 * s[q])
+        _skip_outside(t, lane, n_lanes, low, high, a, b, limits, ranks)
         for q in range(n_lanes):
             j = lane[q]
-            i0 = _skip_below(t, j, a[j], b[j], low[q])
-            i1 = _skip_above(t, j, i0, b[j], high[q])
-            a[j] = i0
-            b[j] = i1
+            i0 = a[j]
+            i1 = b[j]
             s1[q] = sum1[i1, j] - sum1[i0, j]
             s2[q] = sum2[i1, j] - sum2[i0, j]
             below[q] = np.float64(i0 - first[j])
@@ -377,7 +443,7 @@ def _huber_deviations(t, sum1, sum2, first, last, lane, n_lanes, work, state, de
 
 
 @kernel
-def _windows_pixinsight(t, sum1, sum2, centre, first, last, k_low, k_high, work, state) -> None:
+def _windows_pixinsight(t, sum1, sum2, centre, first, last, k_low, k_high, work, state, limits, ranks) -> None:
     """Narrow the windows ``first, last (LANES,) int64`` of all lanes by :func:`_window_pixinsight`."""
     m, s, s1, s2, k, c = work[0:96], work[96:192], work[192:288], work[288:384], work[384:480], work[480:576]
     deviation, median = work[960:1056], work[1056:1152]
@@ -397,7 +463,7 @@ def _windows_pixinsight(t, sum1, sum2, centre, first, last, k_low, k_high, work,
                 c[n_live] = centre[lane[q]]
                 k[n_live] = k[q]
                 n_live += 1
-        _huber_deviations(t, sum1, sum2, first, last, busy, n_live, work, state, deviation)
+        _huber_deviations(t, sum1, sum2, first, last, busy, n_live, work, state, limits, ranks, deviation)
         for q in range(n_live):
             s[q] = deviation[lane[q]]
         n_lanes = _judge(t, first, last, lane, n_live, median, s, k_low, k_high, False)

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 import zemosaic_combine as combining
 import zemosaic_recipe as recipe
-from zemosaic_simd import LANES, new_table, sort_table
+from zemosaic_simd import LANES, nearest_inside
+from zemosaic_sorting import BIG, new_table, sort_block
 
 METHODS = {  # kernel method -> oracle name and how the parameters translate
     "none": ("none", lambda p: {}),
@@ -303,15 +304,63 @@ def test_a_pixel_does_not_depend_on_its_neighbours():
         np.testing.assert_array_equal(run(cube[:, p : p + 1], "pixinsight")["image"], whole[p : p + 1])
 
 
-@given(st.integers(1, 300))
-@settings(max_examples=30, deadline=None)
-def test_network_sorts(n):
-    rows = np.random.default_rng(n).integers(0, 50, (n, LANES)).astype(np.float32)
+def block_of(n, seed=0, *, ties=True):
+    """A block of n frames, of numbers on either side of 0, whose row in memory is longer than it."""
+    cube = 30.0 * np.random.default_rng([n, seed]).standard_normal((n, 3 * LANES)).astype(np.float32)
+    return np.round(cube) if ties else cube
+
+
+def sorted_into(table, cube, p0=0, *, by_middle=False):
+    low, high = np.empty(LANES, np.float32), np.empty(LANES, np.float32)
+    full, found = sort_block(cube, p0, table, by_middle, low, high)
+    return (full, low, high) if found else (full, found)
+
+
+@pytest.mark.parametrize("n", [*range(1, 68), 127, 128, 129, 200, 257, 513, 1000, 2049])
+@pytest.mark.parametrize("ties", [False, True])
+def test_network_sorts(n, ties):
+    cube = block_of(n, ties=ties)
     table = new_table(n)
-    table[:n] = rows
-    sort_table(table, n)
-    np.testing.assert_array_equal(table[:n], np.sort(rows, axis=0))
-    assert (table[n:] == np.float32(3.4028235e38)).all()
+    assert sorted_into(table, cube, LANES) == (True, False)
+    expected = np.sort(cube[:, LANES : 2 * LANES] + np.float32(0), axis=0)
+    assert table[:n].tobytes() == expected.tobytes()  # -0 has become 0
+    assert (table[n:] == np.float32(BIG)).all()
+
+
+@pytest.mark.parametrize("n", [33, 50, 63, 64, 65, 127, 128, 199, 200, 256, 257, 1000])
+def test_middle_samples_are_found_without_sorting_to_the_end(n):
+    cube = block_of(n)
+    for p0 in (0, LANES):
+        full, low, high = sorted_into(new_table(n), cube, p0, by_middle=True)
+        assert full
+        ordered = np.sort(cube[:, p0 : p0 + LANES], axis=0) + np.float32(0)
+        assert low.tobytes() == ordered[(n - 1) // 2].tobytes()
+        assert high.tobytes() == ordered[n // 2].tobytes()
+
+
+@pytest.mark.parametrize("invalid", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("n", [3, 20, 50, 200])
+def test_what_is_not_valid_is_sorted_behind_the_rest(n, invalid):
+    cube = block_of(n)
+    cube[n // 2, 17] = cube[0, 95] = cube[n - 1, 40] = invalid
+    expected = np.sort(np.where(np.isfinite(cube), cube + np.float32(0), np.float32(BIG))[:, :LANES], axis=0)
+    for by_middle in (False, True):
+        table = new_table(n)
+        assert sorted_into(table, cube, by_middle=by_middle) == (False, False)
+        assert table[:n].tobytes() == expected.tobytes()
+
+
+def test_limits_are_rounded_to_numbers_no_sample_can_tell_apart():
+    rng = np.random.default_rng(3)
+    odd = [0.0, -0.0, 1e-46, -1e-46, 1e300, -1e300, np.inf, -np.inf, np.nan, 3.5e38, -3.5e38, 1.0, -1.0]
+    limit = np.concatenate([odd, rng.standard_normal(LANES - len(odd))])
+    found = np.empty(2 * LANES, np.float32)
+    nearest_inside(limit, limit, found)
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # of numbers that float32 does not have
+        near = limit.astype(np.float32)
+        samples = np.concatenate([near, *(np.nextafter(near, np.float32(end)) for end in (-np.inf, np.inf))])[:, None]
+    np.testing.assert_array_equal(samples < found[:LANES], samples.astype(float) < limit)
+    np.testing.assert_array_equal(samples > found[LANES:], samples.astype(float) > limit)
 
 
 def test_compiled_kernels_equal_their_uncompiled_text():
