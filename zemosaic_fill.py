@@ -113,6 +113,22 @@ def _fill_resampled(job: Job, i: int, rows: slice, samples: np.ndarray, radial: 
     )
 
 
+def expect_slab(job: Job, rows: slice) -> None:
+    """Have the system fetch what these rows of the result need of every frame, while other work goes on."""
+    from zemosaic_resample import CFA_MARGIN, source_rows
+
+    table = job.table
+    in_place = table.in_place
+    for i, source in enumerate(job.sources):
+        first, last = rows.start, rows.stop
+        if not in_place[i]:
+            field = table.distortion[i] if table.distortion else NO_DISTORTION
+            first, last = source_rows(table.transform[i], first, last, job.shape[1], source.height, reach(field))
+        if last > first:
+            margin = CFA_MARGIN if source.cfa else 0
+            source.expect_rows(max(first - margin, 0), min(last + margin, source.height))
+
+
 def source_reach(job: Job) -> tuple[int, float]:
     """Return (margin, stretch): a slab needs at most ``rows * stretch + margin`` rows of any frame."""
     from zemosaic_resample import CFA_MARGIN, slab_reach

@@ -116,6 +116,10 @@ class FlattenedSource(FrameSource):
         """Return the WCS of the frame."""
         return self._inner.wcs(header)
 
+    def expect_rows(self, y0: int, y1: int) -> None:
+        """Have the system fetch rows of the frame."""
+        self._inner.expect_rows(y0, y1)
+
     def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
         pixels = self._inner.read_rows(y0, y1).astype(np.float32)
         u = (np.arange(self.width) - (self.width - 1) / 2.0) / ((self.width - 1) / 2.0)

@@ -139,6 +139,20 @@ class FrameSource(abc.ABC):
         """Where :meth:`read_raw` reads, if that is a file."""
         return None
 
+    def expect_rows(self, y0: int, y1: int) -> None:
+        """Have the system fetch rows y0 to y1 of a plain file while other work goes on; a hint, which cannot fail."""
+        place = self.raw_file
+        if place is None or y1 <= y0 or not hasattr(os, "posix_fadvise"):
+            return
+        with contextlib.suppress(OSError):  # whoever reads the rows says what is wrong
+            descriptor = os.open(place.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                for plane in range(place.planes):
+                    start = place.offset + plane * place.plane_bytes + y0 * place.row_bytes
+                    os.posix_fadvise(descriptor, start, (y1 - y0) * place.row_bytes, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
+
     @property
     def pixels_in_memory(self) -> np.ndarray | None:
         """The caller's array, as stored, if that is where the pixels are and its rows lie one after the other."""

@@ -7,15 +7,18 @@ disk.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from parallel_utils import SlabPlan, available_memory, parallel_map, plan_hint, plan_slabs, row_slabs, usable_cpus
-from zemosaic_fill import Slab, slab_for, source_pixel_bytes, source_reach, stored_layout
+from zemosaic_fill import Slab, expect_slab, slab_for, source_pixel_bytes, source_reach, stored_layout
 from zemosaic_recipe import Recipe, recipe_of
 from zemosaic_spec import FrameError
 from zemosaic_stack import (
@@ -36,6 +39,7 @@ logger = logging.getLogger("ZeMosaicWorker")
 
 SHARES_PER_WORKER = 4  # pieces of a slab, or of the frames, each worker gets, so that none waits long for the slowest
 SLAB_BYTES = 96 << 20  # samples in one slab; more memory than this does not make a stack faster
+WAITING_SHARE = 0.5  # of the workers' time that filling a slab computed; with less it waited for the disk
 MIN_ROWS = 8  # but a slab is not cut thinner than this for it: a rotated frame is read again for every slab it crosses
 
 
@@ -135,12 +139,30 @@ def stack_job(
         for i in some:
             slab.fill(i)
 
-    for done, rows in enumerate(row_slabs(job.shape[0], plan.rows_per_slab)):
+    slabs = list(row_slabs(job.shape[0], plan.rows_per_slab))
+    for done, rows in enumerate(slabs, 1):
         slab.take(rows)
+        wall, cpu = time.perf_counter(), time.process_time()
         parallel_map(fill, shares(len(job.sources), workers * SHARES_PER_WORKER), workers)
-        combine_slab(job, recipe, slab, result, workers)
-        notify(progress, "stack", done + 1, plan.n_slabs)
+        busy = (time.process_time() - cpu) / (workers * (time.perf_counter() - wall))
+        with _reading_ahead(job, slabs[done] if busy < WAITING_SHARE and done < len(slabs) else None):
+            combine_slab(job, recipe, slab, result, workers)
+        notify(progress, "stack", done, plan.n_slabs)
     return result
+
+
+@contextlib.contextmanager
+def _reading_ahead(job: Job, rows: slice | None) -> Iterator[None]:
+    """Meanwhile have the system fetch the rows of the next slab; None: they are at hand."""
+    if rows is None:
+        yield
+        return
+    thread = threading.Thread(target=expect_slab, args=(job, rows), name="zemosaic-ahead")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def run_job(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import zemosaic_samples as samples
+import zemosaic_slabs
 from parallel_utils import tile_elements
-from zemosaic_fill import SampleSlab, StoredSlab, fill_samples, frame_block, slab_for, stored_layout
+from zemosaic_fill import SampleSlab, StoredSlab, expect_slab, fill_samples, frame_block, slab_for, stored_layout
 from zemosaic_frames import FrameSource, RawLayout, open_source
 from zemosaic_slabs import stack_job
 from zemosaic_spec import StackSpec
@@ -187,3 +189,46 @@ def test_a_mosaic_in_place_is_normalised_after_it_is_demosaiced(rng: np.random.G
     block = frame_block(job.sources[0], 0, HEIGHT)[: out.size].reshape(-1, 3)
     expected = (block * job.table.scale[0] + job.table.offset[0]).astype(np.float32)
     np.testing.assert_array_equal(out.reshape(-1, 3), expected)
+
+
+def _planar_files(folder: Path, rng: np.random.Generator) -> list[Path]:
+    paths = [folder / f"f{i}.fits" for i in range(3)]
+    for path in paths:
+        fits.writeto(path, rng.integers(0, 60000, (3, HEIGHT, WIDTH)).astype(np.uint16))
+    return paths
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no such hint")
+def test_the_rows_of_the_next_slab_are_asked_for_plane_by_plane(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, start, size, __: asked.append((start, size)))
+    paths = _planar_files(tmp_path, rng)
+    down = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 4.0], [0.0, 0.0, 1.0]])
+    frames = [Frame(open_source(paths[0])), Frame(open_source(paths[1]), down), Frame(open_source(paths[2]))]
+    job = make_job(frames, PLAIN)
+    paths[2].unlink()  # a hint cannot fail
+    expect_slab(job, slice(5, 7))
+    place = job.sources[0].raw_file
+    assert place is not None
+    starts = [place.offset + plane * place.plane_bytes for plane in range(3)]
+    assert asked[:3] == [(start + 5 * place.row_bytes, 2 * place.row_bytes) for start in starts]
+    assert len(asked) == 6
+    for (start, size), plane in zip(asked[3:], starts, strict=True):
+        assert start <= plane + 9 * place.row_bytes
+        assert start + size >= plane + 11 * place.row_bytes
+
+
+@pytest.mark.parametrize("share", [0.0, 2.0])  # never, and after every slab but the last
+def test_reading_ahead_changes_nothing(
+    share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    expected: list[slice] = []
+    monkeypatch.setattr(zemosaic_slabs, "WAITING_SHARE", share)
+    monkeypatch.setattr(zemosaic_slabs, "expect_slab", lambda _, rows: expected.append(rows))
+    paths = _planar_files(tmp_path, rng)
+    result = stack_job(make_job([Frame(open_source(path)) for path in paths], PLAIN), workers=2, max_rows=5)
+    mean = np.mean([fits.getdata(path).astype(np.float64) for path in paths], axis=0)
+    np.testing.assert_array_equal(result.image, np.moveaxis(mean, 0, -1).astype(np.float32))
+    assert expected == ([slice(5, 10), slice(10, 13)] if share else [])
