@@ -53,7 +53,8 @@ def measured(command: list[str], folder: Path) -> Run:
     """Run a process to its end; raises where it fails."""
     log = (folder / "log.txt").open("w")
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+    as_installed = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, env=as_installed)
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - start
     log.close()

@@ -422,6 +422,7 @@ def test_the_first_exception_cancels_the_rest_and_propagates(error, workers):
 
 
 def test_a_crew_stays_for_the_next_caller_and_serves_one_at_a_time():
+    pu.Crew.forget_idle()
     with pu.Crew(3) as first:
         threads = {first.submit(threading.get_ident).result() for _ in range(20)}
         with pu.Crew(3) as second:
