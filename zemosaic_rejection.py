@@ -442,6 +442,19 @@ def _huber_deviations(t, sum1, sum2, first, last, lane, n_lanes, work, state, li
             break
 
 
+def compile_huber_rounds() -> None:
+    """Compile :func:`_huber_deviations` by itself, for the list of no lanes.
+
+    It takes longest of what the kernel of winsorized clipping is made of, and is needed last: in a first run another
+    process finds it in the cache, see :mod:`zemosaic_warmup`.
+    """
+    table, sums = np.empty((1, 96), np.float32), np.empty((2, 96))
+    lanes, work, state = np.zeros(96, np.int64), np.empty(12 * 96), np.empty(4 * 96, np.int64)
+    limits, ranks = np.empty(4 * 96, np.float32), np.empty(2 * 96, np.int32)
+    nothing = np.int64(0)
+    _huber_deviations(table, sums, sums, lanes, lanes, lanes, nothing, work, state, limits, ranks, work[960:1056])
+
+
 @kernel
 def _windows_pixinsight(t, sum1, sum2, centre, first, last, k_low, k_high, work, state, limits, ranks) -> None:
     """Narrow the windows ``first, last (LANES,) int64`` of all lanes by :func:`_window_pixinsight`."""

@@ -45,6 +45,10 @@ def kernels_compiled_beside(stack: StackSpec, cache: Path | None) -> Iterator[No
         return
     # By its path: `-m` would look for every module in the current folder first, which is the user's.
     with compile_beside([sys.executable, str(Path(__file__).resolve()), json.dumps(asdict(stack))]):
+        if stack.reject == "winsorized_sigma_clip" and stack.wsc_impl == "pixinsight":
+            from zemosaic_rejection import compile_huber_rounds
+
+            compile_huber_rounds()  # the other process has the longer way, and needs them later than this takes
         yield
 
 

@@ -109,6 +109,18 @@ def test_compiled_kernels_are_loaded_without_what_compiling_needs() -> None:
     assert done.stdout.split() == ["True", "False", "False"]
 
 
+def test_the_share_of_this_process_is_what_the_other_one_looks_for() -> None:
+    from zemosaic_rejection import compile_huber_rounds
+
+    folder = kernel_cache()
+    if folder is None:
+        pytest.skip("nothing is compiled, or no folder for compiled code")
+    warmup.warm_up(StackSpec())
+    compile_huber_rounds()
+    files = folder.glob(f"zemosaic_rejection*_huber_deviations.{kernels._stamp()}-*.nbc")
+    assert len(list(files)) == 1, "one more has been compiled for arguments of other types"
+
+
 def test_kernels_of_former_versions_are_removed(tmp_path: Path) -> None:
     theirs = "other.f.0123456789-1.py311.nbi"
     for name in (NOW, BEFORE, BEFORE.replace(".nbi", ".1.nbc"), theirs):
