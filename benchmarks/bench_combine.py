@@ -117,7 +117,7 @@ def run_race(race: Race, spec: bench.BenchSpec, cube: np.ndarray, frames: Path, 
     """Return one row of the table."""
     load = os.getloadavg()[0]
     script = work / "go.ssf"
-    lines = ("requires 1.0.0", f"setcpu {spec.threads}", f"stack s_ {race.siril} -out={work / 'siril'}")
+    lines = ("requires 1.0.0", "set32bits", f"setcpu {spec.threads}", f"stack s_ {race.siril} -out={work / 'siril'}")
     script.write_text("\n".join(lines) + "\n", encoding="ascii")
     result = work / "ours.fits"
     options = f"{OURS.format(spec.threads)} {race.ours}".split()
