@@ -319,6 +319,7 @@ def stack_bytes(
     source_stretch: float = 1.0,
     raw_bytes: int = 4,
     stored_bytes: int = 0,
+    field_bytes: int = 0,
 ) -> int:
     """Return the bytes the CPU engine needs at its peak, with slabs of ``rows`` output rows.
 
@@ -329,7 +330,7 @@ def stack_bytes(
     * per worker one source block, ``(rows * source_stretch + source_margin, width)``, as stored and debayered to
       float32; or, where the slab holds stored pixels, one tile of samples of every frame;
     * per worker the scratch of the rejection kernel, ``KERNEL_PIXELS`` pixels of ``n_frames`` samples;
-    * per frame ``FRAME_BYTES``, for weights and counts;
+    * per frame ``FRAME_BYTES``, for weights and counts, and all frames' distortion fields;
     * the finished tile: ``OUTPUT_MAPS`` maps of ``(height, width, channels)``, 4 bytes each;
 
     or, where that is more, of the tile and its copy in the byte order of the file, when all else is given back.
@@ -355,6 +356,8 @@ def stack_bytes(
         samples).
     stored_bytes : int
         Bytes of one stored sample where slabs hold frames as they are stored; 0 where they hold float32 samples.
+    field_bytes : int
+        Bytes of the distortion fields of all frames.
     """
     rows = min(rows, height)
     slab = (stored_bytes or 4) * n_frames * rows * width * channels
@@ -365,7 +368,8 @@ def stack_bytes(
         source = min(math.ceil(rows * source_stretch) + source_margin, height) * width * (raw_bytes + 4 * channels)
     scratch = KERNEL_PIXELS * KERNEL_SAMPLE_BYTES * n_frames
     outputs = 4 * OUTPUT_MAPS * height * width * channels
-    return outputs + max(slab + weights + workers * (source + scratch) + FRAME_BYTES * n_frames, outputs)
+    frames = FRAME_BYTES * n_frames + field_bytes
+    return outputs + max(slab + weights + workers * (source + scratch) + frames, outputs)
 
 
 @dataclass(frozen=True)
@@ -403,6 +407,7 @@ def plan_slabs(
     source_stretch: float = 1.0,
     raw_bytes: int = 4,
     stored_bytes: int = 0,
+    field_bytes: int = 0,
     max_rows: int | None = None,
 ) -> SlabPlan:
     """Choose the slab height: as few slabs as the memory allows, all of nearly the same height.
@@ -415,7 +420,9 @@ def plan_slabs(
         Memory the stack may take, bytes.
     max_rows : int, optional
         A hint: no slab is higher than this. None or not positive: no hint.
-    n_frames, width, channels, workers, weights_per_pixel, source_margin, source_stretch, raw_bytes, stored_bytes
+    n_frames, width, channels, workers, weights_per_pixel, source_margin, source_stretch, raw_bytes
+        As in :func:`stack_bytes`.
+    stored_bytes, field_bytes
         As in :func:`stack_bytes`.
 
     Raises
@@ -437,6 +444,7 @@ def plan_slabs(
             source_stretch=source_stretch,
             raw_bytes=raw_bytes,
             stored_bytes=stored_bytes,
+            field_bytes=field_bytes,
         )
 
     if height < 1:

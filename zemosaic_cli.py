@@ -697,9 +697,10 @@ def run_program() -> NoReturn:
     """
     status = main()
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except OSError:  # a closed pipe, a full disk: Python's own way out reports it
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # as under pythonw
+                stream.flush()
+    except (OSError, ValueError):  # a closed pipe, a full disk: Python's own way out reports it
         sys.exit(status)
     logging.shutdown()
     os._exit(status)

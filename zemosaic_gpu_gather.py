@@ -124,7 +124,6 @@ class _PieceGatherer(Gatherer):
     """Threads work on the same batch, each on a piece of it, in compiled code; see :mod:`zemosaic_gather`."""
 
     def __init__(self, job: Job, route: Route, slabs: Slabs, buffers: list[np.ndarray], workers: int) -> None:
-        super().__init__(buffers, workers)
         self._slabs = slabs
         addresses = np.array([buffer.ctypes.data for buffer in buffers], np.uint64)
         parts, n_batches = [], 0
@@ -141,6 +140,7 @@ class _PieceGatherer(Gatherer):
         self._wanted = np.bincount(batch_of, minlength=n_batches)
         self._counters = np.zeros(2 + n_batches, np.int64)
         self._counters[1] = len(buffers)
+        super().__init__(buffers, workers)  # takes threads: last, so that nothing that fails keeps them
 
     @abc.abstractmethod
     def _pieces_of(self, slab: Slab, targets: np.ndarray, batch_of: np.ndarray) -> tuple[np.ndarray, ...]:

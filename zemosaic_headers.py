@@ -180,6 +180,8 @@ def plain_values(raw: bytes, keys: Iterable[str]) -> dict[str, Any] | None:
     values: dict[str, Any] = dict.fromkeys(keys)
     for start in range(0, len(raw), FITS_CARD):
         key = raw[start : start + 8].decode("latin-1").partition("=")[0].rstrip().upper()
+        if key == "END":  # cards of a longer header may be left behind it
+            break
         if values.get(key, "unwanted") is None:
             values[key] = plain_value(raw[start : start + FITS_CARD])
             if values[key] is None:
@@ -205,6 +207,8 @@ def _scan_cards(raw: bytes, name: str) -> dict[str, Any]:
     cards: dict[str, Any] = {}
     for start in range(0, len(raw), FITS_CARD):
         key = raw[start : start + 8].decode("latin-1").rstrip()
+        if key == "END":  # cards of a longer header may be left behind it
+            break
         if key in cards or not (key in _NEEDED_KEYS or _NUMBERED_KEY.match(key)):
             continue
         image = raw[start : start + FITS_CARD]

@@ -62,6 +62,7 @@ def slab_plan(job: Job, workers: int, allowed_bytes: int | None, max_rows: int |
         source_stretch=stretch,
         raw_bytes=max(source_pixel_bytes(source) for source in job.sources),
         stored_bytes=stored_bytes,
+        field_bytes=sum(field.nbytes for field in job.table.distortion),
         max_rows=max_rows or max(MIN_ROWS, most),
     )
 

@@ -92,6 +92,7 @@ ROOMS: dict[str, set[str]] = {
         "zemosaic_utils",
         "zemosaic_stack",
         "zemosaic_slabs",
+        "zemosaic_rejection",
     },
     # The GPU engine, the twin of zemosaic_slabs, which it does not know: text, kernels of the host, plan, card, engine.
     "zemosaic_resample_cuda": set(),

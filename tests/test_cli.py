@@ -357,6 +357,13 @@ def test_as_a_program_it_ends_with_everything_written_and_its_status(subs, tmp_p
     assert "exists already" in again.stderr
 
 
+@pytest.mark.skipif(os.name != "posix", reason="closed descriptors are a POSIX matter")
+def test_a_program_whose_output_is_closed_ends_well(subs, tmp_path):
+    program = f"'{sys.executable}' zemosaic_cli.py stack '{subs}' -o '{tmp_path}/a.fits' --quiet --preview none >&-"
+    assert subprocess.run(["/bin/sh", "-c", program], cwd=Path(zemosaic_cli.__file__).parent).returncode == 0
+    assert (tmp_path / "a.fits").exists()
+
+
 @pytest.mark.skipif(os.name != "posix", reason="SIGINT to another process is a POSIX matter")
 def test_interrupted_run_leaves_nothing_behind(tmp_path):
     frames, out = tmp_path / "frames", tmp_path / "out"

@@ -267,3 +267,11 @@ def test_the_rows_of_a_turned_frame_fit_wherever_it_lies(seed, rows):
         patch.setattr(zemosaic_gpu_plan, "BLOCK_BYTES", 1 << 12)
         plan = plan_gpu(route, allowed_bytes=1 << 40, max_rows=rows)
         assert sum(1 for _ in cut(job, route, plan)) == plan.n_slabs
+
+
+def test_the_text_steps_as_fields_do():
+    from zemosaic_distortion import STEP
+    from zemosaic_resample_cuda import RESAMPLE_CUDA
+
+    assert f"(col & {STEP - 1}) / {STEP}.0" in RESAMPLE_CUDA
+    assert STEP == 1 << 6

@@ -9,6 +9,7 @@ from astropy.io import fits
 from hypothesis import given
 from hypothesis import strategies as st
 
+import zemosaic_headers as headers
 from zemosaic_headers import card_value, plain_value, plain_values
 
 
@@ -75,6 +76,13 @@ def test_it_never_differs_from_astropy(text: str, end: str) -> None:
 def test_the_first_of_several_cards_counts() -> None:
     header = b"".join(map(card, ("SIMPLE  = T", "GAIN    = 80", "OBJECT  = '   '", "GAIN    = 90", "END")))
     assert plain_values(header, ("GAIN", "OBJECT", "FILTER")) == {"GAIN": 80, "OBJECT": None, "FILTER": None}
+
+
+def test_cards_left_behind_the_end_do_not_count() -> None:
+    header = b"".join(map(card, ("SIMPLE  = T", "GAIN    = 80", "END", "EXPTIME = 99.0", "NAXIS   = 7")))
+    assert plain_values(header, ("GAIN", "EXPTIME")) == {"GAIN": 80, "EXPTIME": None}
+    left = b"".join(map(card, ("SIMPLE  = T", "BITPIX  = 16", "NAXIS   = 0", "END", "NAXIS1  = -5", "PCOUNT  = -1")))
+    assert headers._scan_cards(left, "left") == {"SIMPLE": True, "BITPIX": 16, "NAXIS": 0}
 
 
 @pytest.mark.parametrize("text", ["GAIN    = 80 80", "GAIN=     80", "GAIN    ="])

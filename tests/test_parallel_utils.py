@@ -51,6 +51,7 @@ def test_slabs_without_rows_are_refused(height, rows):
     workers=st.integers(1, 64),
     weights_per_pixel=st.sampled_from([0, 1, 3]),
     stored_bytes=st.sampled_from([0, 2, 4]),
+    field_bytes=st.sampled_from([0, 10**7]),
     source_margin=st.integers(0, 500),
     raw_bytes=st.sampled_from([2, 4, 12]),
     share=st.floats(0.0, 1.5),
