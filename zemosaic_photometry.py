@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from zemosaic_distortion import displacement
 from zemosaic_sky import mesh_at
 from zemosaic_spec import FrameStats
 
@@ -38,7 +39,7 @@ class Gain(NamedTuple):
         return bool(np.all(self.pairs >= MIN_PAIRS) and np.all(self.error <= MAX_GAIN_ERROR))
 
 
-def frame_gain(frame: FrameStats, reference: FrameStats, to_frame: np.ndarray) -> Gain:
+def frame_gain(frame: FrameStats, reference: FrameStats, to_frame: np.ndarray, field: np.ndarray | None = None) -> Gain:
     """Compare the fluxes of the stars that two frames share.
 
     Per channel the weighted mean of ln(reference / frame), weights 1 / (error^2 + s^2) with s the scatter that the
@@ -51,9 +52,11 @@ def frame_gain(frame: FrameStats, reference: FrameStats, to_frame: np.ndarray) -
     frame, reference : FrameStats
     to_frame : ndarray (3, 3) float64
         Reference frame's pixel to frame's pixel.
+    field : ndarray (rows, columns, 2) float32, optional
+        Displacements on top of that, px, see :mod:`zemosaic_distortion`.
     """
     channels = frame.median.size
-    i, j = _same_stars(frame, reference, to_frame)
+    i, j = _same_stars(frame, reference, to_frame, field)
     factor, error, pairs = np.full(channels, np.nan), np.full(channels, np.inf), np.zeros(channels, np.int64)
     for c in range(channels if len(i) else 0):
         ours, theirs = reference.star_light[i, c].astype(np.float64), frame.star_light[j, c].astype(np.float64)
@@ -80,13 +83,18 @@ def _drawn_together(factor: np.ndarray, error: np.ndarray) -> np.ndarray:
     return np.exp(common + own * (log_factor - common))
 
 
-def _same_stars(frame: FrameStats, reference: FrameStats, to_frame: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _same_stars(
+    frame: FrameStats, reference: FrameStats, to_frame: np.ndarray, field: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Find the stars that are mutually nearest and close enough: indices (reference's, frame's)."""
     from scipy.spatial import cKDTree
 
     if len(frame.star_xy) == 0 or len(reference.star_xy) == 0:
         return np.empty(0, np.intp), np.empty(0, np.intp)
-    expected = transformed(to_frame, reference.star_xy.astype(np.float64))
+    known = reference.star_xy.astype(np.float64)
+    expected = transformed(to_frame, known)
+    if field is not None:
+        expected += displacement(field, known)
     radius = max(MIN_MATCH_PX, MATCH_FWHM * frame.fwhm) if np.isfinite(frame.fwhm) else MIN_MATCH_PX
     distance, nearest = cKDTree(frame.star_xy).query(expected, distance_upper_bound=radius)
     near = np.flatnonzero(np.isfinite(distance))

@@ -50,7 +50,7 @@ def rate_frames(group: Group) -> None:
         if i == group.reference:
             row.transparency = 1.0 if len(reference.star_xy) else math.nan
         elif row.registration is not None:
-            gain = frame_gain(stats, reference, row.registration.transform)
+            gain = frame_gain(stats, reference, row.registration.transform, row.registration.distortion)
             row.transparency = float(np.mean(1.0 / gain.factor)) if gain.supported else math.nan
 
 

@@ -139,8 +139,9 @@ def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) ->
         for f in frames
     ]
     table, used, dropped = build_frame_table(
-        [f.source.name for f in frames], [f.transform for f in frames], stats, spec, reference
-    )
+        [f.source.name for f in frames], [f.transform for f in frames], stats, spec, reference,
+        [f.distortion for f in frames],
+    )  # fmt: skip
     sources = [frames[i].source for i in used]
     height, width = frames[0].source.shape[:2]
     table = replace(table, distortion=checked_fields([frames[i].distortion for i in used], height, width))

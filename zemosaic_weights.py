@@ -209,7 +209,10 @@ def normalisation(spec: StackSpec, stats: Sequence[FrameStats], reference: int) 
 
 
 def photometric(
-    stats: Sequence[FrameStats], transforms: Sequence[np.ndarray], reference: int
+    stats: Sequence[FrameStats],
+    transforms: Sequence[np.ndarray],
+    reference: int,
+    distortion: Sequence[np.ndarray | None] = (),
 ) -> tuple[np.ndarray, np.ndarray, list[Gain]]:
     """Scale from the fluxes of the stars shared with the reference, offset from the sky that both show.
 
@@ -221,6 +224,8 @@ def photometric(
         Pixel of the result's grid to the frame's.
     reference : int
         Frame the others are normalised to.
+    distortion : sequence of ndarray (rows, columns, 2) float32, or None
+        Displacements of each frame on top of its transform; empty: no frame has any.
 
     Returns
     -------
@@ -239,7 +244,7 @@ def photometric(
             scale[i], offset[i] = 1.0, 0.0
             continue
         to_frame = transforms[i] @ from_grid
-        gains.append(frame_gain(frame, stats[reference], to_frame))
+        gains.append(frame_gain(frame, stats[reference], to_frame, distortion[i] if distortion else None))
         if gains[i].supported:
             scale[i] = gains[i].factor
             offset[i] = frame_offset(frame, stats[reference], to_frame, scale[i])
@@ -257,12 +262,16 @@ class _Match(NamedTuple):
 
 
 def _match_levels(
-    spec: StackSpec, stats: Sequence[FrameStats], transforms: Sequence[np.ndarray], reference: int
+    spec: StackSpec,
+    stats: Sequence[FrameStats],
+    transforms: Sequence[np.ndarray],
+    reference: int,
+    distortion: Sequence[np.ndarray | None],
 ) -> _Match:
     """Apply the normalisation asked for; ``auto`` is photometric where the stars support it, else additive_scaling."""
     if spec.normalize not in STAR_NORMALISATIONS:
         return _Match(*normalisation(spec, stats, reference), spec.normalize, [], {})
-    scale, offset, gains = photometric(stats, transforms, reference)
+    scale, offset, gains = photometric(stats, transforms, reference, distortion)
     poor = [i for i, gain in enumerate(gains) if not gain.supported]
     reasons = {i: _why_no_gain(gains[i]) for i in poor}
     too_poor = len(poor) > MAX_POOR_SHARE * len(stats) or not gains[reference].supported
@@ -438,6 +447,7 @@ def build_frame_table(
     stats: Sequence[FrameStats],
     spec: StackSpec,
     reference: int = 0,
+    distortion: Sequence[np.ndarray | None] = (),
 ) -> tuple[FrameTable, list[int], list[tuple[str, str]]]:
     """Compute scale, offset and weight of every frame.
 
@@ -448,6 +458,8 @@ def build_frame_table(
     spec : StackSpec
     reference : int
         Frame the others are normalised to.
+    distortion : sequence of ndarray (rows, columns, 2) float32, or None
+        Displacements of each frame on top of its transform; empty: no frame has any.
 
     Returns
     -------
@@ -463,7 +475,7 @@ def build_frame_table(
     NoFramesError
         None could be measured.
     """
-    match = _match_levels(spec, stats, transforms, reference)
+    match = _match_levels(spec, stats, transforms, reference, distortion)
     scale, offset = match.scale, match.offset
     weight = frame_weights(spec.frame_weight, stats, scale)
     good = np.isfinite(scale).all(axis=1) & np.isfinite(offset).all(axis=1) & np.isfinite(weight).all(axis=1)

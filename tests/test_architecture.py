@@ -27,7 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_utils": {"zemosaic_spec", "cuda_utils", "zemosaic_headers", "zemosaic_frames"},
     "zemosaic_star_kernels": {"zemosaic_kernels"},
     "zemosaic_stars": {"zemosaic_spec", "zemosaic_sky", "zemosaic_star_kernels"},
-    "zemosaic_photometry": {"zemosaic_spec", "zemosaic_sky"},
+    "zemosaic_photometry": {"zemosaic_spec", "zemosaic_distortion", "zemosaic_sky"},
     "zemosaic_register": {"zemosaic_spec", "zemosaic_stars"},
     "zemosaic_register_wcs": {"zemosaic_spec", "zemosaic_distortion", "zemosaic_stars", "zemosaic_register"},
     "zemosaic_simd": {"zemosaic_kernels"},

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import zemosaic_photometry as photometry
+from zemosaic_distortion import displacement, make_field, nodes
 from zemosaic_simulate import SimulationSpec, simulate
 from zemosaic_spec import FrameStats, NoFramesError, RegisterSpec, StackSpec
 from zemosaic_truth import compare_with_truth
@@ -167,3 +168,15 @@ def test_header_says_what_auto_chose(hazy, tmp_path):
     tile = stack_files([folder], device="cpu")
     assert tile.header["ZMT_NORM"] == "photometric"
     assert any("auto took photometric" in note for note in tile.report.warnings)
+
+
+def test_stars_are_matched_where_the_field_puts_them():
+    height, width = SHAPE[0] * CELL, SHAPE[1] * CELL
+    field = make_field(6.0 * ((nodes(height, width) - (width / 2, height / 2)) / (width / 2)) ** 3)
+    known, frame = stats(), stats(seed=1)
+    there = known.star_xy + displacement(field, known.star_xy.astype(float))
+    frame = replace(frame, star_xy=there.astype(np.float32))
+    assert photometry.frame_gain(frame, known, np.eye(3)).pairs.max() < 115
+    assert photometry.frame_gain(frame, known, np.eye(3), field).pairs.tolist() == [120, 120, 120]
+    given = ["known", "bent"], [np.eye(3)] * 2, [known, frame], StackSpec(normalize="photometric", weight="none")
+    assert build_frame_table(*given, 0, [None, field])[1] == [0, 1]
