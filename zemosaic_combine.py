@@ -1,6 +1,6 @@
 """A block of pixels from samples to result: loaded, sorted, rejected, combined.
 
-``LANES`` neighbouring pixels are taken at once. Their samples are sorted (:mod:`zemosaic_simd`), each pixel's window is
+``LANES`` neighbouring pixels are taken at once. Their samples are sorted (:mod:`zemosaic_sorting`), each pixel's window is
 found (:mod:`zemosaic_rejection`), and the average comes last, over the frames in their own order, of the samples inside
 the window's values: it adds ``w * x`` and ``w`` in frame order in float64.
 
