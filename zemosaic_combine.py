@@ -307,7 +307,7 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
         limits = np.empty(384, np.float32)
         limits[192:288] = np.float32(-np.inf)
         limits[288:384] = np.float32(np.inf)
-        ranks = np.empty(384, np.int32)
+        ranks = np.zeros(384, np.int32)
         weights_here = np.zeros((n_frames if weighted and sample_weight.shape[0] > 0 else zero, 96), np.float64)
         centre = np.zeros(96, np.float64)
         clip = np.empty(192, np.float64)
@@ -519,14 +519,15 @@ def combine_block(
     maps : five ndarrays (P,)
         Filled: the image, float32, ADU; the coverage, int32, valid samples; the sum of the weights that entered the
         mean (the number of samples for other combinations), float32; the samples rejected low and high, int32.
-    hits : ndarray (N, 3) int64
+    hits : ndarray (N, 3) int64, row by row
         Grows by the samples of each frame rejected low, rejected high, and valid.
     kept : two ndarrays (P,) float32, optional
         Filled with the smallest and the largest value each pixel keeps; crossed where it keeps none.
     """
     with _BUILDING:
         run = _block_kernel(int(method), combine == 0, bool(rewinsor), bool(uniform) and combine == 0)
-    rest = (par, critical, combine, frame_weight, sample_weight, sample_step, *maps, hits, *kept)
+    weights = np.ascontiguousarray(frame_weight)
+    rest = (par, critical, combine, weights, sample_weight, sample_step, *maps, hits, *kept)
     if method != 0 or combine != 0 or not uniform or kept is not NOWHERE:
         return int(run(cube, start, stop, *rest))
     lost = 0

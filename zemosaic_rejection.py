@@ -11,7 +11,8 @@ window depends on its own samples and the number of frames, on nothing else.
 
 Two forms of one definition. The functions ``_window_...`` treat one lane: they are the definition. Where it pays,
 ``_windows_...`` do the rounds of many lanes in lockstep, statement by statement the same arithmetic with SIMD
-instructions; a lane that is done leaves the list alone, so no pixel's result depends on its neighbours.
+instructions (:mod:`zemosaic_rounds`); a lane that is done leaves the list alone, so no pixel's result depends on its
+neighbours.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def _first_statistics(n_frames, centre, sum1, sum2, first, last, s) -> None:
     low1, high1, low2, high2 = sum1[0], sum1[n_frames], sum2[0], sum2[n_frames]
     for j in range(96):
         n = last[j] - first[j]
-        k = np.float64(n)
+        k = np.float64(max(n, 3))
         s1 = high1[j] - low1[j]
         ss = (high2[j] - low2[j]) - s1 * (s1 / k)
         deviation = np.sqrt(max(ss, 0.0) / (k - 1.0))
@@ -364,82 +365,103 @@ def _ranks_inside(t, n_frames, stop, first, last, lane, n_lanes, work, limits, r
 
 
 @kernel
-def _huber_deviations(
-    t, n_frames, stop, sum1, sum2, edge, centre, first, last, lane, n_lanes, work, limits, ranks, deviation
-) -> int:
-    """Fill ``deviation (LANES,) float64`` of the listed lanes with the s of :func:`_window_pixinsight`'s inner rounds.
+def _enter(q, j, first, last, m, s, centre, lane, work, ranks) -> None:
+    """Put lane j, its median and its deviation into place q of the list of :func:`_windows_pixinsight`."""
+    lane[q] = j
+    work[q] = m
+    work[96 + q] = s
+    work[192 + q] = m - 1.5 * s
+    work[288 + q] = m + 1.5 * s
+    work[384 + q] = centre[j]
+    work[480 + q] = 0.0
+    ranks[j] = first[j]
+    ranks[96 + j] = last[j]
 
-    ``work`` holds median, deviation and, as its fifth row, centre of the lanes by place in the list; list and ``work``
-    are used up. Returns ``edge``, which may have grown.
+
+@kernel
+def _split_settled(lane, n_lanes, work, deviation, settled):
+    """Move the lanes that are done with their inner rounds from the list to another, ``settled (LANES,) int64``.
+
+    Fills their ``deviation (LANES,) float64``, and returns the lengths of both lists.
     """
-    m, s, low, high, c, excess = work[0:96], work[96:192], work[192:288], work[288:384], work[384:480], work[480:576]
+    m, s, low, high = work[0:96], work[96:192], work[192:288], work[288:384]
+    c, rounds, goes_on = work[384:480], work[480:576], work[576:672]
+    n_left = np.int64(0)
+    n_settled = np.int64(0)
     for q in range(n_lanes):
         j = lane[q]
-        low[q] = m[q] - 1.5 * s[q]
-        high[q] = m[q] + 1.5 * s[q]
-        ranks[j] = first[j]
-        ranks[96 + j] = last[j]
-    for r in range(200):
-        if _ranks_inside(t, n_frames, stop, first, last, lane, n_lanes, work, limits, ranks) > edge:
-            running_sums(t, n_frames, centre, sum1, sum2, n_frames)
-            edge = n_frames
-        huber_round(lane, n_lanes, ranks, first, last, sum1, sum2, work)
-        if r == 0:
-            continue
-        n_left = np.int64(0)
-        for q in range(n_lanes):  # the settled leave the list
-            j = lane[q]
-            deviation[j] = s[q]
-            lane[n_left] = j
-            m[n_left] = m[q]
-            s[n_left] = s[q]
-            low[n_left] = low[q]
-            high[n_left] = high[q]
-            c[n_left] = c[q]
-            n_left += 1 if excess[q] > 0.0 else 0
-        n_lanes = n_left
-        if n_lanes == 0:
-            break
-    return edge
+        settled[n_settled] = j
+        deviation[j] = s[q]
+        lane[n_left] = j
+        m[n_left] = m[q]
+        s[n_left] = s[q]
+        low[n_left] = low[q]
+        high[n_left] = high[q]
+        c[n_left] = c[q]
+        rounds[n_left] = rounds[q]
+        left = 1 if goes_on[q] > 0.0 else 0
+        n_left += left
+        n_settled += 1 - left
+    return n_left, n_settled
 
 
 @kernel
 def _windows_pixinsight(
     t, n_frames, sum1, sum2, edge, centre, first, last, k_low, k_high, work, state, limits, ranks
 ) -> None:
-    """Narrow the windows ``first, last (LANES,) int64`` of all lanes by :func:`_window_pixinsight`."""
-    m, s, c, deviation, median = work[0:96], work[96:192], work[384:480], work[576:672], work[672:768]
-    lane = state[0:96]
+    """Narrow the windows ``first, last (LANES,) int64`` of all lanes by :func:`_window_pixinsight`.
+
+    The list holds lanes in any of their rounds: a lane that is done with the inner rounds is judged at once and begins
+    its next outer round beside the others.
+    """
+    deviation, median, lane, settled = work[672:768], work[768:864], state[0:96], state[96:192]
+    _first_statistics(n_frames, centre, sum1, sum2, first, last, deviation)
+    n_lanes = np.int64(0)
     stop = np.int64(0)
     for j in range(96):
-        median[j] = centre[j]
         stop = max(stop, last[j])
-    _first_statistics(n_frames, centre, sum1, sum2, first, last, deviation)
-    while True:
-        n_lanes = np.int64(0)
-        for j in range(96):
-            lane[n_lanes] = j
-            m[n_lanes] = median[j]
-            s[n_lanes] = deviation[j]
-            c[n_lanes] = centre[j]
-            n_lanes += 1 if deviation[j] < np.inf else 0
-        edge = _huber_deviations(
-            t, n_frames, stop, sum1, sum2, edge, centre, first, last, lane, n_lanes, work, limits, ranks, deviation
-        )
-        n_lanes = _judge_all(t, stop, first, last, median, deviation, k_low, k_high, work, limits, ranks, state)
-        if n_lanes == 0:
-            break
-        deviation[:] = np.inf
-        for q in range(n_lanes):
-            j = lane[q]
-            f = first[j]
-            g = last[j]
+        median[j] = centre[j]
+        if deviation[j] < np.inf:
+            _enter(n_lanes, j, first, last, centre[j], deviation[j], centre, lane, work, ranks)
+            n_lanes += 1
+    while n_lanes > 0:
+        if _ranks_inside(t, n_frames, stop, first, last, lane, n_lanes, work, limits, ranks) > edge:
+            running_sums(t, n_frames, centre, sum1, sum2, n_frames)
+            edge = n_frames
+        if not huber_round(lane, n_lanes, ranks, first, last, sum1, sum2, work):
+            continue
+        n_lanes, n_settled = _split_settled(lane, n_lanes, work, deviation, settled)
+        for q in range(n_settled):
+            j = settled[q]
+            f = _skip_below(t, j, first[j], last[j], median[j] - k_low * deviation[j])
+            g = _skip_above(t, j, f, last[j], median[j] + k_high * deviation[j])
+            if f == first[j] and g == last[j]:
+                continue
+            first[j] = f
+            last[j] = g
+            if g - f < 3:
+                continue
             if max(f, n_frames - g) > edge:
                 running_sums(t, n_frames, centre, sum1, sum2, n_frames)
                 edge = n_frames
-            spread = _deviation(sum1[g, j] - sum1[f, j], sum2[g, j] - sum2[f, j], g - f, 1)
-            deviation[j] = spread if spread > 0.0 else np.inf
-            median[j] = _median_of(t, j, f, g)
+            s = _deviation(sum1[g, j] - sum1[f, j], sum2[g, j] - sum2[f, j], g - f, 1)
+            if s > 0.0:
+                median[j] = _median_of(t, j, f, g)
+                _enter(n_lanes, j, first, last, median[j], s, centre, lane, work, ranks)
+                n_lanes += 1
+
+
+def compile_huber_rounds() -> None:
+    """Compile :func:`_windows_pixinsight` by itself, for a block in which nothing is to be judged.
+
+    It takes longest of what the kernel of winsorized clipping is made of, and is needed last: in a first run another
+    process finds it in the cache, see :mod:`zemosaic_warmup`.
+    """
+    table, sums, centre, work = np.zeros((1, 96), np.float32), np.zeros((2, 96)), np.zeros(96), np.zeros(12 * 96)
+    first, last, state = np.zeros(96, np.int64), np.full(96, 3), np.zeros(4 * 96, np.int64)
+    limits, ranks = np.zeros(4 * 96, np.float32), np.zeros(4 * 96, np.int32)
+    one = np.int64(1)
+    _windows_pixinsight(table, one, sums, sums, one, centre, first, last, 3.0, 3.0, work, state, limits, ranks)
 
 
 # --------------------------------------------------------------------------- averaged_sigma

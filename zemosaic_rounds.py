@@ -104,6 +104,8 @@ def _huber_round(
                 vector = builder.insert_element(vector, item, I32(k))
             return vector
 
+        order = ir.Constant(MANY_WHOLE, list(range(PART)))
+        some = cgutils.alloca_once_value(builder, ir.IntType(PART)(0))
         with cgutils.for_range_slice(builder, I64(0), args[1], I64(PART), I64) as (q, _):
             js = [number(lanes, builder.add(q, I64(k))) for k in range(PART)]
             i0 = [builder.sext(number(ranks, j), I64) for j in js]
@@ -124,7 +126,7 @@ def _huber_round(
             def held(row: int) -> Any:
                 return _place(builder, work, builder.add(q, I64(row * LANES)), MANY)  # noqa: B023 - used at once
 
-            m, s, low, high, c = (builder.load(held(row), align=8) for row in range(5))
+            m, s, low, high, c, rounds = (builder.load(held(row), align=8) for row in range(6))
             d_low, d_high = builder.fsub(low, c), builder.fsub(high, c)
             outer = builder.fadd(builder.fmul(below, d_low), builder.fmul(above, d_high))
             t1 = builder.fadd(s1, outer)
@@ -136,15 +138,23 @@ def _huber_round(
             new = builder.fmul(constant(1.134), builder.call(root, [variance]))
             change = builder.fsub(new, s)
             change = builder.select(builder.fcmp_ordered("<", change, constant(0.0)), builder.fneg(change), change)
-            builder.store(builder.fsub(change, builder.fmul(constant(0.0005), s)), held(5), align=8)
+            excess = builder.fsub(change, builder.fmul(constant(0.0005), s))
+            excess = builder.select(builder.fcmp_ordered(">", rounds, constant(0.0)), excess, constant(1.0))
+            excess = builder.select(builder.fcmp_ordered("<", rounds, constant(199.0)), excess, constant(-1.0))
+            goes_on = builder.fcmp_ordered(">", excess, constant(0.0))
+            listed = builder.icmp_signed("<", order, gathered([builder.sub(args[1], q)] * PART, MANY_WHOLE))
+            done = builder.bitcast(builder.and_(listed, builder.not_(goes_on)), ir.IntType(PART))
+            builder.store(builder.or_(builder.load(some), done), some)
+            builder.store(builder.fadd(rounds, constant(1.0)), held(5), align=8)
+            builder.store(excess, held(6), align=8)
             builder.store(new, held(1), align=8)
             reach = builder.fmul(constant(1.5), new)
             near, far = builder.fsub(m, reach), builder.fadd(m, reach)
             builder.store(builder.select(builder.fcmp_ordered(">", near, low), near, low), held(2), align=8)
             builder.store(builder.select(builder.fcmp_ordered("<", far, high), far, high), held(3), align=8)
-        return context.get_dummy_value()
+        return builder.icmp_signed("!=", builder.load(some), ir.IntType(PART)(0))
 
-    return types.void(lane, types.int64, ranks, first, last, sum1, sum2, work), generate
+    return types.boolean(lane, types.int64, ranks, first, last, sum1, sum2, work), generate
 
 
 if numba.config.DISABLE_JIT:
@@ -163,26 +173,27 @@ if numba.config.DISABLE_JIT:
     def _huber_round(  # noqa: F811
         lane: np.ndarray, n_lanes: int, ranks: np.ndarray, first: np.ndarray, last: np.ndarray, sum1: np.ndarray,
         sum2: np.ndarray, work: np.ndarray,
-    ) -> None:  # fmt: skip
+    ) -> bool:  # fmt: skip
         """Do what :func:`huber_round` does with NumPy."""
         j = lane[:n_lanes]
         i0, i1, begin, end = ranks[j], ranks[LANES + j], first[j], last[j]
-        m, s, low, high, c, left = (work[row * LANES :][:n_lanes] for row in range(6))
+        m, s, low, high, c, rounds, excess = (work[row * LANES :][:n_lanes] for row in range(7))
         below, above, k = (np.asarray(n, np.float64) for n in (i0 - begin, end - i1, end - begin))
         d_low, d_high = low - c, high - c
         t1 = (sum1[i1, j] - sum1[i0, j]) + (below * d_low + above * d_high)
         t2 = (sum2[i1, j] - sum2[i0, j]) + (below * (d_low * d_low) + above * (d_high * d_high))
         new = 1.134 * np.sqrt(np.maximum(t2 - t1 * (t1 / k), 0.0) / (k - 1))
-        left[:] = np.abs(new - s) - 0.0005 * s
+        excess[:] = np.where(rounds > 0.0, np.abs(new - s) - 0.0005 * s, 1.0)
+        excess[rounds >= 199.0] = -1.0
+        rounds += 1.0
         s[:] = new
         low[:] = np.maximum(low, m - 1.5 * s)
         high[:] = np.minimum(high, m + 1.5 * s)
+        return bool((excess <= 0.0).any())
 
 
 @kernel
-def count_outside(
-    t: np.ndarray, start: int, stop: int, limits: np.ndarray, ranks: np.ndarray
-) -> tuple[int, int]:
+def count_outside(t: np.ndarray, start: int, stop: int, limits: np.ndarray, ranks: np.ndarray) -> tuple[int, int]:
     """Fill the rank of the first sample of rows ``start .. stop - 1`` not below, and that behind the last not above.
 
     ``limits (2 LANES or more,) float32``: low and high of every lane; ``ranks (2 LANES or more,) int32``. Row by row
@@ -196,14 +207,14 @@ def count_outside(
 def huber_round(
     lane: np.ndarray, n_lanes: int, ranks: np.ndarray, first: np.ndarray, last: np.ndarray, sum1: np.ndarray,
     sum2: np.ndarray, work: np.ndarray,
-) -> None:  # fmt: skip
+) -> bool:  # fmt: skip
     """Do an inner round of ``zemosaic_rejection._window_pixinsight`` for the lanes of a list.
 
     ``lane (LANES,) int64``: the first ``n_lanes`` are meant; behind them stand lanes too, any. By lane: ``ranks (2
-    LANES or more,) int32``, that of the first sample not below and behind the last not above; ``first, last (LANES,)
-    int64``, the window. By place in the list, rows of ``work (6 LANES or more,) float64``: median, deviation, low and
-    high limit, and what the running sums ``sum1, sum2`` are relative to. Deviation and limits become those of the next
-    round; the sixth row is filled with what the deviation changed by, less what it may at the end. Places behind the
-    list, up to a multiple of 8, are overwritten.
+    LANES or more,) int32``, that of the first sample not below and behind the last not above, rows of the sums for any
+    lane; ``first, last (LANES,) int64``, the window. By place in the list, rows of ``work (7 LANES or more,) float64``:
+    median, deviation, low and high limit, what the running sums ``sum1, sum2`` are relative to, and the number of
+    rounds done. Deviation, limits and number become those of the next round; the seventh row is above 0 where there is
+    a next one. Returns whether there is a lane without. Places behind the list, up to a multiple of 8, are overwritten.
     """
-    _huber_round(lane, n_lanes, ranks, first, last, sum1, sum2, work)
+    return _huber_round(lane, n_lanes, ranks, first, last, sum1, sum2, work)

@@ -221,9 +221,7 @@ _running_sums = _plain_running_sums if numba.config.DISABLE_JIT else _vector_run
 
 
 @kernel
-def running_sums(
-    t: np.ndarray, n: int, centre: np.ndarray, sum1: np.ndarray, sum2: np.ndarray, edge: int
-) -> None:
+def running_sums(t: np.ndarray, n: int, centre: np.ndarray, sum1: np.ndarray, sum2: np.ndarray, edge: int) -> None:
     """Fill running sums of ``d = x - centre`` and of ``d * d`` where all n samples of every lane are valid.
 
     ``t (rows, LANES) float32``, sorted; ``centre (LANES,)``, ``sum1, sum2 (n + 1, LANES) float64``. They start at rank
