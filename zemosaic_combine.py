@@ -31,6 +31,7 @@ from zemosaic_rejection import (
     _windows_sigma_clip,
 )
 from zemosaic_sorting import new_table, sort_block
+from zemosaic_sums import running_sums, sums_of_kept, weighted_sums_of_kept
 
 NOWHERE: Final = (np.empty(0, np.float32), np.empty(0, np.float32))
 _BUILDING = threading.Lock()  # a cache lets two threads build what neither has, and then compile it twice
@@ -70,8 +71,13 @@ def _whole_block(cube, p0, width) -> np.ndarray:
 
 
 @kernel
-def _centre(t, n_valid, centre) -> None:
-    """Median of the valid samples of every pixel, float64; 0 where there is none."""
+def _centre(t, n_frames, full, n_valid, centre) -> None:
+    """Median of the valid samples of every pixel, float64; 0 where there is none. ``full``: all are valid."""
+    if full:
+        a, b = t[(n_frames - 1) // 2], t[n_frames // 2]
+        for j in range(96):
+            centre[j] = 0.5 * (np.float64(a[j]) + np.float64(b[j]))
+        return
     for j in range(96):
         n = n_valid[j]
         centre[j] = 0.5 * (np.float64(t[(n - 1) // 2, j]) + np.float64(t[n // 2, j])) if n > 0 else 0.0
@@ -94,75 +100,6 @@ def _running_sums(t, n_frames, n_valid, centre, sum1, sum2) -> None:
             d = np.float64(t[i, j]) - centre[j] if i < n_valid[j] else 0.0
             sum1[i, j] = sum1[i + 1, j] - d
             sum2[i, j] = sum2[i + 1, j] - d * d
-
-
-@kernel
-def _running_sums_of_all(flat, n_frames, centre, sum1, sum2) -> None:
-    """Fill the same sums where every sample is valid, four rows at a time; tables as rows of numbers."""
-    middle = n_frames // 2
-    for j in range(96):
-        sum1[middle * 96 + j] = 0.0
-        sum2[middle * 96 + j] = 0.0
-    up = middle + (n_frames - middle) // 4 * 4
-    for i in range(middle, up, 4):
-        x = flat[i * 96 : (i + 4) * 96]
-        a = sum1[i * 96 : (i + 5) * 96]
-        b = sum2[i * 96 : (i + 5) * 96]
-        for j in range(96):
-            m = centre[j]
-            d0 = np.float64(x[j]) - m
-            d1 = np.float64(x[96 + j]) - m
-            d2 = np.float64(x[192 + j]) - m
-            d3 = np.float64(x[288 + j]) - m
-            s = a[j] + d0
-            q = b[j] + d0 * d0
-            a[96 + j] = s
-            b[96 + j] = q
-            s += d1
-            q += d1 * d1
-            a[192 + j] = s
-            b[192 + j] = q
-            s += d2
-            q += d2 * d2
-            a[288 + j] = s
-            b[288 + j] = q
-            a[384 + j] = s + d3
-            b[384 + j] = q + d3 * d3
-    for i in range(up, n_frames):
-        for j in range(96):
-            d = np.float64(flat[i * 96 + j]) - centre[j]
-            sum1[(i + 1) * 96 + j] = sum1[i * 96 + j] + d
-            sum2[(i + 1) * 96 + j] = sum2[i * 96 + j] + d * d
-    down = middle % 4
-    for i in range(middle - 4, down - 1, -4):
-        x = flat[i * 96 : (i + 4) * 96]
-        a = sum1[i * 96 : (i + 5) * 96]
-        b = sum2[i * 96 : (i + 5) * 96]
-        for j in range(96):
-            m = centre[j]
-            d0 = np.float64(x[j]) - m
-            d1 = np.float64(x[96 + j]) - m
-            d2 = np.float64(x[192 + j]) - m
-            d3 = np.float64(x[288 + j]) - m
-            s = a[384 + j] - d3
-            q = b[384 + j] - d3 * d3
-            a[288 + j] = s
-            b[288 + j] = q
-            s -= d2
-            q -= d2 * d2
-            a[192 + j] = s
-            b[192 + j] = q
-            s -= d1
-            q -= d1 * d1
-            a[96 + j] = s
-            b[96 + j] = q
-            a[j] = s - d0
-            b[j] = q - d0 * d0
-    for i in range(down - 1, -1, -1):
-        for j in range(96):
-            d = np.float64(flat[i * 96 + j]) - centre[j]
-            sum1[i * 96 + j] = sum1[(i + 1) * 96 + j] - d
-            sum2[i * 96 + j] = sum2[(i + 1) * 96 + j] - d * d
 
 
 @kernel
@@ -213,100 +150,7 @@ def _crossed(t, j, n, centre, low, high) -> int:
     return f
 
 
-@kernel
-def _count_hits(cube, p0, width, low, high, hits) -> None:
-    """Add the samples of each frame that were rejected low and high to ``hits (N, 3) int64``."""
-    one = np.int32(1)
-    none = np.int32(0)
-    for i in range(cube.shape[0]):
-        s = cube[i, p0 : p0 + width]
-        n_low = none
-        n_out = none
-        for j in range(width):
-            finite = s[j] - s[j] == np.float32(0.0)
-            below = s[j] < low[j] and finite
-            n_low += one if below else none
-            n_out += one if below or (s[j] > high[j] and finite) else none
-        hits[i, 0] += n_low
-        hits[i, 1] += n_out - n_low
-
-
 # --------------------------------------------------------------------------- sums over the frames
-
-
-@kernel
-def _plain_sums(cube, p0, width, low, high, total) -> None:
-    """``total (LANES,) float64``: the sum over the frames, in their order, of the samples kept."""
-    n = cube.shape[0]
-    for j in range(96):
-        total[j] = 0.0
-    i = 0
-    while i + 4 <= n:
-        a = cube[i, p0 : p0 + width]
-        b = cube[i + 1, p0 : p0 + width]
-        c = cube[i + 2, p0 : p0 + width]
-        d = cube[i + 3, p0 : p0 + width]
-        for j in range(width):
-            lo = low[j]
-            hi = high[j]
-            t = total[j]
-            t += np.float64(a[j]) if a[j] >= lo and a[j] <= hi else 0.0
-            t += np.float64(b[j]) if b[j] >= lo and b[j] <= hi else 0.0
-            t += np.float64(c[j]) if c[j] >= lo and c[j] <= hi else 0.0
-            t += np.float64(d[j]) if d[j] >= lo and d[j] <= hi else 0.0
-            total[j] = t
-        i += 4
-    while i < n:
-        a = cube[i, p0 : p0 + width]
-        for j in range(width):
-            total[j] += np.float64(a[j]) if a[j] >= low[j] and a[j] <= high[j] else 0.0
-        i += 1
-
-
-@kernel
-def _sums_and_hits(cube, p0, width, low, high, total, hits) -> None:
-    """Do :func:`_plain_sums` and :func:`_count_hits` in one pass over samples that are all valid."""
-    one = np.int32(1)
-    none = np.int32(0)
-    for j in range(96):
-        total[j] = 0.0
-    n_frames = cube.shape[0]
-    for i in range(0, n_frames - 1, 2):
-        a = cube[i, p0 : p0 + width]
-        b = cube[i + 1, p0 : p0 + width]
-        a_low = none
-        a_out = none
-        b_low = none
-        b_out = none
-        for j in range(width):
-            lo = low[j]
-            hi = high[j]
-            x = a[j]
-            y = b[j]
-            x_out = x < lo or x > hi
-            y_out = y < lo or y > hi
-            t = total[j] + (0.0 if x_out else np.float64(x))
-            total[j] = t + (0.0 if y_out else np.float64(y))
-            a_low += one if x < lo else none
-            b_low += one if y < lo else none
-            a_out += one if x_out else none
-            b_out += one if y_out else none
-        hits[i, 0] += a_low
-        hits[i, 1] += a_out - a_low
-        hits[i + 1, 0] += b_low
-        hits[i + 1, 1] += b_out - b_low
-    if n_frames % 2:
-        a = cube[n_frames - 1, p0 : p0 + width]
-        a_low = none
-        a_out = none
-        for j in range(width):
-            x = a[j]
-            out = x < low[j] or x > high[j]
-            total[j] += 0.0 if out else np.float64(x)
-            a_low += one if x < low[j] else none
-            a_out += one if out else none
-        hits[n_frames - 1, 0] += a_low
-        hits[n_frames - 1, 1] += a_out - a_low
 
 
 @kernel
@@ -350,30 +194,14 @@ def _mean_strips(cube, start, stop, image, coverage, weight_map, rejected_low, r
 
 
 @kernel
-def _weighted_sums(cube, p0, width, frame_weight, sample_weight, place, low, high, total, weight) -> None:
-    """``total`` of w x and ``weight`` of w over the frames, in their order, of the samples kept.
-
-    With all weights 1 this is :func:`_plain_sums` to the bit.
-    """
-    per_sample = sample_weight.shape[0] > 0
-    for j in range(96):
-        total[j] = 0.0
-        weight[j] = 0.0
-    for i in range(cube.shape[0]):
-        s = cube[i, p0 : p0 + width]
+def _multiplied_weights(width, frame_weight, sample_weight, place, weights) -> None:
+    """Fill ``weights (N, LANES) float64``: each frame's, times what its sample at ``place`` weighs."""
+    for i in range(frame_weight.shape[0]):
         w = frame_weight[i]
-        if per_sample:
-            r = sample_weight[i]
-            for j in range(width):
-                keep = s[j] >= low[j] and s[j] <= high[j]
-                wj = w[j] * np.float64(r[place[j]])
-                total[j] += wj * np.float64(s[j]) if keep else 0.0
-                weight[j] += wj if keep else 0.0
-        else:
-            for j in range(width):
-                keep = s[j] >= low[j] and s[j] <= high[j]
-                total[j] += w[j] * np.float64(s[j]) if keep else 0.0
-                weight[j] += w[j] if keep else 0.0
+        r = sample_weight[i]
+        out = weights[i]
+        for j in range(width):
+            out[j] = w[j] * np.float64(r[place[j]])
 
 
 @kernel
@@ -475,9 +303,12 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
         sum1 = np.empty((n_frames + 1, 96), np.float64)
         sum2 = np.empty((n_frames + 1, 96), np.float64)
         work = np.empty(1152, np.float64)
-        state = np.empty(384, np.int64)
+        state = np.zeros(384, np.int64)
         limits = np.empty(384, np.float32)
-        ranks = np.empty(192, np.int32)
+        limits[192:288] = np.float32(-np.inf)
+        limits[288:384] = np.float32(np.inf)
+        ranks = np.zeros(384, np.int32)
+        weights_here = np.zeros((n_frames if weighted and sample_weight.shape[0] > 0 else zero, 96), np.float64)
         centre = np.zeros(96, np.float64)
         clip = np.empty(192, np.float64)
         first = np.empty(96, np.int64)
@@ -501,10 +332,10 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
                     place[j] = (p0 + j) // sample_step
             full = False
             middle_known = False
+            source, at = cube, p0
+            if width < 96:
+                source, at = _whole_block(cube, p0, width), zero
             if sorts:
-                source, at = cube, p0
-                if width < 96:
-                    source, at = _whole_block(cube, p0, width), zero
                 full, middle_known = sort_block(source, at, t, samples_alone and combine == 1, low, high)
             if full:
                 whole += width
@@ -519,10 +350,12 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
                 low[j] = np.float32(-3.4028235e38)
                 high[j] = np.float32(3.4028235e38)
             if method != 0:
-                _centre(t, n_valid, centre)
+                _centre(t, n_frames, full, n_valid, centre)
+                edge = n_frames
                 if sums_of_squares:
                     if full:
-                        _running_sums_of_all(t.reshape(-1), n_frames, centre, sum1.reshape(-1), sum2.reshape(-1))
+                        edge = n_frames // 4 if method == 4 or method == 5 else n_frames
+                        running_sums(t, n_frames, centre, sum1, sum2, edge)
                     else:
                         _running_sums(t, n_frames, n_valid, centre, sum1, sum2)
                 if sums_of_ranks:
@@ -532,9 +365,13 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
                         column, slopes, weights,
                     )  # fmt: skip
                 if method == 4:
-                    _windows_pixinsight(t, sum1, sum2, centre, first, last, par[0], par[1], work, state, limits, ranks)
+                    _windows_pixinsight(
+                        t, n_frames, sum1, sum2, edge, centre, first, last, par[0], par[1], work, state, limits, ranks
+                    )
                 if method == 5:
-                    _windows_sigma_clip(t, sum1, sum2, first, last, par[0], par[1], work, state)
+                    _windows_sigma_clip(
+                        t, n_frames, sum1, sum2, edge, centre, first, last, par[0], par[1], work, state, limits, ranks
+                    )
                 if singly:
                     for j in range(96):
                         n = n_valid[j]
@@ -561,19 +398,17 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
                         last[j] = g
                 _mark_kept(t, n_valid, centre, first, last, low, high)
             rejected = zero
-            together = False
             if method != 0:
                 for j in range(width):
                     rejected += n_valid[j] - (last[j] - first[j])
-                if sums_and_hits and full and rejected > 0:
-                    together = True
-                    _sums_and_hits(cube, p0, width, low, high, total, hits)
-                elif rejected > 0:
-                    _count_hits(cube, p0, width, low, high, hits)
-            if sums_and_hits and not together:
-                _plain_sums(cube, p0, width, low, high, total)
             if weighted:
-                _weighted_sums(cube, p0, width, frame_weight, sample_weight, place, low, high, total, weight)
+                weights_now = frame_weight
+                if sample_weight.shape[0] > 0:
+                    _multiplied_weights(width, frame_weight, sample_weight, place, weights_here)
+                    weights_now = weights_here
+                weighted_sums_of_kept(source, at, weights_now, low, high, total, weight, hits, rejected > 0)
+            elif sums_and_hits or rejected > 0:
+                sums_of_kept(source, at, low, high, total, hits, rejected > 0)
             if rewinsorized:
                 _rewinsorized_sums(
                     cube, p0, width, frame_weight, sample_weight, place, low, high, clip, unity < 0.0, total, weight
@@ -623,7 +458,7 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
                     kept_high[p0 + j] = high[j]
             if may_weigh_nothing and unweighted:  # all weights of some pixel are 0: its plain mean
                 if weighted:
-                    _plain_sums(cube, p0, width, low, high, total)
+                    sums_of_kept(source, at, low, high, total, hits, unity < 0.0)
                 if rewinsorized:
                     _rewinsorized_sums(
                         cube, p0, width, frame_weight, sample_weight, place, low, high, clip, unity > 0.0, total, work
@@ -684,14 +519,15 @@ def combine_block(
     maps : five ndarrays (P,)
         Filled: the image, float32, ADU; the coverage, int32, valid samples; the sum of the weights that entered the
         mean (the number of samples for other combinations), float32; the samples rejected low and high, int32.
-    hits : ndarray (N, 3) int64
+    hits : ndarray (N, 3) int64, row by row
         Grows by the samples of each frame rejected low, rejected high, and valid.
     kept : two ndarrays (P,) float32, optional
         Filled with the smallest and the largest value each pixel keeps; crossed where it keeps none.
     """
     with _BUILDING:
         run = _block_kernel(int(method), combine == 0, bool(rewinsor), bool(uniform) and combine == 0)
-    rest = (par, critical, combine, frame_weight, sample_weight, sample_step, *maps, hits, *kept)
+    weights = np.ascontiguousarray(frame_weight)
+    rest = (par, critical, combine, weights, sample_weight, sample_step, *maps, hits, *kept)
     if method != 0 or combine != 0 or not uniform or kept is not NOWHERE:
         return int(run(cube, start, stop, *rest))
     lost = 0

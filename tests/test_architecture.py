@@ -44,8 +44,10 @@ ROOMS: dict[str, set[str]] = {
         "zemosaic_photometry",
         "zemosaic_utils",
     },
-    "zemosaic_rejection": {"zemosaic_kernels", "zemosaic_simd"},
-    "zemosaic_combine": {"zemosaic_kernels", "zemosaic_sorting", "zemosaic_rejection"},
+    "zemosaic_sums": {"zemosaic_kernels", "zemosaic_simd"},
+    "zemosaic_rounds": {"zemosaic_kernels", "zemosaic_simd"},
+    "zemosaic_rejection": {"zemosaic_kernels", "zemosaic_simd", "zemosaic_sums", "zemosaic_rounds"},
+    "zemosaic_combine": {"zemosaic_kernels", "zemosaic_sorting", "zemosaic_sums", "zemosaic_rejection"},
     # The CUDA text of rejection: strings, and numbers to launch it with.
     "zemosaic_sorting_cuda": set(),
     "zemosaic_rejection_cuda": set(),
