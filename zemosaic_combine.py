@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from zemosaic_kernels import kernel
+from zemosaic_linear_fit import _windows_linear_fit
 from zemosaic_rejection import (
     _median_of,
     _window_averaged_sigma,
@@ -26,7 +27,6 @@ from zemosaic_rejection import (
     _window_kappa_sigma_clipped,
     _window_legacy_quantile,
     _window_percentile_clip,
-    _windows_linear_fit,
     _windows_pixinsight,
     _windows_sigma_clip,
 )
