@@ -477,12 +477,12 @@ def _line_least_absolute(x, j, first, last, line, value, place) -> None:
         # The first guess at how far to turn, from the density of slopes in Gaussian noise.
         k = last - first
         reach = (slope + 1e-30) * (0.3 * np.float64(need) / np.float64(k * k) + 0.2 / np.float64(k))
-        at, on_line, c0, c1 = _turn(x, first, last, z, slope, slope + side * reach, need, value, place)
+        at, met, c0, c1 = _turn(x, first, last, z, slope, slope + side * reach, need, value, place)
         if at < 0:
             break
         s0 -= side * (c0 + h0)
         s1 -= side * (c1 + h1)
-        on_line += 1
+        on_line = met + 1
         p = min(z, at)
         q = max(z, at)
     line[j] = p
