@@ -488,7 +488,7 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
         weight = np.empty(96, np.float64)
         column = np.empty(n_frames + 8, np.float64)
         columns = np.empty((96, (n_frames + 63) // 64 * 64 if method == 10 else 0), np.float32)
-        place_of = np.empty(n_frames + 8, np.int64)
+        place_of = np.empty(2 * n_frames + 80, np.int64)
         place = np.empty(96, np.int64)
         seen = hits[:, 2]
         lost = zero

@@ -285,27 +285,52 @@ def _close_list(value, place, n, z) -> None:
 
 
 @kernel
-def _find_slopes(x, first, last, z, edge, far, value, place):
+def _look(x, first, last, z, low, high, words):
+    """Fill ``words`` with the samples whose slopes from sample z lie within ``low .. high``, as float32 has it.
+
+    Returns their number and their weight, the sum of the signs of i - z, and of these times the rank i.
+    """
+    n = np.int64(0)
+    weight = np.int64(0)
+    s0 = np.int64(0)
+    s1 = np.int64(0)
+    for k in range(first // 64, (last + 63) // 64):
+        start = 64 * k
+        word = slopes_within(x, start, z, low, high) & _range_of_ones(start, first, last)
+        after = word & _range_of_ones(start, z + 1, last)
+        before = word & _range_of_ones(start, first, z)
+        words[k] = after | before
+        n_after = ones(after)
+        n_before = ones(before)
+        more = n_after - n_before
+        ranks = start * more + (_sum_of_places(after) - _sum_of_places(before))
+        n += n_after + n_before
+        s0 += more
+        s1 += ranks
+        weight += ranks - z * more
+    return n, weight, s0, s1
+
+
+@kernel
+def _list_slopes(x, first, last, z, edge, far, words, value, place):
     """Collect the slopes from sample z in ``(edge, far]`` or, where far is below edge, in ``[far, edge)``.
 
-    Fills ``value``, the slopes, negative if far is below edge, so that they grow away from it, and ``place``, their
-    ranks, ascending. Returns how many they are, and their weight. Behind the last stand 8 infinities of weight 0.
+    ``words``: where they are, and others very near to the limits, perhaps. Fills ``value``, the slopes, negative if far
+    is below edge, so that they grow away from it, and ``place``, their ranks, ascending. Returns how many they are,
+    and their weight. Behind the last stand 8 infinities of weight 0.
     """
-    up = far > edge
-    low = _surely_below(edge if up else far)
-    high = _surely_above(far if up else edge)
-    side = 1.0 if up else -1.0
+    side = 1.0 if far > edge else -1.0
     near = side * edge
     end = side * far
     n = np.int64(0)
     weight = np.int64(0)
     none = np.int64(0)
-    for start in range(first // 64 * 64, last, 64):
-        word = slopes_within(x, start, z, low, high) & _range_of_ones(start, first, last)
+    for k in range(first // 64, (last + 63) // 64):
+        word = words[k]
         while word != 0:
-            i = start + lowest_one(word)
+            i = 64 * k + lowest_one(word)
             word &= word - 1
-            s = side * _slope(x, i, z)  # of z itself: not a number
+            s = side * _slope(x, i, z)
             value[n] = s
             place[n] = i
             inside = near < s and s <= end
@@ -372,12 +397,23 @@ def _turn(x, first, last, z, slope, far, need, value, place):
     Returns the first of the samples met, -1 if there is none; how many they are; and, of every sample passed, counted
     twice, and met, counted once, the sum of the signs of i - z, and of these signs times the rank i.
     """
+    words = place[x.shape[0] + 8 :]
     reach = far - slope
+    up = reach > 0.0
     edge = slope
     c0 = np.int64(0)
     c1 = np.int64(0)
-    for r in range(20):
-        n, weight = _find_slopes(x, first, last, z, edge, far, value, place)
+    for r in range(30):
+        low = _surely_below(edge if up else far)
+        high = _surely_above(far if up else edge)
+        n, weight, d0, d1 = _look(x, first, last, z, low, high, words)
+        if n > 10 and r < 10:  # few are wanted in the list, and enough
+            part = np.float64(need) / np.float64(2 * weight)
+            if part < 0.9:
+                reach *= max(part, 0.1) * 1.1
+                far = edge + reach
+                continue
+        n, weight = _list_slopes(x, first, last, z, edge, far, words, value, place)
         if 2 * weight >= need:
             while n > 8:
                 n_left, need, d0, d1 = _narrow(value, place, n, z, need)
@@ -394,7 +430,7 @@ def _turn(x, first, last, z, slope, far, need, value, place):
         c0 += d0
         c1 += d1
         edge = far
-        reach *= 2.0 if r < 8 else 1e6
+        reach *= 2.0 if r < 15 else 1e6
         far = max(edge + reach, -1.0)
         if edge < 0.0:
             break
