@@ -474,7 +474,7 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
         sum1 = np.empty((n_frames + 1, 96), np.float64)
         sum2 = np.empty((n_frames + 1, 96), np.float64)
         work = np.empty(1152, np.float64)
-        state = np.empty(1824, np.int64)
+        state = np.empty(864, np.int64)
         limits = np.empty(384, np.float32)
         ranks = np.empty(192, np.int32)
         centre = np.zeros(96, np.float64)
@@ -487,9 +487,9 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
         total = np.empty(96, np.float64)
         weight = np.empty(96, np.float64)
         column = np.empty(n_frames + 8, np.float64)
-        columns = np.empty(96 * ((n_frames + 63) // 64 * 64) if method == 10 else 0, np.float32)
-        words = np.empty(columns.size // 64, np.int64)
-        place_of = np.empty(n_frames + 8, np.int64)
+        columns = np.empty((96, (n_frames + 63) // 64 * 64 if method == 10 else 0), np.float32)
+        words = np.empty((n_frames + 63) // 64, np.int64)
+        places = np.empty(n_frames + 8, np.int64)
         place = np.empty(96, np.int64)
         seen = hits[:, 2]
         lost = zero
@@ -530,7 +530,7 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
                     _windows_least_squares(t, n_frames, sum1, sum2, centre, first, last, par[0], par[1], work, state)
                 if method == 10:
                     _windows_least_absolute(
-                        t, n_frames, centre, first, last, par[0], par[1], work, state, columns, words, column, place_of
+                        t, n_frames, centre, first, last, par[0], par[1], work, state, columns, words, column, places
                     )
                 if method == 4:
                     _windows_pixinsight(t, sum1, sum2, centre, first, last, par[0], par[1], work, state, limits, ranks)

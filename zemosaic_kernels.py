@@ -105,6 +105,15 @@ def kernel(function: Callable[..., Any]) -> Any:
     return _compile(function, nogil=True, fastmath=False, error_model="numpy", no_cfunc_wrapper=True)
 
 
+def inner_kernel(function: Callable[..., Any]) -> Any:
+    """Compile a kernel that makes no arrays and returns none, for other kernels to call.
+
+    It does not count references to its arrays, which its caller holds. The counters are atomic: where a kernel is
+    called once a pixel they would take most of its time.
+    """
+    return _compile(function, nogil=True, fastmath=False, error_model="numpy", no_cfunc_wrapper=True, _nrt=False)
+
+
 # --------------------------------------------------------------------------- a second process
 
 _compiler: list[subprocess.Popen[bytes]] = []

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from zemosaic_kernels import kernel
+from zemosaic_kernels import inner_kernel
 from zemosaic_rejection import _with_equals
 from zemosaic_simd import first_to_reach, lowest_one, ones, slopes_within
 
 # --------------------------------------------------------------------------- who falls
 
 
-@kernel
+@inner_kernel
 def _fall_from_line(t, centre, j, first, last, level, slope, total, k_low, k_high, calm, calm_end, smallest, largest):
     """Return the window left when the samples too far from a line fall, and what lies beyond them with them.
 
@@ -55,7 +55,7 @@ def _fall_from_line(t, centre, j, first, last, level, slope, total, k_low, k_hig
     return f, g
 
 
-@kernel
+@inner_kernel
 def _distance_from_line(t, centre, j, first, last, level, slope) -> float:
     """Sum of the distances of ranks first .. last - 1 from a line, in their order."""
     total = 0.0
@@ -64,7 +64,7 @@ def _distance_from_line(t, centre, j, first, last, level, slope) -> float:
     return total
 
 
-@kernel
+@inner_kernel
 def _distances_from_lines(flat, start, stop, work) -> None:
     """Add to every lane's total the distances of rows start .. stop - 1 from its line, and note the extreme residuals.
 
@@ -85,7 +85,7 @@ def _distances_from_lines(flat, start, stop, work) -> None:
             largest[j] = r if r > largest[j] else largest[j]
 
 
-@kernel
+@inner_kernel
 def _distances_inside(flat, start, stop, first, last, work) -> None:
     """Add the distances of rows that are inside the windows ``first, last (LANES,) int64`` of some lanes only."""
     centre, level, slope, total = work[0:96], work[96:192], work[192:288], work[288:384]
@@ -97,7 +97,7 @@ def _distances_inside(flat, start, stop, first, last, work) -> None:
             total[j] += abs(r) if i >= first[j] and i < last[j] else 0.0
 
 
-@kernel
+@inner_kernel
 def _fall_from_lines(t, n_frames, first, last, lane, n_lanes, k_low, k_high, work) -> int:
     """Narrow the windows of the listed lanes by the distances from their lines; in ``work``: centre, level, slope.
 
@@ -139,7 +139,7 @@ def _fall_from_lines(t, n_frames, first, last, lane, n_lanes, k_low, k_high, wor
     return n_left
 
 
-@kernel
+@inner_kernel
 def _list_of_five(centre, first, last, lane, n_valid, work) -> int:
     """Fill ``lane`` with the lanes that have at least 5 samples, all of which are valid; returns how many they are."""
     n_lanes = np.int64(0)
@@ -154,7 +154,7 @@ def _list_of_five(centre, first, last, lane, n_valid, work) -> int:
     return n_lanes
 
 
-@kernel
+@inner_kernel
 def _keep_equals(t, n_valid, first, last) -> None:
     """Widen the windows of all lanes that were judged to samples that equal one inside."""
     for j in range(96):
@@ -165,7 +165,7 @@ def _keep_equals(t, n_valid, first, last) -> None:
 # --------------------------------------------------------------------------- lines of least squares
 
 
-@kernel
+@inner_kernel
 def _line_least_squares(sum1, sum3, j, first, last):
     """Return level and slope of the least-squares line of ranks first .. last - 1.
 
@@ -179,7 +179,7 @@ def _line_least_squares(sum1, sum3, j, first, last):
     return s1 / k - slope * middle, slope
 
 
-@kernel
+@inner_kernel
 def _windows_least_squares(t, n_frames, sum1, sum3, centre, first, last, k_low, k_high, work, state) -> None:
     """Narrow the windows ``first, last (LANES,) int64`` of all lanes by their distances from least-squares lines."""
     level, slope = work[96:192], work[192:288]
@@ -201,37 +201,31 @@ def _windows_least_squares(t, n_frames, sum1, sum3, centre, first, last, k_low, 
 # with S0 the sum of the signs of all residuals and S1 that of rank times sign, the pull about z is S1 - z S0, and
 # the samples on the line hold it with their weights, the sum of abs(c - z).
 #
-# A column holds the sorted samples of one pixel, ``x (64 k,) float32``. What is known of the lanes' lines lies in the
-# rows of ``line (14, LANES) int64``, see below; P is -1 where nothing is known. The lanes take every step together, so
-# that the processor can work at several of them at once: in one, each step would wait for the step before it.
+# A column holds the sorted samples of one pixel, ``x (64 k,) float32``. What is known of a lane's line lies in ``line
+# (5 LANES,) int64``: the ranks p < q of two samples on it, S0, S1, and how many samples lie on it; p is -1 where
+# nothing is known.
 # Source: P. Bloomfield, W. Steiger, "Least absolute deviations: theory, applications, and algorithms", 1983.
 
-P, Q, S0, S1, ON_LINE = range(5)  # ranks of two samples on the line, P < Q; the sums; how many samples lie on it
-Z, H0, H1 = 5, 6, 7  # the sample it is turned about; sums of sign(c - z) and of c sign(c - z) over those on the line
-NEED, C0, C1 = 8, 9, 10  # twice the weight that is still to be met; the same sums over those passed, twice
-COUNT, WEIGHT, TRIES = 11, 12, 13  # of the slopes that were looked at; how often
-EDGE, FAR, REACH = 0, 1, 2  # rows of ``sector (3, LANES) float64``: slopes from where and up to where, their difference
 
-
-@kernel
+@inner_kernel
 def _slope(x, i, k) -> float:
     """Slope from sample k to sample i of a column; sorted, so that none is negative."""
     return (np.float64(x[i]) - np.float64(x[k])) / np.float64(i - k)
 
 
-@kernel
+@inner_kernel
 def _surely_below(slope):
     """Return a float32 below a slope, by more than float32 arithmetic of slopes rounds."""
     return np.float32(slope * 0.999999) - np.float32(1e-37)
 
 
-@kernel
+@inner_kernel
 def _surely_above(slope):
     """Return a float32 above a slope, by more than float32 arithmetic of slopes rounds."""
     return np.float32(slope * 1.000001) + np.float32(1e-37)
 
 
-@kernel
+@inner_kernel
 def _range_of_ones(start, first, last) -> int:
     """Return a word whose bits are 1 for the ranks first .. last - 1, bit 0 standing for rank ``start``."""
     low = int(max(first - start, 0))
@@ -239,7 +233,7 @@ def _range_of_ones(start, first, last) -> int:
     return ((1 << (width // 2) << (width - width // 2)) - 1) << low
 
 
-@kernel
+@inner_kernel
 def _sum_of_places(word) -> int:
     """Sum of the places of the bits that are 1."""
     return (
@@ -249,7 +243,7 @@ def _sum_of_places(word) -> int:
     )  # fmt: skip
 
 
-@kernel
+@inner_kernel
 def _balance(x, first, last, p, q):
     """Return S0, S1 and the number of samples on the line through samples p and q."""
     slope = _slope(x, q, p)
@@ -282,7 +276,7 @@ def _balance(x, first, last, p, q):
     return s0, s1, on_line
 
 
-@kernel
+@inner_kernel
 def _close_list(value, place, n, z) -> None:
     """Put 8 infinities of weight 0 behind n slopes."""
     for q in range(n, n + 8):
@@ -290,17 +284,16 @@ def _close_list(value, place, n, z) -> None:
         place[q] = z
 
 
-@kernel
-def _look(x, j, first, last, line, sector, words) -> None:
-    """Mark in ``words`` the samples whose slopes from lane j's sample Z lie in its sector, as float32 has it.
+@inner_kernel
+def _look(x, first, last, z, low, high, words):
+    """Fill ``words`` with the samples whose slopes from sample z lie within ``low .. high``, as float32 has it.
 
-    Their number and weight are written into ``line``.
+    Returns their number and their weight, the sum of the signs of i - z, and of these times the rank i.
     """
-    z = line[Z, j]
-    low = _surely_below(min(sector[EDGE, j], sector[FAR, j]))
-    high = _surely_above(max(sector[EDGE, j], sector[FAR, j]))
     n = np.int64(0)
     weight = np.int64(0)
+    s0 = np.int64(0)
+    s1 = np.int64(0)
     for k in range(first // 64, (last + 63) // 64):
         start = 64 * k
         word = slopes_within(x, start, z, low, high) & _range_of_ones(start, first, last)
@@ -309,13 +302,16 @@ def _look(x, j, first, last, line, sector, words) -> None:
         words[k] = after | before
         n_after = ones(after)
         n_before = ones(before)
+        more = n_after - n_before
+        ranks = start * more + (_sum_of_places(after) - _sum_of_places(before))
         n += n_after + n_before
-        weight += (start - z) * (n_after - n_before) + (_sum_of_places(after) - _sum_of_places(before))
-    line[COUNT, j] = n
-    line[WEIGHT, j] = weight
+        s0 += more
+        s1 += ranks
+        weight += ranks - z * more
+    return n, weight, s0, s1
 
 
-@kernel
+@inner_kernel
 def _list_slopes(x, first, last, z, edge, far, words, value, place):
     """Collect the slopes from sample z in ``(edge, far]`` or, where far is below edge, in ``[far, edge)``.
 
@@ -344,7 +340,7 @@ def _list_slopes(x, first, last, z, edge, far, words, value, place):
     return n, weight
 
 
-@kernel
+@inner_kernel
 def _pass_all(place, n, z):
     """Return twice the sum of the signs of i - z over n ranks, and twice that of sign times rank."""
     c0 = np.int64(0)
@@ -356,7 +352,7 @@ def _pass_all(place, n, z):
     return c0, c1
 
 
-@kernel
+@inner_kernel
 def _narrow(value, place, n, z, need):
     """Part n slopes at one of them, and keep the smaller, the equal or the larger ones: those that meet ``need``.
 
@@ -394,7 +390,53 @@ def _narrow(value, place, n, z, need):
     return n_left, need, c0, c1
 
 
-@kernel
+@inner_kernel
+def _turn(x, first, last, z, slope, far, need, words, value, place):
+    """Turn a line about sample z from ``slope`` towards ``far`` until it has passed or met half of weight ``need``.
+
+    Returns the first of the samples met, -1 if there is none; how many they are; and, of every sample passed, counted
+    twice, and met, counted once, the sum of the signs of i - z, and of these signs times the rank i.
+    """
+    reach = far - slope
+    up = reach > 0.0
+    edge = slope
+    c0 = np.int64(0)
+    c1 = np.int64(0)
+    for r in range(30):
+        low = _surely_below(edge if up else far)
+        high = _surely_above(far if up else edge)
+        n, weight, d0, d1 = _look(x, first, last, z, low, high, words)
+        if n > 12 and r < 10:  # few are wanted in the list, and enough
+            part = np.float64(need) / np.float64(2 * weight)
+            if part < 0.9:
+                reach *= max(part, 0.1) * 1.1
+                far = edge + reach
+                continue
+        n, weight = _list_slopes(x, first, last, z, edge, far, words, value, place)
+        if 2 * weight >= need:
+            while n > 8:
+                n_left, need, d0, d1 = _narrow(value, place, n, z, need)
+                c0 += d0
+                c1 += d1
+                if n_left == n:  # all are equal
+                    d0, d1 = _pass_all(place, n, z)
+                    return place[0], n, c0 + d0 // 2, c1 + d1 // 2
+                n = n_left
+            at, met, d0, d1 = first_to_reach(value, place, z, need)
+            return place[at], met, c0 + d0, c1 + d1
+        d0, d1 = _pass_all(place, n, z)
+        need -= 2 * weight
+        c0 += d0
+        c1 += d1
+        edge = far
+        reach *= 2.0 if r < 15 else 1e6
+        far = max(edge + reach, -1.0)
+        if edge < 0.0:
+            break
+    return np.int64(-1), np.int64(0), c0, c1
+
+
+@inner_kernel
 def _least_held(x, first, last, p, slope, s0, s1, place):
     """Return the sample about which a line that passes through more than two is turned best, and what holds there.
 
@@ -435,204 +477,119 @@ def _least_held(x, first, last, p, slope, s0, s1, place):
     return best, pull, holds, h0, h1
 
 
-@kernel
-def _begin(x, j, first, last, line) -> None:
-    """Begin with the line through ranks 0.1465 and 0.8535 of a window, where nothing is known of a better one.
+@inner_kernel
+def _line_least_absolute(x, j, first, last, line, words, value, place) -> None:
+    """Find the line of least absolute deviations of ranks first .. last - 1 of a column: ``line`` of lane j.
 
-    It is the best line through a symmetric distribution whose density falls from its middle.
+    It begins with what is known of the window's line, or else with the line through its ranks 0.1465 and 0.8535: the
+    best one through a symmetric distribution whose density falls from its middle. While the line can be turned to
+    advantage about a sample on it, it is turned about the one that is held least, the lower of equals.
     """
-    if line[P, j] < 0:
+    p, q, s0, s1, on_line = line[j], line[96 + j], line[192 + j], line[288 + j], line[384 + j]
+    if p < 0:
         part = (last - first - 1) * 150 // 1024
-        line[P, j] = first + part
-        line[Q, j] = last - 1 - part
-        line[S0, j], line[S1, j], line[ON_LINE, j] = _balance(x, first, last, line[P, j], line[Q, j])
-
-
-@kernel
-def _aim(x, j, first, last, line, sector, place) -> bool:
-    """Choose the sample about which lane j's line is turned, and how far to look; False where the line is the best.
-
-    It is the sample that is held least, the lower of equals.
-    """
-    p = line[P, j]
-    q = line[Q, j]
-    s0 = line[S0, j]
-    s1 = line[S1, j]
-    slope = _slope(x, q, p)
-    about_p = s1 - p * s0
-    about_q = s1 - q * s0
-    other = abs(about_q) > abs(about_p)
-    z = q if other else p
-    pull = about_q if other else about_p
-    holds = q - p
-    h0 = np.int64(-1) if other else np.int64(1)
-    h1 = -p if other else q
-    if line[ON_LINE, j] > 2:
-        z, pull, holds, h0, h1 = _least_held(x, first, last, p, slope, s0, s1, place)
-    need = abs(pull) - holds + (0 if pull > 0 else 1)
-    line[Z, j] = z
-    line[H0, j] = h0
-    line[H1, j] = h1
-    line[NEED, j] = need
-    line[C0, j] = 0
-    line[C1, j] = 0
-    line[TRIES, j] = 0
-    # How far the slope lies that is sought, from the density of slopes in Gaussian noise.
-    k = np.float64(last - first)
-    reach = (slope + 1e-30) * (0.3 * np.float64(need) / (k * k) + 0.2 / k)
-    reach = reach if pull > 0 else -reach
-    sector[EDGE, j] = slope
-    sector[REACH, j] = reach
-    sector[FAR, j] = slope + reach
-    return abs(pull) > holds
-
-
-@kernel
-def _turn_by(j, at, met, c0, c1, line, sector) -> None:
-    """Turn lane j's line to pass through sample ``at`` and ``met`` samples besides Z; c0, c1: the sums of those met."""
-    side = 1 if sector[REACH, j] > 0.0 else -1
-    z = line[Z, j]
-    line[S0, j] -= side * (line[C0, j] + line[H0, j] + c0)
-    line[S1, j] -= side * (line[C1, j] + line[H1, j] + c1)
-    line[ON_LINE, j] = met + 1
-    line[P, j] = min(z, at)
-    line[Q, j] = max(z, at)
-
-
-@kernel
-def _turn(x, j, first, last, line, sector, words, value, place) -> int:
-    """Turn lane j's line if the slope that is sought lies in its sector, or set the next sector.
-
-    Returns 1 if it was turned, 0 if not yet, -1 if it cannot be.
-    """
-    z = line[Z, j]
-    need = line[NEED, j]
-    tries = line[TRIES, j]
-    line[TRIES, j] = tries + 1
-    if line[COUNT, j] > 10 and tries < 10:
-        part = np.float64(need) / np.float64(2 * line[WEIGHT, j])
-        if part < 0.9:  # more than are wanted on a list
-            sector[REACH, j] *= max(part, 0.1) * 1.1
-            sector[FAR, j] = sector[EDGE, j] + sector[REACH, j]
-            return 0
-    n, weight = _list_slopes(x, first, last, z, sector[EDGE, j], sector[FAR, j], words, value, place)
-    if 2 * weight < need:
-        c0, c1 = _pass_all(place, n, z)
-        line[NEED, j] = need - 2 * weight
-        line[C0, j] += c0
-        line[C1, j] += c1
-        sector[REACH, j] *= 2.0 if tries < 15 else 1e6
-        sector[EDGE, j] = sector[FAR, j]
-        sector[FAR, j] = max(sector[EDGE, j] + sector[REACH, j], -1.0)
-        return -1 if sector[EDGE, j] < 0.0 or tries > 30 else 0
-    while n > 8:
-        n_left, need, c0, c1 = _narrow(value, place, n, z, need)
-        line[C0, j] += c0
-        line[C1, j] += c1
-        if n_left == n:  # all are equal
-            c0, c1 = _pass_all(place, n, z)
-            _turn_by(j, place[0], n, c0 // 2, c1 // 2, line, sector)
-            return 1
-        n = n_left
-    at, met, c0, c1 = first_to_reach(value, place, z, need)
-    _turn_by(j, place[at], met, c0, c1, line, sector)
-    return 1
-
-
-@kernel
-def _lines_least_absolute(x, size, first, last, lane, n_lanes, line, sector, turning, words, value, place) -> None:
-    """Find the lines of least absolute deviations of the listed lanes' windows.
-
-    While a line can be turned to advantage about a sample on it, it is, up to 100 times. ``turning (LANES,)`` and
-    ``words (size of x / 64,) int64`` are scratch.
-    """
-    n_turning = np.int64(0)
-    for q in range(n_lanes):
-        j = lane[q]
-        f = j * size + first[j]
-        g = j * size + last[j]
-        _begin(x, j, f, g, line)
-        turning[n_turning] = j
-        n_turning += 1 if _aim(x, j, f, g, line, sector, place) else 0
-    for _ in range(3000):
-        for q in range(n_turning):
-            j = turning[q]
-            _look(x, j, j * size + first[j], j * size + last[j], line, sector, words)
-        n_left = np.int64(0)
-        for q in range(n_turning):
-            j = turning[q]
-            f = j * size + first[j]
-            g = j * size + last[j]
-            going = _turn(x, j, f, g, line, sector, words, value, place)
-            turning[n_left] = j
-            if going == 1:
-                going = np.int64(1) if _aim(x, j, f, g, line, sector, place) else np.int64(-1)
-            n_left += 1 if going >= 0 else 0
-        n_turning = n_left
-        if n_turning == 0:
+        p = first + part
+        q = last - 1 - part
+        s0, s1, on_line = _balance(x, first, last, p, q)
+    for _ in range(100):
+        slope = _slope(x, q, p)
+        z = p
+        pull = s1 - p * s0
+        holds = q - p
+        h0 = np.int64(1)
+        h1 = q
+        if on_line > 2:
+            z, pull, holds, h0, h1 = _least_held(x, first, last, p, slope, s0, s1, place)
+        elif abs(s1 - q * s0) > abs(pull):
+            z = q
+            pull = s1 - q * s0
+            h0 = np.int64(-1)
+            h1 = -p
+        if abs(pull) <= holds:
             break
+        side = 1 if pull > 0 else -1
+        need = abs(pull) - holds + (0 if pull > 0 else 1)
+        # The first guess at how far to turn, from the density of slopes in Gaussian noise.
+        k = last - first
+        reach = (slope + 1e-30) * (0.4 * np.float64(need) / np.float64(k * k) + 0.5 / np.float64(k))
+        at, met, c0, c1 = _turn(x, first, last, z, slope, slope + side * reach, need, words, value, place)
+        if at < 0:
+            break
+        s0 -= side * (c0 + h0)
+        s1 -= side * (c1 + h1)
+        on_line = met + 1
+        p = min(z, at)
+        q = max(z, at)
+    line[j] = p
+    line[96 + j] = q
+    line[192 + j] = s0
+    line[288 + j] = s1
+    line[384 + j] = on_line
 
 
-@kernel
+@inner_kernel
 def _leave_line(x, j, start, stop, line) -> None:
     """Take ranks start .. stop - 1, which left the window of lane j, out of what is known of its line."""
-    p = line[P, j]
-    q = line[Q, j]
+    p = line[j]
+    q = line[96 + j]
     if start == stop or p < 0:
         return
     if start <= p < stop or start <= q < stop:
-        line[P, j] = -1
+        line[j] = -1
         return
     slope = _slope(x, q, p)
     for i in range(start, stop):
         s = _slope(x, i, p)
         if s == slope:
-            line[ON_LINE, j] -= 1
+            line[384 + j] -= 1
         else:
             sign = 1 if (s > slope) == (i > p) else -1
-            line[S0, j] -= sign
-            line[S1, j] -= sign * i
+            line[192 + j] -= sign
+            line[288 + j] -= sign * i
 
 
-@kernel
-def _fill_columns(t, n_frames, x, size) -> None:
-    """Fill ``x (LANES size,) float32`` with the samples of every lane side by side."""
+@inner_kernel
+def _fill_columns(t, n_frames, columns) -> None:
+    """Fill ``columns (LANES, 64 k) float32``: the samples of every lane side by side."""
     for j in range(96):
         for i in range(n_frames):
-            x[j * size + i] = t[i, j]
+            columns[j, i] = t[i, j]
 
 
-@kernel
+@inner_kernel
 def _windows_least_absolute(
-    t, n_frames, centre, first, last, k_low, k_high, work, state, x, words, value, place
+    t, n_frames, centre, first, last, k_low, k_high, work, state, columns, words, value, place
 ) -> None:
     """Narrow the windows ``first, last (LANES,) int64`` of all lanes by their distances from the best lines.
 
-    ``x (LANES size,) float32``, size a multiple of 64, ``words (LANES size / 64,) int64``, ``value (n_frames + 8,)
-    float64`` and ``place (n_frames + 8,) int64`` are scratch.
+    ``columns (LANES, 64 k) float32``, ``words (k,) int64``, ``value (n_frames + 8,) float64`` and ``place (n_frames +
+    8,) int64`` are scratch.
     """
-    level, slope, sector = work[96:192], work[192:288], work[576:864].reshape(3, 96)
-    lane, n_valid, old_first, old_last, turning = (
-        state[0:96], state[96:192], state[192:288], state[288:384], state[384:480],
-    )  # fmt: skip
-    line = state[480:1824].reshape(14, 96)
-    size = x.shape[0] // 96
-    _fill_columns(t, n_frames, x, size)
+    level, slope = work[96:192], work[192:288]
+    lane, n_valid, old_first, old_last, line = (
+        state[0:96],
+        state[96:192],
+        state[192:288],
+        state[288:384],
+        state[384:864],
+    )
+    _fill_columns(t, n_frames, columns)
     n_lanes = _list_of_five(centre, first, last, lane, n_valid, work)
     for j in range(96):
-        line[P, j] = -1
+        line[j] = -1
     while n_lanes > 0:
-        _lines_least_absolute(x, size, first, last, lane, n_lanes, line, sector, turning, words, value, place)
         for q in range(n_lanes):
             j = lane[q]
-            p = line[P, j]
-            slope[j] = _slope(x, line[Q, j], p)
-            level[j] = (np.float64(x[p]) - centre[j]) - slope[j] * np.float64(p - j * size)
+            x = columns[j]
+            _line_least_absolute(x, j, first[j], last[j], line, words, value, place)
+            p = line[j]
+            slope[j] = _slope(x, line[96 + j], p)
+            level[j] = (np.float64(x[p]) - centre[j]) - slope[j] * np.float64(p)
             old_first[j] = first[j]
             old_last[j] = last[j]
         n_lanes = _fall_from_lines(t, n_frames, first, last, lane, n_lanes, k_low, k_high, work)
         for q in range(n_lanes):
             j = lane[q]
-            _leave_line(x, j, j * size + old_first[j], j * size + first[j], line)
-            _leave_line(x, j, j * size + last[j], j * size + old_last[j], line)
+            _leave_line(columns[j], j, old_first[j], first[j], line)
+            _leave_line(columns[j], j, last[j], old_last[j], line)
     _keep_equals(t, n_valid, first, last)

@@ -412,7 +412,7 @@ DEVICE long long sum_of_block(long long x) {
     return x;
 }
 
-// What is known of the best line of ranks first .. last - 1: samples p < q on it, the sums of the signs of the residuals
+// What is known of the best line of ranks first .. last - 1: samples p < q on it, the sums of the signs of residuals
 // and of rank times sign, the number of samples on the line. p is -1 where nothing is known.
 struct Best {
     const float* t;
