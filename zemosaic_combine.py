@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 
 from zemosaic_kernels import kernel
+from zemosaic_linear_fit import _windows_least_absolute, _windows_least_squares
 from zemosaic_rejection import (
     _median_of,
     _window_averaged_sigma,
@@ -26,7 +27,6 @@ from zemosaic_rejection import (
     _window_kappa_sigma_clipped,
     _window_legacy_quantile,
     _window_percentile_clip,
-    _windows_linear_fit,
     _windows_pixinsight,
     _windows_sigma_clip,
 )
@@ -283,12 +283,11 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
     samples_alone = method == 0 and not by_mean
     sorts = method != 0 or not by_mean
     sums_of_squares = method in (1, 2, 3, 4, 5, 6, 8)
-    sums_of_ranks = method in (9, 10)
+    sums_of_ranks = method == 9
     sums_and_hits = by_mean and uniform and not rewinsor
     weighted = by_mean and not uniform and not rewinsor
     rewinsorized = by_mean and rewinsor
     may_weigh_nothing = weighted or rewinsorized
-    absolute = method == 10
     singly = method in (1, 2, 3, 6, 7, 8)
 
     @kernel
@@ -303,7 +302,7 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
         sum1 = np.empty((n_frames + 1, 96), np.float64)
         sum2 = np.empty((n_frames + 1, 96), np.float64)
         work = np.empty(1152, np.float64)
-        state = np.zeros(384, np.int64)
+        state = np.zeros(864, np.int64)
         limits = np.empty(384, np.float32)
         limits[192:288] = np.float32(-np.inf)
         limits[288:384] = np.float32(np.inf)
@@ -319,8 +318,9 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
         total = np.empty(96, np.float64)
         weight = np.empty(96, np.float64)
         column = np.empty(n_frames + 8, np.float64)
-        slopes = np.empty(n_frames + 8, np.float64)
-        weights = np.empty(n_frames + 8, np.int64)
+        columns = np.empty((96, (n_frames + 63) // 64 * 64 if method == 10 else 0), np.float32)
+        words = np.empty((n_frames + 63) // 64, np.int64)
+        places = np.empty(n_frames + 8, np.int64)
         place = np.empty(96, np.int64)
         seen = hits[:, 2]
         lost = zero
@@ -360,10 +360,11 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
                         _running_sums(t, n_frames, n_valid, centre, sum1, sum2)
                 if sums_of_ranks:
                     _running_sums_of_ranks(t.reshape(-1), n_frames, n_valid, centre, sum1.reshape(-1), sum2.reshape(-1))
-                    _windows_linear_fit(
-                        t, n_frames, sum1, sum2, centre, first, last, par[0], par[1], absolute, work, state,
-                        column, slopes, weights,
-                    )  # fmt: skip
+                    _windows_least_squares(t, n_frames, sum1, sum2, centre, first, last, par[0], par[1], work, state)
+                if method == 10:
+                    _windows_least_absolute(
+                        t, n_frames, centre, first, last, par[0], par[1], work, state, columns, words, column, places
+                    )
                 if method == 4:
                     _windows_pixinsight(
                         t, n_frames, sum1, sum2, edge, centre, first, last, par[0], par[1], work, state, limits, ranks

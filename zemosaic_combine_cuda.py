@@ -51,8 +51,10 @@ DEVICE Verdict reject(
     Window w = {0, n};
     if (METHOD == 7) {
         if (n >= 2) w = window_percentile_clip(t, n, par[0], par[1]);
-    } else if (METHOD == 9 || METHOD == 10) {
-        w = window_linear_fit(t, running_sums(t, n_frames, n, centre), n, par[0], par[1]);
+    } else if (METHOD == 9) {
+        w = window_least_squares(t, running_sums(t, n_frames, n, centre), n, par[0], par[1]);
+    } else if (METHOD == 10) {
+        w = window_least_absolute(t, centre, n, par[0], par[1]);
     } else if (n >= (METHOD == 8 ? 10 : 3)) {
         const Sums sums = running_sums(t, n_frames, n, centre);
         if (METHOD == 1) w = window_kappa_sigma(t, sums, n, par[0], par[1]);

@@ -30,8 +30,8 @@ logger = logging.getLogger("zemosaic.kernels")
 
 COMPILER_PATIENCE_S: Final = 120.0  # waited for the other process; what it has not done by then is compiled here
 ROOMS: Final = (
-    "combine", "distortion", "gather", "kernels", "lines", "rejection", "resample", "rounds", "samples", "simd",
-    "sorting", "star_kernels", "sums",
+    "combine", "distortion", "gather", "kernels", "linear_fit", "lines", "rejection", "resample", "rounds", "samples",
+    "simd", "sorting", "star_kernels", "sums",
 )  # fmt: skip
 
 
@@ -103,6 +103,15 @@ def kernel(function: Callable[..., Any]) -> Any:
     """Compile a kernel with strict IEEE arithmetic: nothing contracted or reordered, x / 0 is inf or nan."""
     # Nothing in C calls a kernel, so none gets an entry for it, which would have to be compiled as well.
     return _compile(function, nogil=True, fastmath=False, error_model="numpy", no_cfunc_wrapper=True)
+
+
+def inner_kernel(function: Callable[..., Any]) -> Any:
+    """Compile a kernel that makes no arrays and returns none, for other kernels to call.
+
+    It does not count references to its arrays, which its caller holds. The counters are atomic: where a kernel is
+    called once a pixel they would take most of its time.
+    """
+    return _compile(function, nogil=True, fastmath=False, error_model="numpy", no_cfunc_wrapper=True, _nrt=False)
 
 
 # --------------------------------------------------------------------------- a second process

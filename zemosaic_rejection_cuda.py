@@ -32,7 +32,7 @@ DEVICE Pair add_ranks(const float* t, double centre, int i, int count, int direc
 #pragma unroll 4
     for (int r = 0; r < count; r++) {
         const double d = (double)*place - centre;
-        const double factor = METHOD == 9 || METHOD == 10 ? (double)(i + direction * r) : d;
+        const double factor = METHOD == 9 ? (double)(i + direction * r) : d;
         s.s1 = s.s1 + d;
         s.s2 = s.s2 + factor * d;
         place += direction * ROW;
@@ -335,177 +335,16 @@ DEVICE Window window_gesd(
 }
 """
 
-_LINE_FIT: Final = r"""
+_LINES: Final = r"""
 // A line level + slope * i through ranks first .. last - 1, i the rank among all valid samples, heights relative to the
-// centre. y(i): y[i] of the Numba text.
+// centre.
 struct Line {
     const float* t;
     double centre;
     int first, last;
     double level, slope;
-    int place;  // the rank of a sample it passes through
-    DEVICE double y(int i) const { return at(t, i) - centre; }
-    DEVICE double residual(int i) const { return y(i) - (level + slope * i); }
+    DEVICE double residual(int i) const { return (at(t, i) - centre) - (level + slope * i); }
 };
-
-// ends: the running sums of d and of rank * d.
-DEVICE void line_least_squares(const Ends& ends, Line& line) {
-    const double k = line.last - line.first;
-    const double middle = line.first + 0.5 * (k - 1.0);
-    const double s1 = ends.high.s1 - ends.low.s1;
-    const double s3 = ends.high.s2 - ends.low.s2;
-    line.slope = (s3 - middle * s1) / (k * (k * k - 1.0) / 12.0);
-    line.level = s1 / k - line.slope * middle;
-}
-
-// The line of least absolute deviation of one pixel is sought by all threads of a block together: each looks at every
-// LANES-th of its samples. Pixel by pixel that is faster than a pixel a thread, which would wait for the slowest.
-
-DEVICE int sum_of_block(int x) {
-    for (int d = LANES / 2; d > 0; d /= 2) x += __shfl_xor_sync(EVERYONE, x, d);
-    return x;
-}
-
-// What the search for a weighted median compares slopes with. In float32 a slope d / g is surely below if d < g * under
-// - margin and surely not if d > g * over + margin; only in between it is computed: divisions are what takes the time.
-struct Bound {
-    double value;
-    float under, over;
-    DEVICE Bound(double bound) : value(bound), under((float)bound * 0.999999f), over((float)bound * 1.000001f) {}
-};
-
-struct Slopes {  // from sample here of a window to the others
-    const float* t;
-    double centre, level;
-    int here;
-    float margin;  // covers the rounding of the samples when they were taken relative to the centre
-    DEVICE double at(int rank) const { return ((double)t[rank * ROW] - centre - level) / (rank - here); }
-    DEVICE float rise(int rank) const { return fabsf(t[rank * ROW] - t[here * ROW]); }
-};
-
-DEVICE Slopes slopes_of(const Line& line) {
-    const double size = fmax(fabs(line.y(line.first)), fabs(line.y(line.last - 1)));
-    const float margin = (float)(1e-15 * size) + 1e-37f;
-    return {line.t + line.first * ROW, line.centre, line.y(line.place), line.place - line.first, margin};
-}
-
-struct Below { int weight, count; };  // of the slopes below a bound
-
-DEVICE Below weight_below(const Slopes& slopes, int k, const Bound& bound) {
-    Below below = {0, 0};
-#pragma unroll 4
-    for (int start = 0; start < k; start += LANES) {
-        const int i = min(start + (int)threadIdx.x, k - 1);
-        const bool real = start + (int)threadIdx.x < k && i != slopes.here;
-        const int weight = abs(i - slopes.here);
-        const float d = slopes.rise(i);
-        bool under = real && d < (float)weight * bound.under - slopes.margin;
-        if (real && !under && !(d > (float)weight * bound.over + slopes.margin)) under = slopes.at(i) < bound.value;
-        below.weight += under ? weight : 0;
-        below.count += __popc(__ballot_sync(EVERYONE, under));
-    }
-    below.weight = sum_of_block(below.weight);
-    return below;
-}
-
-struct Next {
-    double slope;
-    int weight, place;  // of all equal to it; the first of them in the window
-};
-
-// The smallest slope from low to high that is above another.
-DEVICE Next next_slope(const Slopes& slopes, int k, const Bound& low, const Bound& high, double other) {
-    Next next = {PAST_ALL, 0, k};
-#pragma unroll 1
-    for (int i = threadIdx.x; i < k; i += LANES) {
-        const int weight = abs(i - slopes.here);
-        const float d = slopes.rise(i);
-        if (d < (float)weight * low.under - slopes.margin || d > (float)weight * high.over + slopes.margin) continue;
-        if (i == slopes.here) continue;
-        const double slope = slopes.at(i);
-        if (slope == next.slope) next.weight += weight;
-        if (slope < next.slope && slope >= low.value && slope > other) next = {slope, weight, i};
-    }
-    double smallest = next.slope;
-    for (int d = LANES / 2; d > 0; d /= 2) smallest = fmin(smallest, __shfl_xor_sync(EVERYONE, smallest, d));
-    if (next.slope != smallest) next = {smallest, 0, k};
-    next.weight = sum_of_block(next.weight);
-    for (int d = LANES / 2; d > 0; d /= 2) next.place = min(next.place, __shfl_xor_sync(EVERYONE, next.place, d));
-    return next;
-}
-
-// Place of the weighted median: the smallest slope at which half of the weight is reached, the first of equal ones.
-// The weight below a bound says on which side it lies; the bound moves there, by interpolation once it is enclosed,
-// until few slopes are left. Another search than the Numba text's, for the same place.
-DEVICE Next weighted_median(const Line& line) {
-    const Slopes slopes = slopes_of(line);
-    const int here = slopes.here;
-    const int k = line.last - line.first;
-    const int after = k - 1 - here;
-    const double half = 0.25 * ((double)here * (here + 1) + (double)after * (after + 1));  // weights are distances
-    double low = 0.0, high = PAST_ALL;  // the median lies between; samples are sorted, no slope is negative
-    Below below_low = {0, 0};
-    Below below_high = {(int)(2.0 * half), k - 1};
-    double bound = line.slope > 0.0 ? line.slope : (line.y(line.last - 1) - line.y(line.first)) / (k - 1);
-    double step = 0.05 * bound;
-#pragma unroll 1
-    for (int r = 0; below_high.count - below_low.count > 3 && r < 12; r++) {
-        const Below below = weight_below(slopes, k, Bound(bound));
-        if (below.weight < half) low = bound, below_low = below;
-        else high = bound, below_high = below;
-        if (high == PAST_ALL) {
-            bound = low + step;
-        } else if (low == 0.0) {
-            bound = high > step ? high - step : 0.5 * high;
-        } else {
-            const double part = (half - below_low.weight) / (double)(below_high.weight - below_low.weight);
-            bound = low + (high - low) * (r % 4 == 3 ? 0.5 : fmin(fmax(part, 0.05), 0.95));
-        }
-        step *= 2.0;
-        if (!(bound > low && bound < high)) break;
-    }
-    Next next = {-1.0, 0, 0};
-    double reached = below_low.weight;
-    do {  // less than half of the weight lies below low
-        next = next_slope(slopes, k, Bound(low), Bound(high), next.slope);
-        reached += next.weight;
-    } while (reached < half && next.slope < high);
-    return next;
-}
-
-// The lines of all threads for which going is true, one after the other.
-DEVICE void line_least_absolute(Line& line, bool going) {
-    unsigned waiting = __ballot_sync(EVERYONE, going);
-    __syncwarp();  // each reads what the others have sorted
-#pragma unroll 1
-    while (waiting != 0) {
-        const int lane = __ffs(waiting) - 1;
-        waiting &= waiting - 1;
-        Line one = line;
-        one.t = line.t + (lane - (int)threadIdx.x);
-        one.centre = __shfl_sync(EVERYONE, line.centre, lane);
-        one.first = __shfl_sync(EVERYONE, line.first, lane);
-        one.last = __shfl_sync(EVERYONE, line.last, lane);
-        one.slope = __shfl_sync(EVERYONE, line.slope, lane);
-        one.place = __shfl_sync(EVERYONE, line.place, lane);
-        int came_from = -1;
-#pragma unroll 1
-        for (int r = 0; r < 50; r++) {
-            const Next median = weighted_median(one);
-            const int other = one.first + median.place;
-            one.slope = median.slope;
-            if (other == came_from) break;
-            came_from = one.place;
-            one.place = other;
-        }
-        if ((int)threadIdx.x == lane) {
-            line.slope = one.slope;
-            line.place = one.place;
-            line.level = one.y(one.place) - one.slope * one.place;
-        }
-    }
-    __syncwarp();
-}
 
 DEVICE double distance_from_line(const Line& line) {
     double total = 0.0;
@@ -515,8 +354,8 @@ DEVICE double distance_from_line(const Line& line) {
 }
 
 // The window left when the samples too far from a line fall, and what lies beyond them with them.
-DEVICE Window fall_from_line(const Line& line, double total, double k_low, double k_high) {
-    const double sigma = 2.0 * total / (line.last - line.first);
+DEVICE Window fall_from_line(const Line& line, double k_low, double k_high) {
+    const double sigma = 2.0 * distance_from_line(line) / (line.last - line.first);
     const double height = fmax(fabs(at(line.t, line.first)), fabs(at(line.t, line.last - 1)));
     if (!(sigma > 1e-12 * height)) return {line.first, line.last};  // less is the rounding of a perfect fit
     const double above = k_high * sigma;
@@ -536,42 +375,321 @@ DEVICE Window fall_from_line(const Line& line, double total, double k_low, doubl
     return left;
 }
 
-DEVICE int nearest_to_line(const Line& line) {
-    int place = line.first;
-    double nearest = PAST_ALL;
-#pragma unroll 4
-    for (int i = line.first; i < line.last; i++) {
-        const double distance = fabs(line.residual(i));
-        if (distance < nearest) {
-            nearest = distance;
-            place = i;
-        }
-    }
-    return place;
+// ends: the running sums of d and of rank * d.
+DEVICE void line_least_squares(const Ends& ends, Line& line) {
+    const double k = line.last - line.first;
+    const double middle = line.first + 0.5 * (k - 1.0);
+    const double s1 = ends.high.s1 - ends.low.s1;
+    const double s3 = ends.high.s2 - ends.low.s2;
+    line.slope = (s3 - middle * s1) / (k * (k * k - 1.0) / 12.0);
+    line.level = s1 / k - line.slope * middle;
 }
 
-// All threads of a block must call it, with fewer than 5 samples too.
-DEVICE Window window_linear_fit(const float* t, const Sums& sums, int n, double k_low, double k_high) {
+DEVICE Window window_least_squares(const float* t, const Sums& sums, int n, double k_low, double k_high) {
+    if (n < 5) return {0, n};
     Ends ends = all_ranks(sums);
-    Line line = {t, sums.centre, 0, n, 0.0, 0.0, -1};
-    bool going = n >= 5;
+    Line line = {t, sums.centre, 0, n, 0.0, 0.0};
 #pragma unroll 1
-    while (__any_sync(EVERYONE, going)) {
-        const bool fits = METHOD == 9 || line.place < line.first || line.place >= line.last;
-        if (going && fits) {  // for least absolute deviations: the first round, or the line's sample fell
-            move_ends(t, sums, line.first, line.last, ends);
-            line_least_squares(ends, line);
-            if (METHOD == 10) line.place = nearest_to_line(line);
-        }
-        if (METHOD == 10) line_least_absolute(line, going);
-        if (!going) continue;
-        const Window left = fall_from_line(line, distance_from_line(line), k_low, k_high);
-        going = (left.first != line.first || left.last != line.last) && left.last - left.first >= 5;
+    while (line.last - line.first >= 5) {
+        move_ends(t, sums, line.first, line.last, ends);
+        line_least_squares(ends, line);
+        const Window left = fall_from_line(line, k_low, k_high);
+        if (left.first == line.first && left.last == line.last) break;
         line.first = left.first;
         line.last = left.last;
     }
-    return n >= 5 ? with_equals(t, n, line.first, line.last) : Window{0, n};
+    return with_equals(t, n, line.first, line.last);
 }
 """
 
-REJECTION_TEXT: Final = _SUMS + _WINDOWS + _LINE_FIT
+_LEAST_ABSOLUTE: Final = r"""
+// The line of least absolute deviations of one pixel is sought by all threads of a block together: each looks at every
+// LANES-th of its samples. Pixel by pixel that is faster than a pixel a thread, which would wait for the slowest.
+// zemosaic_linear_fit says what is done; what is found of a sample is found here by another search for it.
+
+DEVICE long long sum_of_block(long long x) {
+    for (int d = LANES / 2; d > 0; d /= 2) x += __shfl_xor_sync(EVERYONE, x, d);
+    return x;
+}
+
+// What is known of the best line of ranks first .. last - 1: samples p < q on it, the sums of the signs of residuals
+// and of rank times sign, the number of samples on the line. p is -1 where nothing is known.
+struct Best {
+    const float* t;
+    int first, last, p, q, on_line;
+    long long s0, s1;
+};
+
+DEVICE double slope_between(const float* t, int i, int k) { return (at(t, i) - at(t, k)) / (double)(i - k); }
+
+// What slopes are compared with. In float32 the slope d / g is surely below it if d < g * under, and surely above it if
+// d > g * over: only in between it is computed, for divisions are what takes the time.
+struct Bound {
+    double value;
+    float under, over;
+    DEVICE Bound(double bound) : value(bound) {
+        const float low = (float)bound * 0.999999f, high = (float)bound * 1.000001f;
+        under = fminf(low, high);
+        over = fmaxf(low, high);
+    }
+};
+
+// The slopes from sample z to the others, taken negative where side is -1.
+struct Fan {
+    const float* t;
+    int z, side;
+    DEVICE double slope(int i) const { return side * slope_between(t, i, z); }
+    // -1 for a slope below the bound, 1 above it, 0 at it.
+    DEVICE int way(int i, const Bound& bound) const {
+        const float g = (float)abs(i - z);
+        const float d = side * fabsf(t[i * ROW] - t[z * ROW]);
+        if (d < g * bound.under - 1e-37f) return -1;
+        if (d > g * bound.over + 1e-37f) return 1;
+        const double s = slope(i);
+        return s < bound.value ? -1 : (s > bound.value ? 1 : 0);
+    }
+};
+
+DEVICE void balance(Best& best) {
+    const Fan fan = {best.t, best.p, 1};
+    const Bound slope(slope_between(best.t, best.q, best.p));
+    int s0 = 0, on_line = 0;
+    long long s1 = 0;
+#pragma unroll 1
+    for (int i = best.first + threadIdx.x; i < best.last; i += LANES) {
+        if (i == best.p) continue;
+        const int way = fan.way(i, slope);
+        const int sign = i > best.p ? way : -way;
+        s0 += sign;
+        s1 += sign * i;
+        on_line += way == 0 ? 1 : 0;
+    }
+    best.s0 = sum_of_block(s0);
+    best.s1 = sum_of_block(s1);
+    best.on_line = (int)sum_of_block(on_line) + 1;
+}
+
+struct Held {
+    int z;
+    long long pull, holds, h0, h1;
+};
+
+DEVICE Held least_held(const Best& best) {
+    const Fan fan = {best.t, best.p, 1};
+    const Bound slope(slope_between(best.t, best.q, best.p));
+    Held least = {-1, 0, 0, 0, 0};
+    long long total = 0;
+    int n = 0;
+    for (int pass = 0; pass < 2; pass++) {  // the number and the sum of the ranks on the line, then each of them
+        long long before = 0;
+        int q = 0;
+#pragma unroll 1
+        for (int start = best.first; start < best.last; start += LANES) {
+            const int i = start + threadIdx.x;
+            const bool on = i < best.last && (i == best.p || fan.way(i, slope) == 0);
+            unsigned word = __ballot_sync(EVERYONE, on);
+            while (word != 0) {
+                const int z = start + __ffs(word) - 1;
+                word &= word - 1;
+                const long long after = total - before - z;
+                const long long c0 = n - 1 - 2 * q;
+                const long long weight = after - before - z * c0;
+                const long long pull = best.s1 - z * best.s0;
+                if (pass == 1 && (q == 0 || llabs(pull) - weight > llabs(least.pull) - least.holds)) {
+                    least = {z, pull, weight, c0, after - before};
+                }
+                before += z;
+                q++;
+            }
+        }
+        total = before;
+        n = q;
+    }
+    return least;
+}
+
+struct Between { long long weight, count; };
+
+// Weight and number of the slopes above one bound and below another.
+DEVICE Between weight_between(const Fan& fan, const Best& best, const Bound& edge, const Bound& far) {
+    Between between = {0, 0};
+#pragma unroll 4
+    for (int i = best.first + threadIdx.x; i < best.last; i += LANES) {
+        if (i == fan.z || fan.way(i, edge) <= 0 || fan.way(i, far) >= 0) continue;
+        between.weight += abs(i - fan.z);
+        between.count++;
+    }
+    return {sum_of_block(between.weight), sum_of_block(between.count)};
+}
+
+struct Next {
+    double slope;
+    int weight;  // of all equal to it
+};
+
+// The smallest slope not below low that is above another.
+DEVICE Next next_slope(const Fan& fan, const Best& best, const Bound& low, const Bound& other) {
+    Next next = {PAST_ALL, 0};
+#pragma unroll 1
+    for (int i = best.first + threadIdx.x; i < best.last; i += LANES) {
+        if (i == fan.z || fan.way(i, low) < 0 || fan.way(i, other) <= 0) continue;
+        const double slope = fan.slope(i);
+        if (slope < next.slope) next = {slope, 0};
+        if (slope == next.slope) next.weight += abs(i - fan.z);
+    }
+    double smallest = next.slope;
+    for (int d = LANES / 2; d > 0; d /= 2) smallest = fmin(smallest, __shfl_xor_sync(EVERYONE, smallest, d));
+    return {smallest, (int)sum_of_block(next.slope == smallest ? next.weight : 0)};
+}
+
+// The first slope above edge up to which half of weight need is reached, PAST_ALL if none is. The weight up to a bound
+// says on which side of it that slope lies; the bound moves there, by interpolation once it is enclosed, until few
+// slopes are left, which are taken one after the other.
+DEVICE double first_to_reach(const Fan& fan, const Best& best, double edge, double reach, long long need) {
+    const Bound start(edge);
+    double low = edge, high = PAST_ALL;
+    Between up_to_low = {0, 0};
+    Between up_to_high = {0, best.last - best.first};
+    double bound = edge + reach;
+#pragma unroll 1
+    for (int r = 0; up_to_high.count - up_to_low.count > 3 && r < 12; r++) {
+        const Between between = weight_between(fan, best, start, Bound(bound));
+        if (2 * between.weight < need) low = bound, up_to_low = between;
+        else high = bound, up_to_high = between;
+        reach *= 2.0;
+        if (high == PAST_ALL) {
+            bound = low + reach;
+        } else {
+            const double part = (0.5 * need - up_to_low.weight) / (double)(up_to_high.weight - up_to_low.weight);
+            bound = low + (high - low) * (r % 4 == 3 ? 0.5 : fmin(fmax(part, 0.05), 0.95));
+        }
+        if (!(bound > low && bound < high)) break;
+    }
+    Next next = {edge, 0};
+    long long reached = up_to_low.weight;
+    do {
+        next = next_slope(fan, best, Bound(low), Bound(next.slope));
+        reached += next.weight;
+    } while (2 * reached < need && next.slope < PAST_ALL);
+    return next.slope;
+}
+
+// Turns the line about one of its samples until half of weight need is passed or met; false if nothing is met.
+DEVICE bool turn(Best& best, const Held& held, int side, long long need) {
+    const double slope = slope_between(best.t, best.q, best.p);
+    const double k = best.last - best.first;
+    const double reach = (slope + 1e-30) * (0.3 * (double)need / (k * k) + 0.2 / k);
+    const Fan fan = {best.t, held.z, side};
+    const double found = first_to_reach(fan, best, side * slope, reach, need);
+    if (found == PAST_ALL) return false;
+    const Bound edge(side * slope);
+    const Bound end(found);
+    long long c0 = 0, c1 = 0;
+    int met = 0, place = best.last;
+#pragma unroll 1
+    for (int i = best.first + threadIdx.x; i < best.last; i += LANES) {
+        if (i == held.z || fan.way(i, edge) <= 0) continue;
+        const int way = fan.way(i, end);
+        if (way > 0) continue;
+        const int times = (way < 0 ? 2 : 1) * (i > held.z ? 1 : -1);
+        c0 += times;
+        c1 += (long long)times * i;
+        if (way == 0) place = min(place, i), met++;
+    }
+    for (int d = LANES / 2; d > 0; d /= 2) place = min(place, __shfl_xor_sync(EVERYONE, place, d));
+    best.s0 -= side * (sum_of_block(c0) + held.h0);
+    best.s1 -= side * (sum_of_block(c1) + held.h1);
+    best.on_line = (int)sum_of_block(met) + 1;
+    best.p = min(held.z, place);
+    best.q = max(held.z, place);
+    return true;
+}
+
+DEVICE void line_least_absolute(Best& best) {
+    if (best.p < 0) {
+        const int part = (best.last - best.first - 1) * 150 / 1024;
+        best.p = best.first + part;
+        best.q = best.last - 1 - part;
+        balance(best);
+    }
+#pragma unroll 1
+    for (int r = 0; r < 100; r++) {
+        const long long about_p = best.s1 - best.p * best.s0;
+        const long long about_q = best.s1 - best.q * best.s0;
+        const long long holds = best.q - best.p;
+        Held held = {best.p, about_p, holds, 1, best.q};
+        if (best.on_line > 2) held = least_held(best);
+        else if (llabs(about_q) > llabs(about_p)) held = {best.q, about_q, holds, -1, -best.p};
+        const bool up = held.pull > 0;
+        if (llabs(held.pull) <= held.holds) break;
+        if (!turn(best, held, up ? 1 : -1, llabs(held.pull) - held.holds + (up ? 0 : 1))) break;
+    }
+}
+
+// The lines of all threads for which going is true, one after the other.
+DEVICE void lines_least_absolute(Best& best, bool going) {
+    unsigned waiting = __ballot_sync(EVERYONE, going);
+    __syncwarp();  // each reads what the others have sorted
+#pragma unroll 1
+    while (waiting != 0) {
+        const int lane = __ffs(waiting) - 1;
+        waiting &= waiting - 1;
+        Best one = best;
+        one.t = best.t + (lane - (int)threadIdx.x);
+        one.first = __shfl_sync(EVERYONE, best.first, lane);
+        one.last = __shfl_sync(EVERYONE, best.last, lane);
+        one.p = __shfl_sync(EVERYONE, best.p, lane);
+        one.q = __shfl_sync(EVERYONE, best.q, lane);
+        one.on_line = __shfl_sync(EVERYONE, best.on_line, lane);
+        one.s0 = __shfl_sync(EVERYONE, best.s0, lane);
+        one.s1 = __shfl_sync(EVERYONE, best.s1, lane);
+        line_least_absolute(one);
+        if ((int)threadIdx.x == lane) {
+            one.t = best.t;
+            best = one;
+        }
+    }
+    __syncwarp();
+}
+
+// Takes ranks start .. stop - 1, which left the window, out of what is known of its line.
+DEVICE void leave_line(Best& best, int start, int stop) {
+    if (start == stop || best.p < 0) return;
+    if ((start <= best.p && best.p < stop) || (start <= best.q && best.q < stop)) {
+        best.p = -1;
+        return;
+    }
+    const Fan fan = {best.t, best.p, 1};
+    const Bound slope(slope_between(best.t, best.q, best.p));
+#pragma unroll 1
+    for (int i = start; i < stop; i++) {
+        const int way = fan.way(i, slope);
+        const int sign = i > best.p ? way : -way;
+        best.s0 -= sign;
+        best.s1 -= sign * i;
+        best.on_line -= way == 0 ? 1 : 0;
+    }
+}
+
+// All threads of a block must call it, with fewer than 5 samples too.
+DEVICE Window window_least_absolute(const float* t, double centre, int n, double k_low, double k_high) {
+    Best best = {t, 0, n, -1, -1, 0, 0, 0};
+    bool going = n >= 5;
+#pragma unroll 1
+    while (__any_sync(EVERYONE, going)) {
+        lines_least_absolute(best, going);
+        if (!going) continue;
+        const double slope = slope_between(t, best.q, best.p);
+        const Line line = {t, centre, best.first, best.last, (at(t, best.p) - centre) - slope * best.p, slope};
+        const Window left = fall_from_line(line, k_low, k_high);
+        going = (left.first != best.first || left.last != best.last) && left.last - left.first >= 5;
+        leave_line(best, best.first, left.first);
+        leave_line(best, left.last, best.last);
+        best.first = left.first;
+        best.last = left.last;
+    }
+    return n >= 5 ? with_equals(t, n, best.first, best.last) : Window{0, n};
+}
+"""
+
+REJECTION_TEXT: Final = _SUMS + _WINDOWS + _LINES + _LEAST_ABSOLUTE

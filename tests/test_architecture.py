@@ -47,7 +47,14 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_sums": {"zemosaic_kernels", "zemosaic_simd"},
     "zemosaic_rounds": {"zemosaic_kernels", "zemosaic_simd"},
     "zemosaic_rejection": {"zemosaic_kernels", "zemosaic_simd", "zemosaic_sums", "zemosaic_rounds"},
-    "zemosaic_combine": {"zemosaic_kernels", "zemosaic_sorting", "zemosaic_sums", "zemosaic_rejection"},
+    "zemosaic_linear_fit": {"zemosaic_kernels", "zemosaic_simd", "zemosaic_rejection"},
+    "zemosaic_combine": {
+        "zemosaic_kernels",
+        "zemosaic_sorting",
+        "zemosaic_sums",
+        "zemosaic_rejection",
+        "zemosaic_linear_fit",
+    },
     # The CUDA text of rejection: strings, and numbers to launch it with.
     "zemosaic_sorting_cuda": set(),
     "zemosaic_rejection_cuda": set(),

@@ -209,6 +209,30 @@ def test_winsorizing_that_ends_without_deviation_keeps_the_median_alone(strict):
     check(strict, case)
 
 
+@settings(max_examples=80, deadline=None)
+@given(
+    samples=st.lists(
+        st.one_of(
+            st.floats(width=32, allow_nan=False, allow_infinity=False), st.integers(-4, 4).map(float),
+            st.sampled_from([3e38, -3e38, 1e-45, 1e-40, -1e-38, 1000.0]),
+        ),
+        min_size=5, max_size=70,
+    ),
+    par=st.sampled_from([(5.0, 2.5), (0.6, 2.0)]),
+)  # fmt: skip
+def test_lines_through_any_numbers_have_the_bits_of_numba(strict, samples, par):
+    with np.errstate(over="ignore"):
+        check(strict, Case(np.float32(samples)[:, None], "linear_fit_lad", par=par))
+
+
+@pytest.mark.parametrize("step", [0.0, 1.0, 8.0, 100.0])
+def test_lines_through_samples_on_a_grid_have_the_bits_of_numba(strict, step):
+    for n in (5, 33, 150):
+        cube = 1000.0 + 30.0 * np.random.default_rng(n).standard_normal((n, 192))
+        cube = np.round(cube / step) * step if step else np.full_like(cube, 7.0)
+        check(strict, Case(cube.astype(np.float32), "linear_fit_lad", par=(2.0, 1.5)))
+
+
 @pytest.mark.parametrize("place", [cuda.MERGED, cuda.SCRATCH])
 @pytest.mark.parametrize("n", [1, 31, RUN_ROWS - 1, RUN_ROWS, RUN_ROWS + 1, 5 * RUN_ROWS + 7, 8 * RUN_ROWS])
 def test_columns_that_do_not_fit_in_shared_memory_are_sorted_the_same(strict, place, n):
