@@ -15,7 +15,7 @@ import numpy as np
 
 from zemosaic_kernels import inner_kernel
 from zemosaic_rejection import _with_equals
-from zemosaic_simd import first_to_reach, lowest_one, ones, slopes_within
+from zemosaic_simd import first_to_reach, lowest_one, ones, slopes_within, without_lowest
 
 # --------------------------------------------------------------------------- who falls
 
@@ -228,9 +228,9 @@ def _surely_above(slope):
 @inner_kernel
 def _range_of_ones(start, first, last) -> int:
     """Return a word whose bits are 1 for the ranks first .. last - 1, bit 0 standing for rank ``start``."""
-    low = int(max(first - start, 0))
-    width = int(max(min(last - start, 64) - low, 0))
-    return ((1 << (width // 2) << (width - width // 2)) - 1) << low
+    low = int(min(max(first - start, 0), 64))
+    high = int(min(max(last - start, 0), 64))
+    return (-1 << low if low < 64 else 0) & ~(-1 << high if high < 64 else 0)
 
 
 @inner_kernel
@@ -258,7 +258,7 @@ def _balance(x, first, last, p, q):
         rest = inside ^ over ^ under
         while rest != 0:
             i = start + lowest_one(rest)
-            rest &= rest - 1
+            rest = without_lowest(rest)
             s = _slope(x, i, p)
             if s == slope:
                 on_line += 1
@@ -326,10 +326,10 @@ def _list_slopes(x, first, last, z, edge, far, words, value, place):
     weight = np.int64(0)
     none = np.int64(0)
     for k in range(first // 64, (last + 63) // 64):
-        word = words[k]
+        word = int(words[k])
         while word != 0:
             i = 64 * k + lowest_one(word)
-            word &= word - 1
+            word = without_lowest(word)
             s = side * _slope(x, i, z)
             value[n] = s
             place[n] = i
@@ -451,7 +451,7 @@ def _least_held(x, first, last, p, slope, s0, s1, place):
         word |= _range_of_ones(start, p, p + 1)
         while word != 0:
             i = start + lowest_one(word)
-            word &= word - 1
+            word = without_lowest(word)
             if i == p or _slope(x, i, p) == slope:
                 place[n] = i
                 n += 1

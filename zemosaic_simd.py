@@ -129,6 +129,16 @@ def _lowest_one(typingctx: Any, word: Any) -> Any:
 
 
 @intrinsic
+def _without_lowest(typingctx: Any, word: Any) -> Any:
+    """Do what :func:`without_lowest` does."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.and_(args[0], builder.sub(args[0], ir.IntType(64)(1)))
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
 def _nearest_inside(typingctx: Any, low: Any, high: Any, limits: Any) -> Any:
     """Do what :func:`nearest_inside` does, 16 limits at a time."""
 
@@ -163,7 +173,7 @@ if numba.config.DISABLE_JIT:
             rise = np.abs(x[start : start + 64] - x[own])
             run = np.abs(np.arange(start - own, start - own + 64)).astype(np.float32)
             inside = (rise >= low * run) & (rise <= high * run)
-        return int.from_bytes(np.packbits(inside, bitorder="little").tobytes(), "little")
+        return int.from_bytes(np.packbits(inside, bitorder="little").tobytes(), "little", signed=True)
 
     def _first_to_reach(value: np.ndarray, place: np.ndarray, own: int, need: int) -> tuple[int, int, int, int]:  # noqa: F811
         """Do what :func:`first_to_reach` does with NumPy."""
@@ -176,11 +186,16 @@ if numba.config.DISABLE_JIT:
 
     def _ones(word: int) -> int:  # noqa: F811
         """Do what :func:`ones` does."""
-        return int(word).bit_count()
+        return (int(word) & (1 << 64) - 1).bit_count()
 
     def _lowest_one(word: int) -> int:  # noqa: F811
         """Do what :func:`lowest_one` does."""
         return (int(word) & -int(word)).bit_length() - 1
+
+    def _without_lowest(word: int) -> int:  # noqa: F811
+        """Do what :func:`without_lowest` does."""
+        rest = int(word) & (int(word) - 1)
+        return rest if rest >= -(1 << 63) else 0  # Python's integers have more than 64 bits
 
     def _nearest_inside(low: np.ndarray, high: np.ndarray, limits: np.ndarray) -> None:  # noqa: F811
         """Do what :func:`nearest_inside` does with NumPy."""
@@ -223,6 +238,12 @@ def ones(word: int) -> int:
 def lowest_one(word: int) -> int:
     """Return the place of the lowest bit that is 1; there must be one."""
     return _lowest_one(word)
+
+
+@kernel
+def without_lowest(word: int) -> int:
+    """Return a word with its lowest bit that is 1 made 0."""
+    return _without_lowest(word)
 
 
 @kernel

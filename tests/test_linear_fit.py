@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_rejection import run
 
 import zemosaic_linear_fit as fitting
-from zemosaic_simd import first_to_reach, lowest_one, ones, slopes_within
+from zemosaic_simd import first_to_reach, lowest_one, ones, slopes_within, without_lowest
 
 SAMPLES = {
     "noise": lambda rng, n: rng.normal(0.0, 30.0, n),
@@ -176,8 +176,15 @@ def test_the_first_value_to_reach_a_weight(entries, need):
 
 
 @pytest.mark.parametrize("word", [0, 1, 5, 0x123456789ABCDEF, -1, -(2**63), 2**63 - 1])
-def test_places_of_bits_are_added_up(word):
-    assert fitting._sum_of_places(word) == sum(k for k in range(64) if word >> k & 1)
+def test_bits_are_found_one_by_one_and_their_places_added_up(word):
+    places = [k for k in range(64) if word >> k & 1]
+    assert fitting._sum_of_places(word) == sum(places)
+    assert ones(word) == len(places)
+    found = []
+    while word:
+        found.append(lowest_one(word))
+        word = without_lowest(word)
+    assert found == places
 
 
 @pytest.mark.parametrize(
