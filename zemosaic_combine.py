@@ -13,11 +13,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from zemosaic_kernels import kernel
+from zemosaic_kernels import inner_kernel
 from zemosaic_linear_fit import _windows_least_absolute, _windows_least_squares
 from zemosaic_rejection import (
     _median_of,
@@ -30,6 +30,7 @@ from zemosaic_rejection import (
     _windows_pixinsight,
     _windows_sigma_clip,
 )
+from zemosaic_simd import LANES
 from zemosaic_sorting import new_table, sort_block
 from zemosaic_sums import running_sums, sums_of_kept, weighted_sums_of_kept
 
@@ -40,7 +41,7 @@ STRIP: Final = 1536  # pixels averaged at once where nothing is rejected: long r
 # --------------------------------------------------------------------------- from the cube to a sorted table
 
 
-@kernel
+@inner_kernel
 def _count_valid(cube, p0, width, n_valid, seen) -> None:
     """Count the valid samples of ``width`` pixels, ``n_valid (LANES,) int64``; pixels behind them count as valid.
 
@@ -60,17 +61,17 @@ def _count_valid(cube, p0, width, n_valid, seen) -> None:
                 n_valid[j] -= 0 if s[j] - s[j] == np.float32(0.0) else 1
 
 
-@kernel
-def _whole_block(cube, p0, width) -> np.ndarray:
-    """Return pixels ``p0 .. p0 + width - 1`` and zeros behind them, ``(N, LANES) float32``."""
-    block = np.zeros((cube.shape[0], 96), np.float32)
+@inner_kernel
+def _fill_block(cube, p0, width, block) -> None:
+    """Fill ``block (N, LANES) float32``: pixels ``p0 .. p0 + width - 1``, and zeros behind them."""
     for i in range(cube.shape[0]):
         for j in range(width):
             block[i, j] = cube[i, p0 + j]
-    return block
+        for j in range(width, 96):
+            block[i, j] = np.float32(0.0)
 
 
-@kernel
+@inner_kernel
 def _centre(t, n_frames, full, n_valid, centre) -> None:
     """Median of the valid samples of every pixel, float64; 0 where there is none. ``full``: all are valid."""
     if full:
@@ -83,7 +84,7 @@ def _centre(t, n_frames, full, n_valid, centre) -> None:
         centre[j] = 0.5 * (np.float64(t[(n - 1) // 2, j]) + np.float64(t[n // 2, j])) if n > 0 else 0.0
 
 
-@kernel
+@inner_kernel
 def _running_sums(t, n_frames, n_valid, centre, sum1, sum2) -> None:
     """Fill sums such that ``sum[last] - sum[first]`` adds ranks first .. last - 1, from the middle outward."""
     middle = n_frames // 2
@@ -102,7 +103,7 @@ def _running_sums(t, n_frames, n_valid, centre, sum1, sum2) -> None:
             sum2[i, j] = sum2[i + 1, j] - d * d
 
 
-@kernel
+@inner_kernel
 def _running_sums_of_ranks(flat, n_frames, n_valid, centre, sum1, sum3) -> None:
     """Fill the sums of d and of ``i d``, i the rank, in the same order; tables as rows of numbers."""
     middle = n_frames // 2
@@ -132,7 +133,7 @@ def _running_sums_of_ranks(flat, n_frames, n_valid, centre, sum1, sum3) -> None:
 # --------------------------------------------------------------------------- what every pixel keeps
 
 
-@kernel
+@inner_kernel
 def _crossed(t, j, n, centre, low, high) -> int:
     """Mark a pixel that lost all samples: below ``low`` lies what was rejected low, the rest was rejected high.
 
@@ -153,14 +154,13 @@ def _crossed(t, j, n, centre, low, high) -> int:
 # --------------------------------------------------------------------------- sums over the frames
 
 
-@kernel
-def _mean_strips(cube, start, stop, image, coverage, weight_map, rejected_low, rejected_high, hits) -> int:
+@inner_kernel
+def _mean_strips(cube, start, stop, total, image, coverage, weight_map, rejected_low, rejected_high, hits) -> int:
     """Average pixels over all frames, in their order, strip by strip; returns the first pixel that was not done.
 
-    That is ``stop``, or the start of a strip in which a sample is not finite.
+    That is ``stop``, or the start of a strip in which a sample is not finite. ``total (STRIP,) float64`` is scratch.
     """
     n = cube.shape[0]
-    total = np.empty(1536, np.float64)
     rows = n // 4 * 4
     for p0 in range(start, stop, 1536):
         size = min(stop - p0, 1536)
@@ -193,7 +193,7 @@ def _mean_strips(cube, start, stop, image, coverage, weight_map, rejected_low, r
     return stop
 
 
-@kernel
+@inner_kernel
 def _multiplied_weights(width, frame_weight, sample_weight, place, weights) -> None:
     """Fill ``weights (N, LANES) float64``: each frame's, times what its sample at ``place`` weighs."""
     for i in range(frame_weight.shape[0]):
@@ -204,7 +204,7 @@ def _multiplied_weights(width, frame_weight, sample_weight, place, weights) -> N
             out[j] = w[j] * np.float64(r[place[j]])
 
 
-@kernel
+@inner_kernel
 def _rewinsorized_sums(
     cube, p0, width, frame_weight, sample_weight, place, low, high, clip, plain, total, weight
 ) -> None:
@@ -229,7 +229,7 @@ def _rewinsorized_sums(
             weight[j] += wj
 
 
-@kernel
+@inner_kernel
 def _sort_rewinsorized(t, j, n, first, last, low, high, ordered) -> None:
     """Fill ``ordered (n,)``: the samples with the rejected ones replaced by their clipped values, sorted again."""
     for i in range(n):
@@ -246,7 +246,7 @@ def _sort_rewinsorized(t, j, n, first, last, low, high, ordered) -> None:
 # --------------------------------------------------------------------------- one kernel per combination of methods
 
 
-@kernel
+@inner_kernel
 def _mark_kept(t, n_valid, centre, first, last, low, high) -> None:
     """Fill the smallest and largest value each pixel keeps, ``low, high (LANES,) float32``; crossed if there is none.
 
@@ -261,7 +261,7 @@ def _mark_kept(t, n_valid, centre, first, last, low, high) -> None:
             last[j] = first[j]
 
 
-@kernel
+@inner_kernel
 def _mean_of_kept(p0, width, n_valid, first, last, centre, total, image, weight_map) -> int:
     """Write the means of the samples kept and their numbers; returns how many pixels lost all their samples."""
     lost = np.int64(0)
@@ -272,6 +272,52 @@ def _mean_of_kept(p0, width, n_valid, first, last, centre, total, image, weight_
         image[p0 + j] = np.float32(total[j] / np.float64(kept) if kept > 0 else without)
         weight_map[p0 + j] = np.float32(kept)
     return lost
+
+
+class _Scratch(NamedTuple):
+    """Memory the kernels work in; made outside of them, because compiling what makes an array takes time."""
+
+    table: np.ndarray  # new_table of N samples
+    sum1: np.ndarray  # (N + 1, LANES) float64, running sums
+    sum2: np.ndarray
+    last_block: np.ndarray  # (N, LANES) float32, pixels of a block that is not whole
+    products: np.ndarray  # (N, LANES) float64, weights of frames times those of samples; or no rows
+    columns: np.ndarray  # (LANES, 64 k) float32; this and the next three for lines of least absolute deviations
+    words: np.ndarray  # (k,) int64
+    column: np.ndarray  # (N + 8,) float64
+    places: np.ndarray  # (N + 8,) int64
+    work: np.ndarray  # (12 LANES,) float64
+    state: np.ndarray  # (9 LANES,) int64
+    limits: np.ndarray  # (4 LANES,) float32
+    ranks: np.ndarray  # (4 LANES,) int32
+    float64: np.ndarray  # (5 LANES,)
+    int64: np.ndarray  # (4 LANES,)
+    float32: np.ndarray  # (2 LANES,)
+
+
+def _scratch(n: int, *, lines: bool, weigh_samples: bool) -> _Scratch:
+    """Return the memory for a block of N samples a pixel."""
+    words = (n + 63) // 64
+    limits = np.full(4 * LANES, np.inf, np.float32)
+    limits[2 * LANES : 3 * LANES] = -np.inf
+    return _Scratch(
+        table=new_table(n),
+        sum1=np.empty((n + 1, LANES)),
+        sum2=np.empty((n + 1, LANES)),
+        last_block=np.empty((n, LANES), np.float32),
+        products=np.empty((n if weigh_samples else 0, LANES)),
+        columns=np.empty((LANES, 64 * words if lines else 0), np.float32),
+        words=np.empty(words, np.int64),
+        column=np.empty(n + 8),
+        places=np.empty(n + 8, np.int64),
+        work=np.zeros(12 * LANES),
+        state=np.zeros(9 * LANES, np.int64),
+        limits=limits,
+        ranks=np.zeros(4 * LANES, np.int32),
+        float64=np.zeros(5 * LANES),
+        int64=np.zeros(4 * LANES, np.int64),
+        float32=np.zeros(2 * LANES, np.float32),
+    )
 
 
 @lru_cache(maxsize=64)
@@ -290,38 +336,24 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
     may_weigh_nothing = weighted or rewinsorized
     singly = method in (1, 2, 3, 6, 7, 8)
 
-    @kernel
+    @inner_kernel
     def block(
         cube, start, stop, par, critical, combine, frame_weight, sample_weight, sample_step,
         image, coverage, weight_map, rejected_low, rejected_high, hits, kept_low, kept_high,
+        scratch,
     ):  # fmt: skip
         n_frames = cube.shape[0]
         zero = np.int64(0)
         unity = 1.0  # its sign makes True and False one type, and one compilation of what takes them
-        t = new_table(n_frames)
-        sum1 = np.empty((n_frames + 1, 96), np.float64)
-        sum2 = np.empty((n_frames + 1, 96), np.float64)
-        work = np.empty(1152, np.float64)
-        state = np.zeros(864, np.int64)
-        limits = np.empty(384, np.float32)
-        limits[192:288] = np.float32(-np.inf)
-        limits[288:384] = np.float32(np.inf)
-        ranks = np.zeros(384, np.int32)
-        weights_here = np.zeros((n_frames if weighted and sample_weight.shape[0] > 0 else zero, 96), np.float64)
-        centre = np.zeros(96, np.float64)
-        clip = np.empty(192, np.float64)
-        first = np.empty(96, np.int64)
-        last = np.empty(96, np.int64)
-        n_valid = np.empty(96, np.int64)
-        low = np.empty(96, np.float32)
-        high = np.empty(96, np.float32)
-        total = np.empty(96, np.float64)
-        weight = np.empty(96, np.float64)
-        column = np.empty(n_frames + 8, np.float64)
-        columns = np.empty((96, (n_frames + 63) // 64 * 64 if method == 10 else 0), np.float32)
-        words = np.empty((n_frames + 63) // 64, np.int64)
-        places = np.empty(n_frames + 8, np.int64)
-        place = np.empty(96, np.int64)
+        t, sum1, sum2, limits, ranks = scratch.table, scratch.sum1, scratch.sum2, scratch.limits, scratch.ranks
+        work, state, last_block, products = scratch.work, scratch.state, scratch.last_block, scratch.products
+        columns, column, words, places = scratch.columns, scratch.column, scratch.words, scratch.places
+        real, whole_numbers, single = scratch.float64, scratch.int64, scratch.float32
+        centre, total, weight, clip = real[0:96], real[96:192], real[192:288], real[288:480]
+        first, last, n_valid, place = (
+            whole_numbers[0:96], whole_numbers[96:192], whole_numbers[192:288], whole_numbers[288:384],
+        )  # fmt: skip
+        low, high = single[0:96], single[96:192]
         seen = hits[:, 2]
         lost = zero
         whole = zero  # pixels of the blocks in which all samples are valid
@@ -334,7 +366,8 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
             middle_known = False
             source, at = cube, p0
             if width < 96:
-                source, at = _whole_block(cube, p0, width), zero
+                _fill_block(cube, p0, width, last_block)
+                source, at = last_block, zero
             if sorts:
                 full, middle_known = sort_block(source, at, t, samples_alone and combine == 1, low, high)
             if full:
@@ -405,8 +438,8 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
             if weighted:
                 weights_now = frame_weight
                 if sample_weight.shape[0] > 0:
-                    _multiplied_weights(width, frame_weight, sample_weight, place, weights_here)
-                    weights_now = weights_here
+                    _multiplied_weights(width, frame_weight, sample_weight, place, products)
+                    weights_now = products
                 weighted_sums_of_kept(source, at, weights_now, low, high, total, weight, hits, rejected > 0)
             elif sums_and_hits or rejected > 0:
                 sums_of_kept(source, at, low, high, total, hits, rejected > 0)
@@ -528,11 +561,12 @@ def combine_block(
     with _BUILDING:
         run = _block_kernel(int(method), combine == 0, bool(rewinsor), bool(uniform) and combine == 0)
     weights = np.ascontiguousarray(frame_weight)
-    rest = (par, critical, combine, weights, sample_weight, sample_step, *maps, hits, *kept)
+    scratch = _scratch(len(cube), lines=method == 10, weigh_samples=sample_weight.size > 0)
+    rest = (par, critical, combine, weights, sample_weight, sample_step, *maps, hits, *kept, scratch)
     if method != 0 or combine != 0 or not uniform or kept is not NOWHERE:
         return int(run(cube, start, stop, *rest))
-    lost = 0
-    while (at := _mean_strips(cube, start, stop, *maps, hits)) < stop:
+    lost, total = 0, np.empty(STRIP)
+    while (at := _mean_strips(cube, start, stop, total, *maps, hits)) < stop:
         start = min(at + STRIP, stop)
         lost += run(cube, at, start, *rest)
     return int(lost)

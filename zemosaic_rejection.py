@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from zemosaic_kernels import kernel
+from zemosaic_kernels import inner_kernel
 from zemosaic_rounds import count_outside, huber_round
 from zemosaic_simd import nearest_inside
 from zemosaic_sums import running_sums
@@ -27,21 +27,21 @@ from zemosaic_sums import running_sums
 # --------------------------------------------------------------------------- what all algorithms share
 
 
-@kernel
+@inner_kernel
 def _median_of(t, j, first, last) -> float:
     """Median of the sorted samples of ranks first .. last - 1; the mean of the two middle ones when even."""
     k = last - first
     return 0.5 * (np.float64(t[first + (k - 1) // 2, j]) + np.float64(t[first + k // 2, j]))
 
 
-@kernel
+@inner_kernel
 def _deviation(s1, s2, k, free) -> float:
     """Return the deviation of k samples from their sums of d and d*d, divisor k - free; 0 where rounding went below."""
     ss = s2 - s1 * (s1 / k)
     return np.sqrt(ss / (k - free)) if ss > 0.0 else 0.0
 
 
-@kernel
+@inner_kernel
 def _skip_below(t, j, first, last, limit) -> int:
     """First rank in first .. last whose sample is not below ``limit``."""
     while first < last and np.float64(t[first, j]) < limit:
@@ -49,7 +49,7 @@ def _skip_below(t, j, first, last, limit) -> int:
     return first
 
 
-@kernel
+@inner_kernel
 def _skip_above(t, j, first, last, limit) -> int:
     """One past the last rank in first .. last whose sample is not above ``limit``."""
     while last > first and np.float64(t[last - 1, j]) > limit:
@@ -57,7 +57,7 @@ def _skip_above(t, j, first, last, limit) -> int:
     return last
 
 
-@kernel
+@inner_kernel
 def _with_equals(t, j, n, first, last):
     """Widen a range of ranks to all samples that equal one inside: equal samples share one fate."""
     if last > first:
@@ -75,7 +75,7 @@ def _with_equals(t, j, n, first, last):
 # ends only, ``edge`` rows of them, and to the middle when a window of the block reaches deeper.
 
 
-@kernel
+@inner_kernel
 def _first_statistics(n_frames, centre, sum1, sum2, first, last, s) -> None:
     """Fill the deviation ``s (LANES,) float64`` of all samples, divisor n - 1; inf where there is nothing to judge.
 
@@ -91,7 +91,7 @@ def _first_statistics(n_frames, centre, sum1, sum2, first, last, s) -> None:
         s[j] = deviation if n >= 3 and deviation > 0.0 else np.inf
 
 
-@kernel
+@inner_kernel
 def _judge_all(t, stop, first, last, m, s, k_low, k_high, work, limits, ranks, state) -> int:
     """Narrow the windows of all lanes to ``m - k_low s .. m + k_high s``, m and s by lane; s = inf rejects nothing.
 
@@ -121,7 +121,7 @@ def _judge_all(t, stop, first, last, m, s, k_low, k_high, work, limits, ranks, s
 # --------------------------------------------------------------------------- kappa_sigma
 
 
-@kernel
+@inner_kernel
 def _window_kappa_sigma(t, sum1, sum2, j, n, k_low, k_high):
     """ZeMosaic's single pass: keep ``m - k_low s <= x <= m + k_high s``, m median, s population deviation of all valid.
 
@@ -138,7 +138,7 @@ def _window_kappa_sigma(t, sum1, sum2, j, n, k_low, k_high):
     return first, _skip_above(t, j, first, n, np.float64(np.float32(m + k_high * s)))
 
 
-@kernel
+@inner_kernel
 def _window_kappa_sigma_clipped(t, sum1, sum2, j, n, k_low, k_high):
     """Set the same limits about sigma-clipped statistics: median and population deviation after at most 5 rounds.
 
@@ -168,7 +168,7 @@ def _window_kappa_sigma_clipped(t, sum1, sum2, j, n, k_low, k_high):
 # --------------------------------------------------------------------------- sigma_clip
 
 
-@kernel
+@inner_kernel
 def _sigma_clip_round(t, sum1, sum2, j, first, last, k_low, k_high):
     """Return what one round of :func:`_window_sigma_clip` leaves of a window."""
     if last - first < 3:
@@ -181,7 +181,7 @@ def _sigma_clip_round(t, sum1, sum2, j, first, last, k_low, k_high):
     return f, _skip_above(t, j, f, last, m + k_high * s)
 
 
-@kernel
+@inner_kernel
 def _window_sigma_clip(t, sum1, sum2, j, first, last, k_low, k_high):
     """Iterate: reject ``x < m - k_low s`` or ``x > m + k_high s``, m median, s = std(n - 1) of what is kept.
 
@@ -196,7 +196,7 @@ def _window_sigma_clip(t, sum1, sum2, j, first, last, k_low, k_high):
         last = g
 
 
-@kernel
+@inner_kernel
 def _windows_sigma_clip(
     t, n_frames, sum1, sum2, edge, centre, first, last, k_low, k_high, work, state, limits, ranks
 ) -> None:
@@ -224,7 +224,7 @@ def _windows_sigma_clip(
 # --------------------------------------------------------------------------- winsorized_sigma_clip, legacy_quantile
 
 
-@kernel
+@inner_kernel
 def _quantile(t, j, n, fraction) -> float:
     """Linear-interpolated quantile of n sorted samples (Hyndman and Fan's type 7, NumPy's default)."""
     at = fraction * (n - 1)
@@ -235,13 +235,13 @@ def _quantile(t, j, n, fraction) -> float:
     return low + (at - k) * (np.float64(t[k + 1, j]) - low)
 
 
-@kernel
+@inner_kernel
 def _clipped_sample(t, j, i, low, high) -> float:
     x = np.float64(t[i, j])
     return low if x < low else (high if x > high else x)
 
 
-@kernel
+@inner_kernel
 def _clipped_deviation(sum1, sum2, centre, j, first, last, a, b, low, high, free) -> float:
     """Return the deviation of ranks first .. last - 1: those below a counting as ``low``, from b on as ``high``."""
     i0 = min(max(a, first), last)
@@ -255,7 +255,7 @@ def _clipped_deviation(sum1, sum2, centre, j, first, last, a, b, low, high, free
     return _deviation(s1, s2, last - first, free)
 
 
-@kernel
+@inner_kernel
 def _window_legacy_quantile(t, sum1, sum2, centre, j, n, k_low, k_high, low_fraction, high_fraction, clip):
     """ZeMosaic's winsorized sigma clip; writes the clip values into ``clip[j]`` and ``clip[LANES + j]``.
 
@@ -300,7 +300,7 @@ def _window_legacy_quantile(t, sum1, sum2, centre, j, n, k_low, k_high, low_frac
 # --------------------------------------------------------------------------- winsorized_sigma_clip, pixinsight
 
 
-@kernel
+@inner_kernel
 def _window_pixinsight(t, sum1, sum2, centre, j, first, last, k_low, k_high):
     """Winsorized sigma clipping with Huber's winsorisation, as PixInsight and Siril have it.
 
@@ -340,7 +340,7 @@ def _window_pixinsight(t, sum1, sum2, centre, j, first, last, k_low, k_high):
     return first, last
 
 
-@kernel
+@inner_kernel
 def _ranks_inside(t, n_frames, stop, first, last, lane, n_lanes, work, limits, ranks) -> int:
     """Fill the ranks inside the limits of the listed lanes, ``ranks (4 LANES,) int32`` by lane; returns the depth.
 
@@ -375,7 +375,7 @@ def _ranks_inside(t, n_frames, stop, first, last, lane, n_lanes, work, limits, r
     return max(below, n_frames - above)
 
 
-@kernel
+@inner_kernel
 def _enter(q, j, first, last, m, s, centre, lane, work, ranks) -> None:
     """Put lane j, its median and its deviation into place q of the list of :func:`_windows_pixinsight`."""
     lane[q] = j
@@ -389,7 +389,7 @@ def _enter(q, j, first, last, m, s, centre, lane, work, ranks) -> None:
     ranks[96 + j] = last[j]
 
 
-@kernel
+@inner_kernel
 def _split_settled(lane, n_lanes, work, deviation, settled):
     """Move the lanes that are done with their inner rounds from the list to another, ``settled (LANES,) int64``.
 
@@ -416,7 +416,7 @@ def _split_settled(lane, n_lanes, work, deviation, settled):
     return n_left, n_settled
 
 
-@kernel
+@inner_kernel
 def _windows_pixinsight(
     t, n_frames, sum1, sum2, edge, centre, first, last, k_low, k_high, work, state, limits, ranks
 ) -> None:
@@ -478,7 +478,7 @@ def compile_huber_rounds() -> None:
 # --------------------------------------------------------------------------- averaged_sigma
 
 
-@kernel
+@inner_kernel
 def _window_averaged_sigma(t, sum2, j, n, k_low, k_high):
     """Clip at a deviation that follows the square root of the level, as photon noise does.
 
@@ -511,7 +511,7 @@ def _window_averaged_sigma(t, sum2, j, n, k_low, k_high):
 # --------------------------------------------------------------------------- percentile_clip
 
 
-@kernel
+@inner_kernel
 def _window_percentile_clip(t, j, n, p_low, p_high):
     """Reject in one pass ``(m - x) / m > p_low`` and ``(x - m) / m > p_high``, m the median; skipped when m = 0.
 
@@ -536,7 +536,7 @@ def _window_percentile_clip(t, j, n, p_low, p_high):
 # --------------------------------------------------------------------------- gesd
 
 
-@kernel
+@inner_kernel
 def _window_gesd(t, sum1, sum2, centre, j, n, fraction, critical):
     """Generalised extreme Studentised deviate test for up to ``floor(fraction n)`` outliers.
 

@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from zemosaic_kernels import kernel
+from zemosaic_kernels import inner_kernel
 from zemosaic_simd import LANES, SIMD
 
 I32, I64, F32, F64 = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
@@ -192,7 +192,7 @@ if numba.config.DISABLE_JIT:
         return bool((excess <= 0.0).any())
 
 
-@kernel
+@inner_kernel
 def count_outside(t: np.ndarray, start: int, stop: int, limits: np.ndarray, ranks: np.ndarray) -> tuple[int, int]:
     """Fill the rank of the first sample of rows ``start .. stop - 1`` not below, and that behind the last not above.
 
@@ -203,7 +203,7 @@ def count_outside(t: np.ndarray, start: int, stop: int, limits: np.ndarray, rank
     return _count_outside(t, start, stop, limits, ranks)
 
 
-@kernel
+@inner_kernel
 def huber_round(
     lane: np.ndarray, n_lanes: int, ranks: np.ndarray, first: np.ndarray, last: np.ndarray, sum1: np.ndarray,
     sum2: np.ndarray, work: np.ndarray,

@@ -17,7 +17,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from zemosaic_kernels import kernel
+from zemosaic_kernels import inner_kernel
 from zemosaic_simd import LANES, SIMD
 
 I32, I64, F32, F64 = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
@@ -220,7 +220,7 @@ _sums, _weighted_sums = _make_sums(False), _make_sums(True)
 _running_sums = _plain_running_sums if numba.config.DISABLE_JIT else _vector_running_sums
 
 
-@kernel
+@inner_kernel
 def running_sums(t: np.ndarray, n: int, centre: np.ndarray, sum1: np.ndarray, sum2: np.ndarray, edge: int) -> None:
     """Fill running sums of ``d = x - centre`` and of ``d * d`` where all n samples of every lane are valid.
 
@@ -231,7 +231,7 @@ def running_sums(t: np.ndarray, n: int, centre: np.ndarray, sum1: np.ndarray, su
     _running_sums(t, n, centre, sum1, sum2, edge)
 
 
-@kernel
+@inner_kernel
 def sums_of_kept(
     cube: np.ndarray, at: int, low: np.ndarray, high: np.ndarray, total: np.ndarray, hits: np.ndarray, counting: bool
 ) -> None:
@@ -243,7 +243,7 @@ def sums_of_kept(
     _sums(cube, at, np.int64(cube.strides[0] // 4), total, low, high, total, total, hits, counting)
 
 
-@kernel
+@inner_kernel
 def weighted_sums_of_kept(
     cube: np.ndarray, at: int, weights: np.ndarray, low: np.ndarray, high: np.ndarray, total: np.ndarray,
     weight: np.ndarray, hits: np.ndarray, counting: bool,
