@@ -50,6 +50,7 @@ ROOMS: dict[str, set[str]] = {
     "zemosaic_linear_fit": {"zemosaic_kernels", "zemosaic_simd", "zemosaic_rejection"},
     "zemosaic_combine": {
         "zemosaic_kernels",
+        "zemosaic_simd",
         "zemosaic_sorting",
         "zemosaic_sums",
         "zemosaic_rejection",
