@@ -294,8 +294,9 @@ def memory_text(size: int) -> str:
 # --------------------------------------------------------------------------- bytes and slabs
 
 KERNEL_PIXELS: Final = 96  # pixels one worker rejects at a time
-# Per sample of those: a sorted copy (float32, up to twice the rows), two running sums (float64), columns.
-KERNEL_SAMPLE_BYTES: Final = 25
+# Per sample of those: a sorted copy (float32, up to twice the rows), two running sums and a product of weights (float64),
+# the samples of a block that is not whole and of a lane side by side (float32), columns.
+KERNEL_SAMPLE_BYTES: Final = 41
 FRAME_BYTES: Final = 96 * 8 + 64  # per frame: its weight for every lane, counts
 TILE_BYTES: Final = 4 << 20  # samples opened at a time: few enough for the processor's caches, enough for a call
 OUTPUT_MAPS: Final = 5  # image, coverage, weight, rejected low, rejected high; four bytes each

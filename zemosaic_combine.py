@@ -13,11 +13,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from zemosaic_kernels import kernel
+from zemosaic_kernels import inner_kernel
 from zemosaic_linear_fit import _windows_least_absolute, _windows_least_squares
 from zemosaic_rejection import (
     _median_of,
@@ -30,7 +30,9 @@ from zemosaic_rejection import (
     _windows_pixinsight,
     _windows_sigma_clip,
 )
+from zemosaic_simd import LANES
 from zemosaic_sorting import new_table, sort_block
+from zemosaic_sums import running_sums, sums_of_kept, weighted_sums_of_kept
 
 NOWHERE: Final = (np.empty(0, np.float32), np.empty(0, np.float32))
 _BUILDING = threading.Lock()  # a cache lets two threads build what neither has, and then compile it twice
@@ -39,7 +41,7 @@ STRIP: Final = 1536  # pixels averaged at once where nothing is rejected: long r
 # --------------------------------------------------------------------------- from the cube to a sorted table
 
 
-@kernel
+@inner_kernel
 def _count_valid(cube, p0, width, n_valid, seen) -> None:
     """Count the valid samples of ``width`` pixels, ``n_valid (LANES,) int64``; pixels behind them count as valid.
 
@@ -59,25 +61,30 @@ def _count_valid(cube, p0, width, n_valid, seen) -> None:
                 n_valid[j] -= 0 if s[j] - s[j] == np.float32(0.0) else 1
 
 
-@kernel
-def _whole_block(cube, p0, width) -> np.ndarray:
-    """Return pixels ``p0 .. p0 + width - 1`` and zeros behind them, ``(N, LANES) float32``."""
-    block = np.zeros((cube.shape[0], 96), np.float32)
+@inner_kernel
+def _fill_block(cube, p0, width, block) -> None:
+    """Fill ``block (N, LANES) float32``: pixels ``p0 .. p0 + width - 1``, and zeros behind them."""
     for i in range(cube.shape[0]):
         for j in range(width):
             block[i, j] = cube[i, p0 + j]
-    return block
+        for j in range(width, 96):
+            block[i, j] = np.float32(0.0)
 
 
-@kernel
-def _centre(t, n_valid, centre) -> None:
-    """Median of the valid samples of every pixel, float64; 0 where there is none."""
+@inner_kernel
+def _centre(t, n_frames, full, n_valid, centre) -> None:
+    """Median of the valid samples of every pixel, float64; 0 where there is none. ``full``: all are valid."""
+    if full:
+        a, b = t[(n_frames - 1) // 2], t[n_frames // 2]
+        for j in range(96):
+            centre[j] = 0.5 * (np.float64(a[j]) + np.float64(b[j]))
+        return
     for j in range(96):
         n = n_valid[j]
         centre[j] = 0.5 * (np.float64(t[(n - 1) // 2, j]) + np.float64(t[n // 2, j])) if n > 0 else 0.0
 
 
-@kernel
+@inner_kernel
 def _running_sums(t, n_frames, n_valid, centre, sum1, sum2) -> None:
     """Fill sums such that ``sum[last] - sum[first]`` adds ranks first .. last - 1, from the middle outward."""
     middle = n_frames // 2
@@ -96,76 +103,7 @@ def _running_sums(t, n_frames, n_valid, centre, sum1, sum2) -> None:
             sum2[i, j] = sum2[i + 1, j] - d * d
 
 
-@kernel
-def _running_sums_of_all(flat, n_frames, centre, sum1, sum2) -> None:
-    """Fill the same sums where every sample is valid, four rows at a time; tables as rows of numbers."""
-    middle = n_frames // 2
-    for j in range(96):
-        sum1[middle * 96 + j] = 0.0
-        sum2[middle * 96 + j] = 0.0
-    up = middle + (n_frames - middle) // 4 * 4
-    for i in range(middle, up, 4):
-        x = flat[i * 96 : (i + 4) * 96]
-        a = sum1[i * 96 : (i + 5) * 96]
-        b = sum2[i * 96 : (i + 5) * 96]
-        for j in range(96):
-            m = centre[j]
-            d0 = np.float64(x[j]) - m
-            d1 = np.float64(x[96 + j]) - m
-            d2 = np.float64(x[192 + j]) - m
-            d3 = np.float64(x[288 + j]) - m
-            s = a[j] + d0
-            q = b[j] + d0 * d0
-            a[96 + j] = s
-            b[96 + j] = q
-            s += d1
-            q += d1 * d1
-            a[192 + j] = s
-            b[192 + j] = q
-            s += d2
-            q += d2 * d2
-            a[288 + j] = s
-            b[288 + j] = q
-            a[384 + j] = s + d3
-            b[384 + j] = q + d3 * d3
-    for i in range(up, n_frames):
-        for j in range(96):
-            d = np.float64(flat[i * 96 + j]) - centre[j]
-            sum1[(i + 1) * 96 + j] = sum1[i * 96 + j] + d
-            sum2[(i + 1) * 96 + j] = sum2[i * 96 + j] + d * d
-    down = middle % 4
-    for i in range(middle - 4, down - 1, -4):
-        x = flat[i * 96 : (i + 4) * 96]
-        a = sum1[i * 96 : (i + 5) * 96]
-        b = sum2[i * 96 : (i + 5) * 96]
-        for j in range(96):
-            m = centre[j]
-            d0 = np.float64(x[j]) - m
-            d1 = np.float64(x[96 + j]) - m
-            d2 = np.float64(x[192 + j]) - m
-            d3 = np.float64(x[288 + j]) - m
-            s = a[384 + j] - d3
-            q = b[384 + j] - d3 * d3
-            a[288 + j] = s
-            b[288 + j] = q
-            s -= d2
-            q -= d2 * d2
-            a[192 + j] = s
-            b[192 + j] = q
-            s -= d1
-            q -= d1 * d1
-            a[96 + j] = s
-            b[96 + j] = q
-            a[j] = s - d0
-            b[j] = q - d0 * d0
-    for i in range(down - 1, -1, -1):
-        for j in range(96):
-            d = np.float64(flat[i * 96 + j]) - centre[j]
-            sum1[i * 96 + j] = sum1[(i + 1) * 96 + j] - d
-            sum2[i * 96 + j] = sum2[(i + 1) * 96 + j] - d * d
-
-
-@kernel
+@inner_kernel
 def _running_sums_of_ranks(flat, n_frames, n_valid, centre, sum1, sum3) -> None:
     """Fill the sums of d and of ``i d``, i the rank, in the same order; tables as rows of numbers."""
     middle = n_frames // 2
@@ -195,7 +133,7 @@ def _running_sums_of_ranks(flat, n_frames, n_valid, centre, sum1, sum3) -> None:
 # --------------------------------------------------------------------------- what every pixel keeps
 
 
-@kernel
+@inner_kernel
 def _crossed(t, j, n, centre, low, high) -> int:
     """Mark a pixel that lost all samples: below ``low`` lies what was rejected low, the rest was rejected high.
 
@@ -213,110 +151,16 @@ def _crossed(t, j, n, centre, low, high) -> int:
     return f
 
 
-@kernel
-def _count_hits(cube, p0, width, low, high, hits) -> None:
-    """Add the samples of each frame that were rejected low and high to ``hits (N, 3) int64``."""
-    one = np.int32(1)
-    none = np.int32(0)
-    for i in range(cube.shape[0]):
-        s = cube[i, p0 : p0 + width]
-        n_low = none
-        n_out = none
-        for j in range(width):
-            finite = s[j] - s[j] == np.float32(0.0)
-            below = s[j] < low[j] and finite
-            n_low += one if below else none
-            n_out += one if below or (s[j] > high[j] and finite) else none
-        hits[i, 0] += n_low
-        hits[i, 1] += n_out - n_low
-
-
 # --------------------------------------------------------------------------- sums over the frames
 
 
-@kernel
-def _plain_sums(cube, p0, width, low, high, total) -> None:
-    """``total (LANES,) float64``: the sum over the frames, in their order, of the samples kept."""
-    n = cube.shape[0]
-    for j in range(96):
-        total[j] = 0.0
-    i = 0
-    while i + 4 <= n:
-        a = cube[i, p0 : p0 + width]
-        b = cube[i + 1, p0 : p0 + width]
-        c = cube[i + 2, p0 : p0 + width]
-        d = cube[i + 3, p0 : p0 + width]
-        for j in range(width):
-            lo = low[j]
-            hi = high[j]
-            t = total[j]
-            t += np.float64(a[j]) if a[j] >= lo and a[j] <= hi else 0.0
-            t += np.float64(b[j]) if b[j] >= lo and b[j] <= hi else 0.0
-            t += np.float64(c[j]) if c[j] >= lo and c[j] <= hi else 0.0
-            t += np.float64(d[j]) if d[j] >= lo and d[j] <= hi else 0.0
-            total[j] = t
-        i += 4
-    while i < n:
-        a = cube[i, p0 : p0 + width]
-        for j in range(width):
-            total[j] += np.float64(a[j]) if a[j] >= low[j] and a[j] <= high[j] else 0.0
-        i += 1
-
-
-@kernel
-def _sums_and_hits(cube, p0, width, low, high, total, hits) -> None:
-    """Do :func:`_plain_sums` and :func:`_count_hits` in one pass over samples that are all valid."""
-    one = np.int32(1)
-    none = np.int32(0)
-    for j in range(96):
-        total[j] = 0.0
-    n_frames = cube.shape[0]
-    for i in range(0, n_frames - 1, 2):
-        a = cube[i, p0 : p0 + width]
-        b = cube[i + 1, p0 : p0 + width]
-        a_low = none
-        a_out = none
-        b_low = none
-        b_out = none
-        for j in range(width):
-            lo = low[j]
-            hi = high[j]
-            x = a[j]
-            y = b[j]
-            x_out = x < lo or x > hi
-            y_out = y < lo or y > hi
-            t = total[j] + (0.0 if x_out else np.float64(x))
-            total[j] = t + (0.0 if y_out else np.float64(y))
-            a_low += one if x < lo else none
-            b_low += one if y < lo else none
-            a_out += one if x_out else none
-            b_out += one if y_out else none
-        hits[i, 0] += a_low
-        hits[i, 1] += a_out - a_low
-        hits[i + 1, 0] += b_low
-        hits[i + 1, 1] += b_out - b_low
-    if n_frames % 2:
-        a = cube[n_frames - 1, p0 : p0 + width]
-        a_low = none
-        a_out = none
-        for j in range(width):
-            x = a[j]
-            out = x < low[j] or x > high[j]
-            total[j] += 0.0 if out else np.float64(x)
-            a_low += one if x < low[j] else none
-            a_out += one if out else none
-        hits[n_frames - 1, 0] += a_low
-        hits[n_frames - 1, 1] += a_out - a_low
-
-
-@kernel
-def _mean_strips(cube, start, stop, image, coverage, weight_map, rejected_low, rejected_high, hits) -> int:
+@inner_kernel
+def _mean_strips(cube, start, stop, total, image, coverage, weight_map, rejected_low, rejected_high, hits) -> int:
     """Average pixels over all frames, in their order, strip by strip; returns the first pixel that was not done.
 
-    That is ``stop``, or the start of a strip in which a sample is not finite.
+    That is ``stop``, or the start of a strip in which a sample is not finite. ``total (STRIP,) float64`` is scratch.
     """
     n = cube.shape[0]
-    total = np.empty(1536, np.float64)
     rows = n // 4 * 4
     for p0 in range(start, stop, 1536):
         size = min(stop - p0, 1536)
@@ -349,34 +193,18 @@ def _mean_strips(cube, start, stop, image, coverage, weight_map, rejected_low, r
     return stop
 
 
-@kernel
-def _weighted_sums(cube, p0, width, frame_weight, sample_weight, place, low, high, total, weight) -> None:
-    """``total`` of w x and ``weight`` of w over the frames, in their order, of the samples kept.
-
-    With all weights 1 this is :func:`_plain_sums` to the bit.
-    """
-    per_sample = sample_weight.shape[0] > 0
-    for j in range(96):
-        total[j] = 0.0
-        weight[j] = 0.0
-    for i in range(cube.shape[0]):
-        s = cube[i, p0 : p0 + width]
+@inner_kernel
+def _multiplied_weights(width, frame_weight, sample_weight, place, weights) -> None:
+    """Fill ``weights (N, LANES) float64``: each frame's, times what its sample at ``place`` weighs."""
+    for i in range(frame_weight.shape[0]):
         w = frame_weight[i]
-        if per_sample:
-            r = sample_weight[i]
-            for j in range(width):
-                keep = s[j] >= low[j] and s[j] <= high[j]
-                wj = w[j] * np.float64(r[place[j]])
-                total[j] += wj * np.float64(s[j]) if keep else 0.0
-                weight[j] += wj if keep else 0.0
-        else:
-            for j in range(width):
-                keep = s[j] >= low[j] and s[j] <= high[j]
-                total[j] += w[j] * np.float64(s[j]) if keep else 0.0
-                weight[j] += w[j] if keep else 0.0
+        r = sample_weight[i]
+        out = weights[i]
+        for j in range(width):
+            out[j] = w[j] * np.float64(r[place[j]])
 
 
-@kernel
+@inner_kernel
 def _rewinsorized_sums(
     cube, p0, width, frame_weight, sample_weight, place, low, high, clip, plain, total, weight
 ) -> None:
@@ -401,7 +229,7 @@ def _rewinsorized_sums(
             weight[j] += wj
 
 
-@kernel
+@inner_kernel
 def _sort_rewinsorized(t, j, n, first, last, low, high, ordered) -> None:
     """Fill ``ordered (n,)``: the samples with the rejected ones replaced by their clipped values, sorted again."""
     for i in range(n):
@@ -418,7 +246,7 @@ def _sort_rewinsorized(t, j, n, first, last, low, high, ordered) -> None:
 # --------------------------------------------------------------------------- one kernel per combination of methods
 
 
-@kernel
+@inner_kernel
 def _mark_kept(t, n_valid, centre, first, last, low, high) -> None:
     """Fill the smallest and largest value each pixel keeps, ``low, high (LANES,) float32``; crossed if there is none.
 
@@ -433,7 +261,7 @@ def _mark_kept(t, n_valid, centre, first, last, low, high) -> None:
             last[j] = first[j]
 
 
-@kernel
+@inner_kernel
 def _mean_of_kept(p0, width, n_valid, first, last, centre, total, image, weight_map) -> int:
     """Write the means of the samples kept and their numbers; returns how many pixels lost all their samples."""
     lost = np.int64(0)
@@ -444,6 +272,52 @@ def _mean_of_kept(p0, width, n_valid, first, last, centre, total, image, weight_
         image[p0 + j] = np.float32(total[j] / np.float64(kept) if kept > 0 else without)
         weight_map[p0 + j] = np.float32(kept)
     return lost
+
+
+class _Scratch(NamedTuple):
+    """Memory the kernels work in; made outside of them, because compiling what makes an array takes time."""
+
+    table: np.ndarray  # new_table of N samples
+    sum1: np.ndarray  # (N + 1, LANES) float64, running sums
+    sum2: np.ndarray
+    last_block: np.ndarray  # (N, LANES) float32, pixels of a block that is not whole
+    products: np.ndarray  # (N, LANES) float64, weights of frames times those of samples; or no rows
+    columns: np.ndarray  # (LANES, 64 k) float32; this and the next three for lines of least absolute deviations
+    words: np.ndarray  # (k,) int64
+    column: np.ndarray  # (N + 8,) float64
+    places: np.ndarray  # (N + 8,) int64
+    work: np.ndarray  # (12 LANES,) float64
+    state: np.ndarray  # (9 LANES,) int64
+    limits: np.ndarray  # (4 LANES,) float32
+    ranks: np.ndarray  # (4 LANES,) int32
+    float64: np.ndarray  # (5 LANES,)
+    int64: np.ndarray  # (4 LANES,)
+    float32: np.ndarray  # (2 LANES,)
+
+
+def _scratch(n: int, *, lines: bool, weigh_samples: bool) -> _Scratch:
+    """Return the memory for a block of N samples a pixel."""
+    words = (n + 63) // 64
+    limits = np.full(4 * LANES, np.inf, np.float32)
+    limits[2 * LANES : 3 * LANES] = -np.inf
+    return _Scratch(
+        table=new_table(n),
+        sum1=np.empty((n + 1, LANES)),
+        sum2=np.empty((n + 1, LANES)),
+        last_block=np.empty((n, LANES), np.float32),
+        products=np.empty((n if weigh_samples else 0, LANES)),
+        columns=np.empty((LANES, 64 * words if lines else 0), np.float32),
+        words=np.empty(words, np.int64),
+        column=np.empty(n + 8),
+        places=np.empty(n + 8, np.int64),
+        work=np.zeros(12 * LANES),
+        state=np.zeros(9 * LANES, np.int64),
+        limits=limits,
+        ranks=np.zeros(4 * LANES, np.int32),
+        float64=np.zeros(5 * LANES),
+        int64=np.zeros(4 * LANES, np.int64),
+        float32=np.zeros(2 * LANES, np.float32),
+    )
 
 
 @lru_cache(maxsize=64)
@@ -462,35 +336,24 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
     may_weigh_nothing = weighted or rewinsorized
     singly = method in (1, 2, 3, 6, 7, 8)
 
-    @kernel
+    @inner_kernel
     def block(
         cube, start, stop, par, critical, combine, frame_weight, sample_weight, sample_step,
         image, coverage, weight_map, rejected_low, rejected_high, hits, kept_low, kept_high,
+        scratch,
     ):  # fmt: skip
         n_frames = cube.shape[0]
         zero = np.int64(0)
         unity = 1.0  # its sign makes True and False one type, and one compilation of what takes them
-        t = new_table(n_frames)
-        sum1 = np.empty((n_frames + 1, 96), np.float64)
-        sum2 = np.empty((n_frames + 1, 96), np.float64)
-        work = np.empty(1152, np.float64)
-        state = np.empty(864, np.int64)
-        limits = np.empty(384, np.float32)
-        ranks = np.empty(192, np.int32)
-        centre = np.zeros(96, np.float64)
-        clip = np.empty(192, np.float64)
-        first = np.empty(96, np.int64)
-        last = np.empty(96, np.int64)
-        n_valid = np.empty(96, np.int64)
-        low = np.empty(96, np.float32)
-        high = np.empty(96, np.float32)
-        total = np.empty(96, np.float64)
-        weight = np.empty(96, np.float64)
-        column = np.empty(n_frames + 8, np.float64)
-        columns = np.empty((96, (n_frames + 63) // 64 * 64 if method == 10 else 0), np.float32)
-        words = np.empty((n_frames + 63) // 64, np.int64)
-        places = np.empty(n_frames + 8, np.int64)
-        place = np.empty(96, np.int64)
+        t, sum1, sum2, limits, ranks = scratch.table, scratch.sum1, scratch.sum2, scratch.limits, scratch.ranks
+        work, state, last_block, products = scratch.work, scratch.state, scratch.last_block, scratch.products
+        columns, column, words, places = scratch.columns, scratch.column, scratch.words, scratch.places
+        real, whole_numbers, single = scratch.float64, scratch.int64, scratch.float32
+        centre, total, weight, clip = real[0:96], real[96:192], real[192:288], real[288:480]
+        first, last, n_valid, place = (
+            whole_numbers[0:96], whole_numbers[96:192], whole_numbers[192:288], whole_numbers[288:384],
+        )  # fmt: skip
+        low, high = single[0:96], single[96:192]
         seen = hits[:, 2]
         lost = zero
         whole = zero  # pixels of the blocks in which all samples are valid
@@ -501,10 +364,11 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
                     place[j] = (p0 + j) // sample_step
             full = False
             middle_known = False
+            source, at = cube, p0
+            if width < 96:
+                _fill_block(cube, p0, width, last_block)
+                source, at = last_block, zero
             if sorts:
-                source, at = cube, p0
-                if width < 96:
-                    source, at = _whole_block(cube, p0, width), zero
                 full, middle_known = sort_block(source, at, t, samples_alone and combine == 1, low, high)
             if full:
                 whole += width
@@ -519,10 +383,12 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
                 low[j] = np.float32(-3.4028235e38)
                 high[j] = np.float32(3.4028235e38)
             if method != 0:
-                _centre(t, n_valid, centre)
+                _centre(t, n_frames, full, n_valid, centre)
+                edge = n_frames
                 if sums_of_squares:
                     if full:
-                        _running_sums_of_all(t.reshape(-1), n_frames, centre, sum1.reshape(-1), sum2.reshape(-1))
+                        edge = n_frames // 4 if method == 4 or method == 5 else n_frames
+                        running_sums(t, n_frames, centre, sum1, sum2, edge)
                     else:
                         _running_sums(t, n_frames, n_valid, centre, sum1, sum2)
                 if sums_of_ranks:
@@ -533,9 +399,13 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
                         t, n_frames, centre, first, last, par[0], par[1], work, state, columns, words, column, places
                     )
                 if method == 4:
-                    _windows_pixinsight(t, sum1, sum2, centre, first, last, par[0], par[1], work, state, limits, ranks)
+                    _windows_pixinsight(
+                        t, n_frames, sum1, sum2, edge, centre, first, last, par[0], par[1], work, state, limits, ranks
+                    )
                 if method == 5:
-                    _windows_sigma_clip(t, sum1, sum2, first, last, par[0], par[1], work, state)
+                    _windows_sigma_clip(
+                        t, n_frames, sum1, sum2, edge, centre, first, last, par[0], par[1], work, state, limits, ranks
+                    )
                 if singly:
                     for j in range(96):
                         n = n_valid[j]
@@ -562,19 +432,17 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
                         last[j] = g
                 _mark_kept(t, n_valid, centre, first, last, low, high)
             rejected = zero
-            together = False
             if method != 0:
                 for j in range(width):
                     rejected += n_valid[j] - (last[j] - first[j])
-                if sums_and_hits and full and rejected > 0:
-                    together = True
-                    _sums_and_hits(cube, p0, width, low, high, total, hits)
-                elif rejected > 0:
-                    _count_hits(cube, p0, width, low, high, hits)
-            if sums_and_hits and not together:
-                _plain_sums(cube, p0, width, low, high, total)
             if weighted:
-                _weighted_sums(cube, p0, width, frame_weight, sample_weight, place, low, high, total, weight)
+                weights_now = frame_weight
+                if sample_weight.shape[0] > 0:
+                    _multiplied_weights(width, frame_weight, sample_weight, place, products)
+                    weights_now = products
+                weighted_sums_of_kept(source, at, weights_now, low, high, total, weight, hits, rejected > 0)
+            elif sums_and_hits or rejected > 0:
+                sums_of_kept(source, at, low, high, total, hits, rejected > 0)
             if rewinsorized:
                 _rewinsorized_sums(
                     cube, p0, width, frame_weight, sample_weight, place, low, high, clip, unity < 0.0, total, weight
@@ -624,7 +492,7 @@ def _block_kernel(method: int, by_mean: bool, rewinsor: bool, uniform: bool) -> 
                     kept_high[p0 + j] = high[j]
             if may_weigh_nothing and unweighted:  # all weights of some pixel are 0: its plain mean
                 if weighted:
-                    _plain_sums(cube, p0, width, low, high, total)
+                    sums_of_kept(source, at, low, high, total, hits, unity < 0.0)
                 if rewinsorized:
                     _rewinsorized_sums(
                         cube, p0, width, frame_weight, sample_weight, place, low, high, clip, unity > 0.0, total, work
@@ -685,18 +553,20 @@ def combine_block(
     maps : five ndarrays (P,)
         Filled: the image, float32, ADU; the coverage, int32, valid samples; the sum of the weights that entered the
         mean (the number of samples for other combinations), float32; the samples rejected low and high, int32.
-    hits : ndarray (N, 3) int64
+    hits : ndarray (N, 3) int64, row by row
         Grows by the samples of each frame rejected low, rejected high, and valid.
     kept : two ndarrays (P,) float32, optional
         Filled with the smallest and the largest value each pixel keeps; crossed where it keeps none.
     """
     with _BUILDING:
         run = _block_kernel(int(method), combine == 0, bool(rewinsor), bool(uniform) and combine == 0)
-    rest = (par, critical, combine, frame_weight, sample_weight, sample_step, *maps, hits, *kept)
+    weights = np.ascontiguousarray(frame_weight)
+    scratch = _scratch(len(cube), lines=method == 10, weigh_samples=sample_weight.size > 0)
+    rest = (par, critical, combine, weights, sample_weight, sample_step, *maps, hits, *kept, scratch)
     if method != 0 or combine != 0 or not uniform or kept is not NOWHERE:
         return int(run(cube, start, stop, *rest))
-    lost = 0
-    while (at := _mean_strips(cube, start, stop, *maps, hits)) < stop:
+    lost, total = 0, np.empty(STRIP)
+    while (at := _mean_strips(cube, start, stop, total, *maps, hits)) < stop:
         start = min(at + STRIP, stop)
         lost += run(cube, at, start, *rest)
     return int(lost)

@@ -30,8 +30,8 @@ logger = logging.getLogger("zemosaic.kernels")
 
 COMPILER_PATIENCE_S: Final = 120.0  # waited for the other process; what it has not done by then is compiled here
 ROOMS: Final = (
-    "combine", "distortion", "gather", "kernels", "linear_fit", "lines", "rejection", "resample", "samples", "simd",
-    "sorting", "star_kernels",
+    "combine", "distortion", "gather", "kernels", "linear_fit", "lines", "rejection", "resample", "rounds", "samples",
+    "simd", "sorting", "star_kernels", "sums",
 )  # fmt: skip
 
 

@@ -11,34 +11,37 @@ window depends on its own samples and the number of frames, on nothing else.
 
 Two forms of one definition. The functions ``_window_...`` treat one lane: they are the definition. Where it pays,
 ``_windows_...`` do the rounds of many lanes in lockstep, statement by statement the same arithmetic with SIMD
-instructions; a lane that is done leaves the list alone, so no pixel's result depends on its neighbours.
+instructions (:mod:`zemosaic_rounds`); a lane that is done leaves the list alone, so no pixel's result depends on its
+neighbours.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from zemosaic_kernels import kernel
+from zemosaic_kernels import inner_kernel
+from zemosaic_rounds import count_outside, huber_round
 from zemosaic_simd import nearest_inside
+from zemosaic_sums import running_sums
 
 # --------------------------------------------------------------------------- what all algorithms share
 
 
-@kernel
+@inner_kernel
 def _median_of(t, j, first, last) -> float:
     """Median of the sorted samples of ranks first .. last - 1; the mean of the two middle ones when even."""
     k = last - first
     return 0.5 * (np.float64(t[first + (k - 1) // 2, j]) + np.float64(t[first + k // 2, j]))
 
 
-@kernel
+@inner_kernel
 def _deviation(s1, s2, k, free) -> float:
     """Return the deviation of k samples from their sums of d and d*d, divisor k - free; 0 where rounding went below."""
     ss = s2 - s1 * (s1 / k)
     return np.sqrt(ss / (k - free)) if ss > 0.0 else 0.0
 
 
-@kernel
+@inner_kernel
 def _skip_below(t, j, first, last, limit) -> int:
     """First rank in first .. last whose sample is not below ``limit``."""
     while first < last and np.float64(t[first, j]) < limit:
@@ -46,7 +49,7 @@ def _skip_below(t, j, first, last, limit) -> int:
     return first
 
 
-@kernel
+@inner_kernel
 def _skip_above(t, j, first, last, limit) -> int:
     """One past the last rank in first .. last whose sample is not above ``limit``."""
     while last > first and np.float64(t[last - 1, j]) > limit:
@@ -54,7 +57,7 @@ def _skip_above(t, j, first, last, limit) -> int:
     return last
 
 
-@kernel
+@inner_kernel
 def _with_equals(t, j, n, first, last):
     """Widen a range of ranks to all samples that equal one inside: equal samples share one fate."""
     if last > first:
@@ -67,137 +70,58 @@ def _with_equals(t, j, n, first, last):
 
 # --------------------------------------------------------------------------- rounds of many lanes in lockstep
 #
-# The lanes still at work stand in a list, ``lane (LANES,) int64``; what belongs to the q-th of them stands in place q
-# of its row of ``work``. So the arithmetic of a round is a plain loop over neighbouring numbers, which the compiler
-# turns into SIMD instructions, and costs nothing for lanes that are done.
+# The first round is that of all lanes: plain loops over neighbouring numbers and vector instructions. The lanes that go
+# on stand in a list, ``lane (LANES,) int64``. Where all samples are valid the running sums are first filled near the
+# ends only, ``edge`` rows of them, and to the middle when a window of the block reaches deeper.
 
 
-@kernel
-def _gather_statistics(t, sum1, sum2, first, last, lane, n_lanes, m, s1, s2, k) -> None:
-    """Fill median, sums and number of samples of the listed lanes' windows."""
-    for q in range(n_lanes):
-        j = lane[q]
-        f = first[j]
-        g = last[j]
-        m[q] = _median_of(t, j, f, g)
-        s1[q] = sum1[g, j] - sum1[f, j]
-        s2[q] = sum2[g, j] - sum2[f, j]
-        k[q] = np.float64(g - f)
+@inner_kernel
+def _first_statistics(n_frames, centre, sum1, sum2, first, last, s) -> None:
+    """Fill the deviation ``s (LANES,) float64`` of all samples, divisor n - 1; inf where there is nothing to judge.
 
-
-@kernel
-def _deviations(s1, s2, k, n_lanes, s) -> None:
-    """Fill ``s``: :func:`_deviation` with divisor k - 1."""
-    for q in range(n_lanes):
-        ss = s2[q] - s1[q] * (s1[q] / k[q])
-        s[q] = np.sqrt(max(ss, 0.0) / (k[q] - 1))
-
-
-@kernel
-def _count_outside(t, start, stop, limits, ranks) -> None:
-    """Fill the rank of the first sample of rows ``start .. stop - 1`` not below, and that behind the last not above.
-
-    ``limits (2 LANES,) float32``: low and high of every lane; ``ranks (2 LANES,) int32``. Row by row from either end,
-    as long as a sample of a row lies outside.
+    That is where a lane has fewer than 3 samples, or no deviation.
     """
-    flat = t.reshape(-1)
-    low, high, first, last = limits[0:96], limits[96:192], ranks[0:96], ranks[96:192]
-    one = np.int32(1)
-    none = np.int32(0)
+    low1, high1, low2, high2 = sum1[0], sum1[n_frames], sum2[0], sum2[n_frames]
     for j in range(96):
-        first[j] = start
-        last[j] = stop
-    for i in range(start, stop):
-        x = flat[i * 96 : (i + 1) * 96]
-        outside = none
-        for j in range(96):
-            out = one if x[j] < low[j] else none
-            first[j] += out
-            outside |= out
-        if outside == none:
-            break
-    for i in range(stop - 1, start - 1, -1):
-        x = flat[i * 96 : (i + 1) * 96]
-        outside = none
-        for j in range(96):
-            out = one if x[j] > high[j] else none
-            last[j] -= out
-            outside |= out
-        if outside == none:
-            break
+        n = last[j] - first[j]
+        k = np.float64(max(n, 3))
+        s1 = high1[j] - low1[j]
+        ss = (high2[j] - low2[j]) - s1 * (s1 / k)
+        deviation = np.sqrt(max(ss, 0.0) / (k - 1.0))
+        s[j] = deviation if n >= 3 and deviation > 0.0 else np.inf
 
 
-@kernel
-def _skip_outside(t, lane, n_lanes, low, high, a, b, limits, ranks) -> None:
-    """Move the ranks ``a, b (LANES,) int64`` of the listed lanes inward to the first and behind the last sample inside.
+@inner_kernel
+def _judge_all(t, stop, first, last, m, s, k_low, k_high, work, limits, ranks, state) -> int:
+    """Narrow the windows of all lanes to ``m - k_low s .. m + k_high s``, m and s by lane; s = inf rejects nothing.
 
-    Inside is ``low[q] <= x <= high[q]``, float64: :func:`_skip_below` and :func:`_skip_above`, for many lanes row by
-    row. Then the limits are the nearest float32 inside, which no sample can tell from them. ``limits (4 LANES,)
-    float32`` and ``ranks (2 LANES,) int32`` are scratch.
+    ``stop``: the largest last. Fills the list, ``state[0:LANES]``, with the lanes that lost samples and have 3 left;
+    returns how many they are. ``work (2 LANES,) float64``, ``limits (2 LANES,) float32``, ``ranks (2 LANES,) int32``
+    and the rest of ``state (2 LANES,) int64`` are scratch.
     """
-    if n_lanes < 24:
-        for q in range(n_lanes):
-            j = lane[q]
-            a[j] = _skip_below(t, j, a[j], b[j], low[q])
-            b[j] = _skip_above(t, j, a[j], b[j], high[q])
-        return
+    low, high, lane, goes_on = work[0:96], work[96:192], state[0:96], state[96:192]
+    for j in range(96):
+        low[j] = m[j] - k_low * s[j]
+        high[j] = m[j] + k_high * s[j]
     nearest_inside(low, high, limits)
-    start = np.int64(t.shape[0])
-    stop = np.int64(0)
+    count_outside(t, 0, stop, limits, ranks)
     for j in range(96):
-        limits[192 + j] = np.float32(-np.inf)
-        limits[288 + j] = np.float32(np.inf)
-    for q in range(n_lanes):
-        j = lane[q]
-        limits[192 + j] = limits[q]
-        limits[288 + j] = limits[96 + q]
-        start = min(start, a[j])
-        stop = max(stop, b[j])
-    _count_outside(t, start, stop, limits[192:384], ranks)
-    for q in range(n_lanes):
-        j = lane[q]
-        a[j] = min(max(a[j], np.int64(ranks[j])), b[j])
-        b[j] = max(min(b[j], np.int64(ranks[96 + j])), a[j])
-
-
-@kernel
-def _judge(t, first, last, lane, n_lanes, m, s, k_low, k_high, spare_flat) -> int:
-    """Narrow the listed lanes' windows to ``m - k_low s .. m + k_high s``.
-
-    On the list, whose new length is returned, stay the lanes that lost samples and have 3 left. ``spare_flat``: where s
-    is 0 nothing is rejected; otherwise all but the median is.
-    """
-    n_left = np.int64(0)
-    for q in range(n_lanes):
-        if spare_flat and s[q] == 0.0:
-            continue
-        j = lane[q]
-        f = _skip_below(t, j, first[j], last[j], m[q] - k_low * s[q])
-        g = _skip_above(t, j, f, last[j], m[q] + k_high * s[q])
-        if f != first[j] or g != last[j]:
-            first[j] = f
-            last[j] = g
-            if g - f >= 3:
-                lane[n_left] = j
-                n_left += 1
-    return n_left
-
-
-@kernel
-def _list_lanes(first, last, lane) -> int:
-    """Fill ``lane`` with the lanes that have at least 3 samples; returns how many they are."""
+        f = min(max(first[j], np.int64(ranks[j])), last[j])
+        g = max(min(last[j], np.int64(ranks[96 + j])), f)
+        goes_on[j] = 1 if g - f >= 3 and g - f < last[j] - first[j] else 0
+        first[j] = f
+        last[j] = g
     n_lanes = np.int64(0)
     for j in range(96):
-        if last[j] - first[j] >= 3:
-            lane[n_lanes] = j
-            n_lanes += 1
+        lane[n_lanes] = j
+        n_lanes += goes_on[j]
     return n_lanes
 
 
 # --------------------------------------------------------------------------- kappa_sigma
 
 
-@kernel
+@inner_kernel
 def _window_kappa_sigma(t, sum1, sum2, j, n, k_low, k_high):
     """ZeMosaic's single pass: keep ``m - k_low s <= x <= m + k_high s``, m median, s population deviation of all valid.
 
@@ -214,7 +138,7 @@ def _window_kappa_sigma(t, sum1, sum2, j, n, k_low, k_high):
     return first, _skip_above(t, j, first, n, np.float64(np.float32(m + k_high * s)))
 
 
-@kernel
+@inner_kernel
 def _window_kappa_sigma_clipped(t, sum1, sum2, j, n, k_low, k_high):
     """Set the same limits about sigma-clipped statistics: median and population deviation after at most 5 rounds.
 
@@ -244,43 +168,63 @@ def _window_kappa_sigma_clipped(t, sum1, sum2, j, n, k_low, k_high):
 # --------------------------------------------------------------------------- sigma_clip
 
 
-@kernel
+@inner_kernel
+def _sigma_clip_round(t, sum1, sum2, j, first, last, k_low, k_high):
+    """Return what one round of :func:`_window_sigma_clip` leaves of a window."""
+    if last - first < 3:
+        return first, last
+    s = _deviation(sum1[last, j] - sum1[first, j], sum2[last, j] - sum2[first, j], last - first, 1)
+    if s == 0.0:
+        return first, last
+    m = _median_of(t, j, first, last)
+    f = _skip_below(t, j, first, last, m - k_low * s)
+    return f, _skip_above(t, j, f, last, m + k_high * s)
+
+
+@inner_kernel
 def _window_sigma_clip(t, sum1, sum2, j, first, last, k_low, k_high):
     """Iterate: reject ``x < m - k_low s`` or ``x > m + k_high s``, m median, s = std(n - 1) of what is kept.
 
     Ends when nothing falls, the deviation is zero or fewer than 3 samples are left.
     Source: the textbook method, as Siril's ``rej s``. NOTE: Siril keeps at least 4 samples in file order.
     """
-    while last - first >= 3:
-        k = last - first
-        s = _deviation(sum1[last, j] - sum1[first, j], sum2[last, j] - sum2[first, j], k, 1)
-        if s == 0.0:
-            break
-        m = _median_of(t, j, first, last)
-        f = _skip_below(t, j, first, last, m - k_low * s)
-        g = _skip_above(t, j, f, last, m + k_high * s)
+    while True:
+        f, g = _sigma_clip_round(t, sum1, sum2, j, first, last, k_low, k_high)
         if f == first and g == last:
-            break
+            return first, last
         first = f
         last = g
-    return first, last
 
 
-@kernel
-def _windows_sigma_clip(t, sum1, sum2, first, last, k_low, k_high, work, lane) -> None:
+@inner_kernel
+def _windows_sigma_clip(
+    t, n_frames, sum1, sum2, edge, centre, first, last, k_low, k_high, work, state, limits, ranks
+) -> None:
     """Narrow the windows ``first, last (LANES,) int64`` of all lanes by :func:`_window_sigma_clip`."""
-    m, s, s1, s2, k = work[0:96], work[96:192], work[192:288], work[288:384], work[384:480]
-    n_lanes = _list_lanes(first, last, lane)
-    while n_lanes > 0:
-        _gather_statistics(t, sum1, sum2, first, last, lane, n_lanes, m, s1, s2, k)
-        _deviations(s1, s2, k, n_lanes, s)
-        n_lanes = _judge(t, first, last, lane, n_lanes, m, s, k_low, k_high, True)
+    s, lane = work[192:288], state[0:96]
+    _first_statistics(n_frames, centre, sum1, sum2, first, last, s)
+    n_lanes = _judge_all(t, n_frames, first, last, centre, s, k_low, k_high, work, limits, ranks, state)
+    for q in range(n_lanes):
+        j = lane[q]
+        f = first[j]
+        g = last[j]
+        while True:
+            if max(f, n_frames - g) > edge:
+                running_sums(t, n_frames, centre, sum1, sum2, n_frames)
+                edge = n_frames
+            a, b = _sigma_clip_round(t, sum1, sum2, j, f, g, k_low, k_high)
+            if a == f and b == g:
+                break
+            f = a
+            g = b
+        first[j] = f
+        last[j] = g
 
 
 # --------------------------------------------------------------------------- winsorized_sigma_clip, legacy_quantile
 
 
-@kernel
+@inner_kernel
 def _quantile(t, j, n, fraction) -> float:
     """Linear-interpolated quantile of n sorted samples (Hyndman and Fan's type 7, NumPy's default)."""
     at = fraction * (n - 1)
@@ -291,13 +235,13 @@ def _quantile(t, j, n, fraction) -> float:
     return low + (at - k) * (np.float64(t[k + 1, j]) - low)
 
 
-@kernel
+@inner_kernel
 def _clipped_sample(t, j, i, low, high) -> float:
     x = np.float64(t[i, j])
     return low if x < low else (high if x > high else x)
 
 
-@kernel
+@inner_kernel
 def _clipped_deviation(sum1, sum2, centre, j, first, last, a, b, low, high, free) -> float:
     """Return the deviation of ranks first .. last - 1: those below a counting as ``low``, from b on as ``high``."""
     i0 = min(max(a, first), last)
@@ -311,7 +255,7 @@ def _clipped_deviation(sum1, sum2, centre, j, first, last, a, b, low, high, free
     return _deviation(s1, s2, last - first, free)
 
 
-@kernel
+@inner_kernel
 def _window_legacy_quantile(t, sum1, sum2, centre, j, n, k_low, k_high, low_fraction, high_fraction, clip):
     """ZeMosaic's winsorized sigma clip; writes the clip values into ``clip[j]`` and ``clip[LANES + j]``.
 
@@ -356,7 +300,7 @@ def _window_legacy_quantile(t, sum1, sum2, centre, j, n, k_low, k_high, low_frac
 # --------------------------------------------------------------------------- winsorized_sigma_clip, pixinsight
 
 
-@kernel
+@inner_kernel
 def _window_pixinsight(t, sum1, sum2, centre, j, first, last, k_low, k_high):
     """Winsorized sigma clipping with Huber's winsorisation, as PixInsight and Siril have it.
 
@@ -396,107 +340,145 @@ def _window_pixinsight(t, sum1, sum2, centre, j, first, last, k_low, k_high):
     return first, last
 
 
-@kernel
-def _huber_deviations(t, sum1, sum2, first, last, lane, n_lanes, work, state, limits, ranks, deviation) -> None:
-    """Fill ``deviation (LANES,) float64`` of the listed lanes with the s of :func:`_window_pixinsight`'s inner rounds.
+@inner_kernel
+def _ranks_inside(t, n_frames, stop, first, last, lane, n_lanes, work, limits, ranks) -> int:
+    """Fill the ranks inside the limits of the listed lanes, ``ranks (4 LANES,) int32`` by lane; returns the depth.
 
-    ``work`` holds the statistics of the lanes' windows; lanes and statistics are used up.
+    In the first 2 LANES stand the first rank not below the low and that behind the last not above the high limit, both
+    within the window; the rest is scratch. The depth: no rank is farther from an end of the table.
+    ``work[2 LANES:], float64``: low and high by place in the list; ``limits (4 LANES,) float32``: scratch that only
+    this function writes. In its second half lanes that are done keep their limits, which does no harm.
     """
-    m, s, s1, s2 = work[0:96], work[96:192], work[192:288], work[288:384]
-    k, c, low, high = work[384:480], work[480:576], work[576:672], work[672:768]
-    below, above = work[768:864], work[864:960]
-    a, b = state[0:96], state[96:192]
+    low, high = work[192:288], work[288:384]
+    if n_lanes < 24:
+        depth = np.int64(0)
+        for q in range(n_lanes):
+            j = lane[q]
+            a = _skip_below(t, j, np.int64(ranks[j]), np.int64(ranks[96 + j]), low[q])
+            b = _skip_above(t, j, a, np.int64(ranks[96 + j]), high[q])
+            ranks[j] = a
+            ranks[96 + j] = b
+            depth = max(depth, max(a, n_frames - b))
+        return depth
+    nearest_inside(low, high, limits)
     for q in range(n_lanes):
         j = lane[q]
-        low[q] = -np.inf
-        high[q] = np.inf
-        a[j] = first[j]
-        b[j] = last[j]
-    for r in range(200):
-        for q in range(n_lanes):
-            low[q] = max(low[q], m[q] - 1.5 * s[q])
-            high[q] = min(high[q], m[q] + 1.5 * s[q])
-        _skip_outside(t, lane, n_lanes, low, high, a, b, limits, ranks)
-        for q in range(n_lanes):
-            j = lane[q]
-            i0 = a[j]
-            i1 = b[j]
-            s1[q] = sum1[i1, j] - sum1[i0, j]
-            s2[q] = sum2[i1, j] - sum2[i0, j]
-            below[q] = np.float64(i0 - first[j])
-            above[q] = np.float64(last[j] - i1)
-        for q in range(n_lanes):
-            d_low = low[q] - c[q]
-            d_high = high[q] - c[q]
-            t1 = s1[q] + (below[q] * d_low + above[q] * d_high)
-            t2 = s2[q] + (below[q] * (d_low * d_low) + above[q] * (d_high * d_high))
-            ss = t2 - t1 * (t1 / k[q])
-            new = 1.134 * np.sqrt(max(ss, 0.0) / (k[q] - 1))
-            s1[q] = abs(new - s[q]) - 0.0005 * s[q]
-            s[q] = new
-        if r == 0:
+        limits[192 + j] = limits[q]
+        limits[288 + j] = limits[96 + q]
+    below, above = count_outside(t, 0, stop, limits[192:384], ranks[192:384])
+    for j in range(96):
+        f = np.int32(first[j])
+        g = np.int32(last[j])
+        a = min(max(f, ranks[192 + j]), g)
+        ranks[j] = a
+        ranks[96 + j] = max(min(g, ranks[288 + j]), a)
+    return max(below, n_frames - above)
+
+
+@inner_kernel
+def _enter(q, j, first, last, m, s, centre, lane, work, ranks) -> None:
+    """Put lane j, its median and its deviation into place q of the list of :func:`_windows_pixinsight`."""
+    lane[q] = j
+    work[q] = m
+    work[96 + q] = s
+    work[192 + q] = m - 1.5 * s
+    work[288 + q] = m + 1.5 * s
+    work[384 + q] = centre[j]
+    work[480 + q] = 0.0
+    ranks[j] = first[j]
+    ranks[96 + j] = last[j]
+
+
+@inner_kernel
+def _split_settled(lane, n_lanes, work, deviation, settled):
+    """Move the lanes that are done with their inner rounds from the list to another, ``settled (LANES,) int64``.
+
+    Fills their ``deviation (LANES,) float64``, and returns the lengths of both lists.
+    """
+    m, s, low, high = work[0:96], work[96:192], work[192:288], work[288:384]
+    c, rounds, goes_on = work[384:480], work[480:576], work[576:672]
+    n_left = np.int64(0)
+    n_settled = np.int64(0)
+    for q in range(n_lanes):
+        j = lane[q]
+        settled[n_settled] = j
+        deviation[j] = s[q]
+        lane[n_left] = j
+        m[n_left] = m[q]
+        s[n_left] = s[q]
+        low[n_left] = low[q]
+        high[n_left] = high[q]
+        c[n_left] = c[q]
+        rounds[n_left] = rounds[q]
+        left = 1 if goes_on[q] > 0.0 else 0
+        n_left += left
+        n_settled += 1 - left
+    return n_left, n_settled
+
+
+@inner_kernel
+def _windows_pixinsight(
+    t, n_frames, sum1, sum2, edge, centre, first, last, k_low, k_high, work, state, limits, ranks
+) -> None:
+    """Narrow the windows ``first, last (LANES,) int64`` of all lanes by :func:`_window_pixinsight`.
+
+    The list holds lanes in any of their rounds: a lane that is done with the inner rounds is judged at once and begins
+    its next outer round beside the others.
+    """
+    deviation, median, lane, settled = work[672:768], work[768:864], state[0:96], state[96:192]
+    _first_statistics(n_frames, centre, sum1, sum2, first, last, deviation)
+    n_lanes = np.int64(0)
+    stop = np.int64(0)
+    for j in range(96):
+        stop = max(stop, last[j])
+        median[j] = centre[j]
+        if deviation[j] < np.inf:
+            _enter(n_lanes, j, first, last, centre[j], deviation[j], centre, lane, work, ranks)
+            n_lanes += 1
+    while n_lanes > 0:
+        if _ranks_inside(t, n_frames, stop, first, last, lane, n_lanes, work, limits, ranks) > edge:
+            running_sums(t, n_frames, centre, sum1, sum2, n_frames)
+            edge = n_frames
+        if not huber_round(lane, n_lanes, ranks, first, last, sum1, sum2, work):
             continue
-        n_left = np.int64(0)
-        for q in range(n_lanes):  # the settled leave the list
-            j = lane[q]
-            deviation[j] = s[q]
-            lane[n_left] = j
-            m[n_left] = m[q]
-            s[n_left] = s[q]
-            c[n_left] = c[q]
-            k[n_left] = k[q]
-            low[n_left] = low[q]
-            high[n_left] = high[q]
-            n_left += 1 if s1[q] > 0.0 else 0
-        n_lanes = n_left
-        if n_lanes == 0:
-            break
+        n_lanes, n_settled = _split_settled(lane, n_lanes, work, deviation, settled)
+        for q in range(n_settled):
+            j = settled[q]
+            f = _skip_below(t, j, first[j], last[j], median[j] - k_low * deviation[j])
+            g = _skip_above(t, j, f, last[j], median[j] + k_high * deviation[j])
+            if f == first[j] and g == last[j]:
+                continue
+            first[j] = f
+            last[j] = g
+            if g - f < 3:
+                continue
+            if max(f, n_frames - g) > edge:
+                running_sums(t, n_frames, centre, sum1, sum2, n_frames)
+                edge = n_frames
+            s = _deviation(sum1[g, j] - sum1[f, j], sum2[g, j] - sum2[f, j], g - f, 1)
+            if s > 0.0:
+                median[j] = _median_of(t, j, f, g)
+                _enter(n_lanes, j, first, last, median[j], s, centre, lane, work, ranks)
+                n_lanes += 1
 
 
 def compile_huber_rounds() -> None:
-    """Compile :func:`_huber_deviations` by itself, for the list of no lanes.
+    """Compile :func:`_windows_pixinsight` by itself, for a block in which nothing is to be judged.
 
     It takes longest of what the kernel of winsorized clipping is made of, and is needed last: in a first run another
     process finds it in the cache, see :mod:`zemosaic_warmup`.
     """
-    table, sums = np.empty((1, 96), np.float32), np.empty((2, 96))
-    lanes, work, state = np.zeros(96, np.int64), np.empty(12 * 96), np.empty(4 * 96, np.int64)
-    limits, ranks = np.empty(4 * 96, np.float32), np.empty(2 * 96, np.int32)
-    nothing = np.int64(0)
-    _huber_deviations(table, sums, sums, lanes, lanes, lanes, nothing, work, state, limits, ranks, work[960:1056])
-
-
-@kernel
-def _windows_pixinsight(t, sum1, sum2, centre, first, last, k_low, k_high, work, state, limits, ranks) -> None:
-    """Narrow the windows ``first, last (LANES,) int64`` of all lanes by :func:`_window_pixinsight`."""
-    m, s, s1, s2, k, c = work[0:96], work[96:192], work[192:288], work[288:384], work[384:480], work[480:576]
-    deviation, median = work[960:1056], work[1056:1152]
-    lane, busy = state[192:288], state[288:384]
-    n_lanes = _list_lanes(first, last, lane)
-    while n_lanes > 0:
-        _gather_statistics(t, sum1, sum2, first, last, lane, n_lanes, m, s1, s2, k)
-        _deviations(s1, s2, k, n_lanes, s)
-        n_live = np.int64(0)
-        for q in range(n_lanes):  # no deviation, nothing to reject
-            if s[q] != 0.0:
-                lane[n_live] = lane[q]
-                busy[n_live] = lane[q]
-                m[n_live] = m[q]
-                median[n_live] = m[q]
-                s[n_live] = s[q]
-                c[n_live] = centre[lane[q]]
-                k[n_live] = k[q]
-                n_live += 1
-        _huber_deviations(t, sum1, sum2, first, last, busy, n_live, work, state, limits, ranks, deviation)
-        for q in range(n_live):
-            s[q] = deviation[lane[q]]
-        n_lanes = _judge(t, first, last, lane, n_live, median, s, k_low, k_high, False)
+    table, sums, centre, work = np.zeros((1, 96), np.float32), np.zeros((2, 96)), np.zeros(96), np.zeros(12 * 96)
+    first, last, state = np.zeros(96, np.int64), np.full(96, 3), np.zeros(4 * 96, np.int64)
+    limits, ranks = np.zeros(4 * 96, np.float32), np.zeros(4 * 96, np.int32)
+    one = np.int64(1)
+    _windows_pixinsight(table, one, sums, sums, one, centre, first, last, 3.0, 3.0, work, state, limits, ranks)
 
 
 # --------------------------------------------------------------------------- averaged_sigma
 
 
-@kernel
+@inner_kernel
 def _window_averaged_sigma(t, sum2, j, n, k_low, k_high):
     """Clip at a deviation that follows the square root of the level, as photon noise does.
 
@@ -529,7 +511,7 @@ def _window_averaged_sigma(t, sum2, j, n, k_low, k_high):
 # --------------------------------------------------------------------------- percentile_clip
 
 
-@kernel
+@inner_kernel
 def _window_percentile_clip(t, j, n, p_low, p_high):
     """Reject in one pass ``(m - x) / m > p_low`` and ``(x - m) / m > p_high``, m the median; skipped when m = 0.
 
@@ -554,7 +536,7 @@ def _window_percentile_clip(t, j, n, p_low, p_high):
 # --------------------------------------------------------------------------- gesd
 
 
-@kernel
+@inner_kernel
 def _window_gesd(t, sum1, sum2, centre, j, n, fraction, critical):
     """Generalised extreme Studentised deviate test for up to ``floor(fraction n)`` outliers.
 

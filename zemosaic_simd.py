@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from zemosaic_kernels import kernel
+from zemosaic_kernels import inner_kernel
 
 LANES: Final = 96  # pixels sorted at once; a multiple of 3 (colour) and of 16 (SIMD), sized for the L2 cache at N = 200
 SIMD: Final = 16  # pixels per instruction; where the processor's registers are shorter the compiler splits them
@@ -206,7 +206,7 @@ if numba.config.DISABLE_JIT:
             limits[LANES : 2 * LANES] = np.where(large > high[:LANES], np.nextafter(large, -inf), large)
 
 
-@kernel
+@inner_kernel
 def slopes_within(x: np.ndarray, start: int, own: int, low: float, high: float) -> int:
     """Return a word that says which of the samples ``start .. start + 63`` have a slope within limits from another.
 
@@ -216,7 +216,7 @@ def slopes_within(x: np.ndarray, start: int, own: int, low: float, high: float) 
     return _slopes_within(x, start, own, np.float32(low), np.float32(high))
 
 
-@kernel
+@inner_kernel
 def first_to_reach(value: np.ndarray, place: np.ndarray, own: int, need: int) -> tuple[int, int, int, int]:
     """Return which of 8 values is the smallest up to which half of weight ``need`` is reached, and what lies up to it.
 
@@ -228,25 +228,25 @@ def first_to_reach(value: np.ndarray, place: np.ndarray, own: int, need: int) ->
     return _first_to_reach(value, place, own, need)
 
 
-@kernel
+@inner_kernel
 def ones(word: int) -> int:
     """Return how many of the 64 bits of a word are 1."""
     return _ones(word)
 
 
-@kernel
+@inner_kernel
 def lowest_one(word: int) -> int:
     """Return the place of the lowest bit that is 1; there must be one."""
     return _lowest_one(word)
 
 
-@kernel
+@inner_kernel
 def without_lowest(word: int) -> int:
     """Return a word with its lowest bit that is 1 made 0."""
     return _without_lowest(word)
 
 
-@kernel
+@inner_kernel
 def nearest_inside(low: np.ndarray, high: np.ndarray, limits: np.ndarray) -> None:
     """Fill the smallest float32 not below each ``low``, and behind them the largest not above each ``high``.
 

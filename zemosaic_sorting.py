@@ -27,7 +27,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from zemosaic_kernels import kernel
+from zemosaic_kernels import inner_kernel
 from zemosaic_simd import LANES, SIMD
 
 BIG: Final = float(np.finfo(np.float32).max)  # stands for what is not valid, and sorts behind what is
@@ -283,23 +283,18 @@ _restore: Callable[..., None] = _plain_restore if numba.config.DISABLE_JIT else 
 # --------------------------------------------------------------------------- a block of pixels
 
 
-@kernel
 def new_table(n: int) -> np.ndarray:
     """Return a table for n samples a pixel, ``(rows, LANES) float32``: a power of two of rows, 16 or at least 32.
 
     The rows behind the samples hold the largest number, and keep it.
     """
-    rows = 16
-    while rows < n:
-        rows *= 2
-    t = np.empty((rows, 96), np.float32)
-    for i in range(n, rows):
-        for j in range(96):
-            t[i, j] = np.float32(3.4028235e38)
+    rows = 16 if n <= 16 else max(32, 1 << (n - 1).bit_length())
+    t = np.empty((rows, LANES), np.float32)
+    t[n:] = BIG
     return t
 
 
-@kernel
+@inner_kernel
 def _merge_runs(t: np.ndarray, n: int, run: int, rows: int, lane: int) -> None:
     """Merge sorted runs of ``run`` rows of 16 lanes, at least 32, to runs of ``rows``; n rows hold samples."""
     while run < rows:
@@ -328,7 +323,7 @@ def _merge_runs(t: np.ndarray, n: int, run: int, rows: int, lane: int) -> None:
         run *= 2
 
 
-@kernel
+@inner_kernel
 def sort_block(
     cube: np.ndarray, p0: int, t: np.ndarray, by_middle: bool, low: np.ndarray, high: np.ndarray
 ) -> tuple[bool, bool]:

@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 
 import zemosaic_combine as combining
 import zemosaic_recipe as recipe
+import zemosaic_rejection as rejection
+from zemosaic_rounds import count_outside
 from zemosaic_simd import LANES, nearest_inside
 from zemosaic_sorting import BIG, new_table, sort_block
+from zemosaic_sums import running_sums, sums_of_kept, weighted_sums_of_kept
 
 METHODS = {  # kernel method -> oracle name and how the parameters translate
     "none": ("none", lambda p: {}),
@@ -361,6 +364,107 @@ def test_limits_are_rounded_to_numbers_no_sample_can_tell_apart():
         samples = np.concatenate([near, *(np.nextafter(near, np.float32(end)) for end in (-np.inf, np.inf))])[:, None]
     np.testing.assert_array_equal(samples < found[:LANES], samples.astype(float) < limit)
     np.testing.assert_array_equal(samples > found[LANES:], samples.astype(float) > limit)
+
+
+def block_to_judge(n, kind, seed):
+    """A sorted block of ``LANES`` pixels, how many of its samples are valid, their medians, and the running sums."""
+    rng = np.random.default_rng([n, seed])
+    cube = 1000.0 + 30.0 * rng.standard_normal((n, LANES))
+    hit = rng.random(cube.shape) < {"few": 0.01, "many": 0.4}.get(kind, 0.1)
+    cube[hit] += rng.choice([-1.0, 1.0], hit.sum()) * rng.exponential(2000.0, hit.sum())
+    if kind == "ties":
+        cube = np.round(cube / 40.0) * 40.0
+        cube[:, ::5] = 7.25
+    if kind == "holes":
+        cube[rng.random(cube.shape) < rng.random(LANES)] = np.nan
+    table = new_table(n)
+    sorted_into(table, cube.astype(np.float32))
+    n_valid = np.count_nonzero(np.isfinite(cube), axis=0)
+    centre, sum1, sum2 = np.empty(LANES), np.empty((n + 1, LANES)), np.empty((n + 1, LANES))
+    combining._centre(table, n, False, n_valid, centre)
+    combining._running_sums(table, n, n_valid, centre, sum1, sum2)
+    return table, n_valid, centre, sum1, sum2
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 50, 64])
+def test_running_sums_in_registers_are_those_of_the_definition(n):
+    table, _, centre, *expected = block_to_judge(n, "few", 1)
+    for edge in (0, 1, n // 4, n // 2, n // 2 + 1, n):
+        sums = np.full((n + 1, LANES), np.nan), np.full((n + 1, LANES), np.nan)
+        running_sums(table, n, centre, *sums, edge)
+        rows = [row for row in range(n + 1) if row <= edge or row >= n - edge]
+        for found, wanted in zip(sums, expected, strict=True):
+            assert found[rows].tobytes() == wanted[rows].tobytes()
+
+
+@pytest.mark.parametrize("kind", ["few", "many", "ties", "holes"])
+@pytest.mark.parametrize("n", [3, 5, 12, 50, 200])
+def test_windows_found_together_are_those_found_one_by_one(n, kind):
+    for seed, (k_low, k_high) in enumerate([(4.0, 3.0), (1.5, 2.0), (0.5, 0.3)]):
+        table, n_valid, centre, sum1, sum2 = block_to_judge(n, kind, seed)
+        for lone, together, own in (
+            (rejection._window_pixinsight, rejection._windows_pixinsight, (centre,)),
+            (rejection._window_sigma_clip, rejection._windows_sigma_clip, ()),
+        ):
+            windows = [
+                lone(table, sum1, sum2, *own, j, 0, n_valid[j], k_low, k_high) if n_valid[j] >= 3 else (0, n_valid[j])
+                for j in range(LANES)
+            ]
+            for edge in {n} if kind == "holes" else {0, n // 4, n}:  # the sums are filled as far as they are needed
+                near = np.full((n + 1, LANES), np.nan), np.full((n + 1, LANES), np.nan)
+                rows = [row for row in range(n + 1) if row <= edge or row >= n - edge]
+                near[0][rows], near[1][rows] = sum1[rows], sum2[rows]
+                first, last = np.zeros(LANES, np.int64), n_valid.astype(np.int64)
+                limits = np.repeat(np.float32([-np.inf, np.inf, -np.inf, np.inf]), LANES)
+                together(
+                    table, n, *near, edge, centre, first, last, k_low, k_high, np.empty(12 * LANES),
+                    np.zeros(4 * LANES, np.int64), limits, np.zeros(4 * LANES, np.int32),
+                )  # fmt: skip
+                assert list(zip(first.tolist(), last.tolist(), strict=True)) == windows
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 50), (3, 41), (7, 7)])
+def test_samples_outside_are_counted_from_the_ends(start, stop):
+    rng = np.random.default_rng(start)
+    table = np.sort(rng.integers(-9, 10, (64, LANES)).astype(np.float32), axis=0)
+    limits = np.concatenate([rng.integers(-12, 3, LANES), rng.integers(-3, 12, LANES)]).astype(np.float32)
+    ranks = np.empty(2 * LANES, np.int32)
+    below, above = count_outside(table, start, stop, limits, ranks)
+    rows = table[start:stop]
+    np.testing.assert_array_equal(ranks[:LANES], start + (rows < limits[:LANES]).sum(axis=0))
+    np.testing.assert_array_equal(ranks[LANES:], stop - (rows > limits[LANES:]).sum(axis=0))
+    assert ranks[:LANES].max() <= below <= stop
+    assert start <= above <= ranks[LANES:].min()
+
+
+@pytest.mark.parametrize("n", [1, 8, 33])
+def test_sums_over_the_frames_leave_out_and_count_what_is_rejected(n):
+    rng = np.random.default_rng(n)
+    cube = rng.standard_normal((n, 2 * LANES)).astype(np.float32)
+    for odd in (np.nan, np.inf, -np.inf, 0.0, -0.0):
+        cube[rng.random(cube.shape) < 0.05] = odd
+    low, high = np.full(LANES, -1.0, np.float32), np.full(LANES, 1.5, np.float32)
+    low[3], high[3] = 0.2, -np.inf  # crossed: all is rejected, on either side
+    low[4], high[4] = np.inf, -np.inf  # there is no sample
+    cube[:, LANES + 4] = np.nan
+    weights = rng.random((n, LANES))
+    samples = cube[:, LANES:]
+    keep = (samples >= low) & (samples <= high)
+    total, weight, plain = np.zeros(LANES), np.zeros(LANES), np.zeros(LANES)
+    for x, w, k in zip(samples.astype(float), weights, keep, strict=True):
+        plain[k] += x[k]
+        total[k] += w[k] * x[k]
+        weight[k] += w[k]
+    below = np.isfinite(samples) & (samples < low)
+    above = np.isfinite(samples) & (samples > high) & ~below
+    for counting in (False, True):
+        hits = np.ones((2, n, 3), np.int64)
+        found = np.full((3, LANES), np.nan)
+        sums_of_kept(cube, LANES, low, high, found[0], hits[0], counting)
+        weighted_sums_of_kept(cube, LANES, weights, low, high, found[1], found[2], hits[1], counting)
+        assert found.tobytes() == np.stack([plain, total, weight]).tobytes()
+        counts = np.stack([below.sum(axis=1), above.sum(axis=1), np.zeros(n)], axis=1) if counting else 0
+        np.testing.assert_array_equal(hits, np.broadcast_to(1 + counts, hits.shape))
 
 
 def test_compiled_kernels_equal_their_uncompiled_text():

@@ -117,7 +117,7 @@ def test_the_share_of_this_process_is_what_the_other_one_looks_for() -> None:
         pytest.skip("nothing is compiled, or no folder for compiled code")
     warmup.warm_up(StackSpec())
     compile_huber_rounds()
-    files = folder.glob(f"zemosaic_rejection.zemosaic_rejection._huber_deviations.{kernels._stamp()}-*.nbc")
+    files = folder.glob(f"zemosaic_rejection.zemosaic_rejection._windows_pixinsight.{kernels._stamp()}-*.nbc")
     assert len(list(files)) == 1, "one more has been compiled for arguments of other types"
 
 
