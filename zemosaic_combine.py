@@ -1,8 +1,8 @@
 """A block of pixels from samples to result: loaded, sorted, rejected, combined.
 
 ``LANES`` neighbouring pixels are taken at once. Their samples are sorted (:mod:`zemosaic_sorting`), each pixel's window
-is found (:mod:`zemosaic_rejection`), and the average comes last, over the frames in their own order, of the samples
-inside the window's values: it adds ``w * x`` and ``w`` in frame order in float64.
+is found (:mod:`zemosaic_rejection`, :mod:`zemosaic_linear_fit`), and the average comes last, over the frames in their
+own order, of the samples inside the window's values: it adds ``w * x`` and ``w`` in frame order in float64.
 
 Every combination of methods is a kernel of its own, compiled when it is first used (:func:`_block_kernel`): nobody
 waits for the compilation of what they do not use. The cache on disk keeps them apart by the numbers they enclose.

@@ -250,9 +250,10 @@ def _balance(x, first, last, p, q):
     below, above = _surely_below(slope), _surely_above(slope)
     s0 = np.int64(0)
     s1 = np.int64(0)
-    on_line = np.int64(1)
+    on_line = np.int64(2)
     for start in range(first // 64 * 64, last, 64):
-        inside = _range_of_ones(start, first, last) & ~_range_of_ones(start, p, p + 1)
+        two = _range_of_ones(start, p, p + 1) | _range_of_ones(start, q, q + 1)
+        inside = _range_of_ones(start, first, last) & ~two
         over = slopes_within(x, start, p, above, np.float32(np.inf)) & inside
         under = slopes_within(x, start, p, np.float32(-1.0), below) & inside
         rest = inside ^ over ^ under

@@ -1,4 +1,4 @@
-"""The CUDA text of the rejections, transcribed from :mod:`zemosaic_rejection`.
+"""The CUDA text of the rejections, transcribed from :mod:`zemosaic_rejection` and :mod:`zemosaic_linear_fit`.
 
 Functions have the names they have there, without the leading underscore, and do the same float operations in the same
 order, so that both texts can be laid side by side and give the same bits.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Final
 
-MOST_LAD_FRAMES: Final = 65_536  # the weights of all slopes, n (n - 1) / 2, are added up in 32 bits
+MOST_LAD_FRAMES: Final = 65_536  # the weight of equal slopes, up to n (n - 1) / 2, is added up in 32 bits
 
 _SUMS: Final = r"""
 // Running sums of d = x - centre and d * d (for lines: rank * d) from the middle rank outward, to either side. Kept are

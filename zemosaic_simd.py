@@ -1,7 +1,7 @@
 """What the compiler does not vectorise by itself, written as LLVM vector instructions (``numba.extending.intrinsic``).
 
-Slopes within limits, limits rounded to float32. What sorts a block of pixels is in :mod:`zemosaic_sorting`, what works
-on a run of pixels of a row in :mod:`zemosaic_lines`.
+Slopes within limits, bits of words, limits rounded to float32. What sorts a block of pixels is in
+:mod:`zemosaic_sorting`, what works on a run of pixels of a row in :mod:`zemosaic_lines`.
 
 Without compilation (NUMBA_DISABLE_JIT) the same runs in plain Python.
 """
