@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numba
+import numba.core.options
 from numba.core.caching import FunctionCache
 from numba.core.runtime import rtsys
 
@@ -111,7 +112,9 @@ def inner_kernel(function: Callable[..., Any]) -> Any:
     It does not count references to its arrays, which its caller holds. The counters are atomic: where a kernel is
     called once a pixel they would take most of its time.
     """
-    return _compile(function, nogil=True, fastmath=False, error_model="numpy", no_cfunc_wrapper=True, _nrt=False)
+    # Numba's name for this is not a public one: where it is unknown, references are counted.
+    options = {"_nrt": False} if hasattr(getattr(numba.core.options, "DefaultOptions", None), "_nrt") else {}
+    return _compile(function, nogil=True, fastmath=False, error_model="numpy", no_cfunc_wrapper=True, **options)
 
 
 # --------------------------------------------------------------------------- a second process
