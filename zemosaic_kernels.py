@@ -107,7 +107,7 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 
 def inner_kernel(function: Callable[..., Any]) -> Any:
-    """Compile a kernel that makes no arrays and returns none, for other kernels to call.
+    """Compile a kernel that makes no arrays and returns none.
 
     It does not count references to its arrays, which its caller holds. The counters are atomic: where a kernel is
     called once a pixel they would take most of its time.
