@@ -17,17 +17,13 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from zemosaic_kernels import inner_kernel
-from zemosaic_simd import LANES, SIMD
+from zemosaic_simd import LANES, SIMD, data_of
 
 I32, I64, F32, F64 = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
 BITS = ir.IntType(SIMD)
 NUMBERS, COUNTS = ir.VectorType(F32, SIMD), ir.VectorType(I32, SIMD)
 PART: Final = 8  # float64 per instruction
 MANY, MANY_WHOLE = ir.VectorType(F64, PART), ir.VectorType(I64, PART)
-
-
-def _data(context: Any, builder: Any, signature: Any, args: Any, k: int) -> Any:
-    return context.make_array(signature.args[k])(context, builder, args[k]).data
 
 
 def _place(builder: Any, data: Any, at: Any, kind: Any) -> Any:
@@ -39,7 +35,7 @@ def _count_outside(typingctx: Any, t: Any, start: Any, stop: Any, limits: Any, r
     """Do what :func:`count_outside` does."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        table, limits, ranks = (_data(context, builder, signature, args, k) for k in (0, 3, 4))
+        table, limits, ranks = (data_of(context, builder, signature, args, k) for k in (0, 3, 4))
         start, stop = args[1], args[2]
         groups = range(0, LANES, SIMD)
         ends = []
@@ -88,7 +84,7 @@ def _huber_round(
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         lanes, ranks, first, last, sum1, sum2, work = (
-            _data(context, builder, signature, args, k) for k in (0, 2, 3, 4, 5, 6, 7)
+            data_of(context, builder, signature, args, k) for k in (0, 2, 3, 4, 5, 6, 7)
         )
         root = builder.module.declare_intrinsic(f"llvm.sqrt.v{PART}f64", (), ir.FunctionType(MANY, [MANY]))
 

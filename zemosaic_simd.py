@@ -22,6 +22,11 @@ LANES: Final = 96  # pixels sorted at once; a multiple of 3 (colour) and of 16 (
 SIMD: Final = 16  # pixels per instruction; where the processor's registers are shorter the compiler splits them
 
 
+def data_of(context: Any, builder: Any, signature: Any, args: Any, k: int) -> Any:
+    """Address of the numbers of the array that is argument k of an intrinsic."""
+    return context.make_array(signature.args[k])(context, builder, args[k]).data
+
+
 @intrinsic
 def _slopes_within(typingctx: Any, x: Any, start: Any, own: Any, low: Any, high: Any) -> Any:
     """Do what :func:`slopes_within` does, 16 samples at a time."""

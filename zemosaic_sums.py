@@ -18,7 +18,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from zemosaic_kernels import inner_kernel
-from zemosaic_simd import LANES, SIMD
+from zemosaic_simd import LANES, SIMD, data_of
 
 I32, I64, F32, F64 = ir.IntType(32), ir.IntType(64), ir.FloatType(), ir.DoubleType()
 BITS = ir.IntType(SIMD)
@@ -29,10 +29,6 @@ INF: Final = float("inf")
 
 def _all(kind: Any, value: float) -> Any:
     return ir.Constant(kind, [value] * SIMD)
-
-
-def _data(context: Any, builder: Any, signature: Any, args: Any, k: int) -> Any:
-    return context.make_array(signature.args[k])(context, builder, args[k]).data
 
 
 def _load(builder: Any, data: Any, at: Any, kind: Any = WIDE) -> Any:
@@ -57,7 +53,7 @@ def _vector_running_sums(typingctx: Any, t: Any, n: Any, centre: Any, sum1: Any,
     """Do what :func:`running_sums` does."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        table, middle_value, first, second = (_data(context, builder, signature, args, k) for k in (0, 2, 3, 4))
+        table, middle_value, first, second = (data_of(context, builder, signature, args, k) for k in (0, 2, 3, 4))
         n, edge = args[1], args[5]
         lanes, middle = I64(LANES), builder.ashr(n, I64(1))
         zero, low_rest = I64(0), builder.sub(middle, edge)
@@ -128,7 +124,7 @@ def _vector_sums(weighted: bool) -> Any:
         hits: Any, counting: Any,
     ) -> Any:  # fmt: skip
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            arrays = {k: _data(context, builder, signature, args, k) for k in (0, 3, 4, 5, 6, 7, 8)}
+            arrays = {k: data_of(context, builder, signature, args, k) for k in (0, 3, 4, 5, 6, 7, 8)}
             n = cgutils.unpack_tuple(builder, context.make_array(signature.args[8])(context, builder, args[8]).shape)[0]
             counting = context.cast(builder, args[9], signature.args[9], types.boolean)
             count_bits = builder.module.declare_intrinsic("llvm.ctpop", [ir.IntType(SIMD)])

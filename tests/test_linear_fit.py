@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_rejection import run
+from test_rejection import printed_with_and_without_compiler, run
 
 import zemosaic_linear_fit as fitting
 from zemosaic_simd import first_to_reach, lowest_one, ones, slopes_within, without_lowest
@@ -205,12 +202,6 @@ def test_compiled_lines_equal_their_uncompiled_text():
         "        y = np.sort(samples(np.random.default_rng(n), n).astype(np.float32))\n"
         "        print(kind, n, *t.found_line(y))\n"
     )
-    texts = [
-        subprocess.run(
-            [sys.executable, "-c", program], env={**os.environ, "NUMBA_DISABLE_JIT": flag}, capture_output=True,
-            text=True, check=True,
-        ).stdout
-        for flag in ("0", "1")
-    ]  # fmt: skip
+    texts = printed_with_and_without_compiler(program)
     assert texts[0] == texts[1]
     assert len(texts[0].splitlines()) == 3 * len(SAMPLES)

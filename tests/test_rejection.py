@@ -467,6 +467,17 @@ def test_sums_over_the_frames_leave_out_and_count_what_is_rejected(n):
         np.testing.assert_array_equal(hits, np.broadcast_to(1 + counts, hits.shape))
 
 
+def printed_with_and_without_compiler(program):
+    """What a program prints with its kernels compiled, and with their text run by the interpreter."""
+    return [
+        subprocess.run(
+            [sys.executable, "-c", program], env={**os.environ, "NUMBA_DISABLE_JIT": flag}, capture_output=True,
+            text=True, check=True,
+        ).stdout
+        for flag in ("0", "1")
+    ]  # fmt: skip
+
+
 def test_compiled_kernels_equal_their_uncompiled_text():
     """The same Python text, run by the interpreter, gives the same bits."""
     program = (
@@ -478,13 +489,7 @@ def test_compiled_kernels_equal_their_uncompiled_text():
         "        o = t.run(c, m, weights=np.linspace(.1, 1, 7))\n"
         "    print(m, o['image'].tobytes().hex(), o['low'].sum(), o['high'].sum())\n"
     )
-    texts = [
-        subprocess.run(
-            [sys.executable, "-c", program], env={**os.environ, "NUMBA_DISABLE_JIT": flag}, capture_output=True,
-            text=True, check=True,
-        ).stdout
-        for flag in ("0", "1")
-    ]  # fmt: skip
+    texts = printed_with_and_without_compiler(program)
     assert texts[0] == texts[1]
     assert len(texts[0].splitlines()) == len(NAMES)
 
