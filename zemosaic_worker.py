@@ -17,42 +17,37 @@ from typing import Any, Final
 
 import numpy as np
 
-import cuda_utils
-import parallel_utils
-from zemosaic_center_out import center_out_spec
-from zemosaic_frames import Frame, expand_inputs
-from zemosaic_gate import _evaluate_quality_gate_metrics as _evaluate_quality_gate_metrics
-from zemosaic_master_tile import EXTREME_GROUP_FRAMES, TileRequest, TileResult, make_master_tile, working
-from zemosaic_pipeline import Tile, build_tile, check_output, timed, without_output, without_tiles, write_tile
-from zemosaic_spec import (
-    CropSpec,
+from zemosaic_phase3.compat.center_out import center_out_spec
+from zemosaic_phase3.compat.finish import _apply_lecropper_pipeline as _apply_lecropper_pipeline
+from zemosaic_phase3.compat.finish import _evaluate_quality_gate_metrics as _evaluate_quality_gate_metrics
+from zemosaic_phase3.compat.master_tile import EXTREME_GROUP_FRAMES, TileRequest, TileResult, make_master_tile, working
+from zemosaic_phase3.compat.parallel_plan import ParallelPlan, tighter
+from zemosaic_phase3.compat.parameters import wsc_impl_choice
+from zemosaic_phase3.errors import (
     DeviceError,
-    DeviceName,
     FrameError,
-    GateSpec,
     NoFramesError,
     PlanError,
-    RegisterSpec,
-    SelectSpec,
     SpecError,
     StackCancelled,
-    StackSpec,
     ZeMosaicError,
-    as_bool,
-    canonical,
-    positive,
-    setting,
-    wsc_impl_choice,
 )
-from zemosaic_stack import Callback, notify
-from zemosaic_tile import _apply_lecropper_pipeline as _apply_lecropper_pipeline
-from zemosaic_utils import open_source
+from zemosaic_phase3.io.frame import Frame
+from zemosaic_phase3.io.inputs import expand_inputs
+from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.methods import DeviceName, canonical
+from zemosaic_phase3.pipeline.outputs import check_output, without_output, without_tiles, write_tile
+from zemosaic_phase3.pipeline.tile import Tile, build_tile
+from zemosaic_phase3.progress import Callback, notify, timed
+from zemosaic_phase3.runtime import cuda, cuda_failure, limits
+from zemosaic_phase3.settings import as_bool, plan_hint, positive, setting
+from zemosaic_phase3.spec import CropSpec, GateSpec, RegisterSpec, SelectSpec, StackSpec
 
 try:
-    from zemosaic_align_stack_gpu import GPUStackingError as _P3GPUStackingError
-    from zemosaic_align_stack_gpu import _gpu_is_usable as _p3_gpu_is_usable
-    from zemosaic_align_stack_gpu import gpu_stack_from_paths as _p3_gpu_stack_from_paths
-    from zemosaic_align_stack_gpu import why_unusable as _p3_why_unusable
+    from zemosaic_phase3.compat.stack_descriptors import gpu_stack_from_paths as _p3_gpu_stack_from_paths
+    from zemosaic_phase3.engine.gpu_check import _gpu_is_usable as _p3_gpu_is_usable
+    from zemosaic_phase3.engine.gpu_check import why_unusable as _p3_why_unusable
+    from zemosaic_phase3.errors import GPUStackingError as _P3GPUStackingError
 except ImportError as _exc:
     _P3_GPU_HELPERS_AVAILABLE = False
     _P3_GPU_HELPERS_REASON = f"the GPU engine cannot be imported ({_exc})"
@@ -145,7 +140,7 @@ class _GpuVerdict:
 def reset_phase3_gpu_state() -> None:
     """Start a new run: the GPU is allowed, and its health is checked again with the first tile.
 
-    A sticky CUDA error outlives the run. It is the health check that refuses then (``cuda_utils.is_poisoned``).
+    A sticky CUDA error outlives the run. It is the health check that refuses then (``runtime.cuda_failure.is_poisoned``).
     """
     with _P3_GPU_LOCK:
         _P3_GPU_STATE.clear()
@@ -181,8 +176,8 @@ def _phase3_gpu_illness(logger: logging.Logger) -> str:
     try:
         return "" if _p3_gpu_is_usable(logger) else _p3_why_unusable() or "it gives no reason"
     except Exception as exc:  # noqa: BLE001 - the check is a GPU attempt: whatever it raises means no
-        if cuda_utils.classify_failure(exc) == "sticky":
-            cuda_utils.mark_sticky()
+        if cuda_failure.classify_failure(exc) == "sticky":
+            cuda_failure.mark_sticky()
         logger.warning("[P3][GPU] the health check failed: %s: %s", type(exc).__name__, exc)
         return f"{type(exc).__name__}: {exc}"
 
@@ -247,7 +242,7 @@ def _gpu_attempt(
     """Try the GPU once; an error is returned, so that recovery runs outside of its ``except`` block."""
     try:
         if free_first:
-            cuda_utils.free_pools()
+            cuda.free_pools()
         image, metadata = _p3_gpu_stack_from_paths(descriptors, params, **keywords)
         return _check_gpu_result(image, metadata, descriptors)
     except StackCancelled:
@@ -258,7 +253,7 @@ def _gpu_attempt(
 
 def _forget_frames(error: BaseException) -> None:
     """Drop the local variables an exception keeps alive: they hold the arrays whose memory the retry needs."""
-    for link in cuda_utils.exception_chain(error):
+    for link in cuda_failure.exception_chain(error):
         traceback.clear_frames(link.__traceback__)
 
 
@@ -279,9 +274,9 @@ def _hard_disable(logger: logging.Logger) -> None:
 
 def _give_up(error: Exception, logger: logging.Logger, *, second: bool) -> None:
     """Judge a failure after which there is no further attempt: log it, disable the GPU if it is to blame."""
-    kind = cuda_utils.classify_failure(error)
+    kind = cuda_failure.classify_failure(error)
     if kind == "sticky":
-        cuda_utils.mark_sticky()
+        cuda_failure.mark_sticky()
     elif isinstance(error, _INPUT_ERRORS):
         logger.warning("[P3][GPU] %s; this concerns the frames, the CPU decides", _text(error))
         return
@@ -304,10 +299,10 @@ def _give_up(error: Exception, logger: logging.Logger, *, second: bool) -> None:
 def _release_pools(logger: logging.Logger) -> None:
     """Give pooled device and pinned host memory back before the CPU recomputes the tile."""
     try:
-        cuda_utils.free_pools()
+        cuda.free_pools()
     except RuntimeError as exc:  # CuPy's CUDARuntimeError
-        if cuda_utils.classify_failure(exc) == "sticky":
-            cuda_utils.mark_sticky()
+        if cuda_failure.classify_failure(exc) == "sticky":
+            cuda_failure.mark_sticky()
         logger.warning("[P3][GPU] the memory pools could not be freed: %s", _text(exc))
 
 
@@ -320,7 +315,7 @@ def _try_gpu(
     if isinstance(outcome, _GpuTile):
         return _GpuVerdict(1, tile=outcome)
     first = outcome
-    kind = cuda_utils.classify_failure(first)
+    kind = cuda_failure.classify_failure(first)
     if kind == "sticky" or isinstance(first, (*_INPUT_ERRORS, DeviceError)):
         _give_up(first, logger, second=False)
         _forget_frames(first)
@@ -331,7 +326,7 @@ def _try_gpu(
         return _GpuVerdict(1, error=first)
 
     out_of_memory = kind == "out_of_memory"
-    plan = parallel_utils.tighter(parallel_plan) if out_of_memory else parallel_plan
+    plan = tighter(parallel_plan) if out_of_memory else parallel_plan
     remedy = " with freed pools and a tighter plan" if out_of_memory else ""
     logger.warning("[P3][GPU] %s, retrying once%s: %s", type(first).__name__, remedy, first)
     outcome = _gpu_attempt(descriptors, params, free_first=out_of_memory, parallel_plan=plan, **keywords)
@@ -339,7 +334,7 @@ def _try_gpu(
         return _GpuVerdict(2, tile=outcome, error=first)
     _give_up(outcome, logger, second=True)
     _forget_frames(outcome)
-    if cuda_utils.is_oom_error(outcome):
+    if cuda_failure.is_oom_error(outcome):
         _release_pools(logger)
     return _GpuVerdict(2, error=outcome)
 
@@ -366,7 +361,7 @@ def _stack_master_tile_cpu(
     stacked : ndarray (H, W) or (H, W, C) float32, ADU
     stack_metadata : dict
     """
-    from zemosaic_align_stack import stack_descriptors
+    from zemosaic_phase3.compat.stack_descriptors import stack_descriptors
 
     return stack_descriptors(
         image_descriptors,
@@ -421,7 +416,7 @@ def _stack_master_tile_auto(
     ZeMosaicError
         Bad input, found before a device is chosen; or ``require_gpu`` and the GPU did not stack the tile.
     """
-    from zemosaic_align_stack import check_descriptors
+    from zemosaic_phase3.compat.descriptors import check_descriptors
 
     check_descriptors(image_descriptors, stacking_params, zconfig)
     log = logger or LOGGER
@@ -508,7 +503,7 @@ def stack_files(
     Parameters
     ----------
     inputs : sequence
-        Files, folders, globs, each file once; or arrays and other descriptors (:func:`zemosaic_frames.open_source`).
+        Files, folders, globs, each file once; or arrays and other descriptors (:func:`io.open_frame.open_source`).
     output : path, optional
         FITS file to write; None only returns the tile. An earlier one in a folder of inputs is not stacked.
     stack, register, select : StackSpec, RegisterSpec, SelectSpec, optional
@@ -553,8 +548,8 @@ def stack_files(
         check_output(output, overwrite=overwrite)
     descriptors = _descriptors([inputs] if _is_path(inputs) else list(inputs), output)
     allowed = _allowed_bytes("50%" if memory is None else memory)
-    n_workers = workers or parallel_utils.usable_cpus()
-    plan = parallel_utils.ParallelPlan(
+    n_workers = workers or limits.usable_cpus()
+    plan = ParallelPlan(
         cpu_workers=n_workers, use_memmap=False, max_chunk_bytes=allowed, use_gpu=choice != "cpu"
     )
 
@@ -580,11 +575,11 @@ def _allowed_bytes(memory: str | int) -> int:
     PlanError
         The limit is below what the process needs for itself.
     """
-    limit, used = parallel_utils.parse_memory(memory), parallel_utils.process_bytes()
+    limit, used = limits.parse_memory(memory), limits.process_bytes()
     if limit <= used:
         raise PlanError(
-            f"the memory limit of {limit} bytes ({parallel_utils.memory_text(limit)}) leaves nothing for frames: "
-            f"the process alone needs {used} ({parallel_utils.memory_text(used)}); allow more, e.g. --memory 4GB"
+            f"the memory limit of {limit} bytes ({limits.memory_text(limit)}) leaves nothing for frames: "
+            f"the process alone needs {used} ({limits.memory_text(used)}); allow more, e.g. --memory 4GB"
         )
     return limit - used
 
@@ -691,7 +686,7 @@ def create_master_tile(
     resource_strategy : mapping or object, optional
         ``extreme_group_threshold``: frames from which a group is announced as extreme (1000). ``cap``, ``memmap`` and
         ``gpu_batch_hint`` are told and change nothing.
-    center_out_context, center_out_settings : zemosaic_center_out.Context, mapping
+    center_out_context, center_out_settings : compat.center_out.Context, mapping
         With both, and ``enabled`` not off, the tile is brought to the levels of the run's anchor tile.
     parallel_plan : object, optional
         ``cpu_workers``, ``rows_per_chunk``, ``use_gpu`` are honoured.
@@ -754,7 +749,7 @@ def create_master_tile(
         stack=stack,
         crop=crop,
         gate=gate,
-        workers=parallel_utils.plan_hint(parallel_plan, "cpu_workers") or 0,
+        workers=plan_hint(parallel_plan, "cpu_workers") or 0,
         progress=progress_callback,
         abort=abort_event,
         heartbeat=heartbeat_callback,

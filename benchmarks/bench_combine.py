@@ -27,8 +27,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from astropy.io import fits
 
-import zemosaic_bench as bench
-from zemosaic_report import versions
+from zemosaic_phase3.app import bench
+from zemosaic_phase3.app.doctor import versions
+from zemosaic_phase3.runtime import limits
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "combine.md"
@@ -123,7 +124,7 @@ def run_race(race: Race, spec: bench.BenchSpec, cube: np.ndarray, frames: Path, 
     options = f"{OURS.format(spec.threads)} {race.ours}".split()
     commands = (
         [str(SIRIL), "-d", str(frames), "-s", str(script)],
-        [sys.executable, "-m", "zemosaic_cli", "stack", str(frames), "-o", str(result), *options],
+        [sys.executable, "-m", "zemosaic_phase3", "stack", str(frames), "-o", str(result), *options],
     )
     stack = bench.methods()[race.method]
     combine = bench.combiner(bench.array_job(cube, stack), cube, spec.threads)
@@ -208,7 +209,7 @@ def main() -> None:
     parser.add_argument("--size", type=size, default=(1080, 1920), metavar="HxW", help="default: 1080x1920")
     parser.add_argument("--methods", nargs="+", choices=[race.method for race in RACES], metavar="NAME")
     parser.add_argument("--repeat", type=int, default=3, metavar="K")
-    parser.add_argument("--workers", type=int, default=bench.usable_cpus(), metavar="N", help="of Siril and in memory")
+    parser.add_argument("--workers", type=int, default=limits.usable_cpus(), metavar="N", help="of Siril and in memory")
     parser.add_argument("--folder", type=Path, metavar="DIR", help="for the frames (default: a temporary one)")
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="FILE", help=f"default: {RESULTS.name}")
     options = parser.parse_args()

@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from zemosaic_simulate import SimulationSpec, simulate
+from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
 
 ROOT = Path(__file__).resolve().parents[1]
 SIRIL = shutil.which("siril-cli") or shutil.which("siril")
@@ -65,7 +65,7 @@ def measured(command: list[str], folder: Path) -> Run:
 
 def ours(raw: Path, folder: Path) -> Run:
     """``zemosaic-phase3 stack`` with its defaults, without a picture."""
-    command = [sys.executable, str(ROOT / "zemosaic_cli.py"), "stack", str(raw), "-o", "out.fits", "--device", "cpu"]
+    command = [sys.executable, "-m", "zemosaic_phase3", "stack", str(raw), "-o", "out.fits", "--device", "cpu"]
     command += ["--preview", "none", "--json", "report.json", "--overwrite", "--quiet"]
     run = measured(command, folder)
     run.stages = json.loads((folder / "report.json").read_text())["seconds"]

@@ -27,21 +27,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-import cuda_utils
-import parallel_utils
-import zemosaic_align_stack_gpu as engine
-import zemosaic_gpu_plan as gpu_plan
-import zemosaic_slabs
-from parallel_utils import ParallelPlan
-from zemosaic_gpu_gather import gatherer_of
-from zemosaic_spec import StackSpec, params_from_stack_spec
-from zemosaic_stack import make_job
-from zemosaic_utils import Frame, open_source
+from zemosaic_phase3.compat import stack_descriptors
+from zemosaic_phase3.compat.parallel_plan import ParallelPlan
+from zemosaic_phase3.compat.parameters import params_from_stack_spec
+from zemosaic_phase3.engine import cpu as cpu_module
+from zemosaic_phase3.engine import gpu as gpu_module
+from zemosaic_phase3.engine import gpu_check, gpu_plan
+from zemosaic_phase3.engine.gpu_gather import gatherer_of
+from zemosaic_phase3.engine.job import make_job
+from zemosaic_phase3.io.frame import Frame
+from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.runtime import cuda, limits
+from zemosaic_phase3.spec import StackSpec
 
 HEIGHT, WIDTH, CHANNELS = 1080, 1920, 3
 SKY, NOISE, HIT_SHARE, HIT = 1000.0, 30.0, 0.002, 2000.0
 FOLDER = os.environ.get("BENCH_DIR")  # of the files that are read; default: the system's for temporary files
-CORES = parallel_utils.usable_cpus()
+CORES = limits.usable_cpus()
 SIGMA = {"reject": "sigma_clip", "kappa_low": 3.0, "kappa_high": 3.0}
 HUBER = {"reject": "winsorized_sigma_clip", "wsc_impl": "pixinsight", "kappa_low": 3.0, "kappa_high": 3.0}
 METHODS = {
@@ -86,7 +88,7 @@ def timed(work: Callable[[], object], repeats: int = 5) -> tuple[float, float, f
 
 def bus_seconds(total: int, piece: int = 64 << 20) -> float:
     """Return what copying so many bytes from pinned memory takes, in pieces, the best of five."""
-    cupy = cuda_utils.cupy_module()
+    cupy = cuda.cupy_module()
     pinned = cupy.cuda.alloc_pinned_memory(piece)
     np.frombuffer(pinned, np.uint8, piece)[:] = 7
     target = cupy.empty(piece, np.uint8)
@@ -107,13 +109,13 @@ def gather_seconds(frames: list[Frame], repeats: int = 4) -> float:
     job = make_job(frames, spec())
     route = gpu_plan.route_of(job)
     plan = gpu_plan.plan_gpu(route, allowed_bytes=1 << 36, workers=CORES)
-    cupy = cuda_utils.cupy_module()
+    cupy = cuda.cupy_module()
     pinned = [cupy.cuda.alloc_pinned_memory(plan.batch_bytes) for _ in range(plan.pinned_buffers)]
     buffers = [np.frombuffer(memory, np.uint8, plan.batch_bytes) for memory in pinned]
     best = np.inf
     for _ in range(repeats):
         start = time.perf_counter()
-        threads = engine._gathering_threads(CORES)
+        threads = gpu_module._gathering_threads(CORES)
         with gatherer_of(job, route, partial(gpu_plan.cut, job, route, plan), buffers, threads) as gatherer:
             for _ in gatherer.filled():
                 gatherer.release()
@@ -125,7 +127,7 @@ def stack(descriptors: list, options: dict, *, workers: int = CORES, **plan: int
     params = params_from_stack_spec(spec(**options))
     plan = ParallelPlan(workers, False, 0, use_gpu=True, **plan)
     note = lambda *_, **figures: EVENTS.append(figures)  # noqa: E731
-    return engine.gpu_stack_from_paths(descriptors, params, parallel_plan=plan, pcb_tile=note)
+    return stack_descriptors.gpu_stack_from_paths(descriptors, params, parallel_plan=plan, pcb_tile=note)
 
 
 EVENTS: list[dict] = []
@@ -145,7 +147,7 @@ def check_bits(descriptors: list, options: dict, label: str) -> None:
     params = params_from_stack_spec(spec(**options))
     image, facts = stack(descriptors, options)
     start = time.perf_counter()
-    expected, truth = zemosaic_slabs.stack_descriptors(descriptors, params)
+    expected, truth = stack_descriptors.stack_descriptors(descriptors, params)
     took = time.perf_counter() - start
     differing = int((image.view(np.uint32) != expected.view(np.uint32)).sum())
     maps = sum(int((facts[k] != truth[k]).sum()) for k in ("coverage", "weight_map", "rejected_low", "rejected_high"))
@@ -184,11 +186,11 @@ def from_files(frames: list[np.ndarray], folder: Path, bus: float) -> None:
 
 
 def pool(count: int) -> None:
-    cupy = cuda_utils.cupy_module()
+    cupy = cuda.cupy_module()
     frames = noise(count, np.float32)
     bus = bus_seconds(sum(frame.nbytes for frame in frames))
     for limit in (0, 8 * 10**9, 4 * 10**9, 10**9):
-        cuda_utils.free_pools()
+        cuda.free_pools()
         cupy.get_default_memory_pool().set_limit(size=limit)
         line(f"pool limit {limit / 1e9:.0f} GB sigma_clip", timed(lambda: stack(frames, SIGMA)), bus)
         print(f"   pool holds {cupy.get_default_memory_pool().total_bytes() / 1e9:.2f} GB", flush=True)
@@ -200,11 +202,11 @@ def methods(count: int) -> None:
     params = {name: params_from_stack_spec(spec(**options)) for name, options in METHODS.items()}
     small = [frame[:96] for frame in frames]
     for name, options in METHODS.items():
-        zemosaic_slabs.stack_descriptors(small, params[name])  # compiles
+        stack_descriptors.stack_descriptors(small, params[name])  # compiles
         stack(small, options)
         gpu = timed(lambda o=options: stack(frames, o), 3)
         start = time.perf_counter()
-        expected, _ = zemosaic_slabs.stack_descriptors(frames, params[name])
+        expected, _ = stack_descriptors.stack_descriptors(frames, params[name])
         cpu = time.perf_counter() - start
         image, _ = stack(frames, options)
         differing = int((image.view(np.uint32) != expected.view(np.uint32)).sum())
@@ -247,7 +249,7 @@ def _big(count: int, folder: Path) -> None:
         start = time.perf_counter()
         image, _ = stack(frames, options)
         took = time.perf_counter() - start
-        rss = parallel_utils.peak_rss_bytes() / 1e9
+        rss = limits.peak_rss_bytes() / 1e9
         line(f"N={count} raw mosaics {name}", (took, took, took), max(bus, disk))
         print(f"   peak RSS {rss:.2f} GB, {EVENTS[-1]}", flush=True)
         if name == "sigma_clip":
@@ -261,7 +263,7 @@ def _check_rows(frames: list[Frame], options: dict, image: np.ndarray) -> None:
     for first in (0, 500):
         moved = job.table.transform @ np.array([[1.0, 0, 0], [0, 1, first], [0, 0, 1]])
         part = replace(job, table=replace(job.table, transform=moved), shape=(rows, *job.shape[1:]))
-        expected = zemosaic_slabs.stack_job(part, workers=CORES).image
+        expected = cpu_module.stack_job(part, workers=CORES).image
         print(f"   rows {first}..: differing {int((image[first : first + rows] != expected).sum())}", flush=True)
 
 
@@ -272,9 +274,9 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=0, help="frames (default: 200; methods 50; big 1000)")
     arguments = parser.parse_args()
     start = time.perf_counter()
-    usable = engine.usability()
+    usable = gpu_check.usability()
     print(f"probe {time.perf_counter() - start:.2f} s: {usable}")
-    print(cuda_utils.probe(), f"{CORES} cores", flush=True)
+    print(cuda.probe(), f"{CORES} cores", flush=True)
     if not usable.usable:
         sys.exit(1)
     for name in arguments.sections:

@@ -23,9 +23,9 @@ import cuda_host
 import cupy as cp
 import numpy as np
 
-import zemosaic_combine_cuda as cuda
-from zemosaic_recipe import COMBINE_CODES, METHOD_CODES
-from zemosaic_sorting_cuda import AHEAD, LEVELS, RUN_ROWS
+from zemosaic_phase3.combine import cuda
+from zemosaic_phase3.combine.kernel_arguments import COMBINE_CODES, METHOD_CODES
+from zemosaic_phase3.combine.sorting_cuda import AHEAD, LEVELS, RUN_ROWS
 
 CONSTANTS = ("METHOD", "COMBINE", "REWINSOR", "PLACE", "RUN")
 IMAGE = 1080 * 1920 * 3

@@ -19,7 +19,7 @@ import numpy as np
 from astropy.io import fits
 from real_sky import cut_subs
 
-from zemosaic_tile import measure_noise
+from zemosaic_phase3.finish.noise import measure_noise
 from zemosaic_worker import stack_files
 
 DITHER_PX, ANGLE_DEG = 12.0, 3.0

@@ -28,11 +28,11 @@ import numpy as np
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from zemosaic_register import fit_transform, transform_points
-from zemosaic_simulate import SimulationSpec, SimulationTruth, map_points, simulate
-from zemosaic_spec import RegisterSpec, StackSpec
-from zemosaic_stars import find_stars
-from zemosaic_truth import Figures, compare_with_truth
+from zemosaic_phase3.detection.star_finder import find_stars
+from zemosaic_phase3.registration.transform import fit_transform, transform_points
+from zemosaic_phase3.simulate.scene import SimulationSpec, SimulationTruth, map_points, simulate
+from zemosaic_phase3.simulate.truth import Figures, compare_with_truth
+from zemosaic_phase3.spec import RegisterSpec, StackSpec
 from zemosaic_worker import stack_files
 
 SIRIL = shutil.which("siril-cli") or shutil.which("siril")

@@ -22,8 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import astroalign
 import numpy as np
 
-from zemosaic_register import StarList, detect_stars, register_stars, transform_points
-from zemosaic_spec import RegisterSpec
+from zemosaic_phase3.detection.star_finder import StarList, detect_stars
+from zemosaic_phase3.registration.match import register_stars
+from zemosaic_phase3.registration.transform import transform_points
+from zemosaic_phase3.spec import RegisterSpec
 
 SHAPE = (1080, 1920)
 PSF_SIGMA = 3.0 / 2.3548  # px, FWHM 3

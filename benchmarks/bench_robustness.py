@@ -18,11 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from zemosaic_group import Group, open_group, register_group, scan_group
-from zemosaic_register import register_stars, transform_points
-from zemosaic_simulate import SimulationSpec, SimulationTruth, map_points, simulate
-from zemosaic_spec import RegisterSpec
-from zemosaic_stars import StarList
+from zemosaic_phase3.detection.star_finder import StarList
+from zemosaic_phase3.pipeline.group import Group, open_group, register_group, scan_group
+from zemosaic_phase3.registration.match import register_stars
+from zemosaic_phase3.registration.transform import transform_points
+from zemosaic_phase3.simulate.scene import SimulationSpec, SimulationTruth, map_points, simulate
+from zemosaic_phase3.spec import RegisterSpec
 
 SPEC = RegisterSpec()
 KINDS = {

@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench_combine import Runs, process
 
-import zemosaic_bench as bench
-from zemosaic_report import versions
+from zemosaic_phase3.app import bench
+from zemosaic_phase3.app.doctor import versions
+from zemosaic_phase3.runtime import limits
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "start.md"
@@ -45,7 +46,7 @@ def main() -> None:
     imports, cold, warm = [], Runs(), Runs()
     with tempfile.TemporaryDirectory(prefix="bench-start-") as folder:
         frames, result = Path(folder, "frames"), Path(folder, "master.fits")
-        zemosaic = [sys.executable, "-m", "zemosaic_cli"]
+        zemosaic = [sys.executable, "-m", "zemosaic_phase3"]
         simulate = ["simulate", str(frames), "--frames", str(options.frames), "--size", options.size, "--quiet"]
         process([*zemosaic, *simulate], Runs())
         for turn in range(options.repeat):
@@ -60,7 +61,7 @@ def main() -> None:
         "# Waiting for the first result",
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, `python benchmarks/bench_start.py`: {options.frames} raw frames of "
-        f"{options.size}, default options, medians of {options.repeat}; {bench.usable_cpus()} CPUs "
+        f"{options.size}, default options, medians of {options.repeat}; {limits.usable_cpus()} CPUs "
         f"({bench.cpu_model()}), load average before {load:.1f}; {ours}",
         "",
         "| | wall, s | CPU, s | peak, MiB |",

@@ -32,7 +32,7 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 import zemosaic_worker as worker
-from zemosaic_simulate import SimulationSpec, simulate
+from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
 
 SHAPE = (240, 320)
 HANGS_AFTER_S = 1800
@@ -67,7 +67,7 @@ def entries(folder: Path) -> list[dict[str, Any]]:
 
 def stand_in_gpu(fails_at: int | None) -> None:
     """Let the CPU engine play the GPU's part, so that the policy runs as with a device."""
-    from zemosaic_align_stack import stack_descriptors
+    from zemosaic_phase3.compat.stack_descriptors import stack_descriptors
 
     def stack(descriptors: Any, params: Any, **keywords: Any) -> Any:
         if keywords.get("tile_id") == fails_at:

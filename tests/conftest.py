@@ -44,7 +44,7 @@ def cupy(host: HostCupy, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostCupy]:
 @pytest.fixture(params=["processor", pytest.param("device", marks=pytest.mark.gpu)])
 def launched(request: pytest.FixtureRequest) -> list[str] | None:
     """Names of the kernels that the stand-in launched; None on a device, where nobody counts."""
-    import zemosaic_align_stack_gpu as engine
+    from zemosaic_phase3.engine import gpu_check as engine
 
     if request.param == "processor":
         return request.getfixturevalue("cupy").launched

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from cuda_host import build
 
-import zemosaic_combine_cuda
-from zemosaic_resample_cuda import RESAMPLE_CUDA
+from zemosaic_phase3.combine import cuda
+from zemosaic_phase3.resample.cuda import RESAMPLE_CUDA
 
 MOST_FRAMES = 4096  # whose column fits in what stands in for shared memory
 
@@ -33,10 +33,10 @@ def constants_of(text: str) -> dict[str, int]:
 
 
 def _rejection_text() -> str:
-    constants = constants_of(zemosaic_combine_cuda.source(0, 0, in_shared=True, n_frames=1)) | {"LANES": 1, "ROW": 1}
+    constants = constants_of(cuda.source(0, 0, in_shared=True, n_frames=1)) | {"LANES": 1, "ROW": 1}
     fixed = "".join(f"constexpr int {n} = {v};\n" for n, v in constants.items() if n not in VARIED)
     setters = "".join(f'static int {n};\nextern "C" void set_{n}(int value) {{ {n} = value; }}\n' for n in VARIED)
-    return f"{fixed}{setters}{zemosaic_combine_cuda.TEXT}\nfloat tile_memory[{MOST_FRAMES}];"
+    return f"{fixed}{setters}{cuda.TEXT}\nfloat tile_memory[{MOST_FRAMES}];"
 
 
 class Data:
@@ -210,14 +210,14 @@ def installed(cupy: HostCupy, monkeypatch):
     """Let :mod:`cuda_utils` find this module, and forget what was known of the real one."""
     import sys
 
-    import cuda_utils
-    import zemosaic_align_stack_gpu as engine
-    import zemosaic_gpu_card as card
+    from zemosaic_phase3.engine import gpu_card
+    from zemosaic_phase3.engine import gpu_check as engine
+    from zemosaic_phase3.runtime import cuda, cuda_failure
 
-    caches = (cuda_utils._first_probe, card._compiled, card.device_limits)
+    caches = (cuda._first_probe, gpu_card._compiled, gpu_card.device_limits)
     cupy.reset()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setattr(cuda_utils, "_POISONED", threading.Event())
+    monkeypatch.setattr(cuda_failure, "_POISONED", threading.Event())
     monkeypatch.setattr(engine, "_KNOWN", [])
     for cache in caches:
         cache.cache_clear()

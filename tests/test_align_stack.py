@@ -12,11 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import zemosaic_align_stack as engine
-from parallel_utils import ParallelPlan
-from zemosaic_spec import NoFramesError, PlanError, RejectName, SpecError, StackSpec
-from zemosaic_stack import as_frames, make_job
-from zemosaic_utils import Frame, open_source
+from zemosaic_phase3.compat import align_arrays, stack_arrays, stack_descriptors
+from zemosaic_phase3.compat.descriptors import as_frames
+from zemosaic_phase3.compat.parallel_plan import ParallelPlan
+from zemosaic_phase3.engine import cpu
+from zemosaic_phase3.engine.job import make_job
+from zemosaic_phase3.errors import NoFramesError, PlanError, SpecError
+from zemosaic_phase3.io.frame import Frame
+from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.methods import RejectName
+from zemosaic_phase3.spec import StackSpec
 
 
 def cube(n=7, height=24, width=31, channels=3, seed=0):
@@ -50,8 +55,8 @@ def tilted(frames, angle=1.5):
 def test_slabs_and_workers_never_show(rows, workers, reject, channels, radial, combine):
     spec = StackSpec(reject=reject, radial_weight=radial, combine=combine)
     job = make_job(tilted(cube(channels=channels)), spec)
-    whole = engine.stack_job(job, allowed_bytes=1 << 30)
-    parts = engine.stack_job(job, allowed_bytes=1 << 30, max_rows=rows, workers=workers)
+    whole = cpu.stack_job(job, allowed_bytes=1 << 30)
+    parts = cpu.stack_job(job, allowed_bytes=1 << 30, max_rows=rows, workers=workers)
     for name in ("image", "coverage", "weight", "rejected_low", "rejected_high", "frame_hits"):
         np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name), err_msg=name)
     assert parts.rows_per_slab <= rows
@@ -91,7 +96,7 @@ def test_ten_thousand_frames_are_good_to_two_ulp(reject, weighted, rng):
         {} if reject == "none" else dict(zip(LIMITS.get(reject, ("kappa_low", "kappa_high")), spec.kappas, strict=True))
     )
     expected = oracle.stack(frames.astype(np.float64), weights, method, **limits, **more)
-    result = engine.stack_job(job, workers=2)
+    result = cpu.stack_job(job, workers=2)
     np.testing.assert_array_equal(result.coverage, expected.coverage)
     np.testing.assert_array_equal(result.rejected_low, expected.n_low)
     np.testing.assert_array_equal(result.rejected_high, expected.n_high)
@@ -102,14 +107,14 @@ def test_ten_thousand_frames_are_good_to_two_ulp(reject, weighted, rng):
 def test_order_of_frames_matters_only_by_rounding():
     frames = cube(20)
     spec = StackSpec(normalize="none", weight="none")
-    first = engine.stack_job(make_job(as_frames(list(frames)), spec)).image
-    other = engine.stack_job(make_job(as_frames(list(frames[::-1])), spec)).image
+    first = cpu.stack_job(make_job(as_frames(list(frames)), spec)).image
+    other = cpu.stack_job(make_job(as_frames(list(frames[::-1])), spec)).image
     np.testing.assert_allclose(first, other, rtol=2.4e-7, equal_nan=True)
 
 
 def test_a_single_frame_is_itself_even_with_radial_weights():
     frame = cube(1)[0]
-    image = engine.stack_aligned_images([frame], apply_radial_weight=True, zconfig=_no_equalising())
+    image = stack_arrays.stack_aligned_images([frame], apply_radial_weight=True, zconfig=_no_equalising())
     np.testing.assert_array_equal(image, frame)
 
 
@@ -122,11 +127,11 @@ def _no_equalising():
 def test_inputs_are_never_modified():
     frames = cube()
     before = frames.copy()
-    engine.stack_aligned_images(list(frames), "linear_fit", "noise_variance", "winsorized_sigma_clip")
-    engine.stack_winsorized_sigma_clip(frames)
-    engine.stack_kappa_sigma_clip(list(frames), weight_method="noise_variance")
-    engine._reject_outliers_winsorized_sigma_clip(frames, (0.05, 0.05), 3.0, 3.0)
-    engine._normalize_images_sky_mean(list(frames))
+    stack_arrays.stack_aligned_images(list(frames), "linear_fit", "noise_variance", "winsorized_sigma_clip")
+    stack_arrays.stack_winsorized_sigma_clip(frames)
+    stack_arrays.stack_kappa_sigma_clip(list(frames), weight_method="noise_variance")
+    stack_arrays._reject_outliers_winsorized_sigma_clip(frames, (0.05, 0.05), 3.0, 3.0)
+    stack_arrays._normalize_images_sky_mean(list(frames))
     np.testing.assert_array_equal(frames, before)
 
 
@@ -134,7 +139,7 @@ def test_inputs_are_never_modified():
 def test_weights_of_every_shape(shape):
     frames = cube()
     weights = np.random.default_rng(1).uniform(0.1, 1.0, shape)
-    image, _ = engine.stack_kappa_sigma_clip(list(frames), weights=weights, zconfig=_no_equalising())
+    image, _ = stack_arrays.stack_kappa_sigma_clip(list(frames), weights=weights, zconfig=_no_equalising())
     expected = oracle.stack(frames, weights, "kappa_sigma", kappa_low=3.0, kappa_high=3.0)
     np.testing.assert_allclose(image, expected.value.astype(np.float32), rtol=3e-7, equal_nan=True)
 
@@ -145,7 +150,7 @@ def test_rejected_percent_is_counted():
     )
     frames[3] = 5000.0
     metadata: dict = {}
-    _, rejected = engine.stack_kappa_sigma_clip(list(frames), stack_metadata=metadata)
+    _, rejected = stack_arrays.stack_kappa_sigma_clip(list(frames), stack_metadata=metadata)
     assert rejected == pytest.approx(5.0, abs=0.2)
     assert metadata["frame_rejected_percent"][3] == pytest.approx(100.0)
     assert metadata["rejected_high_percent"][0] == pytest.approx(5.0, abs=0.2)
@@ -154,14 +159,14 @@ def test_rejected_percent_is_counted():
 @pytest.mark.parametrize(
     ("call", "names"),
     [
-        (lambda f: engine.stack_kappa_sigma_clip(None), "no frames"),
-        (lambda f: engine.stack_kappa_sigma_clip([]), "no frames"),
-        (lambda f: engine.stack_kappa_sigma_clip([np.zeros(5)]), "neither"),
-        (lambda f: engine.stack_kappa_sigma_clip(f, weights=[1.0]), "length 1"),
-        (lambda f: engine.stack_winsorized_sigma_clip(f, winsor_limits=(0.6, 0.1)), "0.6"),
-        (lambda f: engine.stack_winsorized_sigma_clip(f, winsor_limits=(-0.1, 0.1)), "-0.1"),
-        (lambda f: engine.stack_aligned_images(f, rejection_algorithm="nonsense"), "nonsense"),
-        (lambda f: engine.stack_aligned_images(f, final_combine_method="sum"), "sum"),
+        (lambda f: stack_arrays.stack_kappa_sigma_clip(None), "no frames"),
+        (lambda f: stack_arrays.stack_kappa_sigma_clip([]), "no frames"),
+        (lambda f: stack_arrays.stack_kappa_sigma_clip([np.zeros(5)]), "neither"),
+        (lambda f: stack_arrays.stack_kappa_sigma_clip(f, weights=[1.0]), "length 1"),
+        (lambda f: stack_arrays.stack_winsorized_sigma_clip(f, winsor_limits=(0.6, 0.1)), "0.6"),
+        (lambda f: stack_arrays.stack_winsorized_sigma_clip(f, winsor_limits=(-0.1, 0.1)), "-0.1"),
+        (lambda f: stack_arrays.stack_aligned_images(f, rejection_algorithm="nonsense"), "nonsense"),
+        (lambda f: stack_arrays.stack_aligned_images(f, final_combine_method="sum"), "sum"),
     ],
 )
 def test_bad_input_is_a_value_error_that_names_it(call, names):
@@ -172,25 +177,25 @@ def test_bad_input_is_a_value_error_that_names_it(call, names):
 def test_limits_of_none_mean_the_default():
     frames = list(cube())
     assert np.array_equal(
-        engine.stack_winsorized_sigma_clip(frames, winsor_limits=None)[0],
-        engine.stack_winsorized_sigma_clip(frames)[0],
+        stack_arrays.stack_winsorized_sigma_clip(frames, winsor_limits=None)[0],
+        stack_arrays.stack_winsorized_sigma_clip(frames)[0],
         equal_nan=True,
     )
 
 
 def test_frames_of_another_shape_are_left_out_with_a_warning(caplog):
     frames = [*cube(), np.zeros((5, 5, 3), np.float32)]
-    image, _ = engine.stack_kappa_sigma_clip(frames)
+    image, _ = stack_arrays.stack_kappa_sigma_clip(frames)
     assert image.shape == (24, 31, 3)
     assert "left out" in caplog.text
     with pytest.raises(SpecError, match=r"\(5, 5, 3\)"):
-        engine.stack_descriptors(frames, {})
+        stack_descriptors.stack_descriptors(frames, {})
 
 
 def test_hints_of_old_configurations_change_no_value():
     frames = list(cube())
-    plain, _ = engine.stack_winsorized_sigma_clip(frames)
-    hinted, _ = engine.stack_winsorized_sigma_clip(
+    plain, _ = stack_arrays.stack_winsorized_sigma_clip(frames)
+    hinted, _ = stack_arrays.stack_winsorized_sigma_clip(
         frames, winsor_max_frames_per_pass=2, winsor_max_workers=3,
         parallel_plan=ParallelPlan(cpu_workers=2, use_memmap=False, max_chunk_bytes=1, rows_per_chunk=3),
     )  # fmt: skip
@@ -199,24 +204,24 @@ def test_hints_of_old_configurations_change_no_value():
 
 def test_minimum_signal_lifts_the_image():
     frames = list(cube(channels=1) - 5000)
-    plain = engine.stack_aligned_images(frames)
-    lifted = engine.stack_aligned_images(frames, minimum_signal_adu_target=12.0)
+    plain = stack_arrays.stack_aligned_images(frames)
+    lifted = stack_arrays.stack_aligned_images(frames, minimum_signal_adu_target=12.0)
     assert np.nanmin(lifted) == pytest.approx(12.0, abs=1e-3)
     np.testing.assert_allclose(lifted - plain, np.nanmedian(lifted - plain), atol=2e-3)
 
 
 def test_none_entries_are_skipped():
     frames = list(cube())
-    with_none = engine.stack_aligned_images([None, *frames, None])
-    np.testing.assert_array_equal(with_none, engine.stack_aligned_images(frames))
-    assert engine.stack_aligned_images([None, None]) is None
-    assert engine.stack_aligned_images([]) is None
+    with_none = stack_arrays.stack_aligned_images([None, *frames, None])
+    np.testing.assert_array_equal(with_none, stack_arrays.stack_aligned_images(frames))
+    assert stack_arrays.stack_aligned_images([None, None]) is None
+    assert stack_arrays.stack_aligned_images([]) is None
 
 
 @pytest.mark.parametrize("combine", ["min", "max"])
 def test_min_and_max_give_an_image(combine):
     frames = cube()
-    image = engine.stack_aligned_images(
+    image = stack_arrays.stack_aligned_images(
         list(frames), rejection_algorithm="none", final_combine_method=combine, zconfig=_no_equalising()
     )
     np.testing.assert_array_equal(image, getattr(np, f"nan{combine}")(frames, axis=0))
@@ -230,7 +235,9 @@ def test_one_nan_does_not_switch_winsorizing_off():
     frames[6, 2, 2] = np.nan
     from types import SimpleNamespace
 
-    image, rejected = engine.stack_winsorized_sigma_clip(list(frames), zconfig=SimpleNamespace(wsc_impl="pixinsight"))
+    image, rejected = stack_arrays.stack_winsorized_sigma_clip(
+        list(frames), zconfig=SimpleNamespace(wsc_impl="pixinsight")
+    )
     assert np.abs(image - 100.0).max() < 2.0
     assert rejected > 7.0
 
@@ -241,7 +248,7 @@ def test_a_plan_that_cannot_fit_says_needed_and_allowed_bytes_before_reading(tmp
     job = make_job(as_frames([path, path]), StackSpec(normalize="none", weight="none"))
     path.unlink()  # reading would raise a FrameError
     with pytest.raises(PlanError, match=r"needs \d+ bytes.*allowed are 1000"):
-        engine.stack_job(job, allowed_bytes=1000)
+        cpu.stack_job(job, allowed_bytes=1000)
 
 
 def test_a_frame_that_vanishes_while_stacking_is_left_out(tmp_path):
@@ -252,7 +259,7 @@ def test_a_frame_that_vanishes_while_stacking_is_left_out(tmp_path):
         np.save(paths[-1], frame)
     job = make_job(as_frames(paths), StackSpec(normalize="none", weight="none", reject="none"))
     paths[2].unlink()
-    left, result = engine.run_job(job)
+    left, result = cpu.run_job(job)
     assert len(left.sources) == 4
     assert left.dropped[0][0].endswith("f2.npy")
     np.testing.assert_allclose(result.image, np.nanmean(np.delete(frames, 2, axis=0), axis=0), rtol=1e-6)
@@ -263,8 +270,8 @@ def test_descriptors_of_every_kind_give_the_same(tmp_path):
     path = tmp_path / "a.npy"
     np.save(path, frames[0])
     kinds = [path, {"data": frames[1]}, Frame(open_source(frames[2])), frames[3]]
-    image, metadata = engine.stack_descriptors(kinds, {"poststack_equalize_rgb": False})
-    plain, _ = engine.stack_descriptors(list(frames), {"poststack_equalize_rgb": False})
+    image, metadata = stack_descriptors.stack_descriptors(kinds, {"poststack_equalize_rgb": False})
+    plain, _ = stack_descriptors.stack_descriptors(list(frames), {"poststack_equalize_rgb": False})
     np.testing.assert_array_equal(image, plain)
     assert metadata["frames_used"] == 4
 
@@ -272,7 +279,7 @@ def test_descriptors_of_every_kind_give_the_same(tmp_path):
 def test_nothing_to_stack_is_an_error():
     for empty in (None, [], np.empty((0, 4, 4), np.float32)):
         with pytest.raises(NoFramesError):
-            engine.stack_descriptors(empty, {})
+            stack_descriptors.stack_descriptors(empty, {})
 
 
 def test_alignment_finds_shifts_and_fails_the_unrelated():
@@ -289,7 +296,7 @@ def test_alignment_finds_shifts_and_fails_the_unrelated():
         return sky.astype(np.float32)
 
     reference = field(0, 0, 1)
-    aligned, failed = engine.align_images_in_group([reference, field(6.3, -4.6, 1), field(0, 0, 99), None])
+    aligned, failed = align_arrays.align_images_in_group([reference, field(6.3, -4.6, 1), field(0, 0, 99), None])
     assert failed == [2, 3]
     assert aligned[0] is not reference
     inside = aligned[1][20:-20, 20:-20] - reference[20:-20, 20:-20]
@@ -303,11 +310,12 @@ def test_peak_memory_stays_within_the_plan(tmp_path):
     program = f"""
 import numpy as np, sys
 from pathlib import Path
-from parallel_utils import current_rss_bytes
-from zemosaic_align_stack import stack_job
-from zemosaic_spec import StackSpec
-from zemosaic_stack import as_frames, make_job
-import zemosaic_rejection, zemosaic_resample
+from zemosaic_phase3.runtime.limits import current_rss_bytes
+from zemosaic_phase3.engine.cpu import stack_job
+from zemosaic_phase3.spec import StackSpec
+from zemosaic_phase3.compat.descriptors import as_frames
+from zemosaic_phase3.engine.job import make_job
+import zemosaic_phase3.rejection.window, zemosaic_phase3.resample.warp
 path = r"{tmp_path}/f.npy"
 np.save(path, np.random.default_rng(0).integers(900, 1100, (540, 960)).astype(np.float32))
 spec = StackSpec(normalize="none", weight="none")
@@ -329,7 +337,7 @@ def test_rejected_percent_of_a_frame_is_of_its_own_samples():
     frames = np.full((8, 40, 40), 100.0, np.float32) + np.random.default_rng(0).normal(0, 1, (8, 40, 40)).astype("f4")
     frames[0] = np.nan
     frames[0, :4] = 9999.0
-    _, metadata = engine.stack_descriptors(
+    _, metadata = stack_descriptors.stack_descriptors(
         list(frames), {"stack_reject_algo": "winsorized_sigma_clip", "wsc_impl": "pixinsight"}
     )
     assert metadata["frame_rejected_percent"][0] == pytest.approx(100.0)
@@ -343,16 +351,16 @@ def test_linear_fit_clip_by_its_inherited_name() -> None:
     frames[7][4, 4] = -9000.0
     weights = np.linspace(0.5, 2.0, 20)
     metadata: dict = {}
-    image, percent = engine.stack_linear_fit_clip(
+    image, percent = stack_arrays.stack_linear_fit_clip(
         frames, zconfig=_no_equalising(), stack_metadata=metadata, sigma=3.0, weights=weights
     )
     assert metadata["rejection_method"] == "linear_fit_clip"
     assert percent > 100.0 * 2 / (20 * 12 * 16) - 0.01
     assert np.abs(image[[2, 4], [2, 4]] - 1000.0).max() < 10.0
-    named = engine.stack_aligned_images(
+    named = stack_arrays.stack_aligned_images(
         frames, rejection_algorithm="linear_fit_clip", sigma_clip_low=3.0, sigma_clip_high=3.0, zconfig=_no_equalising()
     )
-    unweighted, _ = engine.stack_linear_fit_clip(frames, zconfig=_no_equalising())
+    unweighted, _ = stack_arrays.stack_linear_fit_clip(frames, zconfig=_no_equalising())
     np.testing.assert_array_equal(unweighted, named)
     assert not np.array_equal(image, unweighted)
-    assert engine.stack_linear_fit_clip([f[..., 0] for f in frames], "noise_variance")[0].shape == (12, 16)
+    assert stack_arrays.stack_linear_fit_clip([f[..., 0] for f in frames], "noise_variance")[0].shape == (12, 16)

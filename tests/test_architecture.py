@@ -6,207 +6,93 @@ import ast
 import json
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-BOTTOM = ["zemosaic_spec", "zemosaic_kernels", "cuda_utils", "zemosaic_attached"]  # import nothing of ours
-# Room -> what it may import of ours, lowest room first; a door may open only to a room listed earlier.
-ROOMS: dict[str, set[str]] = {
-    **{room: set() for room in BOTTOM},
-    "zemosaic_headers": {"zemosaic_spec"},
-    "zemosaic_distortion": {"zemosaic_spec"},
-    "zemosaic_frames": {"zemosaic_spec", "zemosaic_headers"},
-    "zemosaic_sky": set(),
-    "zemosaic_tile": {"zemosaic_spec", "zemosaic_sky"},
-    "zemosaic_gate": {"zemosaic_tile"},
-    "zemosaic_preview": {"zemosaic_spec"},
-    "parallel_utils": {"zemosaic_spec", "cuda_utils"},
-    "zemosaic_utils": {"zemosaic_spec", "cuda_utils", "zemosaic_headers", "zemosaic_frames"},
-    "zemosaic_star_kernels": {"zemosaic_kernels"},
-    "zemosaic_stars": {"zemosaic_spec", "zemosaic_sky", "zemosaic_star_kernels"},
-    "zemosaic_photometry": {"zemosaic_spec", "zemosaic_distortion", "zemosaic_sky"},
-    "zemosaic_register": {"zemosaic_spec", "zemosaic_stars"},
-    "zemosaic_register_wcs": {"zemosaic_spec", "zemosaic_distortion", "zemosaic_stars", "zemosaic_register"},
-    "zemosaic_simd": {"zemosaic_kernels"},
-    "zemosaic_lines": set(),
-    "zemosaic_sorting": {"zemosaic_kernels", "zemosaic_simd"},
-    "zemosaic_resample": {"zemosaic_spec", "zemosaic_distortion", "zemosaic_kernels", "zemosaic_lines"},
-    "zemosaic_samples": {"zemosaic_kernels", "zemosaic_frames"},
-    "zemosaic_levels": {"zemosaic_spec"},
-    "zemosaic_weights": {
-        "zemosaic_spec",
-        "zemosaic_levels",
-        "zemosaic_sky",
-        "zemosaic_stars",
-        "zemosaic_photometry",
-        "zemosaic_utils",
-    },
-    "zemosaic_sums": {"zemosaic_kernels", "zemosaic_simd"},
-    "zemosaic_rounds": {"zemosaic_kernels", "zemosaic_simd"},
-    "zemosaic_rejection": {"zemosaic_kernels", "zemosaic_simd", "zemosaic_sums", "zemosaic_rounds"},
-    "zemosaic_linear_fit": {"zemosaic_kernels", "zemosaic_simd", "zemosaic_rejection"},
-    "zemosaic_combine": {
-        "zemosaic_kernels",
-        "zemosaic_simd",
-        "zemosaic_sorting",
-        "zemosaic_sums",
-        "zemosaic_rejection",
-        "zemosaic_linear_fit",
-    },
-    # The CUDA text of rejection: strings, and numbers to launch it with.
-    "zemosaic_sorting_cuda": set(),
-    "zemosaic_rejection_cuda": set(),
-    "zemosaic_combine_cuda": {"zemosaic_sorting_cuda", "zemosaic_rejection_cuda"},
-    "zemosaic_simulate": {"zemosaic_spec"},
-    "zemosaic_truth": {"zemosaic_simulate"},
-    "zemosaic_flatten": {"zemosaic_spec", "zemosaic_photometry", "zemosaic_utils"},
-    "zemosaic_stack": {
-        "zemosaic_spec",
-        "zemosaic_distortion",
-        "zemosaic_utils",
-        "zemosaic_levels",
-        "zemosaic_weights",
-        "zemosaic_flatten",
-    },
-    "zemosaic_recipe": {"zemosaic_spec", "zemosaic_stack"},
-    "zemosaic_fill": {
-        "zemosaic_spec",
-        "zemosaic_distortion",
-        "zemosaic_frames",
-        "parallel_utils",
-        "zemosaic_utils",
-        "zemosaic_resample",
-        "zemosaic_samples",
-        "zemosaic_stack",
-    },
-    # The CPU engine: it neither knows where a transform came from nor what becomes of the image.
-    "zemosaic_slabs": {
-        "zemosaic_spec",
-        "zemosaic_tile",
-        "parallel_utils",
-        "zemosaic_kernels",
-        "zemosaic_simd",
-        "zemosaic_sorting",
-        "zemosaic_combine",
-        "zemosaic_stack",
-        "zemosaic_recipe",
-        "zemosaic_fill",
-    },
-    "zemosaic_warmup": {
-        "zemosaic_spec",
-        "zemosaic_kernels",
-        "parallel_utils",
-        "zemosaic_utils",
-        "zemosaic_stack",
-        "zemosaic_slabs",
-        "zemosaic_rejection",
-    },
-    # The GPU engine, the twin of zemosaic_slabs, which it does not know: text, kernels of the host, plan, card, engine.
-    "zemosaic_resample_cuda": set(),
-    "zemosaic_gather": {"zemosaic_kernels"},
-    "zemosaic_gpu_plan": {
-        "zemosaic_spec",
-        "zemosaic_distortion",
-        "parallel_utils",
-        "zemosaic_utils",
-        "zemosaic_resample",
-        "zemosaic_resample_cuda",
-        "zemosaic_stack",
-    },
-    "zemosaic_gpu_gather": {"parallel_utils", "zemosaic_stack", "zemosaic_gather", "zemosaic_gpu_plan"},
-    "zemosaic_gpu_card": {
-        "cuda_utils",
-        "zemosaic_resample",
-        "zemosaic_combine_cuda",
-        "zemosaic_stack",
-        "zemosaic_recipe",
-        "zemosaic_resample_cuda",
-        "zemosaic_gpu_plan",
-    },
-    "zemosaic_align_stack_gpu": {
-        "zemosaic_spec",
-        "cuda_utils",
-        "parallel_utils",
-        "zemosaic_tile",
-        "zemosaic_rejection_cuda",
-        "zemosaic_stack",
-        "zemosaic_gpu_plan",
-        "zemosaic_gpu_gather",
-        "zemosaic_gpu_card",
-    },
-    # The frames before they are stacked: knows no engine.
-    "zemosaic_group": {
-        "zemosaic_spec",
-        "parallel_utils",
-        "zemosaic_utils",
-        "zemosaic_stars",
-        "zemosaic_register",
-        "zemosaic_register_wcs",
-        "zemosaic_levels",
-        "zemosaic_weights",
-        "zemosaic_stack",
-    },
-}
-ROOMS["zemosaic_center_out"] = {"zemosaic_spec", "zemosaic_utils"}
-ROOMS["zemosaic_select"] = {"zemosaic_spec", "zemosaic_group", "zemosaic_photometry"}
-for upper in (
-    "zemosaic_align_stack",
-    "zemosaic_pipeline",
-    "zemosaic_master_tile",
-    "zemosaic_worker",
-    "zemosaic_report",
-    "zemosaic_demo",
-    "zemosaic_bench",
-    "zemosaic_attach",
-    "zemosaic_cli",
-):
-    ROOMS[upper] = set(ROOMS)  # anything below
-TRUTH = {"zemosaic_simulate", "zemosaic_truth"}  # real frames have none: only the demonstration may look
-for real in ("zemosaic_align_stack", "zemosaic_pipeline", "zemosaic_master_tile", "zemosaic_worker", "zemosaic_report"):
-    ROOMS[real] -= TRUTH
-ROOMS["zemosaic_bench"] -= {*TRUTH, "zemosaic_demo"}  # its frames are noise alone
-ROOMS["zemosaic_attach"] = {"zemosaic_spec", "zemosaic_attached"}  # the rooms it describes, it imports by name
-ROOMS["zemosaic_align_stack"] -= {
-    "zemosaic_warmup",
-    "cuda_utils",
-    *(room for room in ROOMS if "gpu" in room or "cuda" in room or "gather" in room),
-    "zemosaic_preview",
-    "zemosaic_gate",
-    "zemosaic_group",
-    "zemosaic_center_out",
-    "zemosaic_select",
-}  # stacks on the CPU
-MODULES = sorted(path.stem for path in ROOT.glob("*.py"))
+PACKAGE = ROOT / "zemosaic_phase3"
+FLOORS = [
+    "errors", "records", "methods", "settings", "progress", "spec",  # files: the ground floor
+    "runtime", "io", "detection", "registration", "photometry", "resample", "rejection", "combine", "engine", "finish",
+    "pipeline", "compat", "simulate", "app",
+]  # fmt: skip
+"""Wings from the ground up; a file may import from its own wing and from those below."""
+TRUTH = {"simulate"}  # real frames have none: only the command line may look
+DOORS = sorted(path.stem for path in ROOT.glob("*.py"))
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("__init__.py", "__main__.py"))
 HEAVY = ("cupy", "dask", "cv2", "matplotlib", "numba", "astropy")
 
 
-def imported_by(module: str) -> set[str]:
-    """Top-level names imported anywhere in a module, inside functions and type-checking blocks too."""
+def imports(path: Path) -> set[str]:
+    """Modules imported anywhere in a file, inside functions and type-checking blocks too."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse((ROOT / f"{module}.py").read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
             names.add(node.module or "")
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and node.args:
             names.update(str(arg.value) for arg in node.args if isinstance(arg, ast.Constant))
-    return {name.partition(".")[0] for name in names}
+    return names
 
 
-def test_every_room_is_drawn_and_packaged() -> None:
-    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["py-modules"]
-    assert sorted(ROOMS) == MODULES == sorted(packaged)
+def ours(path: Path) -> set[Path]:
+    """Files of the package that a file imports."""
+    found = {PACKAGE.parent / (name.replace(".", "/") + ".py") for name in imports(path)}
+    return {file for file in found if file.is_file() and PACKAGE in file.parents}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_doors_open_downward_only(module: str) -> None:
-    ours = imported_by(module) & set(MODULES)
-    assert ours <= ROOMS[module], f"{module} may not import {sorted(ours - ROOMS[module])}"
-    assert ROOMS[module] <= set(list(ROOMS)[: list(ROOMS).index(module)])
-    assert "cupy" not in imported_by(module) or module == "cuda_utils"
+def wing(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(PACKAGE).with_suffix("")).replace("/", ".")
+
+
+def test_every_wing_is_drawn() -> None:
+    assert {wing(file) for file in FILES} == set(FLOORS)
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_doors_open_downward_only(file: Path) -> None:
+    for other in ours(file):
+        assert FLOORS.index(wing(other)) <= FLOORS.index(wing(file)), f"{name_of(file)} may not import {name_of(other)}"
+        assert wing(other) not in TRUTH or wing(file) in {*TRUTH, "app"}
+    roots = {name.partition(".")[0] for name in imports(file)}
+    assert "cupy" not in roots or name_of(file) == "runtime.cuda"
+    assert not roots & set(DOORS), "inside the package a door is never imported"
+
+
+def test_no_circle_of_imports() -> None:
+    above: list[Path] = []
+    done: set[Path] = set()
+
+    def walk(file: Path) -> None:
+        assert file not in above, " -> ".join(name_of(f) for f in [*above[above.index(file) :], file])
+        if file in done:
+            return
+        above.append(file)
+        for other in ours(file):
+            walk(other)
+        done.add(above.pop())
+
+    for file in FILES:
+        walk(file)
+
+
+def test_rooms_of_a_wing_are_listed_nowhere_twice() -> None:
+    assert all(not path.read_text() for path in PACKAGE.glob("*/__init__.py")), "the __init__ of a wing is empty"
+
+
+def test_doors_are_doors() -> None:
+    assert DOORS == [
+        "cuda_utils", "parallel_utils", "zemosaic_align_stack", "zemosaic_align_stack_gpu", "zemosaic_utils",
+        "zemosaic_worker",
+    ]  # fmt: skip
 
 
 def test_worker_import_is_light() -> None:
@@ -221,8 +107,16 @@ def test_worker_import_is_light() -> None:
     assert best < 1.0, f"import zemosaic_worker took {best:.2f} s, aim 0.5 s"  # twice the aim: busy machines
 
 
-def test_stamp_of_compiled_code_knows_every_room_with_kernels() -> None:
-    from zemosaic_kernels import ROOMS as stamped
+def test_stamp_of_compiled_code_knows_every_file_with_kernels() -> None:
+    from zemosaic_phase3.runtime.jit import stamped_files
 
-    rooms = {m for m in MODULES if "from zemosaic_kernels import kernel\n" in (ROOT / f"{m}.py").read_text()}
-    assert rooms - {"zemosaic_bench"} <= {f"zemosaic_{name}" for name in stamped}  # whose one kernel stands alone
+    with_kernels = {
+        file for file in FILES
+        if {"numba", "llvmlite", "zemosaic_phase3.runtime.jit"} & {name.partition(".ir")[0] for name in imports(file)}
+        and any(text in file.read_text() for text in ("@kernel", "@inner_kernel", "@intrinsic", "inner_kernel("))
+    }  # fmt: skip
+    assert len(with_kernels) > 15
+    stamped = set(stamped_files())
+    assert {name_of(file) for file in with_kernels - stamped} <= {"app.bench"}  # whose one kernel stands alone
+    constants = {other for file in with_kernels for other in ours(file) if file in stamped}
+    assert {name_of(file) for file in constants - stamped} == set()

@@ -21,11 +21,11 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
-import zemosaic_attach as attaching
-import zemosaic_cli as cli
-from zemosaic_attached import forwarding, incompatibility
-from zemosaic_simulate import SimulationSpec, simulate
-from zemosaic_spec import OutputError
+from zemosaic_phase3.app import cli
+from zemosaic_phase3.compat import attach, attached
+from zemosaic_phase3.compat.attached import forwarding, incompatibility
+from zemosaic_phase3.errors import OutputError
+from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
 
 SHAPE = (96, 128)
 TILES = 2
@@ -255,7 +255,7 @@ def groups(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_of_the_checkout_makes_our_tiles(tmp_path: Path, groups: Path, layout: str) -> None:
     checkout, tiles = build(tmp_path, layout), tmp_path / "tiles"
     before = snapshot(checkout)
-    attaching.attach(checkout)
+    attach.attach(checkout)
     assert git(checkout, "status", "--porcelain") == ""
     ours = python(checkout, "run_zemosaic.py", str(groups), str(tiles))
     paths, told, count = json.loads(ours.stdout)
@@ -266,14 +266,14 @@ def test_a_run_of_the_checkout_makes_our_tiles(tmp_path: Path, groups: Path, lay
         assert header["MT_NFRAMES"] == 4
         assert header["ZMT_WSC"] == "pixinsight"  # as the checkout's configuration says
 
-    attaching.detach(checkout)
+    attach.detach(checkout)
     assert snapshot(checkout) == before
     again = python(checkout, "run_zemosaic.py", str(groups), str(tiles))
     assert json.loads(again.stdout)[0] == ["the checkout's own tile"] * TILES
 
 
 def test_names_are_replaced_and_everything_else_stays(checkout: Path) -> None:
-    attaching.attach(checkout)
+    attach.attach(checkout)
     found = ask(
         checkout,
         """
@@ -281,7 +281,7 @@ def test_names_are_replaced_and_everything_else_stays(checkout: Path) -> None:
         import zemosaic_align_stack as stack, zemosaic_utils as utils, cuda_utils, parallel_utils
         import numpy as np
         frames = [np.full((8, 9), float(k), np.float32) for k in range(5)]
-        kernels = lambda: [v.py_func for v in vars(sys.modules["zemosaic_phase3.zemosaic_rejection"]).values()
+        kernels = lambda: [v.py_func for v in vars(sys.modules["zemosaic_phase3.rejection.window"]).values()
                            if hasattr(v, "py_func")]
         print(json.dumps({
             "own file": w.__file__, "own package": w.__package__, "no package": not hasattr(w, "__path__"),
@@ -291,7 +291,7 @@ def test_names_are_replaced_and_everything_else_stays(checkout: Path) -> None:
             "unknown keyword": stack.stack_kappa_sigma_clip(frames, footprints=1)[0],
             "other arguments": [stack.align_images_in_group([]), w._stack_master_tile_auto([], stack_reject_algo="",
                 stack_final_combine="")],
-            "kept": [stack._another_helper(), utils.APP, utils.solve_global_affine([1]), cuda_utils.CUPY_AVAILABLE],
+            "kept": [stack._another_helper(), utils.APP, utils.solve_global_affine([1]), runtime.cuda.CUPY_AVAILABLE],
             "gpu state": w._P3_GPU_STATE.get("of"),
             "kernels have caches of their own": {f.__qualname__.startswith(f.__module__) for f in kernels()} == {True},
             "plain modules": sorted(m for m in sys.modules if m.startswith(("zemosaic_", "cuda_u", "parallel_u"))
@@ -301,7 +301,7 @@ def test_names_are_replaced_and_everything_else_stays(checkout: Path) -> None:
     )
     assert Path(found.pop("own file")) == checkout / "zemosaic_worker.py"
     assert found.pop("plain modules") == sorted(
-        [*MODULES.keys() - {"zemosaic_align_stack_gpu"}, "zemosaic_attached", "zemosaic_phase3"]
+        [*MODULES.keys() - {"zemosaic_align_stack_gpu"}, "compat.attached", "zemosaic_phase3"]
     )
     assert found == {
         "own package": "", "no package": True, "signature": "_internal_chunk_depth", "mean": 2.0,
@@ -318,7 +318,7 @@ def test_stacking_and_its_gpu_state_are_ours_together(checkout: Path) -> None:
     assert theirs in text
     as_ours = "_stack_master_tile_auto(image_descriptors, stacking_params, parallel_plan, logger)"
     path.write_text(text.replace(theirs, as_ours))
-    attaching.attach(checkout)
+    attach.attach(checkout)
     found = ask(
         checkout,
         """
@@ -335,7 +335,7 @@ def test_stacking_and_its_gpu_state_are_ours_together(checkout: Path) -> None:
 def test_gpu_that_the_checkout_has_given_up_is_not_ours_to_try(checkout: Path) -> None:
     path = checkout / "zemosaic_worker.py"
     path.write_text(path.read_text(encoding="utf-8-sig") + "\ndef _phase3_gpu_candidate(parallel_plan, logger): ...\n")
-    attaching.attach(checkout)
+    attach.attach(checkout)
     found = ask(
         checkout,
         """
@@ -352,7 +352,7 @@ def test_gpu_that_the_checkout_has_given_up_is_not_ours_to_try(checkout: Path) -
 
 
 def test_attached_module_is_reloaded_in_place(checkout: Path) -> None:
-    attaching.attach(checkout)
+    attach.attach(checkout)
     found = ask(
         checkout,
         """
@@ -380,7 +380,7 @@ def test_module_of_an_attached_checkout_runs_with_m(tmp_path: Path, layout: str)
     worker.write_text(worker.read_text(encoding="utf-8-sig") + "\nif __name__ == '__main__':\n    print(__file__)\n")
     where, name = (checkout, "zemosaic_worker") if layout == "flat" else (home.parent, "zemosaic.zemosaic_worker")
     before = python(where, "-m", name)
-    attaching.attach(checkout)
+    attach.attach(checkout)
     after = python(where, "-m", name)
     assert (after.returncode, after.stdout) == (before.returncode, before.stdout) == (0, f"{worker}\n")
 
@@ -389,7 +389,7 @@ def test_tiles_are_known_to_the_checkout_by_their_number(checkout: Path, groups:
     path = checkout / "zemosaic_worker.py"
     registry = "\nKNOWN = {}\ndef _register_master_tile_identity(path, tile_id):\n    KNOWN[path] = tile_id\n"
     path.write_text(path.read_text(encoding="utf-8-sig") + registry)
-    attaching.attach(checkout)
+    attach.attach(checkout)
     found = ask(
         checkout,
         f"""
@@ -403,7 +403,7 @@ def test_tiles_are_known_to_the_checkout_by_their_number(checkout: Path, groups:
 
 
 def test_slots_and_stop_of_the_checkout_are_honoured(checkout: Path, tmp_path: Path) -> None:
-    attaching.attach(checkout)
+    attach.attach(checkout)
     arguments = (
         '"none", "none", "none", 3, 3, None, "mean", False, False, 1, 1, 0, False, 1, 1, 1, "", "", 0, 0, 0, 0, 1, 0'
     )
@@ -432,8 +432,8 @@ def test_slots_and_stop_of_the_checkout_are_honoured(checkout: Path, tmp_path: P
 
 
 def test_attaching_twice_and_updating_the_checkout(checkout: Path) -> None:
-    first = attaching.attach(checkout)
-    second = attaching.attach(checkout)
+    first = attach.attach(checkout)
+    second = attach.attach(checkout)
     assert first.folders == second.folders
     worker = checkout / "zemosaic_worker.py"
     worker.write_text(worker.read_text(encoding="utf-8-sig") + "\nVERSION = 2\n")
@@ -443,7 +443,7 @@ def test_attaching_twice_and_updating_the_checkout(checkout: Path) -> None:
 
 
 def test_update_that_changes_the_call_is_left_alone_with_a_warning(checkout: Path) -> None:
-    attaching.attach(checkout)
+    attach.attach(checkout)
     worker = checkout / "zemosaic_worker.py"
     text = worker.read_text(encoding="utf-8-sig").replace(
         "tile_id: int, output_temp_dir", "tile_id, storage, output_temp_dir"
@@ -452,16 +452,16 @@ def test_update_that_changes_the_call_is_left_alone_with_a_warning(checkout: Pat
     done = python(checkout, "-c", "import zemosaic_worker as w; print(hasattr(w.create_master_tile, '__wrapped__'))")
     assert done.stdout.split() == ["False"]
     assert "create_master_tile stays as it is: it has parameters that are unknown here: storage" in done.stderr
-    with pytest.raises(attaching.CheckoutError, match="storage"):
-        attaching.attach(checkout)
+    with pytest.raises(attach.CheckoutError, match="storage"):
+        attach.attach(checkout)
 
 
 def test_library_that_has_gone_costs_nothing_but_itself(checkout: Path) -> None:
-    attaching.attach(checkout)
+    attach.attach(checkout)
     for front in checkout.glob("*/__init__.py"):
         text = front.read_text()
-        assert ascii(str(attaching.LIBRARY)) in text
-        front.write_text(text.replace(ascii(str(attaching.LIBRARY)), "'/gone'"))
+        assert ascii(str(attached.LIBRARY)) in text
+        front.write_text(text.replace(ascii(str(attached.LIBRARY)), "'/gone'"))
     done = python(
         checkout, "-c", "import zemosaic_worker as w; print(w.create_master_tile.__name__, w.solve_global_affine([]))"
     )
@@ -470,7 +470,7 @@ def test_library_that_has_gone_costs_nothing_but_itself(checkout: Path) -> None:
 
 
 def test_missing_package_is_named_and_the_checkout_runs(checkout: Path) -> None:
-    attaching.attach(checkout)
+    attach.attach(checkout)
     code = (
         "import sys, importlib.util as u; real = u.find_spec\n"
         "u.find_spec = lambda name, *a: None if name == 'scipy' else real(name, *a)\n"
@@ -482,7 +482,7 @@ def test_missing_package_is_named_and_the_checkout_runs(checkout: Path) -> None:
 
 
 def test_errors_of_the_checkout_stay_its_own(checkout: Path) -> None:
-    attaching.attach(checkout)
+    attach.attach(checkout)
     worker = checkout / "zemosaic_worker.py"
     worker.write_text("raise ImportError('no PySide6')\n")
     done = python(checkout, "-c", "import zemosaic_worker")
@@ -496,14 +496,14 @@ def test_errors_of_the_checkout_stay_its_own(checkout: Path) -> None:
 
 
 def test_folders_that_are_no_checkout_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(attaching.CheckoutError, match=r"is no folder"):
-        attaching.attach(tmp_path / "nowhere")
-    with pytest.raises(attaching.CheckoutError, match=r"it has none of zemosaic_worker\.py, src"):
-        attaching.attach(tmp_path)
-    with pytest.raises(attaching.CheckoutError, match="is zemosaic-phase3 itself"):
-        attaching.attach(attaching.LIBRARY)
-    with pytest.raises(attaching.CheckoutError, match="is not attached here"):
-        attaching.detach(tmp_path)
+    with pytest.raises(attach.CheckoutError, match=r"is no folder"):
+        attach.attach(tmp_path / "nowhere")
+    with pytest.raises(attach.CheckoutError, match=r"it has none of zemosaic_worker\.py, src"):
+        attach.attach(tmp_path)
+    with pytest.raises(attach.CheckoutError, match="is zemosaic-phase3 itself"):
+        attach.attach(attached.LIBRARY)
+    with pytest.raises(attach.CheckoutError, match="is not attached here"):
+        attach.detach(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -519,8 +519,8 @@ def test_folders_that_are_no_checkout_are_refused(tmp_path: Path) -> None:
 def test_worker_that_is_not_understood_is_refused_and_nothing_is_written(checkout: Path, text: str, why: str) -> None:
     (checkout / "zemosaic_worker.py").write_text(text)
     before = snapshot(checkout)
-    with pytest.raises(attaching.CheckoutError, match=why):
-        attaching.attach(checkout)
+    with pytest.raises(attach.CheckoutError, match=why):
+        attach.attach(checkout)
     assert snapshot(checkout) == before
 
 
@@ -528,14 +528,14 @@ def test_folder_of_somebody_else_is_neither_overwritten_nor_removed(checkout: Pa
     (checkout / "zemosaic_align_stack").mkdir()
     (checkout / "zemosaic_align_stack" / "__init__.py").write_text("theirs = True\n")
     before = snapshot(checkout)
-    with pytest.raises(attaching.CheckoutError, match="is in the way and not of our making"):
-        attaching.attach(checkout)
+    with pytest.raises(attach.CheckoutError, match="is in the way and not of our making"):
+        attach.attach(checkout)
     assert snapshot(checkout) == before
     shutil.rmtree(checkout / "zemosaic_align_stack")
-    attaching.attach(checkout)
+    attach.attach(checkout)
     (checkout / "zemosaic_worker" / "notes.txt").write_text("mine")
     before = snapshot(checkout)
-    for act in (attaching.attach, attaching.detach):
+    for act in (attach.attach, attach.detach):
         with pytest.raises(OutputError, match=r"holds notes\.txt"):
             act(checkout)
         assert snapshot(checkout) == before
@@ -552,7 +552,7 @@ def test_failure_half_way_leaves_nothing(checkout: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(Path, "rename", full_disk)
     with pytest.raises(OutputError, match="No space left"):
-        attaching.attach(checkout)
+        attach.attach(checkout)
     assert snapshot(checkout) == before
 
 

@@ -10,11 +10,11 @@ from typing import get_args
 import numpy as np
 import pytest
 
-import zemosaic_bench as bench
-import zemosaic_cli
-from zemosaic_slabs import stack_job
-from zemosaic_spec import LineFit, OutputError, PlanError, RejectName, SpecError, WscImpl
-from zemosaic_utils import open_source
+from zemosaic_phase3.app import bench, cli
+from zemosaic_phase3.engine.cpu import stack_job
+from zemosaic_phase3.errors import OutputError, PlanError, SpecError
+from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.methods import LineFit, RejectName, WscImpl
 
 TINY = bench.BenchSpec(frames=6, height=16, width=24, methods=("mean", "median", "sigma_clip"), repeat=1, workers=2)
 
@@ -26,7 +26,7 @@ def small_memory(monkeypatch):
 
 
 def run(*arguments: object) -> int:
-    return zemosaic_cli.main(["bench", *(str(argument) for argument in arguments)])
+    return cli.main(["bench", *(str(argument) for argument in arguments)])
 
 
 def result_of(*, seconds=1.0, files=None, reading=None, bandwidth=1e9, method="mean") -> bench.BenchResult:

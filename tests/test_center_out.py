@@ -15,8 +15,8 @@ from astropy.io import fits
 from astropy.wcs import WCS, Sip
 
 import zemosaic_worker as worker
-from zemosaic_center_out import CenterOutSpec, center_out_spec, luminance_preview, match_tile
-from zemosaic_spec import SpecError
+from zemosaic_phase3.compat.center_out import CenterOutSpec, center_out_spec, luminance_preview, match_tile
+from zemosaic_phase3.errors import SpecError
 
 SHAPE = (120, 160)
 SCALE = 6e-4  # degrees per pixel

@@ -18,12 +18,14 @@ import pytest
 from astropy.io import fits
 from rich.console import Console
 
-import cuda_utils
-import zemosaic_cli
-import zemosaic_demo
-import zemosaic_report
-from zemosaic_simulate import SimulationSpec, load_truth, simulate
-from zemosaic_spec import RegisterSpec, SelectSpec, StackSpec, __version__
+from zemosaic_phase3 import __version__
+from zemosaic_phase3.app import cli, demo, summary
+from zemosaic_phase3.app import commands as commands_file
+from zemosaic_phase3.app import console as console_module
+from zemosaic_phase3.app import options as options_module
+from zemosaic_phase3.runtime import cuda
+from zemosaic_phase3.simulate.scene import SimulationSpec, load_truth, simulate
+from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
 
 ROOT = Path(__file__).parents[1]
 SMALL = SimulationSpec(n_frames=6, height=128, width=192, seed=3, dither_px=4.0)
@@ -49,7 +51,7 @@ def copies(subs, tmp_path) -> Path:
 
 
 def run(*arguments: object) -> int:
-    return zemosaic_cli.main([str(argument) for argument in arguments])
+    return cli.main([str(argument) for argument in arguments])
 
 
 def strict_json(text: str) -> dict:
@@ -89,8 +91,8 @@ def test_stack_writes_image_and_preview_and_says_what_it_did(subs, tmp_path, cap
 
 
 def test_the_defaults_are_those_of_the_specification():
-    args = zemosaic_cli.build_parser().parse_args(["stack", "x", "-o", "y.fits"])
-    stack, register, select = zemosaic_cli._specs(args)
+    args = cli.build_parser().parse_args(["stack", "x", "-o", "y.fits"])
+    stack, register, select = commands_file._specs(args)
     assert (stack, register, select) == (StackSpec(), RegisterSpec(), SelectSpec())
     assert (stack.reject, stack.wsc_impl, stack.kappas) == ("winsorized_sigma_clip", "pixinsight", (4.0, 3.0))
     assert (register.mode, args.reference, args.bayer, args.device) == ("auto", "auto", "auto", "auto")
@@ -272,7 +274,7 @@ def test_a_wrong_value_is_a_usage_error_with_what_is_allowed(options, said, tmp_
 
 def test_output_preview_and_report_are_different_files(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(zemosaic_cli, "OUTPUT_SUFFIXES", (".png",))  # else no two could have one name
+    monkeypatch.setattr(options_module, "OUTPUT_SUFFIXES", (".png",))  # else no two could have one name
     with pytest.raises(SystemExit) as stop:
         run("stack", "x", "-o", "a.png", "--preview", tmp_path / "a.png")
     assert stop.value.code == 2
@@ -330,7 +332,7 @@ def test_too_little_memory_is_refused_with_the_numbers(subs, tmp_path, capsys):
 
 
 def test_a_required_gpu_that_is_not_there_is_an_error(subs, tmp_path, capsys):
-    if cuda_utils.probe().usable_hint:
+    if cuda.probe().usable_hint:
         pytest.skip("this machine has a GPU")
     assert run("stack", subs, "-o", tmp_path / "a.fits", "--require-gpu") == 1
     assert "doctor" in one_line(capsys.readouterr().err)
@@ -339,15 +341,15 @@ def test_a_required_gpu_that_is_not_there_is_an_error(subs, tmp_path, capsys):
 
 def test_a_caller_keeps_its_own_garbage_collection(monkeypatch):
     seen = []
-    monkeypatch.setattr(zemosaic_cli, "run_doctor", lambda *_: seen.append(gc.get_threshold()))
+    monkeypatch.setattr(commands, "run_doctor", lambda *_: seen.append(gc.get_threshold()))
     before = gc.get_threshold()
-    assert zemosaic_cli.main(["doctor"]) == 0
-    assert seen[0][0] == zemosaic_cli.GARBAGE_OBJECTS
+    assert cli.main(["doctor"]) == 0
+    assert seen[0][0] == cli.GARBAGE_OBJECTS
     assert gc.get_threshold() == before
 
 
 def test_as_a_program_it_ends_with_everything_written_and_its_status(subs, tmp_path):
-    program = [sys.executable, ROOT / "zemosaic_cli.py", "stack", subs, "-o", tmp_path / "a.fits", "--json", "-"]
+    program = [sys.executable, "-m", "zemosaic_phase3", "stack", subs, "-o", tmp_path / "a.fits", "--json", "-"]
     done = subprocess.run(program, capture_output=True, text=True)
     assert done.returncode == 0
     assert json.loads(done.stdout)["n_used"] == SMALL.n_frames
@@ -359,8 +361,8 @@ def test_as_a_program_it_ends_with_everything_written_and_its_status(subs, tmp_p
 
 @pytest.mark.skipif(os.name != "posix", reason="closed descriptors are a POSIX matter")
 def test_a_program_whose_output_is_closed_ends_well(subs, tmp_path):
-    program = f"'{sys.executable}' zemosaic_cli.py stack '{subs}' -o '{tmp_path}/a.fits' --quiet --preview none >&-"
-    assert subprocess.run(["/bin/sh", "-c", program], cwd=Path(zemosaic_cli.__file__).parent).returncode == 0
+    program = f"'{sys.executable}' -m zemosaic_phase3 stack '{subs}' -o '{tmp_path}/a.fits' --quiet --preview none >&-"
+    assert subprocess.run(["/bin/sh", "-c", program], cwd=Path(cli.__file__).parent).returncode == 0
     assert (tmp_path / "a.fits").exists()
 
 
@@ -369,7 +371,7 @@ def test_interrupted_run_leaves_nothing_behind(tmp_path):
     frames, out = tmp_path / "frames", tmp_path / "out"
     simulate(SimulationSpec(n_frames=8, height=768, width=768, seed=5), frames)
     out.mkdir()
-    command = [sys.executable, "-m", "zemosaic_cli", "stack", frames, "-o", out / "a.fits", "--json", out / "a.json"]
+    command = [sys.executable, "-m", "zemosaic_phase3", "stack", frames, "-o", out / "a.fits", "--json", out / "a.json"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         for line in process.stderr:
@@ -387,7 +389,7 @@ def test_interrupted_run_leaves_nothing_behind(tmp_path):
 
 
 def commands() -> dict:
-    parser = zemosaic_cli.build_parser()
+    parser = cli.build_parser()
     return next(action for action in parser._actions if action.choices).choices  # type: ignore[return-value]
 
 
@@ -461,7 +463,7 @@ def test_simulate_refuses_wrong_values(wrong, tmp_path, capsys):
 
 def test_demo_runs_twice_and_comes_close_to_the_truth(tmp_path, capsys, monkeypatch):
     small = SimulationSpec(n_frames=8, height=256, width=256, n_stars=200, seed=2, dither_px=4.0, wcs_error_px=1.0)
-    monkeypatch.setattr(zemosaic_demo, "SESSION", small)
+    monkeypatch.setattr(demo, "SESSION", small)
     folder = tmp_path / "demo"
     assert run("demo", folder) == 0
     first = capsys.readouterr().out
@@ -490,7 +492,7 @@ def test_doctor_says_what_there_is_and_what_stack_would_choose(capsys):
     told = " ".join(capsys.readouterr().out.split())
     for text in (f"zemosaic-phase3 {__version__}", "numba", "cores", "memory", "kernel cache", "stack would use the"):
         assert text in told
-    if not cuda_utils.CUPY_AVAILABLE:
+    if not cuda.CUPY_AVAILABLE:
         assert "CuPy is not installed" in told
         assert 'pip install "zemosaic-phase3[cuda12]"' in told
         assert "stack would use the CPU" in told
@@ -501,7 +503,7 @@ def test_doctor_says_what_there_is_and_what_stack_would_choose(capsys):
 
 def test_plain_progress_is_brief_and_ends_with_the_end():
     stream = io.StringIO()
-    with zemosaic_report.shown_progress(zemosaic_report.make_console(stream), ("measure",)) as progress:
+    with console_module.shown_progress(console_module.make_console(stream), ("measure",)) as progress:
         for done in (*range(1, 999), 1000, 999):  # threads finish out of order
             progress("measure", done, 1000)
         progress("stack", 1, 2)
@@ -512,9 +514,9 @@ def test_plain_progress_is_brief_and_ends_with_the_end():
 
 def test_a_slow_stage_shows_that_it_lives(monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(zemosaic_report.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(summary.time, "monotonic", lambda: clock[0])
     stream = io.StringIO()
-    with zemosaic_report.shown_progress(zemosaic_report.make_console(stream), ("measure",)) as progress:
+    with console_module.shown_progress(console_module.make_console(stream), ("measure",)) as progress:
         for done in range(1, 6):
             clock[0] += 3.0
             progress("measure", done, 1000)
@@ -526,7 +528,7 @@ def test_a_slow_stage_shows_that_it_lives(monkeypatch):
 
 def test_a_terminal_gets_bars():
     console = Console(file=io.StringIO(), force_terminal=True, width=100, legacy_windows=False)
-    with zemosaic_report.shown_progress(console, ("measure", "register")) as progress:
+    with console_module.shown_progress(console, ("measure", "register")) as progress:
         progress("measure", 2, 4)
         progress("measure", 4, 4)
         progress("other", 1, 1)
@@ -540,7 +542,7 @@ def test_warnings_are_shown_once_and_details_only_when_asked_for():
     streams = {}
     for name, options in {"quiet": {"quiet": True}, "normal": {}, "verbose": {"verbose": True}}.items():
         streams[name] = io.StringIO()
-        with zemosaic_report.shown_log(zemosaic_report.make_console(streams[name]), **options):
+        with console_module.shown_log(console_module.make_console(streams[name]), **options):
             logger.debug("detail")
             logger.warning("[P3][GPU] [red]odd[/red]")
             logger.warning("left out: %s: %s", "a.fits", "blank")
@@ -555,11 +557,11 @@ def test_warnings_are_shown_once_and_details_only_when_asked_for():
 
 def test_dropped_frames_with_one_reason_share_a_line():
     many = [(f"f{k}.fits", f"truncated: expected 100 bytes, found {k}") for k in range(40)]
-    lines = zemosaic_report.dropped_lines([("odd.fits", "blank"), *many])
+    lines = summary.dropped_lines([("odd.fits", "blank"), *many])
     assert lines == ["40 frames, such as f0.fits: truncated: expected 100 bytes, found 0", "odd.fits: blank"]
     different = [(f"f{k}.fits", "abcdefghijklmnopqrst"[k]) for k in range(20)]
-    lines = zemosaic_report.dropped_lines(different)
-    assert len(lines) == zemosaic_report.DROPPED_LINES + 1
+    lines = summary.dropped_lines(different)
+    assert len(lines) == summary.DROPPED_LINES + 1
     assert lines[-1] == "... and 8 more; --json lists all"
 
 
@@ -570,5 +572,5 @@ def test_json_holds_no_nan():
         "c": np.array([1.0, np.nan]),
         4: (True, Path("x"), None),
     }
-    text = zemosaic_report.json_text(zemosaic_report.json_ready(value))
+    text = summary.json_text(summary.json_ready(value))
     assert strict_json(text) == {"a": None, "b": [1.5, None], "c": [1.0, None], "4": [True, "x", None]}

@@ -24,11 +24,12 @@ from astropy.wcs import WCS
 from scipy import ndimage
 from tile_case import PLAIN, SHAPE, SKY, FakeGpu, Make, cached, pixels
 
-import zemosaic_align_stack as stacking
 import zemosaic_worker as worker
-from parallel_utils import ParallelPlan
-from zemosaic_simulate import SimulationSpec, simulate
-from zemosaic_spec import FrameError, RejectName
+from zemosaic_phase3.compat import align_arrays, stack_arrays
+from zemosaic_phase3.compat.parallel_plan import ParallelPlan
+from zemosaic_phase3.errors import FrameError
+from zemosaic_phase3.methods import RejectName
+from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
 
 ROOT = Path(__file__).parents[1]
 Entries = list[dict[str, Any]]
@@ -53,17 +54,17 @@ def reread(path: str) -> np.ndarray:
 def test_fault_noise_weights_silently_dropped_without_a_radial_map(radial: bool) -> None:
     frames, metadata = sky(6, noise=[2, 2, 2, 40, 40, 40]), {}
     arguments = {"rejection_algorithm": "none", "zconfig": QUIET, "apply_radial_weight": radial}
-    weighted = stacking.stack_aligned_images(
+    weighted = stack_arrays.stack_aligned_images(
         list(frames), weighting_method="noise_variance", stack_metadata=metadata, **arguments
     )
-    plain = stacking.stack_aligned_images(list(frames), **arguments)
+    plain = stack_arrays.stack_aligned_images(list(frames), **arguments)
     assert metadata["weight_method"] == "noise_variance"
     assert np.std(weighted) < 0.2 * np.std(plain)  # 2 / sqrt(3) against sqrt(804 / 6) / sqrt(6)
 
 
 def test_fault_mono_noise_variance_raises() -> None:
     frames = sky(4, shape=(24, 32), noise=[2, 2, 40, 40])
-    image, _ = stacking.stack_kappa_sigma_clip(list(frames), weight_method="noise_variance", zconfig=QUIET)
+    image, _ = stack_arrays.stack_kappa_sigma_clip(list(frames), weight_method="noise_variance", zconfig=QUIET)
     assert image.shape == (24, 32)
     assert np.std(image) < 2.0
 
@@ -86,7 +87,7 @@ def test_fault_noise_fwhm_never_works(make: Make, entries: Entries, tmp_path: Pa
 def test_fault_nan_averaged_in_as_zero(reject: str) -> None:
     frames = sky(8)
     frames[3, 5:9, 5:9] = np.nan
-    image = stacking.stack_aligned_images(list(frames), rejection_algorithm=reject, zconfig=QUIET)
+    image = stack_arrays.stack_aligned_images(list(frames), rejection_algorithm=reject, zconfig=QUIET)
     assert np.abs(image[5:9, 5:9] - 1000.0).max() < 20.0
     assert np.isfinite(image).all()
 
@@ -95,7 +96,7 @@ def test_fault_one_nan_switches_winsorizing_off_at_that_pixel() -> None:
     frames = sky(12)
     frames[4, 10, 10] = 9000.0  # an outlier ...
     frames[7, 10, 10] = np.nan  # ... and a gap
-    image, _ = stacking.stack_winsorized_sigma_clip(list(frames), zconfig=QUIET, apply_rewinsor=False)
+    image, _ = stack_arrays.stack_winsorized_sigma_clip(list(frames), zconfig=QUIET, apply_rewinsor=False)
     assert np.abs(image[10, 10] - 1000.0).max() < 20.0
 
 
@@ -107,7 +108,7 @@ def test_fault_registration_borders_counted_as_data(make: Make, entries: Entries
         # Beyond the second frame the first is alone; averaged with zeros it would be half as bright.
         drop = np.median(made.unit()[part] / alone[part]) / np.median(made.unit()[centre] / alone[centre])
         assert drop == pytest.approx(1.0, abs=0.02)
-    aligned, failed = stacking.align_images_in_group([pixels(e) for e in (entries[0], entries[5])])
+    aligned, failed = align_arrays.align_images_in_group([pixels(e) for e in (entries[0], entries[5])])
     assert failed == []
     assert np.isnan(aligned[1]).any()
     assert (aligned[1][np.isfinite(aligned[1])] > 500).all()
@@ -120,9 +121,9 @@ def test_fault_rejected_percent_always_zero() -> None:
     frames = sky(20)
     frames[3, :12] = 9000.0
     for stack in (
-        stacking.stack_winsorized_sigma_clip,
-        stacking.stack_kappa_sigma_clip,
-        stacking.stack_linear_fit_clip,
+        stack_arrays.stack_winsorized_sigma_clip,
+        stack_arrays.stack_kappa_sigma_clip,
+        stack_arrays.stack_linear_fit_clip,
     ):
         _, percent = stack(list(frames), zconfig=QUIET)
         assert percent == pytest.approx(2.5, abs=1.5)  # half of one frame of 20, and tails
@@ -130,18 +131,18 @@ def test_fault_rejected_percent_always_zero() -> None:
 
 def test_fault_limits_none_or_out_of_range_crash() -> None:
     frames = list(sky(8))
-    default, _ = stacking.stack_winsorized_sigma_clip(frames, zconfig=QUIET)
-    none, _ = stacking.stack_winsorized_sigma_clip(frames, zconfig=QUIET, winsor_limits=None)
+    default, _ = stack_arrays.stack_winsorized_sigma_clip(frames, zconfig=QUIET)
+    none, _ = stack_arrays.stack_winsorized_sigma_clip(frames, zconfig=QUIET, winsor_limits=None)
     np.testing.assert_array_equal(none, default)
     for limits in ((0.6, 0.05), (-0.1, 0.0), (0.05, float("nan")), (0.5, 0.0)):
         with pytest.raises(ValueError, match="winsor limit"):
-            stacking.stack_winsorized_sigma_clip(frames, zconfig=QUIET, winsor_limits=limits)
+            stack_arrays.stack_winsorized_sigma_clip(frames, zconfig=QUIET, winsor_limits=limits)
 
 
 @pytest.mark.parametrize("combine", ["min", "max"])
 def test_fault_min_and_max_return_none(combine: str) -> None:
     frames = sky(5)
-    image = stacking.stack_aligned_images(
+    image = stack_arrays.stack_aligned_images(
         list(frames), rejection_algorithm="none", final_combine_method=combine, zconfig=QUIET
     )
     np.testing.assert_array_equal(image, getattr(frames, combine)(axis=0))
@@ -150,7 +151,7 @@ def test_fault_min_and_max_return_none(combine: str) -> None:
 def test_fault_pass_size_changes_the_result(make: Make, entries: Entries) -> None:
     frames = list(sky(16))
     images = [
-        stacking.stack_winsorized_sigma_clip(
+        stack_arrays.stack_winsorized_sigma_clip(
             frames, zconfig=QUIET, winsor_max_frames_per_pass=size, winsor_max_workers=workers
         )[0]
         for size, workers in ((0, 1), (3, 1), (8, 2), (16, 4))
@@ -167,7 +168,7 @@ def test_fault_inputs_modified(make: Make, entries: Entries) -> None:
     before = frames.copy()
     frames.flags.writeable = False
     for reject in get_args(RejectName):
-        stacking.stack_aligned_images(
+        stack_arrays.stack_aligned_images(
             list(frames),
             "linear_fit",
             "noise_variance",
@@ -195,7 +196,7 @@ def test_fault_flat_source_becomes_a_constant() -> None:
     reference = sky(1)[0]
     flat = np.full_like(reference, 700.0)
     flat[5, 5] = 5000.0  # a star on a sky without spread
-    _, normalised = stacking._normalize_images_linear_fit([reference, flat], 0)
+    _, normalised = stack_arrays._normalize_images_linear_fit([reference, flat], 0)
     assert normalised[5, 5, 0] - normalised[0, 0, 0] == pytest.approx(4300.0)
     assert normalised[0, 0, 0] == pytest.approx(np.percentile(reference[..., 0], 25), abs=0.01)
 
@@ -328,7 +329,7 @@ def test_fault_failed_registration_falls_back_to_a_meaningless_shift(make: Make,
     centre = np.array([SHAPE[1] / 2, SHAPE[0] / 2, 1.0])
     assert np.abs((matrix @ centre)[:, :2] - centre[:2]).max() < 15.0  # the dither is 5 px
     rng = np.random.default_rng(0)
-    aligned, failed = stacking.align_images_in_group(
+    aligned, failed = align_arrays.align_images_in_group(
         [pixels(entries[0]), rng.normal(1000, 30, (*SHAPE, 3)).astype(np.float32)]
     )
     assert failed == [1]

@@ -12,15 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import zemosaic_combine as combining
-import zemosaic_combine_cuda as cuda
-import zemosaic_recipe as recipe
-from zemosaic_resample_cuda import RESAMPLE_CUDA
-from zemosaic_simd import LANES
-from zemosaic_sorting_cuda import AHEAD, LEVELS, RUN_ROWS
+from zemosaic_phase3.combine import block, cuda, kernel_arguments
+from zemosaic_phase3.combine.sorting_cuda import AHEAD, LEVELS, RUN_ROWS
+from zemosaic_phase3.resample.cuda import RESAMPLE_CUDA
+from zemosaic_phase3.runtime.llvm import LANES
 
-METHODS = list(recipe.METHOD_CODES)
-COMBINES = list(recipe.COMBINE_CODES)
+METHODS = list(kernel_arguments.METHOD_CODES)
+COMBINES = list(kernel_arguments.COMBINE_CODES)
 COUNTS = [1, 2, 3, 5, 9, 10, 64, 65, 200, 1000]
 OUTPUTS = ("image", "coverage", "weight", "low", "high", "hits", "lost")
 MOST_FRAMES = cuda.MERGED_FRAMES  # of the tests: the memory of one column
@@ -92,9 +90,9 @@ def on_numba(case: Case) -> dict[str, np.ndarray]:
     out = outputs(n, p)
     lanes = np.ascontiguousarray(np.tile(case.frame_weight, (1, LANES // case.channels)))
     samples = np.empty((0, 0), np.float32) if case.sample_weights is None else case.sample_weights
-    out["lost"][0] = combining.combine_block(
-        cube, 0, p, recipe.METHOD_CODES[case.method], case.parameters, recipe.gesd_table(n, case.parameters[5]),
-        case.rewinsor, recipe.COMBINE_CODES[case.combine], case.uniform, lanes, samples, case.step,
+    out["lost"][0] = block.combine_block(
+        cube, 0, p, kernel_arguments.METHOD_CODES[case.method], case.parameters, kernel_arguments.gesd_table(n, case.parameters[5]),
+        case.rewinsor, kernel_arguments.COMBINE_CODES[case.combine], case.uniform, lanes, samples, case.step,
         [out[name] for name in ("image", "coverage", "weight", "low", "high")], out["hits"],
     )  # fmt: skip
     return out
@@ -110,12 +108,12 @@ def on_host(
     cube[:, :p] = case.cube
     out = outputs(n, p)
     values = (
-        recipe.METHOD_CODES[case.method], recipe.COMBINE_CODES[case.combine], int(case.rewinsor), case.place,
+        kernel_arguments.METHOD_CODES[case.method], kernel_arguments.COMBINE_CODES[case.combine], int(case.rewinsor), case.place,
         case.run,
     )  # fmt: skip
     for name, value in zip(CONSTANTS, values, strict=True):
         getattr(library, f"set_{name}")(value)
-    critical = recipe.gesd_table(n, case.parameters[5])
+    critical = kernel_arguments.gesd_table(n, case.parameters[5])
     samples = case.sample_weights
     scratch = np.empty(2 * n, np.float32)
     weight = np.ascontiguousarray(case.frame_weight)
@@ -345,5 +343,5 @@ def test_what_the_compiler_complains_of_is_seen(nvrtc):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_compiles(nvrtc, method):
-    code = recipe.METHOD_CODES[method]
+    code = kernel_arguments.METHOD_CODES[method]
     assert compiled(nvrtc, cuda.source(code, 1, rewinsor=True, in_shared=False, n_frames=1000), "sm_80") == ""

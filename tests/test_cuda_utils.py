@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-import cuda_utils
+from zemosaic_phase3.runtime import cuda, cuda_failure
 
-ROOT = Path(cuda_utils.__file__).parent
+ROOT = Path(cuda.__file__).parent
 
 
 class CUDARuntimeError(RuntimeError):
@@ -39,10 +39,10 @@ class OutOfMemoryError(MemoryError):
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    monkeypatch.setattr(cuda_utils, "_POISONED", threading.Event())
-    cuda_utils._first_probe.cache_clear()
+    monkeypatch.setattr(cuda_failure, "_POISONED", threading.Event())
+    cuda._first_probe.cache_clear()
     yield
-    cuda_utils._first_probe.cache_clear()
+    cuda._first_probe.cache_clear()
 
 
 class Pool:
@@ -102,7 +102,7 @@ STICKY = (214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719)
     + [(s, "unavailable") for s in (3, 34, 35, 46, 100, 101, 209, 222, 803)],
 )
 def test_cuda_status_decides(cls, status, kind):
-    assert cuda_utils.classify_failure(cls(status)) == kind
+    assert cuda_failure.classify_failure(cls(status)) == kind
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_cuda_status_decides(cls, status, kind):
     ],
 )
 def test_class_before_text(error, kind):
-    assert cuda_utils.classify_failure(error) == kind
-    assert cuda_utils.is_oom_error(error) == (kind == "out_of_memory")
+    assert cuda_failure.classify_failure(error) == kind
+    assert cuda_failure.is_oom_error(error) == (kind == "out_of_memory")
 
 
 def raised(error: BaseException, *, cause: BaseException | None, handled: BaseException | None) -> BaseException:
@@ -143,32 +143,32 @@ def raised(error: BaseException, *, cause: BaseException | None, handled: BaseEx
 
 def test_cause_context_and_groups_are_looked_through():
     sticky, memory = CUDARuntimeError(719), OutOfMemoryError("full")
-    assert cuda_utils.classify_failure(raised(ValueError("x"), cause=memory, handled=None)) == "out_of_memory"
-    assert cuda_utils.classify_failure(raised(ValueError("x"), cause=None, handled=memory)) == "out_of_memory"
+    assert cuda_failure.classify_failure(raised(ValueError("x"), cause=memory, handled=None)) == "out_of_memory"
+    assert cuda_failure.classify_failure(raised(ValueError("x"), cause=None, handled=memory)) == "out_of_memory"
     both = raised(ValueError("x"), cause=memory, handled=sticky)
-    assert cuda_utils.classify_failure(both) == "sticky", "the gravest of a chain wins"
+    assert cuda_failure.classify_failure(both) == "sticky", "the gravest of a chain wins"
     group = ExceptionGroup("workers", [ValueError("x"), ExceptionGroup("inner", [memory])])
-    assert cuda_utils.classify_failure(group) == "out_of_memory"
+    assert cuda_failure.classify_failure(group) == "out_of_memory"
 
 
 def test_a_cycle_of_causes_ends():
     first, second = ValueError("a"), KeyError("b")
     first.__cause__, second.__cause__ = second, first
-    assert list(cuda_utils.exception_chain(first)) == [first, second]
-    assert cuda_utils.classify_failure(first) == "other"
+    assert list(cuda_failure.exception_chain(first)) == [first, second]
+    assert cuda_failure.classify_failure(first) == "other"
 
 
 def test_probe_of_a_working_gpu(monkeypatch):
     fake, device, _ = install_fake_cupy(monkeypatch)
-    found = cuda_utils.probe()
+    found = cuda.probe()
     assert found.usable_hint
     assert (found.name, found.vram_total, found.vram_free) == ("NVIDIA Test", 10, 7), "free in the pool is free"
     assert (found.driver_version, found.runtime_version, found.cupy_version) == (12040, 12020, "13.4.0")
     assert found.reason == found.remedy == ""
-    assert cuda_utils.gpu_supported()
-    assert cuda_utils.memory_info() == (7, 10)
+    assert cuda.gpu_supported()
+    assert cuda.memory_info() == (7, 10)
     device.free = 3
-    assert cuda_utils.probe().vram_free == 9, "memory is read anew, the rest is not"
+    assert cuda.probe().vram_free == 9, "memory is read anew, the rest is not"
 
 
 @pytest.mark.parametrize(
@@ -183,29 +183,29 @@ def test_probe_of_a_working_gpu(monkeypatch):
 def test_probe_names_the_reason(monkeypatch, parts, reason, remedy):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     install_fake_cupy(monkeypatch, **parts)
-    found = cuda_utils.probe()
+    found = cuda.probe()
     assert not found.usable_hint
     assert reason in found.reason
     assert remedy in found.remedy
-    assert cuda_utils.memory_info() is None
-    assert not cuda_utils.initialize_pools()
+    assert cuda.memory_info() is None
+    assert not cuda.initialize_pools()
 
 
 def test_an_older_driver_of_the_same_major_version_is_enough(monkeypatch):
     install_fake_cupy(monkeypatch, driver=12000, runtime=12090)
-    assert cuda_utils.probe().usable_hint
+    assert cuda.probe().usable_hint
 
 
 def test_probe_without_cupy_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    found = cuda_utils.probe()
+    found = cuda.probe()
     assert not found.usable_hint
     assert found.reason == "CuPy is not installed"
     assert 'pip install "zemosaic-phase3[cuda12]"' in found.remedy
-    assert not cuda_utils.gpu_supported()
-    assert cuda_utils.memory_info() is None
-    assert not cuda_utils.initialize_pools()
-    assert not cuda_utils.free_pools()
+    assert not cuda.gpu_supported()
+    assert cuda.memory_info() is None
+    assert not cuda.initialize_pools()
+    assert not cuda.free_pools()
 
 
 def test_a_broken_cupy_is_imported_once_and_reported(tmp_path):
@@ -216,15 +216,15 @@ def test_a_broken_cupy_is_imported_once_and_reported(tmp_path):
     )
     code = """
         import cuda_utils, parallel_utils, zemosaic_worker
-        assert cuda_utils.CUPY_AVAILABLE
+        assert runtime.cuda.CUPY_AVAILABLE
         for _ in range(3):
-            found = cuda_utils.probe()
+            found = runtime.cuda.probe()
             assert "AttributeError: numpy has no attribute float" in found.reason, found
             assert not found.usable_hint and "zemosaic-phase3[cuda12]" in found.remedy
-        assert not parallel_utils.detect_parallel_capabilities().gpu_available
-        assert not cuda_utils.free_pools()
+        assert not compat.parallel_plan.detect_parallel_capabilities().gpu_available
+        assert not runtime.cuda.free_pools()
     """
-    path = f"{tmp_path}:{ROOT}" if not cuda_utils.IS_WINDOWS else f"{tmp_path};{ROOT}"
+    path = f"{tmp_path}:{ROOT}" if not cuda.IS_WINDOWS else f"{tmp_path};{ROOT}"
     subprocess.run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
         check=True,
@@ -235,9 +235,9 @@ def test_a_broken_cupy_is_imported_once_and_reported(tmp_path):
 
 def test_pools_are_freed_and_limited(monkeypatch):
     _, device, pinned = install_fake_cupy(monkeypatch)
-    assert cuda_utils.initialize_pools(limit_bytes=5)
+    assert cuda.initialize_pools(limit_bytes=5)
     assert device.limit == 5
-    assert cuda_utils.free_pools()
+    assert cuda.free_pools()
     assert (device.freed, pinned.freed) == (1, 1)
 
 
@@ -250,41 +250,41 @@ class Tripwire(types.ModuleType):
 
 def test_after_a_sticky_error_no_cupy_call_is_made(monkeypatch):
     install_fake_cupy(monkeypatch)
-    assert cuda_utils.probe().usable_hint
+    assert cuda.probe().usable_hint
     monkeypatch.setitem(sys.modules, "cupy", Tripwire("cupy"))
     with pytest.raises(AssertionError, match="sticky"):
-        cuda_utils.free_pools()
-    cuda_utils.mark_sticky()
-    assert cuda_utils.is_poisoned()
-    assert not cuda_utils.free_pools()
-    assert cuda_utils.memory_info() is None
-    assert not cuda_utils.initialize_pools()
-    found = cuda_utils.probe()
+        cuda.free_pools()
+    cuda_failure.mark_sticky()
+    assert cuda_failure.is_poisoned()
+    assert not cuda.free_pools()
+    assert cuda.memory_info() is None
+    assert not cuda.initialize_pools()
+    found = cuda.probe()
     assert not found.usable_hint
     assert "cannot be undone" in found.reason
-    assert not cuda_utils.gpu_supported()
+    assert not cuda.gpu_supported()
 
 
 def test_a_sticky_error_seen_while_probing_is_remembered(monkeypatch):
     install_fake_cupy(monkeypatch, failure=CUDARuntimeError(700, "illegal address"))
-    assert not cuda_utils.probe().usable_hint
-    assert cuda_utils.is_poisoned()
+    assert not cuda.probe().usable_hint
+    assert cuda_failure.is_poisoned()
 
 
 def test_memory_that_cannot_be_read_any_more_is_none(monkeypatch, caplog):
     fake, _, _ = install_fake_cupy(monkeypatch)
-    assert cuda_utils.probe().usable_hint
+    assert cuda.probe().usable_hint
 
     def fail():
         raise CUDARuntimeError(719, "launch failure")
 
     fake.cuda.runtime.memGetInfo = fail
-    assert cuda_utils.memory_info() is None
-    assert cuda_utils.is_poisoned()
+    assert cuda.memory_info() is None
+    assert cuda_failure.is_poisoned()
     assert "launch failure" in caplog.text
 
 
-@pytest.mark.skipif(cuda_utils.IS_WINDOWS, reason="the stand-in for nvidia-smi is a shell script")
+@pytest.mark.skipif(cuda.IS_WINDOWS, reason="the stand-in for nvidia-smi is a shell script")
 @pytest.mark.parametrize(("answer", "index"), [("3\n5\n", "3"), ("No devices were found\n", None), ("", None)])
 def test_enforce_takes_the_first_index_of_nvidia_smi(monkeypatch, tmp_path, answer, index):
     program = tmp_path / "nvidia-smi"
@@ -295,7 +295,7 @@ def test_enforce_takes_the_first_index_of_nvidia_smi(monkeypatch, tmp_path, answ
     for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    assert cuda_utils.enforce_nvidia_gpu() == (index is not None)
+    assert cuda.enforce_nvidia_gpu() == (index is not None)
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == index
     assert os.environ.get("CUDA_DEVICE_ORDER") == (index and "PCI_BUS_ID")
 
@@ -303,31 +303,31 @@ def test_enforce_takes_the_first_index_of_nvidia_smi(monkeypatch, tmp_path, answ
 def test_enforce_respects_the_users_choice_and_a_machine_without_nvidia_smi(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert cuda_utils.enforce_nvidia_gpu()
+    assert cuda.enforce_nvidia_gpu()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert not cuda_utils.enforce_nvidia_gpu()
+    assert not cuda.enforce_nvidia_gpu()
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
 
 def test_nvidia_smi_that_fails_is_no_gpu(monkeypatch, tmp_path):
-    if cuda_utils.IS_WINDOWS:
+    if cuda.IS_WINDOWS:
         pytest.skip("the stand-in for nvidia-smi is a shell script")
     program = tmp_path / "nvidia-smi"
     program.write_text("#!/bin/sh\nexit 9\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert not cuda_utils.enforce_nvidia_gpu()
+    assert not cuda.enforce_nvidia_gpu()
 
 
 @pytest.mark.gpu
 def test_probe_of_the_device_of_this_machine():
     pytest.importorskip("cupy", reason="needs CuPy")
-    found = cuda_utils.probe()
+    found = cuda.probe()
     if not found.usable_hint:
         pytest.skip(found.reason)
     assert found.name
     assert 0 < found.vram_free <= found.vram_total
-    assert cuda_utils.initialize_pools()
-    assert cuda_utils.free_pools()
+    assert cuda.initialize_pools()
+    assert cuda.free_pools()

@@ -10,7 +10,13 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS, Sip
 
-from zemosaic_distortion import (
+from zemosaic_phase3.detection.star_finder import StarList, detect_stars
+from zemosaic_phase3.engine.job import Job, make_job
+from zemosaic_phase3.errors import SpecError
+from zemosaic_phase3.io.frame import Frame
+from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.pipeline.group import Group, open_group, register_group, scan_group
+from zemosaic_phase3.registration.distortion import (
     NEGLIGIBLE,
     STEP,
     checked_fields,
@@ -21,13 +27,10 @@ from zemosaic_distortion import (
     reach,
     steepest,
 )
-from zemosaic_group import Group, open_group, register_group, scan_group
-from zemosaic_register import register_stars, transform_points
-from zemosaic_register_wcs import distortion_between, register_stars_seeded, register_wcs, wcs_transform
-from zemosaic_spec import RegisterSpec, SpecError, StackSpec
-from zemosaic_stack import Job, make_job
-from zemosaic_stars import StarList, detect_stars
-from zemosaic_utils import Frame, open_source
+from zemosaic_phase3.registration.match import register_stars
+from zemosaic_phase3.registration.transform import transform_points
+from zemosaic_phase3.registration.wcs import distortion_between, register_stars_seeded, register_wcs, wcs_transform
+from zemosaic_phase3.spec import RegisterSpec, StackSpec
 from zemosaic_worker import stack_files
 
 SHAPE = (1080, 1920)
@@ -261,7 +264,7 @@ def star_errors(job: Job, i: int) -> float:
     """Rms distance (px) of a frame's stars, on the reference grid, from the reference's."""
     from scipy.spatial import cKDTree
 
-    from zemosaic_fill import fill_samples
+    from zemosaic_phase3.engine.slab import fill_samples
 
     images = []
     for k in (0, i):
@@ -295,7 +298,7 @@ def test_frames_of_bent_optics_meet_on_the_reference_grid(
 
 def test_a_tile_is_made_with_the_distortion_of_its_frames(session: list[Path], tmp_path: Path) -> None:
     """From files to file: the stack's pixels are those of the fields, and the table says how large they were."""
-    from zemosaic_slabs import stack_job
+    from zemosaic_phase3.engine.cpu import stack_job
 
     spec = StackSpec(normalize="none", weight="none", equalize_rgb=False)
     tile = stack_files(
@@ -313,8 +316,8 @@ def test_a_tile_is_made_with_the_distortion_of_its_frames(session: list[Path], t
 
 
 def test_a_frame_that_cannot_be_read_takes_its_field_along(session: list[Path]) -> None:
-    from zemosaic_spec import FrameError
-    from zemosaic_stack import without_unreadable
+    from zemosaic_phase3.engine.job import without_unreadable
+    from zemosaic_phase3.errors import FrameError
 
     job = job_of(registered(session, replace(SPEC, mode="wcs")))
     left = without_unreadable(job, FrameError(job.sources[1].name, "gone"))
@@ -323,7 +326,7 @@ def test_a_frame_that_cannot_be_read_takes_its_field_along(session: list[Path]) 
 
 
 def test_slabs_of_bent_frames_never_show(session: list[Path]) -> None:
-    from zemosaic_slabs import stack_job
+    from zemosaic_phase3.engine.cpu import stack_job
 
     job = job_of(registered(session, replace(SPEC, mode="wcs")))
     whole = stack_job(job)

@@ -12,15 +12,25 @@ from astropy.io import fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import zemosaic_samples as samples
-import zemosaic_slabs
-from parallel_utils import tile_elements
-from zemosaic_fill import SampleSlab, StoredSlab, expect_slab, fill_samples, frame_block, slab_for, stored_layout
-from zemosaic_frames import FrameSource, RawLayout, open_source
-from zemosaic_slabs import stack_job
-from zemosaic_spec import StackSpec
-from zemosaic_stack import Job, make_job
-from zemosaic_utils import Frame
+from zemosaic_phase3.engine import cpu
+from zemosaic_phase3.engine import slab as slab_module
+from zemosaic_phase3.engine.cpu import stack_job
+from zemosaic_phase3.engine.job import Job, make_job
+from zemosaic_phase3.engine.slab import (
+    SampleSlab,
+    StoredSlab,
+    expect_slab,
+    fill_samples,
+    frame_block,
+    slab_for,
+    stored_layout,
+)
+from zemosaic_phase3.engine.slab_plan import tile_elements
+from zemosaic_phase3.io.codec import RawLayout
+from zemosaic_phase3.io.frame import Frame, FrameSource
+from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.resample import decode
+from zemosaic_phase3.spec import StackSpec
 
 HEIGHT, WIDTH, N = 13, 40, 5
 PLAIN = StackSpec(normalize="none", weight="none", reject="none")
@@ -50,7 +60,7 @@ def test_stored_numbers_mean_what_the_file_says(
 ) -> None:
     if not compiled:
         for name in ("open_words", "open_floats", "_number", "_swap_bytes", "_finite"):
-            monkeypatch.setattr(samples, name, getattr(getattr(samples, name), "py_func", getattr(samples, name)))
+            monkeypatch.setattr(decode, name, getattr(getattr(decode, name), "py_func", getattr(decode, name)))
     pixels = 7
     if layout.dtype.kind == "f":
         raw = rng.normal(1000.0, 300.0, (3, pixels * channels)).astype(layout.dtype)
@@ -69,7 +79,7 @@ def test_stored_numbers_mean_what_the_file_says(
         stored = np.ascontiguousarray(raw).view(np.uint8).copy()
         out = np.empty((3, (stop - first) * channels), np.float32)
         with np.errstate(invalid="ignore"):  # infinity less infinity, in Python
-            samples.open_raw(stored, layout, first, scale, offset, out)
+            decode.open_raw(stored, layout, first, scale, offset, out)
         np.testing.assert_array_equal(out.reshape(3, -1, channels), expected[:, first:stop])
 
 
@@ -225,8 +235,8 @@ def test_reading_ahead_changes_nothing(
     share: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
 ) -> None:
     expected: list[slice] = []
-    monkeypatch.setattr(zemosaic_slabs, "WAITING_SHARE", share)
-    monkeypatch.setattr(zemosaic_slabs, "expect_slab", lambda _, rows: expected.append(rows))
+    monkeypatch.setattr(cpu, "WAITING_SHARE", share)
+    monkeypatch.setattr(slab_module, "expect_slab", lambda _, rows: expected.append(rows))
     paths = _planar_files(tmp_path, rng)
     result = stack_job(make_job([Frame(open_source(path)) for path in paths], PLAIN), workers=2, max_rows=5)
     mean = np.mean([fits.getdata(path).astype(np.float64) for path in paths], axis=0)

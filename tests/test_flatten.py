@@ -1,4 +1,4 @@
-"""Backgrounds made alike (``zemosaic_flatten``): the surface, the source that adds it, and whole stacks."""
+"""Backgrounds made alike (``photometry.flatten``): the surface, the source that adds it, and whole stacks."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from test_photometry import CELL, SHAPE, shifted, stats
 
-from zemosaic_flatten import FlattenedSource, surface_of
-from zemosaic_simulate import SimulationSpec, simulate
-from zemosaic_spec import StackSpec
-from zemosaic_truth import compare_with_truth
-from zemosaic_utils import open_source
+from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.photometry.flatten import FlattenedSource, surface_of
+from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
+from zemosaic_phase3.simulate.truth import compare_with_truth
+from zemosaic_phase3.spec import StackSpec
 from zemosaic_worker import stack_files
 
 SIZE = (SHAPE[1] * CELL, SHAPE[0] * CELL)  # width, height

@@ -16,10 +16,11 @@ from astropy.wcs import WCS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from zemosaic_frames import FrameSource
-from zemosaic_headers import cfa_from_header
-from zemosaic_spec import FrameError, NoFramesError, SpecError
-from zemosaic_utils import Frame, expand_inputs, open_source
+from zemosaic_phase3.errors import FrameError, NoFramesError, SpecError
+from zemosaic_phase3.io.fits_header import cfa_from_header
+from zemosaic_phase3.io.frame import Frame, FrameSource
+from zemosaic_phase3.io.inputs import expand_inputs
+from zemosaic_phase3.io.open_frame import open_source
 
 HEIGHT, WIDTH = 23, 17
 RNG = np.random.default_rng(20251)
@@ -426,7 +427,7 @@ def test_a_frame_whose_codec_stumbles_is_left_out_like_any_other(kind, tmp_path)
 
 
 def test_hcompress_tiles_are_read_by_many_threads(tmp_path):
-    from parallel_utils import parallel_map
+    from zemosaic_phase3.runtime.threads import parallel_map
 
     pixels = np.random.default_rng(0).integers(900, 1100, (6, 96, 80)).astype(np.int32)
     for k, frame in enumerate(pixels):

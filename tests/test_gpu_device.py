@@ -11,16 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import cuda_utils
-import zemosaic_align_stack_gpu as engine
-import zemosaic_slabs
 import zemosaic_worker as worker
-from parallel_utils import ParallelPlan
-from zemosaic_spec import StackSpec, params_from_stack_spec
-from zemosaic_stack import as_frames, make_job
+from zemosaic_phase3 import errors
+from zemosaic_phase3.compat import stack_descriptors
+from zemosaic_phase3.compat.descriptors import as_frames
+from zemosaic_phase3.compat.parallel_plan import ParallelPlan
+from zemosaic_phase3.compat.parameters import params_from_stack_spec
+from zemosaic_phase3.engine import gpu, gpu_card, gpu_check
+from zemosaic_phase3.engine.job import make_job
+from zemosaic_phase3.runtime import cuda
+from zemosaic_phase3.spec import StackSpec
 
 pytestmark = pytest.mark.gpu
-ROOT = Path(engine.__file__).parent
+ROOT = Path(gpu.__file__).parent
 SPEC = StackSpec(normalize="none", weight="none", reject="sigma_clip", kappa_low=2.0, kappa_high=2.0)
 PARAMS = params_from_stack_spec(SPEC)
 PLAN = ParallelPlan(4, False, 0, use_gpu=True)
@@ -29,14 +32,14 @@ PLAN = ParallelPlan(4, False, 0, use_gpu=True)
 @pytest.fixture(autouse=True)
 def device():
     """The real CuPy with its pools empty and unlimited, and a run that has just begun."""
-    if not engine.usability().usable:
-        pytest.skip(engine.usability().reason)
-    cupy = cuda_utils.cupy_module()
-    cuda_utils.free_pools()
+    if not gpu_check.usability().usable:
+        pytest.skip(gpu_check.usability().reason)
+    cupy = cuda.cupy_module()
+    cuda.free_pools()
     worker.reset_phase3_gpu_state()
     yield cupy
     cupy.get_default_memory_pool().set_limit(size=0)
-    cuda_utils.free_pools()
+    cuda.free_pools()
     worker.reset_phase3_gpu_state()
 
 
@@ -49,7 +52,7 @@ def frames(n=30, shape=(64, 200, 3), seed=0):
 
 
 def assert_right(image, arrays):
-    np.testing.assert_array_equal(image, zemosaic_slabs.stack_descriptors(arrays, PARAMS)[0])
+    np.testing.assert_array_equal(image, stack_descriptors.stack_descriptors(arrays, PARAMS)[0])
 
 
 @pytest.mark.parametrize(("n", "shape"), [(1000, (9, 64, 3)), (10_000, (8, 16)), (700, (16, 128)), (401, (8, 50, 3))])
@@ -58,8 +61,8 @@ def test_many_frames(n, shape, reject):
     arrays = frames(n, shape, 4)
     params = {**PARAMS, "stack_reject_algo": reject, "wsc_impl": "pixinsight"}
     plan = ParallelPlan(4, False, 0, use_gpu=True, gpu_rows_per_chunk=5)
-    ours, facts = engine.gpu_stack_from_arrays(arrays, params, parallel_plan=plan)
-    expected, truth = zemosaic_slabs.stack_descriptors(arrays, params)
+    ours, facts = stack_descriptors.gpu_stack_from_arrays(arrays, params, parallel_plan=plan)
+    expected, truth = stack_descriptors.stack_descriptors(arrays, params)
     np.testing.assert_array_equal(ours, expected)
     np.testing.assert_array_equal(facts["rejected_high"], truth["rejected_high"])
     np.testing.assert_array_equal(facts["frame_rejected_percent"], truth["frame_rejected_percent"])
@@ -67,12 +70,12 @@ def test_many_frames(n, shape, reject):
 
 def test_memory_that_runs_out_is_retried_with_less(device, monkeypatch):
     arrays = frames(60, (200, 400, 3))  # 58 MB
-    take = cuda_utils._vram_capacity
+    take = cuda._vram_capacity
 
     def hopeful():  # counts on memory that the pool will not give
         return take() + (64 << 20)
 
-    monkeypatch.setattr(cuda_utils, "_vram_capacity", hopeful)
+    monkeypatch.setattr(cuda, "_vram_capacity", hopeful)
     device.get_default_memory_pool().set_limit(size=30 << 20)
     plan = ParallelPlan(4, False, 0, use_gpu=True, gpu_max_chunk_bytes=50 << 20)
     image, metadata, used = worker._stack_master_tile_auto(arrays, PARAMS, plan)
@@ -86,7 +89,7 @@ def test_a_pool_that_is_small_makes_slabs_small(device):
     arrays = frames()
     events = []
     device.get_default_memory_pool().set_limit(size=3 << 20)
-    image, _ = engine.gpu_stack_from_arrays(arrays, PARAMS, pcb_tile=lambda *a, **k: events.append(k))
+    image, _ = stack_descriptors.gpu_stack_from_arrays(arrays, PARAMS, pcb_tile=lambda *a, **k: events.append(k))
     assert events[0]["chunks"] > 3
     assert device.get_default_memory_pool().total_bytes() <= 3 << 20
     assert_right(image, arrays)
@@ -104,10 +107,10 @@ def test_tiles_in_threads(device):
 
 def test_two_hundred_tiles_take_no_more_memory_than_two(device):
     arrays = frames(12, (40, 60, 3))
-    expected = zemosaic_slabs.stack_descriptors(arrays, PARAMS)[0]
+    expected = stack_descriptors.stack_descriptors(arrays, PARAMS)[0]
     held = []
     for k in range(200):
-        image, _ = engine.gpu_stack_from_arrays(arrays, PARAMS)
+        image, _ = stack_descriptors.gpu_stack_from_arrays(arrays, PARAMS)
         if k in (1, 199):
             held.append((device.get_default_memory_pool().total_bytes(), device.cuda.runtime.memGetInfo()[0]))
         if k % 40 == 0:
@@ -121,13 +124,15 @@ STICKY = textwrap.dedent("""
     import logging, sys
     import numpy as np
     logging.basicConfig(level=logging.INFO)
-    import cuda_utils, zemosaic_gpu_card as card, zemosaic_worker as worker
-    from parallel_utils import ParallelPlan
+    import zemosaic_worker as worker
+    from zemosaic_phase3.engine import gpu_card as card
+    from zemosaic_phase3.runtime import cuda
+    from zemosaic_phase3.compat.parallel_plan import ParallelPlan
     frames = list(np.random.default_rng(0).normal(100, 3, (5, 40, 50, 3)).astype(np.float32))
     plan, params = ParallelPlan(2, False, 0, use_gpu=True), {"stack_reject_algo": "kappa_sigma"}
     first, _, used = worker._stack_master_tile_auto(frames, params, plan)
     assert used
-    cupy = cuda_utils.cupy_module()
+    cupy = cuda.cupy_module()
     bad = cupy.RawKernel('extern "C" __global__ void bad(int* p) { p[1ll << 50] = 1; }', "bad")
     combine = card.Card.combine
     def poisoned(self, slab):
@@ -136,10 +141,10 @@ STICKY = textwrap.dedent("""
             bad((1,), (1,), (cupy.zeros(1, cupy.int32),))
     card.Card.combine = poisoned
     bad.compile()
-    cuda_utils.leave_alone(bad.kernel)  # the engine does so with its own
+    runtime.cuda.leave_alone(bad.kernel)  # the engine does so with its own
     second, facts, used = worker._stack_master_tile_auto(frames, params, plan)
     assert not used and facts["phase3_gpu_attempts"] == 1, facts
-    assert cuda_utils.is_poisoned()
+    assert runtime.cuda_failure.is_poisoned()
     third, facts, used = worker._stack_master_tile_auto(frames, params, plan)
     assert not used and facts["phase3_gpu_attempts"] == 0
     assert (first == second).all() and (first == third).all()
@@ -163,9 +168,9 @@ def test_injected_failures_fall_back_to_the_same_bits(monkeypatch):
     assert used
 
     def broken(self, slab):
-        raise engine.GPUStackingError("injected")
+        raise errors.GPUStackingError("injected")
 
-    monkeypatch.setattr(engine.Card, "combine", broken)
+    monkeypatch.setattr(gpu_card.Card, "combine", broken)
     image, metadata, used = worker._stack_master_tile_auto(arrays, PARAMS, PLAN)
     assert not used
     assert metadata["phase3_gpu_attempts"] == 2
@@ -175,7 +180,7 @@ def test_injected_failures_fall_back_to_the_same_bits(monkeypatch):
 
 def test_a_job_twice_gives_the_same_bits():
     job = make_job(as_frames(frames(200, (40, 300, 3))), SPEC)
-    one, *_ = engine.stack_job(job, workers=8)
-    two, *_ = engine.stack_job(job, workers=3, max_rows=7)
+    one, *_ = gpu.stack_job(job, workers=8)
+    two, *_ = gpu.stack_job(job, workers=3, max_rows=7)
     for name in ("image", "coverage", "weight", "rejected_low", "rejected_high", "frame_hits"):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))

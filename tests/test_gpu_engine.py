@@ -17,26 +17,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_resample import some_field
 
-import cuda_utils
-import zemosaic_align_stack_gpu as engine
-import zemosaic_slabs
 import zemosaic_worker as worker
-from parallel_utils import Crew, ParallelPlan
-from zemosaic_gpu_card import launch_plan
-from zemosaic_gpu_plan import device_bytes, route_of
-from zemosaic_rejection_cuda import MOST_LAD_FRAMES
-from zemosaic_spec import (
-    FrameError,
-    NoFramesError,
-    RejectName,
-    SpecError,
-    StackCancelled,
-    StackSpec,
-    ZeMosaicError,
-    params_from_stack_spec,
-)
-from zemosaic_stack import as_frames, make_job
-from zemosaic_utils import Frame, open_source
+from zemosaic_phase3 import errors
+from zemosaic_phase3.compat import stack_descriptors
+from zemosaic_phase3.compat.descriptors import as_frames
+from zemosaic_phase3.compat.parallel_plan import ParallelPlan
+from zemosaic_phase3.compat.parameters import params_from_stack_spec
+from zemosaic_phase3.engine import cpu, gpu, gpu_card, gpu_check
+from zemosaic_phase3.engine.gpu_card import launch_plan
+from zemosaic_phase3.engine.gpu_plan import device_bytes, route_of
+from zemosaic_phase3.engine.job import make_job
+from zemosaic_phase3.errors import FrameError, NoFramesError, SpecError, StackCancelled, ZeMosaicError
+from zemosaic_phase3.io.frame import Frame
+from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.methods import RejectName
+from zemosaic_phase3.rejection.cuda import MOST_LAD_FRAMES
+from zemosaic_phase3.runtime import cuda, cuda_failure
+from zemosaic_phase3.runtime.threads import Crew
+from zemosaic_phase3.spec import StackSpec
 
 MAPS = ("coverage", "weight_map", "rejected_low", "rejected_high")
 REJECTIONS = {
@@ -86,8 +84,8 @@ def assert_same(ours, theirs):
 def both(descriptors, spec, rows=None, **keywords):
     params = {**params_from_stack_spec(spec), **keywords.pop("extra", {})}
     plan = ParallelPlan(2, False, 0, use_gpu=True, gpu_rows_per_chunk=rows)
-    ours = engine.gpu_stack_from_paths(descriptors, params, parallel_plan=plan, **keywords)
-    assert_same(ours, zemosaic_slabs.stack_descriptors(descriptors, params))
+    ours = stack_descriptors.gpu_stack_from_paths(descriptors, params, parallel_plan=plan, **keywords)
+    assert_same(ours, stack_descriptors.stack_descriptors(descriptors, params))
     return ours
 
 
@@ -174,8 +172,8 @@ def test_weights_of_every_sample(launched):
     rng = np.random.default_rng(3)
     job = type(job)(**{**job.__dict__, "sample_weight": rng.uniform(0, 2, arrays.shape), "clipped_kappa": True})
     job.sample_weight[:, 2] = 0.0
-    result, _, _ = engine.stack_job(job, workers=2, max_rows=3)
-    expected = zemosaic_slabs.stack_job(job)
+    result, _, _ = gpu.stack_job(job, workers=2, max_rows=3)
+    expected = cpu.stack_job(job)
     for name in ("image", "coverage", "weight", "rejected_low", "rejected_high", "frame_hits"):
         np.testing.assert_array_equal(getattr(result, name), getattr(expected, name), err_msg=name)
     assert result.all_rejected == expected.all_rejected
@@ -183,7 +181,7 @@ def test_weights_of_every_sample(launched):
 
 def test_a_summary_goes_to_the_log_when_nobody_listens(cupy, caplog):
     caplog.set_level(logging.INFO, logger="ZeMosaicWorker")
-    engine.gpu_stack_from_arrays(stack_of(n=3), {}, tile_id=9)
+    stack_descriptors.gpu_stack_from_arrays(stack_of(n=3), {}, tile_id=9)
     (line,) = [r.getMessage() for r in caplog.records if "phase3_gpu_chunk_summary" in r.getMessage()]
     assert "frames=3" in line
     assert "tile_id=9" in line
@@ -192,14 +190,16 @@ def test_a_summary_goes_to_the_log_when_nobody_listens(cupy, caplog):
 def test_progress_and_cancelling(cupy):
     told = []
     plan = ParallelPlan(2, False, 0, gpu_rows_per_chunk=3)
-    engine.gpu_stack_from_paths(stack_of(n=4), {}, parallel_plan=plan, progress_callback=lambda *a: told.append(a))
+    stack_descriptors.gpu_stack_from_paths(
+        stack_of(n=4), {}, parallel_plan=plan, progress_callback=lambda *a: told.append(a)
+    )
     assert told == [("stack", k, 5) for k in range(1, 6)]
 
     def cancel(*_):
         raise StackCancelled("enough")
 
     with pytest.raises(StackCancelled):
-        engine.gpu_stack_from_paths(stack_of(n=4), {}, parallel_plan=plan, progress_callback=cancel)
+        stack_descriptors.gpu_stack_from_paths(stack_of(n=4), {}, parallel_plan=plan, progress_callback=cancel)
     assert not Crew.at_work()
 
 
@@ -208,9 +208,11 @@ def test_a_loader_is_used_for_paths_only(cupy, tmp_path):
     np.save(tmp_path / "a.npy", arrays[0])
     asked = []
     mixed = [tmp_path / "a.npy", *arrays[1:]]
-    ours = engine.gpu_stack_from_paths(mixed, {}, array_loader=lambda path: asked.append(path) or np.load(path))
+    ours = stack_descriptors.gpu_stack_from_paths(
+        mixed, {}, array_loader=lambda path: asked.append(path) or np.load(path)
+    )
     assert asked == [tmp_path / "a.npy"]
-    assert_same(ours, zemosaic_slabs.stack_descriptors(arrays, {}))
+    assert_same(ours, stack_descriptors.stack_descriptors(arrays, {}))
 
 
 # --------------------------------------------------------------------------- memory
@@ -227,7 +229,7 @@ def test_device_memory_is_what_the_plan_says(cupy, share):
     route = route_of(job)
     least, most = device_bytes(route, 1, 0), device_bytes(route, 60, 0)
     allowed = int(least + share * (most - least))
-    _, plan, _ = engine.stack_job(job, workers=2, allowed_bytes=allowed)
+    _, plan, _ = gpu.stack_job(job, workers=2, allowed_bytes=allowed)
     tables = 4 * 6144 + 8 * 4098 + 4096
     assert cupy.peak <= plan.needed_bytes + tables <= allowed + tables
     assert cupy.used == 0, "all of it is given back"
@@ -241,12 +243,12 @@ def test_columns_too_long_for_shared_memory(cupy):
 
 def test_too_small_a_card_is_said_so(cupy):
     plan = ParallelPlan(1, False, 0, gpu_max_chunk_bytes=1000)
-    with pytest.raises(engine.GPUStackingError, match="one row of 11 frames.*allowed are 1000"):
-        engine.gpu_stack_from_arrays(stack_of(), {}, parallel_plan=plan)
+    with pytest.raises(errors.GPUStackingError, match="one row of 11 frames.*allowed are 1000"):
+        stack_descriptors.gpu_stack_from_arrays(stack_of(), {}, parallel_plan=plan)
     cupy.total = 1000
     with pytest.raises(MemoryError, match="the tile needs") as caught:
-        engine.gpu_stack_from_arrays(stack_of(), {})
-    assert cuda_utils.classify_failure(caught.value) == "out_of_memory"
+        stack_descriptors.gpu_stack_from_arrays(stack_of(), {})
+    assert cuda_failure.classify_failure(caught.value) == "out_of_memory"
 
 
 def test_frames_bent_in_perspective(launched):
@@ -263,7 +265,7 @@ def test_frames_bent_in_perspective(launched):
 
 def test_more_frames_than_lad_can_count_go_to_the_cpu(cupy, monkeypatch, caplog):
     assert MOST_LAD_FRAMES * (MOST_LAD_FRAMES - 1) // 2 < 2**31 <= (MOST_LAD_FRAMES + 1) * MOST_LAD_FRAMES // 2
-    monkeypatch.setattr(engine, "MOST_LAD_FRAMES", 10)
+    monkeypatch.setattr(cuda, "MOST_LAD_FRAMES", 10)
     worker.reset_phase3_gpu_state()
     plan = ParallelPlan(2, False, 0, use_gpu=True)
     lad = params_from_stack_spec(StackSpec(normalize="none", weight="none", **REJECTIONS["lad"]))
@@ -272,7 +274,7 @@ def test_more_frames_than_lad_can_count_go_to_the_cpu(cupy, monkeypatch, caplog)
         image, metadata, used_gpu = worker._stack_master_tile_auto(arrays, lad, plan)
         assert not used_gpu
         assert_same((image, {k: metadata[k] for k in metadata if not k.startswith("phase3_")}),
-                    zemosaic_slabs.stack_descriptors(arrays, lad))  # fmt: skip
+                    stack_descriptors.stack_descriptors(arrays, lad))  # fmt: skip
         assert metadata["phase3_gpu_attempts"] == 1, "nothing is tried again that cannot go"
         reason = metadata["phase3_device_reason"]
         assert "none for the GPU" in reason
@@ -300,22 +302,22 @@ def test_a_hint_that_no_row_fits_into_is_no_fault_of_the_card(cupy):
 def test_out_of_memory_leaves_nothing_behind(cupy):
     cupy.failures["combine_block"] = OutOfMemoryError("Out of memory allocating 5 bytes")
     with pytest.raises(OutOfMemoryError) as caught:
-        engine.gpu_stack_from_arrays(stack_of(), {})
+        stack_descriptors.gpu_stack_from_arrays(stack_of(), {})
     worker._forget_frames(caught.value)  # as Mode C does before it tries again
     assert cupy.used == 0
-    assert not cuda_utils._RESERVED
+    assert not cuda._RESERVED
     assert not Crew.at_work()
 
 
 def test_tiles_in_threads_share_one_card(cupy):
     arrays = stack_of(n=20, shape=(60, 40, 3))
     job = make_job(as_frames(arrays), StackSpec(normalize="none", weight="none", reject="sigma_clip"))
-    expected = zemosaic_slabs.stack_job(job)
+    expected = cpu.stack_job(job)
     cupy.limit = 4 << 20  # a whole tile takes 6.2 MB
     held, lock = [], threading.Lock()
 
     def stack(_):
-        result, plan, _ = engine.stack_job(job, workers=2)
+        result, plan, _ = gpu.stack_job(job, workers=2)
         with lock:
             held.append(plan.needed_bytes)
         return result
@@ -339,24 +341,24 @@ def test_a_frame_that_goes_is_dropped(cupy, tmp_path, caplog):
     frames = [Frame(open_source(tmp_path / f"{i}.npy")) for i in range(6)]
     whole = (tmp_path / "4.npy").read_bytes()
     (tmp_path / "4.npy").write_bytes(whole[: len(whole) // 2])
-    image, metadata = engine.gpu_stack_from_paths(frames, {})
+    image, metadata = stack_descriptors.gpu_stack_from_paths(frames, {})
     assert metadata["frames_used"] == 5
     ((name, reason),) = metadata["frames_dropped"]
     assert name == str(tmp_path / "4.npy")
     assert "truncated" in reason
-    expected, _ = zemosaic_slabs.stack_descriptors([*arrays[:4], arrays[5]], {})
+    expected, _ = stack_descriptors.stack_descriptors([*arrays[:4], arrays[5]], {})
     np.testing.assert_array_equal(image, expected)
     with pytest.raises(FrameError):
-        engine.gpu_stack_from_paths([frames[4]], {})
+        stack_descriptors.gpu_stack_from_paths([frames[4]], {})
 
 
 def test_bad_input_is_the_same_error_as_on_the_cpu(cupy):
     with pytest.raises(NoFramesError):
-        engine.gpu_stack_from_arrays([], {})
+        stack_descriptors.gpu_stack_from_arrays([], {})
     with pytest.raises(SpecError, match="unknown rejection"):
-        engine.gpu_stack_from_arrays(stack_of(), {"stack_reject_algo": "nonsense"})
+        stack_descriptors.gpu_stack_from_arrays(stack_of(), {"stack_reject_algo": "nonsense"})
     with pytest.raises(SpecError, match="one shape"):
-        engine.gpu_stack_from_arrays([np.zeros((8, 8), np.float32), np.zeros((9, 8), np.float32)], {})
+        stack_descriptors.gpu_stack_from_arrays([np.zeros((8, 8), np.float32), np.zeros((9, 8), np.float32)], {})
     assert cupy.launched == []
 
 
@@ -371,13 +373,13 @@ class CUDARuntimeError(RuntimeError):
 def test_nothing_is_touched_after_a_sticky_error(cupy):
     cupy.failures["combine_block"] = CUDARuntimeError(700)
     with pytest.raises(CUDARuntimeError):
-        engine.gpu_stack_from_arrays(stack_of(), {})
-    assert cuda_utils.is_poisoned()
+        stack_descriptors.gpu_stack_from_arrays(stack_of(), {})
+    assert cuda_failure.is_poisoned()
     assert cupy.used > 0, "not even a destructor may run"
     launched = len(cupy.launched)
-    with pytest.raises(engine.GPUStackingError, match="cannot be undone"):
-        engine.gpu_stack_from_arrays(stack_of(), {})
-    assert not engine._gpu_is_usable()
+    with pytest.raises(errors.GPUStackingError, match="cannot be undone"):
+        stack_descriptors.gpu_stack_from_arrays(stack_of(), {})
+    assert not gpu_check._gpu_is_usable()
     assert len(cupy.launched) == launched
 
 
@@ -387,8 +389,8 @@ def test_buffers_are_left_alone_when_cuda_is_lost_among_them(cupy, monkeypatch):
 
     monkeypatch.setattr(cupy, "zeros", lost)
     with pytest.raises(CUDARuntimeError):
-        engine.gpu_stack_from_arrays(stack_of(), {})
-    assert cuda_utils.is_poisoned()
+        stack_descriptors.gpu_stack_from_arrays(stack_of(), {})
+    assert cuda_failure.is_poisoned()
     assert cupy.used > 0, "not even a destructor may run"
 
 
@@ -397,12 +399,12 @@ def test_a_tile_stops_when_another_one_loses_cuda(cupy):
 
     def other_tile_fails(stage, done, total):
         if not launched:
-            cuda_utils.mark_sticky()
+            cuda_failure.mark_sticky()
             launched.extend(cupy.launched)
 
     plan = ParallelPlan(2, False, 0, use_gpu=True, gpu_rows_per_chunk=1)
     with pytest.raises(RuntimeError, match="cannot be undone"):
-        engine.gpu_stack_from_arrays(stack_of(), {}, parallel_plan=plan, progress_callback=other_tile_fails)
+        stack_descriptors.gpu_stack_from_arrays(stack_of(), {}, parallel_plan=plan, progress_callback=other_tile_fails)
     assert cupy.launched == launched
 
 
@@ -415,8 +417,8 @@ def test_a_tile_that_just_fits_is_stacked(cupy, more):
     least = device_bytes(route, 1, launch_plan(route.n_frames, route.row_elements, 0).scratch_bytes)
     plan = ParallelPlan(2, False, 0, use_gpu=True, gpu_max_chunk_bytes=least + more)
     params = params_from_stack_spec(spec)
-    ours = engine.gpu_stack_from_arrays(frames, params, parallel_plan=plan)
-    assert_same(ours, zemosaic_slabs.stack_descriptors(frames, params))
+    ours = stack_descriptors.gpu_stack_from_arrays(frames, params, parallel_plan=plan)
+    assert_same(ours, stack_descriptors.stack_descriptors(frames, params))
     assert cupy.peak <= least + more + (1 << 16)  # the tables of interpolation are not counted
 
 
@@ -429,11 +431,13 @@ def test_tiles_of_few_and_many_frames_share_a_kernel(cupy, monkeypatch):
 
     def interrupted(self, grid, block, arguments, *, shared_mem=0):
         if waiting:
-            engine.gpu_stack_from_arrays(waiting.pop(), params)
+            stack_descriptors.gpu_stack_from_arrays(waiting.pop(), params)
         launch(self, grid, block, arguments, shared_mem=shared_mem)
 
     monkeypatch.setattr(Kernel, "__call__", interrupted)
-    assert_same(engine.gpu_stack_from_arrays(many, params), zemosaic_slabs.stack_descriptors(many, params))
+    assert_same(
+        stack_descriptors.gpu_stack_from_arrays(many, params), stack_descriptors.stack_descriptors(many, params)
+    )
     assert not waiting
 
 
@@ -441,16 +445,16 @@ def test_tiles_of_few_and_many_frames_share_a_kernel(cupy, monkeypatch):
 
 
 def test_the_probe_compiles_runs_and_checks(cupy):
-    assert engine._gpu_is_usable()
+    assert gpu_check._gpu_is_usable()
     assert "combine_block" in cupy.launched
     launched = len(cupy.launched)
-    assert engine._gpu_is_usable()
+    assert gpu_check._gpu_is_usable()
     assert len(cupy.launched) == launched, "once per process"
 
 
 def test_the_probe_notices_a_wrong_answer(cupy, monkeypatch, caplog):
     caplog.set_level(logging.INFO, logger="ZeMosaicWorker")
-    collect = engine.Card.collect
+    collect = gpu_card.Card.collect
 
     def spoiled(self, slab, name, result):
         sums = collect(self, slab, name, result)
@@ -458,8 +462,8 @@ def test_the_probe_notices_a_wrong_answer(cupy, monkeypatch, caplog):
             result.image[2, 3] += 1e-4 * result.image[2, 3]
         return sums
 
-    monkeypatch.setattr(engine.Card, "collect", spoiled)
-    assert not engine._gpu_is_usable()
+    monkeypatch.setattr(gpu_card.Card, "collect", spoiled)
+    assert not gpu_check._gpu_is_usable()
     assert "mean differs at 1 of 768 pixels" in caplog.text
 
 
@@ -474,25 +478,25 @@ def test_the_probe_notices_a_wrong_answer(cupy, monkeypatch, caplog):
 )
 def test_the_probe_names_the_reason(cupy, failure, said):
     cupy.failures["combine_block"] = failure
-    found = engine.usability()
+    found = gpu_check.usability()
     assert not found.usable
     assert said in found.reason
     assert found.remedy
-    assert not cuda_utils.is_poisoned()
+    assert not cuda_failure.is_poisoned()
 
 
 def test_a_full_card_is_left_alone(cupy):
     cupy.total = 100 << 20
-    assert "free memory" in engine.usability().reason
+    assert "free memory" in gpu_check.usability().reason
     assert cupy.launched == []
 
 
 def test_no_cupy_is_no_gpu(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    monkeypatch.setattr(engine, "_KNOWN", [])
-    cuda_utils._first_probe.cache_clear()
-    found = engine.usability()
-    cuda_utils._first_probe.cache_clear()
+    monkeypatch.setattr(gpu_check, "_KNOWN", [])
+    cuda._first_probe.cache_clear()
+    found = gpu_check.usability()
+    cuda._first_probe.cache_clear()
     assert (found.usable, found.reason) == (False, "CuPy is not installed")
     assert "pip install" in found.remedy
 
@@ -500,19 +504,19 @@ def test_no_cupy_is_no_gpu(monkeypatch):
 def test_reservations_wait_for_each_other(cupy):
     cupy.total = 1000
     order = []
-    with cuda_utils.reserve_vram(100, 10_000) as first:
-        assert first == int(1000 * cuda_utils.VRAM_SHARE)
+    with cuda.reserve_vram(100, 10_000) as first:
+        assert first == int(1000 * cuda.VRAM_SHARE)
         thread = threading.Thread(target=lambda: _reserve(order))
         thread.start()
         thread.join(0.05)
         assert order == [], "the first tile has it all"
     thread.join(5)
     assert order == [500]
-    assert not cuda_utils._RESERVED
+    assert not cuda._RESERVED
 
 
 def _reserve(order):
-    with cuda_utils.reserve_vram(100, 500) as granted:
+    with cuda.reserve_vram(100, 500) as granted:
         order.append(granted)
 
 

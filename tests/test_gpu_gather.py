@@ -12,13 +12,15 @@ from astropy.io import fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import zemosaic_gpu_gather as gather
-from parallel_utils import Crew
-from zemosaic_gather import copy_pieces
-from zemosaic_gpu_plan import cut, plan_gpu, route_of
-from zemosaic_spec import FrameError, StackSpec
-from zemosaic_stack import make_job
-from zemosaic_utils import Frame, open_source
+from zemosaic_phase3.engine import gpu_gather
+from zemosaic_phase3.engine.gpu_copy import copy_pieces
+from zemosaic_phase3.engine.gpu_plan import cut, plan_gpu, route_of
+from zemosaic_phase3.engine.job import make_job
+from zemosaic_phase3.errors import FrameError
+from zemosaic_phase3.io.frame import Frame
+from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.runtime.threads import Crew
+from zemosaic_phase3.spec import StackSpec
 
 
 def job_of(descriptors):
@@ -35,7 +37,7 @@ def check(job, kind, *, rows=5, buffers=3, workers=2, slow=False):
     plan = plan_gpu(route, allowed_bytes=1 << 40, max_rows=rows)
     memory = [np.zeros(plan.batch_bytes + 64, np.uint8)[1 : 1 + plan.batch_bytes] for _ in range(buffers)]
     seen, released = 0, 0
-    with gather.gatherer_of(job, route, partial(cut, job, route, plan), memory, workers) as gatherer:
+    with gpu_gather.gatherer_of(job, route, partial(cut, job, route, plan), memory, workers) as gatherer:
         assert type(gatherer) is kind
         for number, slab, batch in gatherer.filled():
             for i in range(batch.first, batch.last):
@@ -62,19 +64,19 @@ def check(job, kind, *, rows=5, buffers=3, workers=2, slow=False):
 @pytest.mark.parametrize("slow", [False, True])
 @pytest.mark.parametrize("workers", [1, 5])
 def test_arrays(workers, slow):
-    check(job_of(arrays()), gather.MemoryGatherer, workers=workers, slow=slow)
+    check(job_of(arrays()), gpu_gather.MemoryGatherer, workers=workers, slow=slow)
 
 
 @settings(max_examples=15, deadline=None)
 @given(n=st.integers(1, 9), rows=st.integers(1, 30), buffers=st.integers(2, 5), workers=st.integers(1, 4))
 def test_any_number_of_everything(n, rows, buffers, workers):
     frames = arrays(n, (17, 13), np.uint16)
-    check(job_of(frames), gather.MemoryGatherer, rows=rows, buffers=buffers, workers=workers)
+    check(job_of(frames), gpu_gather.MemoryGatherer, rows=rows, buffers=buffers, workers=workers)
 
 
 def test_arrays_that_are_not_contiguous_are_gathered_frame_by_frame():
     frames = [a[::2, 1:-1] for a in arrays(shape=(40, 21, 3))]
-    check(job_of(frames), gather.FileGatherer)
+    check(job_of(frames), gpu_gather.FileGatherer)
 
 
 @pytest.fixture
@@ -98,17 +100,17 @@ POSIX = pytest.mark.skipif(not hasattr(os, "preadv"), reason="files are read so 
 @POSIX
 @pytest.mark.parametrize("kind", ["npy", "planes"])
 def test_plain_files(files, kind):
-    check(job_of(files[kind]), gather.PosixGatherer, workers=3)
+    check(job_of(files[kind]), gpu_gather.PosixGatherer, workers=3)
 
 
 def test_other_files_and_mixtures(files):
-    check(job_of(files["scaled"]), gather.FileGatherer)
-    check(job_of([*files["npy"], *files["scaled"], *arrays(2)]), gather.FileGatherer)
+    check(job_of(files["scaled"]), gpu_gather.FileGatherer)
+    check(job_of([*files["npy"], *files["scaled"], *arrays(2)]), gpu_gather.FileGatherer)
 
 
 def test_plain_files_where_there_is_no_preadv(files, monkeypatch):
     monkeypatch.delattr(os, "preadv", raising=False)
-    check(job_of(files["planes"]), gather.FileGatherer)
+    check(job_of(files["planes"]), gpu_gather.FileGatherer)
 
 
 @pytest.mark.parametrize("end", ["cut", "gone"])
@@ -120,7 +122,7 @@ def test_a_file_that_goes_names_itself(files, end):
     else:
         victim.unlink()
     with pytest.raises(FrameError, match="truncated" if end == "cut" else "no such file") as caught:
-        check(job, gather.PosixGatherer if hasattr(os, "preadv") else gather.FileGatherer)
+        check(job, gpu_gather.PosixGatherer if hasattr(os, "preadv") else gpu_gather.FileGatherer)
     assert caught.value.name == str(victim)
     assert not Crew.at_work()
 
@@ -131,7 +133,7 @@ def test_leaving_early_ends_the_threads():
     plan = plan_gpu(route, allowed_bytes=1 << 40, max_rows=1)
     memory = [np.zeros(plan.batch_bytes, np.uint8) for _ in range(2)]
     slabs = partial(cut, job, route, plan)
-    with pytest.raises(KeyboardInterrupt), gather.gatherer_of(job, route, slabs, memory, 3) as gatherer:
+    with pytest.raises(KeyboardInterrupt), gpu_gather.gatherer_of(job, route, slabs, memory, 3) as gatherer:
         for _ in gatherer.filled():
             raise KeyboardInterrupt
     assert not Crew.at_work()

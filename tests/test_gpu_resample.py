@@ -12,14 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_resample import some_field
 
-import zemosaic_gpu_plan
-import zemosaic_resample as resample
-from zemosaic_fill import fill_samples
-from zemosaic_gpu_plan import cut, device_bytes, plan_gpu, route_of, source_spans
-from zemosaic_resample_cuda import RESAMPLE_CUDA
-from zemosaic_spec import StackSpec
-from zemosaic_stack import make_job
-from zemosaic_utils import Frame, open_source
+from zemosaic_phase3.engine import gpu_plan
+from zemosaic_phase3.engine.gpu_plan import cut, device_bytes, plan_gpu, route_of, source_spans
+from zemosaic_phase3.engine.job import make_job
+from zemosaic_phase3.engine.slab import fill_samples
+from zemosaic_phase3.io.frame import Frame
+from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.resample import cuda, footprint, warp
+from zemosaic_phase3.resample import interpolation as interpolation_module
+from zemosaic_phase3.spec import StackSpec
 
 INTERPOLATIONS = ("lanczos3", "bicubic", "bilinear", "nearest")
 UNTOUCHED = np.float32(-77.0)
@@ -27,7 +28,7 @@ UNTOUCHED = np.float32(-77.0)
 
 @pytest.fixture(scope="session")
 def strict(tmp_path_factory):
-    return build(RESAMPLE_CUDA, "resample", tmp_path_factory.mktemp("cuda"), STRICT)
+    return build(cuda.RESAMPLE_CUDA, "resample", tmp_path_factory.mktemp("cuda"), STRICT)
 
 
 def similarity(angle_deg, dx, dy, tilt=0.0):
@@ -55,8 +56,8 @@ def on_the_card(library, job, plan, route):
         size = rows * width * job.channels
         cube = np.full((n, size), UNTOUCHED, np.float32)
         radial = np.full((n, rows * width), UNTOUCHED, np.float32) if route.has_radial else None
-        table = resample.weight_table(spec.interpolation)
-        radial_table = resample.radial_weight_table(spec.radial_feather, spec.radial_power, spec.radial_floor)
+        table = interpolation_module.weight_table(spec.interpolation)
+        radial_table = warp.radial_weight_table(spec.radial_feather, spec.radial_power, spec.radial_floor)
         for batch in slab.batches:
             staged = np.zeros(plan.batch_bytes, np.uint8)
             blocks = np.full(plan.block_bytes // 4 + 1, UNTOUCHED, np.float32)
@@ -76,7 +77,7 @@ def on_the_card(library, job, plan, route):
             launch(
                 (library, library.resample_rows), batch.last - batch.first,
                 address(blocks), *common, address(fields), i32(columns), address(table),
-                i32(resample.needs_clamp(spec.interpolation)),
+                i32(interpolation_module.needs_clamp(spec.interpolation)),
                 i32(slab.rows.start), i32(rows), i32(width), address(cube), i64(size),
                 address(radial), i64(rows * width), address(radial_table), i32(radial_table.size - 2),
             )  # fmt: skip
@@ -207,7 +208,7 @@ def test_every_kind_of_fits_file(strict, tmp_path, bitpix, planes):
 def test_contraction_would_change_the_bits(tmp_path):
     if not has_fma():
         pytest.skip("this processor, or its compiler flag, has no fused multiply-add")
-    contracted = build(RESAMPLE_CUDA, "contracted", tmp_path, CONTRACTED)
+    contracted = build(cuda.RESAMPLE_CUDA, "contracted", tmp_path, CONTRACTED)
     rng = np.random.default_rng(5)
     job = job_of(fields(rng, 6, (40, 53), np.float32), some_transforms(rng, 6))
     assert compare(contracted, job, None) > 0, "a test of equal bits must be able to fail"
@@ -225,7 +226,7 @@ def test_spans_of_many_frames_are_those_of_each(seed):
     first, last = source_spans(matrices, starts, stops, width, height, far)
     for s in range(4):
         for i, matrix in enumerate(matrices):
-            expected = resample.source_rows(matrix, int(starts[s]), int(stops[s]), width, height, far[i])
+            expected = footprint.source_rows(matrix, int(starts[s]), int(stops[s]), width, height, far[i])
             assert (first[s, i], last[s, i]) == expected
 
 
@@ -263,15 +264,14 @@ def test_the_rows_of_a_turned_frame_fit_wherever_it_lies(seed, rows):
     job = job_of([np.zeros((211, 300), np.float32)] * 4, transforms, bends)
     route = route_of(job)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(zemosaic_gpu_plan, "BATCH_BYTES", 1 << 12)
-        patch.setattr(zemosaic_gpu_plan, "BLOCK_BYTES", 1 << 12)
+        patch.setattr(gpu_plan, "BATCH_BYTES", 1 << 12)
+        patch.setattr(gpu_plan, "BLOCK_BYTES", 1 << 12)
         plan = plan_gpu(route, allowed_bytes=1 << 40, max_rows=rows)
         assert sum(1 for _ in cut(job, route, plan)) == plan.n_slabs
 
 
 def test_the_text_steps_as_fields_do():
-    from zemosaic_distortion import STEP
-    from zemosaic_resample_cuda import RESAMPLE_CUDA
+    from zemosaic_phase3.registration.distortion import STEP
 
-    assert f"(col & {STEP - 1}) / {STEP}.0" in RESAMPLE_CUDA
+    assert f"(col & {STEP - 1}) / {STEP}.0" in cuda.RESAMPLE_CUDA
     assert STEP == 1 << 6

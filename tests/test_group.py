@@ -15,11 +15,12 @@ import pytest
 from astropy.io import fits
 from real_sky import cut_subs
 
-from zemosaic_group import Group, open_group, register_group, scan_bytes, scan_frame, scan_group
-from zemosaic_register import register_stars
-from zemosaic_simulate import SimulationSpec, SimulationTruth, simulate
-from zemosaic_spec import FrameError, NoFramesError, RegisterSpec
-from zemosaic_utils import open_source
+from zemosaic_phase3.errors import FrameError, NoFramesError
+from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.pipeline.group import Group, open_group, register_group, scan_bytes, scan_frame, scan_group
+from zemosaic_phase3.registration.match import register_stars
+from zemosaic_phase3.simulate.scene import SimulationSpec, SimulationTruth, simulate
+from zemosaic_phase3.spec import RegisterSpec
 from zemosaic_worker import stack_files
 
 AUTO = RegisterSpec()

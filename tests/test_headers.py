@@ -9,8 +9,8 @@ from astropy.io import fits
 from hypothesis import given
 from hypothesis import strategies as st
 
-import zemosaic_headers as headers
-from zemosaic_headers import card_value, plain_value, plain_values
+from zemosaic_phase3.io import fits_header as headers
+from zemosaic_phase3.io.fits_header import card_value, plain_value, plain_values
 
 
 def card(text: str) -> bytes:

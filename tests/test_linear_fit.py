@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_rejection import printed_with_and_without_compiler, run
 
-import zemosaic_linear_fit as fitting
-from zemosaic_simd import first_to_reach, lowest_one, ones, slopes_within, without_lowest
+from zemosaic_phase3.rejection import least_absolute_line
+from zemosaic_phase3.runtime.vector import first_to_reach, lowest_one, ones, slopes_within, without_lowest
 
 SAMPLES = {
     "noise": lambda rng, n: rng.normal(0.0, 30.0, n),
@@ -32,7 +32,7 @@ def found_line(y):
     line = np.full(5 * 96, -1, np.int64)
     words, value, place = np.empty(n // 64 + 1, np.int64), np.empty(n + 8), np.empty(n + 8, np.int64)
     with np.errstate(all="ignore"):  # of numbers that are not used, without Numba
-        fitting._line_least_absolute(column, 7, 0, n, line, words, value, place)
+        least_absolute_line._line_least_absolute(column, 7, 0, n, line, words, value, place)
     return int(line[7]), int(line[96 + 7])
 
 
@@ -99,11 +99,11 @@ def test_what_is_known_of_a_line_follows_its_window():
         column[:70] = y
         p, q = found_line(y)
         line = np.zeros(5 * 96, np.int64)
-        line[0::96] = (p, q, *fitting._balance(column, 0, 70, p, q))
-        fitting._leave_line(column, 0, 0, 3, line)
-        fitting._leave_line(column, 0, 64, 70, line)
-        assert tuple(line[192::96]) == tuple(fitting._balance(column, 3, 64, p, q))
-        fitting._leave_line(column, 0, p, p + 1, line)
+        line[0::96] = (p, q, *least_absolute_line._balance(column, 0, 70, p, q))
+        least_absolute_line._leave_line(column, 0, 0, 3, line)
+        least_absolute_line._leave_line(column, 0, 64, 70, line)
+        assert tuple(line[192::96]) == tuple(least_absolute_line._balance(column, 3, 64, p, q))
+        least_absolute_line._leave_line(column, 0, p, p + 1, line)
         assert line[0] == -1
 
 
@@ -175,7 +175,7 @@ def test_the_first_value_to_reach_a_weight(entries, need):
 @pytest.mark.parametrize("word", [0, 1, 5, 0x123456789ABCDEF, -1, -(2**63), 2**63 - 1])
 def test_bits_are_found_one_by_one_and_their_places_added_up(word):
     places = [k for k in range(64) if word >> k & 1]
-    assert fitting._sum_of_places(word) == sum(places)
+    assert least_absolute_line._sum_of_places(word) == sum(places)
     assert ones(word) == len(places)
     found = []
     while word:
@@ -188,7 +188,7 @@ def test_bits_are_found_one_by_one_and_their_places_added_up(word):
     ("first", "last"), [(0, 64), (0, 1), (3, 3), (63, 64), (-70, 10), (60, 200), (70, 90), (-9, -2)]
 )
 def test_ranges_of_bits(first, last):
-    word = fitting._range_of_ones(64, 64 + first, 64 + last)
+    word = least_absolute_line._range_of_ones(64, 64 + first, 64 + last)
     assert [k for k in range(64) if word >> k & 1] == [k for k in range(64) if first <= k < last]
 
 

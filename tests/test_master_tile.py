@@ -18,9 +18,9 @@ from astropy.wcs import WCS, Sip
 from tile_case import PLAIN, SHAPE, SKY, Make, cached, pixels
 
 import zemosaic_worker as worker
-from parallel_utils import ParallelPlan
-from zemosaic_simulate import SimulationSpec, simulate
-from zemosaic_spec import SpecError, StackCancelled
+from zemosaic_phase3.compat.parallel_plan import ParallelPlan
+from zemosaic_phase3.errors import SpecError, StackCancelled
+from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
 
 # --------------------------------------------------------------------------- the call
 
@@ -654,7 +654,7 @@ def test_too_little_memory_while_loading_is_told(
     def exhausted(*_: Any, **__: Any) -> Any:
         raise MemoryError("no memory for the frame")
 
-    monkeypatch.setattr("zemosaic_group.read_frame", exhausted)
+    monkeypatch.setattr("zemosaic_phase3.pipeline.group.read_frame", exhausted)
     assert make(entries).told("ERROR") == ["mastertile_error_memory_loading_cache"]
 
 

@@ -14,12 +14,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import parallel_utils as pu
-from zemosaic_fill import SampleSlab, fill_samples, frame_block, slab_for, source_pixel_bytes, source_reach
-from zemosaic_slabs import empty_result, slab_plan
-from zemosaic_spec import StackSpec
-from zemosaic_stack import Job, as_frames, make_job
-from zemosaic_utils import Frame, open_source
+from zemosaic_phase3.compat.descriptors import as_frames
+from zemosaic_phase3.engine import slab_plan as slab_plan_module
+from zemosaic_phase3.engine.cpu import slab_plan
+from zemosaic_phase3.engine.job import Job, empty_result, make_job
+from zemosaic_phase3.engine.slab import (
+    SampleSlab,
+    fill_samples,
+    frame_block,
+    slab_for,
+    source_pixel_bytes,
+    source_reach,
+)
+from zemosaic_phase3.io.frame import Frame
+from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.runtime import limits
+from zemosaic_phase3.spec import StackSpec
 
 HEIGHT, WIDTH, N, WORKERS = 60, 48, 7, 3
 PLAIN = StackSpec(normalize="none", weight="none")
@@ -37,11 +47,11 @@ def shared_bytes(job: Job) -> int:
     """Bytes of the arrays that exist once: the maps of the result, and what is counted for each frame."""
     result = empty_result(job, slab_plan(job, WORKERS, 1 << 40, None))
     maps = (result.image, result.coverage, result.weight, result.rejected_low, result.rejected_high)
-    return sum(a.nbytes for a in maps) + pu.FRAME_BYTES * N
+    return sum(a.nbytes for a in maps) + slab_plan_module.FRAME_BYTES * N
 
 
 def scratch_bytes() -> int:
-    return WORKERS * pu.KERNEL_PIXELS * pu.KERNEL_SAMPLE_BYTES * N
+    return WORKERS * slab_plan_module.KERNEL_PIXELS * slab_plan_module.KERNEL_SAMPLE_BYTES * N
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -61,7 +71,7 @@ def test_a_plan_counts_the_arrays_of_a_slab_of_samples(channels: int, weights: s
     block = frame_block(job.sources[0], 0, min(rows + margin, HEIGHT))
     raw = job.sources[0].read_rows(0, min(rows + margin, HEIGHT))
     real = slab.cube.nbytes + per_sample.nbytes + WORKERS * (block.nbytes + raw.nbytes)
-    counted = pu.stack_bytes(
+    counted = slab_plan_module.stack_bytes(
         rows, n_frames=N, height=HEIGHT, width=WIDTH, channels=channels, workers=WORKERS, source_margin=margin,
         weights_per_pixel={"none": 0, "radial": 1, "full": channels}[weights], raw_bytes=4 * channels,
     )  # fmt: skip
@@ -90,7 +100,7 @@ HOMOGRAPHIES = st.builds(
 @settings(max_examples=200, deadline=None)
 @given(matrices=st.lists(HOMOGRAPHIES, min_size=1, max_size=3))
 def test_no_slab_needs_more_rows_of_a_frame_than_its_plan_says(matrices: list[np.ndarray]) -> None:
-    from zemosaic_resample import slab_reach, source_rows
+    from zemosaic_phase3.resample.footprint import slab_reach, source_rows
 
     margin, stretch = slab_reach(np.array(matrices), WIDTH, HEIGHT)
     for rows in (1, 2, 7, 31, HEIGHT):
@@ -103,7 +113,7 @@ def test_no_slab_needs_more_rows_of_a_frame_than_its_plan_says(matrices: list[np
 
 def test_the_rows_planned_for_a_turned_frame_are_those_it_needs() -> None:
     """Not more than a few rows too many either: memory that is never used is rows that a slab does not get."""
-    from zemosaic_resample import slab_reach, source_rows
+    from zemosaic_phase3.resample.footprint import slab_reach, source_rows
 
     matrix = bent(0.1, 1.02, [0.02, -0.03], [3.0, 2.0])
     margin, stretch = slab_reach(matrix[None], WIDTH, HEIGHT)
@@ -150,14 +160,14 @@ def test_a_plan_counts_the_arrays_of_a_stored_slab(channels: int, dtype: type) -
     tile = next(iter(slab.pieces(0, size))).cube
     plan = slab_plan(job, WORKERS, 1 << 40, rows)
     real = slab.stored.nbytes + shared_bytes(job) + scratch_bytes()
-    assert tile.nbytes <= 4 * N * pu.tile_elements(N)
-    assert plan.needed_bytes == real + WORKERS * 4 * N * pu.tile_elements(N)
+    assert tile.nbytes <= 4 * N * slab_plan_module.tile_elements(N)
+    assert plan.needed_bytes == real + WORKERS * 4 * N * slab_plan_module.tile_elements(N)
     assert slab.stored.nbytes == np.dtype(dtype).itemsize * N * size
 
 
 def test_a_tile_and_its_copy_for_the_file_are_counted() -> None:
-    tile = 4 * pu.OUTPUT_MAPS * 1000 * 1000 * 3
-    assert pu.stack_bytes(1, n_frames=2, height=1000, width=1000, channels=3) == 2 * tile
+    tile = 4 * slab_plan_module.OUTPUT_MAPS * 1000 * 1000 * 3
+    assert slab_plan_module.stack_bytes(1, n_frames=2, height=1000, width=1000, channels=3) == 2 * tile
 
 
 def measured(program: str, *arguments: Path) -> list[int]:
@@ -168,7 +178,7 @@ def measured(program: str, *arguments: Path) -> list[int]:
 PEAK = """
 from pathlib import Path
 def peak_of(work):
-    from parallel_utils import current_rss_bytes
+    from zemosaic_phase3.runtime.limits import current_rss_bytes
     before = current_rss_bytes()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     work()
@@ -183,8 +193,8 @@ def test_kernels_take_no_more_than_is_counted_for_them(reject: str) -> None:
     """20,000 frames of 96 pixels: beside the samples themselves only the kernel's own memory shows."""
     program = f"""{PEAK}
 import numpy as np
-import zemosaic_bench as bench
-from zemosaic_spec import StackSpec
+import zemosaic_phase3.app.bench as bench
+from zemosaic_phase3.spec import StackSpec
 spec = StackSpec(normalize="none", weight="none", reject="{reject}", line_fit="ols")
 def combine_of(n):
     cube = np.random.default_rng(0).normal(1000.0, 30.0, (n, 8, 12)).astype(np.float32)
@@ -194,7 +204,9 @@ work = combine_of(20_000)
 print(peak_of(work))
 """
     (grown,) = measured(program)
-    counted = 20_000 * (pu.KERNEL_PIXELS * pu.KERNEL_SAMPLE_BYTES + pu.FRAME_BYTES)
+    counted = 20_000 * (
+        slab_plan_module.KERNEL_PIXELS * slab_plan_module.KERNEL_SAMPLE_BYTES + slab_plan_module.FRAME_BYTES
+    )
     assert grown < counted + (8 << 20)
 
 
@@ -203,9 +215,9 @@ def test_freed_memory_goes_back() -> None:
     blocks = [np.ones(100_000, np.uint8) for _ in range(2000)]
     kept = blocks[::100]  # between the others, so that the C library keeps those when they are freed
     del blocks
-    before = pu.current_rss_bytes()
-    pu.give_back_freed_memory()
-    assert pu.current_rss_bytes() < before - 100_000_000
+    before = limits.current_rss_bytes()
+    limits.give_back_freed_memory()
+    assert limits.current_rss_bytes() < before - 100_000_000
     assert all(block[0] == 1 for block in kept)
 
 
@@ -216,14 +228,14 @@ def test_the_process_keeps_to_its_memory(tmp_path: Path) -> None:
     np.save(tmp_path / "f.npy", frame)
     for i in range(79):
         (tmp_path / f"f{i}.npy").hardlink_to(tmp_path / "f.npy")  # a link to follow would be the same file
-    limit = pu.PROCESS_BYTES + 60_000_000
+    limit = limits.PROCESS_BYTES + 60_000_000
     options = "--register none --normalize none --weight none --reject none --preview none --maps --quiet --workers 2"
     command = ["-o", str(tmp_path / "o.fits"), *options.split(), "--overwrite", "--memory"]
     program = f"""
-import sys, parallel_utils, zemosaic_cli, zemosaic_slabs
-zemosaic_slabs.SLAB_BYTES = 1 << 40
-status = zemosaic_cli.main(["stack", sys.argv[1], *{command!r}, "{limit}"])
-print(status, parallel_utils.peak_rss_bytes())
+import sys, zemosaic_phase3.app.cli, zemosaic_phase3.engine.cpu
+engine.cpu.SLAB_BYTES = 1 << 40
+status = app.cli.main(["stack", sys.argv[1], *{command!r}, "{limit}"])
+print(status, runtime.limits.peak_rss_bytes())
 """
     measured(program, tmp_path)  # compiles what is not in the cache yet
     status, peak = measured(program, tmp_path)

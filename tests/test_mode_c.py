@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import cuda_utils
 import zemosaic_worker as worker
-from parallel_utils import ParallelPlan
-from zemosaic_spec import FrameError, NoFramesError, SpecError, StackCancelled, ZeMosaicError
+from zemosaic_phase3.compat.parallel_plan import ParallelPlan
+from zemosaic_phase3.errors import FrameError, NoFramesError, SpecError, StackCancelled, ZeMosaicError
+from zemosaic_phase3.runtime import cuda_failure
 
 ROOT = Path(worker.__file__).parent
 ENABLED = "[P3][GPU] Phase 3 GPU auto mode enabled (mode=C, candidate=True)"
@@ -107,7 +107,7 @@ class FakeGpu:
 
 @pytest.fixture(autouse=True)
 def new_run(monkeypatch):
-    monkeypatch.setattr(cuda_utils, "_POISONED", threading.Event())
+    monkeypatch.setattr(cuda_failure, "_POISONED", threading.Event())
     worker.reset_phase3_gpu_state()
     yield
     worker.reset_phase3_gpu_state()
@@ -221,7 +221,7 @@ def test_an_unhealthy_gpu_is_asked_once_and_never_used(use, monkeypatch, log, an
     assert metadata["phase3_device_reason"].startswith(reason)
     assert isinstance(answer, bool) or str(answer) in metadata["phase3_device_reason"]
     assert ENABLED not in lines(log)
-    assert cuda_utils.is_poisoned() == isinstance(answer, CUDARuntimeError)
+    assert cuda_failure.is_poisoned() == isinstance(answer, CUDARuntimeError)
 
 
 def test_health_is_checked_once_when_threads_ask_together(use):
@@ -417,7 +417,7 @@ def test_pools_that_cannot_be_freed_at_the_end_do_not_cost_the_tile(use, log, mo
     assert not used
     assert_same_as_cpu(image)
     assert any("could not be freed" in line for line in lines(log, logging.WARNING))
-    assert cuda_utils.is_poisoned()
+    assert cuda_failure.is_poisoned()
 
 
 class Untouchable(types.ModuleType):
@@ -437,7 +437,7 @@ def test_a_sticky_error_is_not_retried_and_cupy_not_called_again(use, log, monke
     assert not used
     assert_same_as_cpu(image)
     assert (gpu.calls, metadata["phase3_gpu_attempts"]) == (1, 1)
-    assert cuda_utils.is_poisoned()
+    assert cuda_failure.is_poisoned()
     assert not [line for line in lines(log) if "retrying" in line]
     assert_disabled_after(gpu, log, error)
 
@@ -446,7 +446,7 @@ def test_a_sticky_error_in_the_retry_ends_all_cupy_calls(use, log, pools):
     gpu = use(FakeGpu(MemoryError(), CUDARuntimeError(700)))
     assert not stack()[2]
     assert pools.freed == ["device", "pinned"], "freed before the retry, not after"
-    assert cuda_utils.is_poisoned()
+    assert cuda_failure.is_poisoned()
     assert_disabled_after(gpu, log, CUDARuntimeError(700))
 
 
@@ -732,7 +732,7 @@ RUN = """
     import sys
     import numpy as np
     import zemosaic_worker as worker
-    from parallel_utils import ParallelPlan
+    from zemosaic_phase3.compat.parallel_plan import ParallelPlan
     loaded = [m for m in ("cupy", "dask", "cv2", "matplotlib", "numba", "astropy", "scipy") if m in sys.modules]
     assert not loaded, loaded
     for name in ("_p3_gpu_stack_from_paths", "_P3GPUStackingError", "_p3_gpu_is_usable"):

@@ -1,4 +1,4 @@
-"""Gains from shared stars and offsets from shared sky (``zemosaic_photometry``), alone and in the frame table."""
+"""Gains from shared stars and offsets from shared sky (``photometry.star_gain``), alone and in the frame table."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import zemosaic_photometry as photometry
-from zemosaic_distortion import displacement, make_field, nodes
-from zemosaic_simulate import SimulationSpec, simulate
-from zemosaic_spec import FrameStats, NoFramesError, RegisterSpec, StackSpec
-from zemosaic_truth import compare_with_truth
-from zemosaic_weights import build_frame_table
+from zemosaic_phase3.errors import NoFramesError
+from zemosaic_phase3.photometry import star_gain
+from zemosaic_phase3.photometry.frame_table import build_frame_table
+from zemosaic_phase3.records import FrameStats
+from zemosaic_phase3.registration.distortion import displacement, make_field, nodes
+from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
+from zemosaic_phase3.simulate.truth import compare_with_truth
+from zemosaic_phase3.spec import RegisterSpec, StackSpec
 from zemosaic_worker import stack_files
 
 CELL = 64
@@ -42,7 +44,7 @@ def shifted(dx, dy):
 
 @pytest.mark.parametrize("gain", [(1.0, 1.0, 1.0), (0.5, 0.5, 0.5), (0.8, 0.7, 0.5)])
 def test_gain_is_the_inverse_of_transparency(gain):
-    found = photometry.frame_gain(stats(gain, seed=1), stats(seed=2), np.eye(3))
+    found = star_gain.frame_gain(stats(gain, seed=1), stats(seed=2), np.eye(3))
     assert found.supported and np.all(found.pairs > 100)
     np.testing.assert_allclose(found.factor * gain, 1.0, atol=0.01)
     assert np.all(found.error < 0.005)
@@ -53,32 +55,32 @@ def test_variable_and_clipped_stars_do_not_count():
     spoilt = frame.star_light.copy()
     spoilt[:40] *= 3.0
     spoilt[40:50] = np.nan
-    found = photometry.frame_gain(replace(frame, star_light=spoilt), stats((1.0,), (1000.0,), seed=2), np.eye(3))
+    found = star_gain.frame_gain(replace(frame, star_light=spoilt), stats((1.0,), (1000.0,), seed=2), np.eye(3))
     assert found.factor[0] * 0.6 == pytest.approx(1.0, abs=0.01)
     assert found.pairs[0] <= 70
 
 
 def test_stars_are_matched_through_the_transform():
     frame = stats((0.9,), (1000.0,), shift=(31.0, -12.0))
-    found = photometry.frame_gain(frame, stats((1.0,), (1000.0,)), shifted(31.0, -12.0))
+    found = star_gain.frame_gain(frame, stats((1.0,), (1000.0,)), shifted(31.0, -12.0))
     assert found.pairs[0] > 100 and found.factor[0] * 0.9 == pytest.approx(1.0, abs=0.01)
-    assert photometry.frame_gain(frame, stats((1.0,), (1000.0,)), np.eye(3)).pairs[0] < 10
+    assert star_gain.frame_gain(frame, stats((1.0,), (1000.0,)), np.eye(3)).pairs[0] < 10
 
 
 def test_few_or_poor_stars_are_no_gain():
-    few = photometry.frame_gain(stats(n=4), stats(), np.eye(3))
+    few = star_gain.frame_gain(stats(n=4), stats(), np.eye(3))
     assert not few.supported and np.isnan(few.factor).all()
-    poor = photometry.frame_gain(stats(n=8, error=0.09, seed=1), stats(error=0.09, seed=2), np.eye(3))
+    poor = star_gain.frame_gain(stats(n=8, error=0.09, seed=1), stats(error=0.09, seed=2), np.eye(3))
     assert not poor.supported
-    none = photometry.frame_gain(replace(stats(), star_xy=np.empty((0, 2), np.float32)), stats(), np.eye(3))
+    none = star_gain.frame_gain(replace(stats(), star_xy=np.empty((0, 2), np.float32)), stats(), np.eye(3))
     assert not none.supported and none.pairs.tolist() == [0, 0, 0]
 
 
 def test_channels_that_differ_by_noise_alone_are_drawn_together():
     error = np.full(3, 0.01)
     noise, colour = np.array([1.0, 1.006, 0.997]), np.array([1.0, 1.1, 0.9])
-    assert np.ptp(photometry._drawn_together(noise, error)) < 1e-12
-    np.testing.assert_allclose(photometry._drawn_together(colour, error), colour, rtol=0.01)
+    assert np.ptp(star_gain._drawn_together(noise, error)) < 1e-12
+    np.testing.assert_allclose(star_gain._drawn_together(colour, error), colour, rtol=0.01)
 
 
 def test_offset_is_the_skies_difference_wherever_the_nebula_lies():
@@ -86,13 +88,13 @@ def test_offset_is_the_skies_difference_wherever_the_nebula_lies():
     gain = np.array([0.8, 0.8, 0.8])
     reference = stats(nebula=500.0)
     frame = stats(gain, (700.0, 700.0, 700.0), nebula=500.0, shift=(-128.0, 0.0))
-    offset = photometry.frame_offset(frame, reference, shifted(-128.0, 0.0), 1 / gain)
+    offset = star_gain.frame_offset(frame, reference, shifted(-128.0, 0.0), 1 / gain)
     np.testing.assert_allclose(offset, np.array([900.0, 1200.0, 800.0]) - 700.0 / 0.8, atol=0.01)
 
 
 def test_offset_without_a_common_patch_is_that_of_the_medians():
     frame = replace(stats(), sky_mesh=np.empty((0, 0, 3), np.float32), median=np.array([1000.0, 1000.0, 1000.0]))
-    offset = photometry.frame_offset(frame, stats(), np.eye(3), np.full(3, 0.5))
+    offset = star_gain.frame_offset(frame, stats(), np.eye(3), np.full(3, 0.5))
     np.testing.assert_allclose(offset, [400.0, 700.0, 300.0])
 
 
@@ -176,7 +178,7 @@ def test_stars_are_matched_where_the_field_puts_them():
     known, frame = stats(), stats(seed=1)
     there = known.star_xy + displacement(field, known.star_xy.astype(float))
     frame = replace(frame, star_xy=there.astype(np.float32))
-    assert photometry.frame_gain(frame, known, np.eye(3)).pairs.max() < 115
-    assert photometry.frame_gain(frame, known, np.eye(3), field).pairs.tolist() == [120, 120, 120]
+    assert star_gain.frame_gain(frame, known, np.eye(3)).pairs.max() < 115
+    assert star_gain.frame_gain(frame, known, np.eye(3), field).pairs.tolist() == [120, 120, 120]
     given = ["known", "bent"], [np.eye(3)] * 2, [known, frame], StackSpec(normalize="photometric", weight="none")
     assert build_frame_table(*given, 0, [None, field])[1] == [0, 1]

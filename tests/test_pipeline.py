@@ -15,18 +15,12 @@ from astropy.table import Table
 from astropy.wcs import WCS
 from real_sky import cut_subs
 
-from zemosaic_pipeline import Tile, check_output, frames_columns, is_own_tile
-from zemosaic_report import json_text, report_document
-from zemosaic_simulate import SimulationSpec, SimulationTruth, simulate
-from zemosaic_spec import (
-    NoFramesError,
-    OutputError,
-    PlanError,
-    RegisterSpec,
-    SpecError,
-    StackCancelled,
-    StackSpec,
-)
+from zemosaic_phase3.app.summary import json_text, report_document
+from zemosaic_phase3.errors import NoFramesError, OutputError, PlanError, SpecError, StackCancelled
+from zemosaic_phase3.pipeline.outputs import check_output, frames_columns, is_own_tile
+from zemosaic_phase3.pipeline.tile import Tile
+from zemosaic_phase3.simulate.scene import SimulationSpec, SimulationTruth, simulate
+from zemosaic_phase3.spec import RegisterSpec, StackSpec
 from zemosaic_worker import stack_files
 
 SKY = SimulationSpec(
@@ -148,7 +142,8 @@ def test_inputs_are_not_modified(arrays: list[np.ndarray]) -> None:
 def test_pixels_depend_neither_on_memory_nor_on_workers(
     sessions: dict[str, tuple[Path, SimulationTruth]], memory: str, workers: int
 ) -> None:
-    from parallel_utils import process_bytes, stack_bytes
+    from zemosaic_phase3.engine.slab_plan import stack_bytes
+    from zemosaic_phase3.runtime.limits import process_bytes
 
     folder = sessions["GRBG"][0]
     expected = stack_files([folder], workers=1)
@@ -241,7 +236,7 @@ def test_frames_that_nothing_needs_measured_are_not_and_still_have_their_rows(
 
 
 def test_table_of_frames_that_never_opened_can_be_made() -> None:
-    from zemosaic_group import FrameRow
+    from zemosaic_phase3.pipeline.group import FrameRow
 
     columns = frames_columns([FrameRow("a", reason="no such file"), FrameRow("b", reason="truncated")])
     assert {len(values) for values in columns.values()} == {2}
@@ -466,7 +461,7 @@ def test_bad_choices_are_refused_before_the_work(paths: list[Path]) -> None:
 
 
 def test_required_gpu_is_never_silently_the_cpu(paths: list[Path]) -> None:
-    from zemosaic_align_stack_gpu import usability
+    from zemosaic_phase3.engine.gpu_check import usability
 
     if usability().usable:
         pytest.skip("there is a GPU, and it may well stack this")

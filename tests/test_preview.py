@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 
-from zemosaic_preview import (
+from zemosaic_phase3.app.preview import (
     SEPARATOR_PX,
     apply_stretch,
     before_after_png,
@@ -18,7 +18,7 @@ from zemosaic_preview import (
     stretch,
     stretch_levels,
 )
-from zemosaic_spec import OutputError
+from zemosaic_phase3.errors import OutputError
 
 
 def decode(data: bytes) -> np.ndarray:

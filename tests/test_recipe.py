@@ -12,11 +12,19 @@ from typing import get_args
 import numpy as np
 import pytest
 
-import zemosaic_gpu_card
-import zemosaic_slabs
-from zemosaic_recipe import COMBINE_CODES, METHOD_CODES, NO_TABLE, gesd_table, method_code, recipe_of
-from zemosaic_spec import CombineName, LineFit, RejectName, StackSpec, WscImpl
-from zemosaic_stack import Job, as_frames, make_job
+from zemosaic_phase3.combine import kernel_arguments
+from zemosaic_phase3.combine.kernel_arguments import (
+    COMBINE_CODES,
+    METHOD_CODES,
+    NO_TABLE,
+    gesd_table,
+    method_code,
+    recipe_of,
+)
+from zemosaic_phase3.compat.descriptors import as_frames
+from zemosaic_phase3.engine.job import Job, make_job
+from zemosaic_phase3.methods import CombineName, LineFit, RejectName, WscImpl
+from zemosaic_phase3.spec import StackSpec
 
 N, SHAPE = 12, (6, 7, 3)
 
@@ -57,10 +65,10 @@ def test_weights_are_uniform_only_if_no_sample_has_one() -> None:
 
 
 def test_both_engines_take_the_same_recipe() -> None:
-    assert zemosaic_gpu_card.recipe_of is zemosaic_slabs.recipe_of is recipe_of
+    assert kernel_arguments.recipe_of is kernel_arguments.recipe_of is recipe_of
 
 
 def test_the_numbers_are_known_without_the_kernels() -> None:
-    code = "import sys, zemosaic_recipe; print('numba' in sys.modules)"
+    code = "import sys, zemosaic_phase3.combine.kernel_arguments; print('numba' in sys.modules)"
     root = Path(__file__).parents[1]
     assert subprocess.check_output([sys.executable, "-c", code], cwd=root, text=True).strip() == "False"

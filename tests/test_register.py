@@ -1,4 +1,4 @@
-"""Stars, matching, verdict and WCS (``zemosaic_register`` and its neighbours) on simulated fields of known truth."""
+"""Stars, matching, verdict and WCS (``registration.match`` and its neighbours) on simulated fields of known truth."""
 
 from __future__ import annotations
 
@@ -8,17 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from zemosaic_distortion import displacement
-from zemosaic_register import (
-    StarList,
-    choose_reference,
-    detect_stars,
-    register_stars,
-    similarity_parameters,
-    transform_points,
-)
-from zemosaic_register_wcs import register_wcs, wcs_transform
-from zemosaic_spec import FrameError, RegisterSpec
+from zemosaic_phase3.detection.star_finder import StarList, choose_reference, detect_stars
+from zemosaic_phase3.errors import FrameError
+from zemosaic_phase3.registration.distortion import displacement
+from zemosaic_phase3.registration.match import register_stars
+from zemosaic_phase3.registration.transform import similarity_parameters, transform_points
+from zemosaic_phase3.registration.wcs import register_wcs, wcs_transform
+from zemosaic_phase3.spec import RegisterSpec
 
 SPEC = RegisterSpec()
 SHAPE = (540, 960)

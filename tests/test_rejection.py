@@ -15,13 +15,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import zemosaic_combine as combining
-import zemosaic_recipe as recipe
-import zemosaic_rejection as rejection
-from zemosaic_rounds import count_outside
-from zemosaic_simd import LANES, nearest_inside
-from zemosaic_sorting import BIG, new_table, sort_block
-from zemosaic_sums import running_sums, sums_of_kept, weighted_sums_of_kept
+from zemosaic_phase3.combine import block, kernel_arguments
+from zemosaic_phase3.combine.frame_sums import sums_of_kept, weighted_sums_of_kept
+from zemosaic_phase3.combine.sorting import BIG, new_table, sort_block
+from zemosaic_phase3.rejection import sigma_clip, winsorized_huber
+from zemosaic_phase3.rejection.lockstep import count_outside
+from zemosaic_phase3.rejection.prefix_sums import prefix_sums
+from zemosaic_phase3.runtime.llvm import LANES
+from zemosaic_phase3.runtime.vector import nearest_inside
 
 METHODS = {  # kernel method -> oracle name and how the parameters translate
     "none": ("none", lambda p: {}),
@@ -38,7 +39,7 @@ METHODS = {  # kernel method -> oracle name and how the parameters translate
     "linear_fit_ols": ("linear_fit_clip", lambda p: {"kappa_low": p[0], "kappa_high": p[1], "fit": "ols"}),
     "linear_fit_lad": ("linear_fit_clip", lambda p: {"kappa_low": p[0], "kappa_high": p[1], "fit": "lad"}),
 }
-NAMES = list(recipe.METHOD_CODES)
+NAMES = list(kernel_arguments.METHOD_CODES)
 SET_A = (145, 125, 190, 135, 220, 130, 210, 3, 165, 165, 150, 350, 170, 180, 195, 440, 215, 135, 410, 40, 140, 175)
 
 
@@ -60,9 +61,9 @@ def run(
     per_frame = np.ones(n) if weights is None else np.asarray(weights, float)
     lanes = np.repeat(per_frame[:, None], LANES, axis=1)
     out["kept_low"], out["kept_high"] = np.empty(p, np.float32), np.empty(p, np.float32)
-    out["lost"] = combining.combine_block(
-        cube, start, p if stop is None else stop, recipe.METHOD_CODES[method], parameters(method, par),
-        recipe.gesd_table(n, 0.05), rewinsor, recipe.COMBINE_CODES[combine], weights is None, lanes,
+    out["lost"] = block.combine_block(
+        cube, start, p if stop is None else stop, kernel_arguments.METHOD_CODES[method], parameters(method, par),
+        kernel_arguments.gesd_table(n, 0.05), rewinsor, kernel_arguments.COMBINE_CODES[combine], weights is None, lanes,
         np.empty((0, 0), np.float32), 1, [out[k] for k in ("image", "coverage", "weight", "low", "high")], out["hits"],
         **({"kept": (out["kept_low"], out["kept_high"])} if limits else {}),
     )  # fmt: skip
@@ -215,7 +216,7 @@ def test_constant_stack_returns_the_constant_exactly(method):
 
 
 @pytest.mark.parametrize("method", NAMES)
-@pytest.mark.parametrize("combine", recipe.COMBINE_CODES)
+@pytest.mark.parametrize("combine", kernel_arguments.COMBINE_CODES)
 def test_no_valid_sample_gives_nan_and_nothing_else(method, combine):
     cube = np.full((6, 3), np.nan, np.float32)
     cube[:, 1] = 1000 + np.arange(6)
@@ -286,7 +287,7 @@ def test_a_huge_outlier_does_not_disturb_the_sums():
     blocks=st.integers(1, 5),
     cut=st.integers(1, 4),
     method=st.sampled_from(NAMES),
-    combine=st.sampled_from(list(recipe.COMBINE_CODES)),
+    combine=st.sampled_from(list(kernel_arguments.COMBINE_CODES)),
     seed=st.integers(0, 2**31),
 )
 def test_any_split_equals_the_whole(n, blocks, cut, method, combine, seed):
@@ -381,8 +382,8 @@ def block_to_judge(n, kind, seed):
     sorted_into(table, cube.astype(np.float32))
     n_valid = np.count_nonzero(np.isfinite(cube), axis=0)
     centre, sum1, sum2 = np.empty(LANES), np.empty((n + 1, LANES)), np.empty((n + 1, LANES))
-    combining._centre(table, n, False, n_valid, centre)
-    combining._running_sums(table, n, n_valid, centre, sum1, sum2)
+    block._centre(table, n, False, n_valid, centre)
+    block._running_sums(table, n, n_valid, centre, sum1, sum2)
     return table, n_valid, centre, sum1, sum2
 
 
@@ -391,7 +392,7 @@ def test_running_sums_in_registers_are_those_of_the_definition(n):
     table, _, centre, *expected = block_to_judge(n, "few", 1)
     for edge in (0, 1, n // 4, n // 2, n // 2 + 1, n):
         sums = np.full((n + 1, LANES), np.nan), np.full((n + 1, LANES), np.nan)
-        running_sums(table, n, centre, *sums, edge)
+        prefix_sums(table, n, centre, *sums, edge)
         rows = [row for row in range(n + 1) if row <= edge or row >= n - edge]
         for found, wanted in zip(sums, expected, strict=True):
             assert found[rows].tobytes() == wanted[rows].tobytes()
@@ -403,8 +404,8 @@ def test_windows_found_together_are_those_found_one_by_one(n, kind):
     for seed, (k_low, k_high) in enumerate([(4.0, 3.0), (1.5, 2.0), (0.5, 0.3)]):
         table, n_valid, centre, sum1, sum2 = block_to_judge(n, kind, seed)
         for lone, together, own in (
-            (rejection._window_pixinsight, rejection._windows_pixinsight, (centre,)),
-            (rejection._window_sigma_clip, rejection._windows_sigma_clip, ()),
+            (winsorized_huber._window_pixinsight, winsorized_huber.windows_pixinsight, (centre,)),
+            (sigma_clip._window_sigma_clip, sigma_clip.windows_sigma_clip, ()),
         ):
             windows = [
                 lone(table, sum1, sum2, *own, j, 0, n_valid[j], k_low, k_high) if n_valid[j] >= 3 else (0, n_valid[j])
@@ -532,7 +533,7 @@ def test_threads_that_need_a_kernel_at_once_build_one(monkeypatch):
         time.sleep(0.05)  # while the other asks
         return lambda *arguments: 0
 
-    monkeypatch.setattr(combining, "_block_kernel", lru_cache(build))
+    monkeypatch.setattr(block, "_block_kernel", lru_cache(build))
     threads = [threading.Thread(target=run, args=(np.ones((3, 5)), "gesd")) for _ in range(3)]
     for thread in threads:
         thread.start()

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import zemosaic_resample as resample
-from zemosaic_distortion import displacement, field_shape, make_field, nodes, reach
+from zemosaic_phase3.registration.distortion import displacement, field_shape, make_field, nodes, reach
+from zemosaic_phase3.resample import demosaic as demosaic_file
+from zemosaic_phase3.resample import footprint, interpolation
+from zemosaic_phase3.resample import warp as warp_file
 
 NAMES = ("lanczos3", "bicubic", "bilinear", "nearest")
 NOTHING = np.empty(0, np.float32)
@@ -20,7 +22,7 @@ NOTHING = np.empty(0, np.float32)
 
 def padded(image):
     flat = np.ascontiguousarray(image, np.float32).reshape(-1)
-    return np.concatenate([flat, np.zeros(resample.PAD, np.float32)])
+    return np.concatenate([flat, np.zeros(interpolation.PAD, np.float32)])
 
 
 def warp(image, matrix, name="lanczos3", rows=None, clamp=None, scale=None, offset=None, radial=None, field=None):
@@ -29,16 +31,16 @@ def warp(image, matrix, name="lanczos3", rows=None, clamp=None, scale=None, offs
     channels = image.shape[2] if image.ndim == 3 else 1
     y0, y1 = rows or (0, height)
     far = 0.0 if field is None else reach(field)
-    first, last = resample.source_rows(matrix, y0, y1, width, height, far)
+    first, last = footprint.source_rows(matrix, y0, y1, width, height, far)
     out = np.full((y1 - y0) * width * channels, 7.0, np.float32)
-    table = resample.radial_weight_table(*(radial or (0.8, 2.0, 0.05)))
+    table = warp_file.radial_weight_table(*(radial or (0.8, 2.0, 0.05)))
     weights = np.empty((y1 - y0) * width, np.float32) if radial else NOTHING
     if last <= first:
         return np.full((y1 - y0, *image.shape[1:]), np.nan, np.float32)
-    resample.resample_rows(
+    warp_file.resample_rows(
         padded(image[first:last]), first, height, width, channels, np.asarray(matrix, float),
         field,
-        resample.weight_table(name), resample.needs_clamp(name) if clamp is None else clamp,
+        interpolation.weight_table(name), interpolation.needs_clamp(name) if clamp is None else clamp,
         np.ones(channels) if scale is None else scale, np.zeros(channels) if offset is None else offset,
         y0, y1, width, out, weights, table,
     )  # fmt: skip
@@ -268,7 +270,7 @@ def test_any_slab_of_a_distorted_frame_equals_the_whole(angle, strength, cut, se
 
 
 def test_radial_weight_follows_the_frame():
-    from zemosaic_utils import make_radial_weight_map
+    from zemosaic_phase3.compat.radial_map import make_radial_weight_map
 
     image = np.ones((41, 61), np.float32)
     _, weights = warp(image, np.eye(3), radial=(0.8, 2.0, 0.05))
@@ -291,16 +293,16 @@ def mosaic_of(colour, pattern):
 def demosaic(raw, pattern, rows=None, columns=None):
     height, width = raw.shape
     y0, y1 = rows or (0, height)
-    top, bottom = max(y0 - resample.CFA_MARGIN, 0), min(y1 + resample.CFA_MARGIN, height)
-    out = np.zeros((y1 - y0) * width * 3 + resample.PAD, np.float32)
-    resample.demosaic_rows(
+    top, bottom = max(y0 - demosaic_file.CFA_MARGIN, 0), min(y1 + demosaic_file.CFA_MARGIN, height)
+    out = np.zeros((y1 - y0) * width * 3 + interpolation.PAD, np.float32)
+    demosaic_file.demosaic_rows(
         np.ascontiguousarray(raw[top:bottom]),
         top,
         height,
         width,
         y0,
         y1,
-        *resample.red_position(pattern),
+        *demosaic_file.red_position(pattern),
         np.tile([0, width], (y1 - y0, 1)) if columns is None else columns,
         out,
     )
@@ -382,11 +384,11 @@ def test_columns_that_a_slab_does_not_need_may_hold_anything(angle, dx, dy, y0, 
     field = some_field(90, 120, strength, seed) if strength else None
     y1 = min(y0 + rows, 90)
     whole = warp(image, matrix, rows=(y0, y1), field=field)
-    first, last = resample.source_rows(matrix, y0, y1, 120, 90, 0.0 if field is None else reach(field))
+    first, last = footprint.source_rows(matrix, y0, y1, 120, 90, 0.0 if field is None else reach(field))
     if last <= first:
         return
     far = 0.0 if field is None else float(np.abs(field).max())
-    columns = resample.source_columns(matrix, y0, y1, 120, first, last, 120, far)
+    columns = footprint.source_columns(matrix, y0, y1, 120, first, last, 120, far)
     assert columns.shape == (last - first, 2)
     spoilt = image.copy()
     x = np.arange(120)
@@ -396,10 +398,10 @@ def test_columns_that_a_slab_does_not_need_may_hold_anything(angle, dx, dy, y0, 
 
 def test_a_thin_slab_of_a_turned_frame_needs_little_more_than_its_area():
     matrix = similarity(3.0, 20.0, -30.0)
-    first, last = resample.source_rows(matrix, 500, 508, 1920, 1080)
-    columns = resample.source_columns(matrix, 500, 508, 1920, first, last, 1920)
+    first, last = footprint.source_rows(matrix, 500, 508, 1920, 1080)
+    columns = footprint.source_columns(matrix, 500, 508, 1920, first, last, 1920)
     pixels = np.diff(columns, axis=1).sum() / 1920
-    assert 8 < pixels < 8 + 2 * (resample.MARGIN + 3) < 0.25 * (last - first)
+    assert 8 < pixels < 8 + 2 * (interpolation.MARGIN + 3) < 0.25 * (last - first)
 
 
 # ------------------------------------------------------------------ compiled and uncompiled

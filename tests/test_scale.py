@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from tile_case import FakeGpu, Make, pixels
 
-import zemosaic_master_tile
 import zemosaic_worker as worker
+from zemosaic_phase3.runtime import limits
 
 TILES, FRAMES, THREADS = 12, 24, 4
 AVAILABLE = 6 << 20  # bytes that the machine is said to have; half of it holds less than the frames of one tile
@@ -26,7 +26,7 @@ LIMIT_S = 90.0
 
 @pytest.fixture
 def _small_machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(zemosaic_master_tile, "available_memory", lambda: AVAILABLE)
+    monkeypatch.setattr(limits, "available_memory", lambda: AVAILABLE)
     monkeypatch.setattr(worker, "_PH3_CONCURRENCY_SEMAPHORE", threading.BoundedSemaphore(2))
     yield
     worker.reset_phase3_gpu_state()

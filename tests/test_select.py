@@ -1,4 +1,4 @@
-"""Frames left out by limits and by rank (``zemosaic_select``), in stacks of simulated frames."""
+"""Frames left out by limits and by rank (``pipeline.selection``), in stacks of simulated frames."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from zemosaic_group import Group, open_group, register_group, scan_group
-from zemosaic_select import apply_limits, drop_worst, point_source_noise, rate_frames
-from zemosaic_simulate import SimulationSpec, simulate
-from zemosaic_spec import RegisterSpec, SelectSpec, SpecError
+from zemosaic_phase3.errors import SpecError
+from zemosaic_phase3.pipeline.group import Group, open_group, register_group, scan_group
+from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, point_source_noise, rate_frames
+from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
+from zemosaic_phase3.spec import RegisterSpec, SelectSpec
 from zemosaic_worker import stack_files
 
 SKY = SimulationSpec(
@@ -89,7 +90,7 @@ def test_impossible_limits_are_named(options, words):
 
 
 def test_a_stack_reports_what_it_knows_of_each_frame(frames):
-    from zemosaic_pipeline import frames_columns
+    from zemosaic_phase3.pipeline.outputs import frames_columns
 
     tile = stack_files(frames, select=SelectSpec(max_fwhm=5.0), device="cpu")
     assert tile.report.n_used == 5

@@ -10,16 +10,9 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from zemosaic_simulate import (
-    FULL_SCALE,
-    SimulationSpec,
-    SimulationTruth,
-    load_truth,
-    map_points,
-    simulate,
-)
-from zemosaic_spec import OutputError, SpecError
-from zemosaic_truth import compare_with_truth
+from zemosaic_phase3.errors import OutputError, SpecError
+from zemosaic_phase3.simulate.scene import FULL_SCALE, SimulationSpec, SimulationTruth, load_truth, map_points, simulate
+from zemosaic_phase3.simulate.truth import compare_with_truth
 
 SMALL = SimulationSpec(n_frames=4, height=240, width=320, seed=7)
 # no defects, so that every pixel must be the expected level plus the expected noise

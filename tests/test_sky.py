@@ -1,11 +1,11 @@
-"""The sky of an image on a mesh (``zemosaic_sky``)."""
+"""The sky of an image on a mesh (``detection.sky_mesh``)."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from zemosaic_sky import between_cells, median_of_nine, mesh_at, sky_mesh, spread_mesh
+from zemosaic_phase3.detection.sky_mesh import between_cells, median_of_nine, mesh_at, sky_mesh, spread_mesh
 
 
 def noise(shape, seed=0, level=1000.0, sigma=30.0):

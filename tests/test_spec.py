@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from zemosaic_spec import CropSpec, GateSpec, RegisterSpec, SpecError, StackSpec, stack_spec_from_params
+from zemosaic_phase3.compat.parameters import stack_spec_from_params
+from zemosaic_phase3.errors import SpecError
+from zemosaic_phase3.spec import CropSpec, GateSpec, RegisterSpec, StackSpec
 
 NUMBERS = [
     (CropSpec, "band_px", "40", 40),

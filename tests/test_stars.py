@@ -1,4 +1,4 @@
-"""Stars of mosaics and colour frames, their widths and fluxes; the kernels compiled and not (``zemosaic_stars``)."""
+"""Stars of mosaics and colour frames, their widths and fluxes; the kernels compiled and not (``detection.star_finder``)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zemosaic_simulate import _moffat_stamps
-from zemosaic_spec import RegisterSpec
-from zemosaic_stars import StarList, _photometry, find_stars
+from zemosaic_phase3.detection.star_finder import StarList, _photometry, find_stars
+from zemosaic_phase3.simulate.scene import _moffat_stamps
+from zemosaic_phase3.spec import RegisterSpec
 
 SPEC = RegisterSpec()
 SIDE = 480

@@ -16,9 +16,15 @@ from conftest import DATA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import zemosaic_tile as tile
-from zemosaic_gate import _evaluate_quality_gate_metrics, evaluate_quality_gate_metrics
-from zemosaic_spec import CropSpec, SpecError
+from zemosaic_phase3.compat import finish
+from zemosaic_phase3.compat.finish import _evaluate_quality_gate_metrics
+from zemosaic_phase3.errors import SpecError
+from zemosaic_phase3.finish import alpha as alpha_module
+from zemosaic_phase3.finish import crop as crop_file
+from zemosaic_phase3.finish import equalize
+from zemosaic_phase3.finish import noise as noise_module
+from zemosaic_phase3.finish.quality_gate import evaluate_quality_gate_metrics
+from zemosaic_phase3.spec import CropSpec
 
 ROOT = Path(__file__).parents[1]
 NOISE = 10.0
@@ -59,7 +65,7 @@ def ragged_coverage(shape=SHAPE, frames=30, degrees=6.0, seed=3):
 
 
 def crop(image, **kwargs):
-    return tile.detect_autocrop_rgb(image.mean(axis=-1), *np.moveaxis(image, -1, 0), **kwargs)
+    return crop_file.detect_autocrop_rgb(image.mean(axis=-1), *np.moveaxis(image, -1, 0), **kwargs)
 
 
 def inside(array, box):
@@ -77,7 +83,7 @@ def test_channels_get_one_median_and_nan_stays():
     image = sky()
     image[5:9, 5:9, 1] = np.nan
     before = image.copy()
-    *gains, target = tile.equalize_rgb_medians_inplace(image)
+    *gains, target = equalize.equalize_rgb_medians_inplace(image)
     np.testing.assert_allclose(np.nanmedian(image, axis=(0, 1)), target, rtol=1e-6)
     np.testing.assert_allclose(image, before * np.array(gains, np.float32), rtol=1e-6)
     assert target == np.median(np.nanmedian(before, axis=(0, 1)))
@@ -87,7 +93,7 @@ def test_channel_without_a_usable_median_is_left_alone():
     image = sky()
     image[..., 0] -= 5000
     red = image[..., 0].copy()
-    gain_r, gain_g, gain_b, target = tile.equalize_rgb_medians_inplace(image)
+    gain_r, gain_g, gain_b, target = equalize.equalize_rgb_medians_inplace(image)
     np.testing.assert_array_equal(image[..., 0], red)
     assert gain_r == 1.0
     assert gain_g < 1.0 < gain_b
@@ -97,7 +103,7 @@ def test_channel_without_a_usable_median_is_left_alone():
 @pytest.mark.parametrize("image", [np.ones((4, 5), np.float32), np.full((4, 5, 3), np.nan), np.zeros((4, 5, 3))])
 def test_equalisation_that_is_impossible_changes_nothing(image):
     before = image.copy()
-    *gains, target = tile.equalize_rgb_medians_inplace(image)
+    *gains, target = equalize.equalize_rgb_medians_inplace(image)
     assert gains == [1.0, 1.0, 1.0]
     assert math.isnan(target)
     np.testing.assert_array_equal(image, before)
@@ -105,7 +111,7 @@ def test_equalisation_that_is_impossible_changes_nothing(image):
 
 def test_integer_image_cannot_be_equalised_in_place():
     with pytest.raises(TypeError, match="uint16"):
-        tile.equalize_rgb_medians_inplace(np.ones((4, 5, 3), np.uint16))
+        equalize.equalize_rgb_medians_inplace(np.ones((4, 5, 3), np.uint16))
 
 
 @pytest.mark.parametrize(
@@ -114,7 +120,7 @@ def test_integer_image_cannot_be_equalised_in_place():
 def test_inherited_switch_and_metadata(switch, applied):
     image, metadata = sky(), {"kept": 1}
     before = image.copy()
-    info = tile._poststack_rgb_equalization(image, SimpleNamespace(poststack_equalize_rgb=switch), metadata)
+    info = finish._poststack_rgb_equalization(image, SimpleNamespace(poststack_equalize_rgb=switch), metadata)
     assert metadata == {"kept": 1, "rgb_equalization": info}
     assert info["enabled"] is info["applied"] is applied
     assert np.array_equal(image, before) is not applied
@@ -123,7 +129,7 @@ def test_inherited_switch_and_metadata(switch, applied):
 def test_fault_equalisation_switched_off_loses_every_tile():
     """A gain that is NaN cannot become a header card: gains are always numbers, whatever was done."""
     for image, enabled in ((sky(), False), (np.full((8, 8, 3), np.nan, np.float32), True)):
-        info = tile.poststack_rgb_equalization(image, enabled)
+        info = equalize.poststack_rgb_equalization(image, enabled)
         assert [info[key] for key in ("gain_r", "gain_g", "gain_b")] == [1.0, 1.0, 1.0]
         assert info["enabled"] is enabled
         assert info["applied"] is False
@@ -135,33 +141,33 @@ def test_fault_equalisation_switched_off_loses_every_tile():
 
 @pytest.mark.parametrize(("stars", "gradient", "noise"), [(0, 0.0, 10.0), (60, 100.0, 10.0), (300, 2000.0, 1.0)])
 def test_noise_is_that_of_the_sky_in_spite_of_stars_and_gradient(stars, gradient, noise):
-    measured = tile.measure_noise(sky(stars=stars, gradient=gradient, noise=noise))
+    measured = noise_module.measure_noise(sky(stars=stars, gradient=gradient, noise=noise))
     np.testing.assert_allclose(measured, noise, rtol=0.03)  # 1 % statistical, rest: wings of stars
 
 
 def test_noise_of_a_large_image_is_measured_on_bands_of_it():
     image = sky(shape=(1400, 1000), stars=300, noise=10.0)
-    rows = tile.noise_rows(1400, 1000)
-    assert len(rows) % 2 == 1 and sum(r.stop - r.start for r in rows) * 1000 >= tile.NOISE_PIXELS
+    rows = noise_module.noise_rows(1400, 1000)
+    assert len(rows) % 2 == 1 and sum(r.stop - r.start for r in rows) * 1000 >= noise_module.NOISE_PIXELS
     assert rows[0].start > 0 and rows[-1].stop < 1400
     assert all(a.stop < b.start for a, b in itertools.pairwise(rows))
-    measured = tile.measure_noise(image)
+    measured = noise_module.measure_noise(image)
     np.testing.assert_allclose(measured, 10.0, rtol=0.02)
-    assert measured == tile.typical_noise(image[r] for r in rows)
+    assert measured == noise_module.typical_noise(image[r] for r in rows)
     image[rows[0]] = np.nan  # not covered there
     image[rows[1]] *= 5.0  # something bright and uneven
-    np.testing.assert_allclose(tile.measure_noise(image), 10.0, rtol=0.02)
+    np.testing.assert_allclose(noise_module.measure_noise(image), 10.0, rtol=0.02)
 
 
 def test_a_small_image_is_measured_whole():
-    assert tile.noise_rows(300, 400) == [slice(0, 300)]
-    assert tile.noise_rows(3, 100_000) == [slice(0, 3)]
+    assert noise_module.noise_rows(300, 400) == [slice(0, 300)]
+    assert noise_module.noise_rows(3, 100_000) == [slice(0, 3)]
 
 
 @given(st.integers(0, 9), st.integers(1, 30), st.integers(1, 30), st.integers(0, 2**32))
 def test_dilation_reaches_as_far_as_said(reach, height, width, seed):
     mask = np.random.default_rng(seed).random((height, width)) > 0.95
-    grown = tile._dilated(mask, reach)
+    grown = noise_module._dilated(mask, reach)
     set_y, set_x = np.nonzero(mask)
     for y, x in np.ndindex(mask.shape):
         assert grown[y, x] == bool(((abs(set_y - y) <= reach) & (abs(set_x - x) <= reach)).any())
@@ -171,19 +177,19 @@ def test_noise_is_not_flattered_by_interpolation(rng):
     """Averaging neighbours lowers sigma by 2 exactly; differences of neighbours would say more than that."""
     white = rng.normal(0, NOISE, (400, 400))
     smooth = 0.25 * (white + np.roll(white, 1, 0) + np.roll(white, 1, 1) + np.roll(white, (1, 1), (0, 1)))
-    np.testing.assert_allclose(tile.measure_noise(smooth), [NOISE / 2], rtol=0.02)
+    np.testing.assert_allclose(noise_module.measure_noise(smooth), [NOISE / 2], rtol=0.02)
 
 
 def test_noise_without_evidence_is_nan_and_of_a_constant_zero():
-    assert all(map(math.isnan, tile.measure_noise(np.full((40, 40, 3), np.nan, np.float32))))
-    assert math.isnan(tile.measure_noise(np.ones((3, 40), np.float32))[0])
-    assert tile.measure_noise(np.full((40, 40), 7, np.float32)) == [0.0]
+    assert all(map(math.isnan, noise_module.measure_noise(np.full((40, 40, 3), np.nan, np.float32))))
+    assert math.isnan(noise_module.measure_noise(np.ones((3, 40), np.float32))[0])
+    assert noise_module.measure_noise(np.full((40, 40), 7, np.float32)) == [0.0]
 
 
 def test_noise_of_valid_pixels_only():
     image = sky()
     image[:, :100] = np.nan
-    np.testing.assert_allclose(tile.measure_noise(image), NOISE, rtol=0.03)
+    np.testing.assert_allclose(noise_module.measure_noise(image), NOISE, rtol=0.03)
 
 
 # --------------------------------------------------------------------------- quality crop
@@ -272,7 +278,7 @@ def test_largest_rectangle_against_all_rectangles(seed, height, width, density):
                 x1 = np.arange(x0 + 1, width + 1)
                 sizes = (y1 - y0) * (x1 - x0)
                 best = max(best, int(sizes[count[x0 + 1 :] - count[x0] == sizes].max(initial=0)))
-    box = tile._largest_rectangle(good)
+    box = crop_file._largest_rectangle(good)
     assert area(box) == best
     assert inside(good, box).all()
 
@@ -280,19 +286,19 @@ def test_largest_rectangle_against_all_rectangles(seed, height, width, density):
 def test_largest_rectangle_of_a_large_mask_is_exact_to_the_pixel():
     good = np.zeros((1001, 1533), bool)
     good[37:911, 103:1402] = True
-    assert tile._largest_rectangle(good) == (37, 103, 911, 1402)
+    assert crop_file._largest_rectangle(good) == (37, 103, 911, 1402)
 
 
 def test_shapes_that_differ_are_refused():
     with pytest.raises(ValueError, match="B has shape"):
-        tile.detect_autocrop_rgb(*[np.zeros((9, 9))] * 3, np.zeros((9, 8)))
+        crop_file.detect_autocrop_rgb(*[np.zeros((9, 9))] * 3, np.zeros((9, 8)))
 
 
 @pytest.mark.parametrize(("rim", "is_kept"), [(1, True), (2, True), (3, False)])
 def test_rim_that_registration_leaves_is_not_cropped(rim: int, is_kept: bool) -> None:
     coverage = np.ones((96, 128))
     coverage[rim:-rim, rim:-rim] = 4
-    box = tile.detect_autocrop_rgb(*[np.full((96, 128), 5.0)] * 4, coverage=coverage)
+    box = crop_file.detect_autocrop_rgb(*[np.full((96, 128), 5.0)] * 4, coverage=coverage)
     assert box == ((0, 0, 96, 128) if is_kept else (11, 11, 85, 117))
     with pytest.raises(ValueError, match="coverage has shape"):
         crop(sky(), coverage=np.zeros((9, 9)))
@@ -311,12 +317,12 @@ def test_wcs_follows_the_crop_with_its_distortion():
     x, y = np.array([30.0, 200.0, 310.0]), np.array([25.0, 100.0, 230.0])
     before = wcs.all_pix2world(x, y, 0)
 
-    moved = tile.shift_wcs(wcs, 20, 30, (200, 280, 3))
+    moved = crop_file.shift_wcs(wcs, 20, 30, (200, 280, 3))
     np.testing.assert_allclose(moved.all_pix2world(x - 30, y - 20, 0), before, rtol=0, atol=1e-11)
     assert moved.pixel_shape == (280, 200)
     np.testing.assert_array_equal(wcs.wcs.crpix, [161.0, 121.0])
     np.testing.assert_array_equal(wcs.all_pix2world(x, y, 0), before)
-    assert tile.shift_wcs(None, 1, 1, (5, 5)) is None
+    assert crop_file.shift_wcs(None, 1, 1, (5, 5)) is None
 
 
 # --------------------------------------------------------------------------- alt-az cleanup, alpha
@@ -326,24 +332,28 @@ def test_coverage_decides_what_is_faded():
     coverage = np.full(SHAPE, 20)
     coverage[:, :10] = 2
     coverage[:, :3] = 0
-    image, alpha = tile.altaz_alpha(sky(gradient=400.0), margin_percent=5.0, decay=0.15, nanize=True, coverage=coverage)
+    image, alpha = alpha_module.altaz_alpha(
+        sky(gradient=400.0), margin_percent=5.0, decay=0.15, nanize=True, coverage=coverage
+    )
     band = 12  # 5 % of 240
     expected = np.clip((np.arange(SHAPE[1]) - 9) / band, 0, 1).astype(np.float32)
     np.testing.assert_allclose(alpha, np.broadcast_to(expected, SHAPE), atol=1e-6)
     assert alpha.dtype == np.float32
     np.testing.assert_array_equal(np.isnan(image[..., 1]), alpha == 0)
-    assert tile.altaz_alpha(image, decay=0.05, coverage=coverage)[1][0, 3] > 0  # 10 % of the frames are enough now
+    assert (
+        alpha_module.altaz_alpha(image, decay=0.05, coverage=coverage)[1][0, 3] > 0
+    )  # 10 % of the frames are enough now
 
 
 def test_uncovered_border_is_faded_whatever_the_decay():
     coverage = np.full(SHAPE, 20)
     coverage[:6] = 0
-    assert (tile.altaz_alpha(sky(), decay=0.0, coverage=coverage)[1][:6] == 0).all()
+    assert (alpha_module.altaz_alpha(sky(), decay=0.0, coverage=coverage)[1][:6] == 0).all()
 
 
 def test_fully_covered_tile_is_not_faded_although_one_side_is_darker():
     image = sky(gradient=400.0)
-    cleaned, alpha = tile.altaz_alpha(image, coverage=np.full((*SHAPE, 3), 20))
+    cleaned, alpha = alpha_module.altaz_alpha(image, coverage=np.full((*SHAPE, 3), 20))
     assert alpha is None
     assert cleaned is image
 
@@ -352,7 +362,7 @@ def test_fully_covered_tile_is_not_faded_although_one_side_is_darker():
 def test_removed_pixels_are_nan_or_zero(nanize):
     image = sky(stars=0)
     image[:, :8] -= 500
-    cleaned, alpha = tile.altaz_alpha(image, nanize=nanize)
+    cleaned, alpha = alpha_module.altaz_alpha(image, nanize=nanize)
     gone = alpha <= 1e-3
     assert gone[1:-1, :7].all()  # an opening rounds the corners
     assert (np.isnan(cleaned[gone]) if nanize else cleaned[gone] == 0).all()
@@ -362,13 +372,13 @@ def test_removed_pixels_are_nan_or_zero(nanize):
 def test_nothing_but_nan_becomes_an_empty_mask():
     blank = np.full((40, 50, 3), np.nan, np.float32)
     for coverage in (None, np.zeros((40, 50))):
-        assert (tile.altaz_alpha(blank, coverage=coverage)[1] == 0).all()
+        assert (alpha_module.altaz_alpha(blank, coverage=coverage)[1] == 0).all()
 
 
 @pytest.mark.parametrize("bad", [{"margin_percent": 60.0}, {"decay": 1.5}, {"decay": math.nan}])
 def test_settings_out_of_range_are_named(bad):
     with pytest.raises(SpecError, match=str(next(iter(bad.values())))):
-        tile.altaz_alpha(sky(), **bad)
+        alpha_module.altaz_alpha(sky(), **bad)
 
 
 def test_fault_registration_borders_counted_as_data():
@@ -376,7 +386,7 @@ def test_fault_registration_borders_counted_as_data():
     coverage = np.ones((*SHAPE, 3), np.int32)
     coverage[:30] = 0
     coverage[30:40, :, 1:] = 0  # one channel is enough
-    alpha = tile.alpha_from_coverage(coverage)
+    alpha = alpha_module.alpha_from_coverage(coverage)
     assert alpha.dtype == np.uint8
     assert (alpha[:30] == 0).all()
     assert (alpha[30:] == 255).all()
@@ -394,9 +404,9 @@ def test_negative_and_zero_sky_is_data():
 def test_alpha_is_the_mask_at_one_half_where_there_is_coverage():
     mask = np.array([[0.0, 0.49, 0.5, 1.0, 1.0]], np.float32)
     coverage = np.array([[5.0, 5.0, 5.0, 0.0, np.nan]])
-    assert tile.alpha_from_coverage(coverage, mask).tolist() == [[0, 0, 255, 0, 0]]
+    assert alpha_module.alpha_from_coverage(coverage, mask).tolist() == [[0, 0, 255, 0, 0]]
     with pytest.raises(ValueError, match="the mask has shape"):
-        tile.alpha_from_coverage(coverage, mask.T)
+        alpha_module.alpha_from_coverage(coverage, mask.T)
 
 
 # --------------------------------------------------------------------------- both, as configured
@@ -407,7 +417,7 @@ def test_fault_crop_and_altaz_need_tkinter():
     code = (
         "import sys\n"
         "for name in ('tkinter', '_tkinter', 'matplotlib', 'cv2', 'cupy', 'numba'): sys.modules[name] = None\n"
-        "import numpy as np, zemosaic_tile as tile\n"
+        "import numpy as np, finish.crop as tile\n"
         "image = np.random.default_rng(0).normal(1000, 10, (200, 260, 3)).astype('f4'); image[:20] = np.nan\n"
         "cfg = {'quality_crop_enabled': True, 'altaz_cleanup_enabled': True}\n"
         "print(tile.apply_crop_pipeline(image, cfg, np.isfinite(image))[2])\n"
@@ -421,7 +431,7 @@ def test_pipeline_crops_image_mask_and_coverage_alike():
     coverage = ragged_coverage()
     image = np.where(coverage[..., None] > 0, sky(), np.nan).astype(np.float32)
     spec = CropSpec(quality_crop=True, altaz_cleanup=True, altaz_decay=0.9)
-    out, mask, box = tile.apply_crop_pipeline(image, spec, coverage)
+    out, mask, box = crop_file.apply_crop_pipeline(image, spec, coverage)
     assert out.shape == (*inside(coverage, box).shape, 3)
     assert mask.shape == out.shape[:2]
     kept = mask > 1e-3
@@ -433,26 +443,26 @@ def test_pipeline_crops_image_mask_and_coverage_alike():
 def test_pipeline_that_is_switched_off_returns_the_tile_itself():
     image = sky()
     for cfg in (None, {}, CropSpec(), {"quality_crop_enabled": "off", "altaz_cleanup_enabled": None}):
-        out, mask, box = tile.apply_crop_pipeline(image, cfg)
+        out, mask, box = crop_file.apply_crop_pipeline(image, cfg)
         assert out is image
         assert mask is box is None
-    assert tile._apply_lecropper_pipeline(image, None)[0] is image
+    assert finish._apply_lecropper_pipeline(image, None)[0] is image
 
 
 def test_configuration_keys_are_read():
-    assert tile.crop_spec_from_config({}) == CropSpec()
+    assert finish.crop_spec_from_config({}) == CropSpec()
     cfg = {
         "quality_crop_enabled": "yes", "quality_crop_band_px": "24", "quality_crop_k_sigma": 3,
         "quality_crop_margin_px": 4, "quality_crop_min_run": None, "altaz_cleanup_enabled": 1,
         "altaz_margin_percent": 7, "altaz_decay": 0.3, "altaz_nanize": "no", "something_else": object(),
     }  # fmt: skip
-    assert tile.crop_spec_from_config(cfg) == CropSpec(True, 24, 3.0, 4, 2, True, 7.0, 0.3, False)
+    assert finish.crop_spec_from_config(cfg) == CropSpec(True, 24, 3.0, 4, 2, True, 7.0, 0.3, False)
 
 
 def test_mono_tile_goes_the_same_way():
     mono = sky()[..., 1].copy()
     mono[:, :30] = np.nan
-    out, mask, box = tile.apply_crop_pipeline(mono, {"quality_crop_enabled": True, "altaz_cleanup_enabled": True})
+    out, mask, box = crop_file.apply_crop_pipeline(mono, {"quality_crop_enabled": True, "altaz_cleanup_enabled": True})
     assert box == (0, 38, *SHAPE)
     assert out.shape == mask.shape == inside(mono, box).shape
     assert evaluate_quality_gate_metrics(mono)["EMPTY"] == pytest.approx(30 / 320)
@@ -465,11 +475,11 @@ def test_fault_inputs_modified():
     image.flags.writeable = coverage.flags.writeable = False
     cfg = {"quality_crop_enabled": True, "altaz_cleanup_enabled": True}
     for given_coverage in (None, coverage):
-        tile.apply_crop_pipeline(image, cfg, given_coverage)
-    tile._apply_lecropper_pipeline(image, cfg)
-    evaluate_quality_gate_metrics(image, alpha=tile.alpha_from_coverage(coverage))
-    tile.measure_noise(image)
-    tile.poststack_rgb_equalization(image, enabled=False)
+        crop_file.apply_crop_pipeline(image, cfg, given_coverage)
+    finish._apply_lecropper_pipeline(image, cfg)
+    evaluate_quality_gate_metrics(image, alpha=alpha_module.alpha_from_coverage(coverage))
+    noise_module.measure_noise(image)
+    equalize.poststack_rgb_equalization(image, enabled=False)
     np.testing.assert_array_equal(image, before)
     np.testing.assert_array_equal(coverage, covered)
 
@@ -626,11 +636,11 @@ def test_real_frame_is_left_whole_and_accepted():
     from astropy.io import fits
 
     image = fits.getdata(DATA / "isaac_cutout.fits").astype(np.float32)
-    assert tile.apply_crop_pipeline(image, CropSpec(quality_crop=True))[2] is None
+    assert crop_file.apply_crop_pipeline(image, CropSpec(quality_crop=True))[2] is None
     metrics = evaluate_quality_gate_metrics(image)
     assert metrics["accepted"]
     assert metrics["objects"] >= 50
     rng = np.random.default_rng(1)
-    own = tile.measure_noise(image)[0]
-    more = tile.measure_noise(image + rng.normal(0, 2 * own, image.shape).astype(np.float32))[0]
+    own = noise_module.measure_noise(image)[0]
+    more = noise_module.measure_noise(image + rng.normal(0, 2 * own, image.shape).astype(np.float32))[0]
     assert more == pytest.approx(math.sqrt(5) * own, rel=0.05)

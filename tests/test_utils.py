@@ -13,20 +13,16 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
-import cuda_utils
-import zemosaic_utils
-from zemosaic_spec import OutputError
-from zemosaic_utils import (
-    compute_sky_statistics,
-    estimate_sky_affine_to_ref,
-    gpu_is_available,
-    gpu_memory_sufficient,
-    make_radial_weight_map,
-    open_source,
-    save_fits_image,
-    tile_hdus,
-    write_fits_atomically,
-)
+from zemosaic_phase3.compat import gpu_names
+from zemosaic_phase3.compat.gpu_names import gpu_is_available, gpu_memory_sufficient
+from zemosaic_phase3.compat.radial_map import make_radial_weight_map
+from zemosaic_phase3.compat.sky_match import compute_sky_statistics, estimate_sky_affine_to_ref
+from zemosaic_phase3.errors import OutputError
+from zemosaic_phase3.io import atomic_write, tile_file
+from zemosaic_phase3.io.atomic_write import write_fits_atomically
+from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.io.tile_file import save_fits_image, tile_hdus
+from zemosaic_phase3.runtime import cuda
 
 HEIGHT, WIDTH = 12, 10
 RNG = np.random.default_rng(7)
@@ -303,7 +299,7 @@ def test_a_real_limit_on_the_size_of_files(tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_seen_before_writing(tmp_path, monkeypatch):
-    monkeypatch.setattr(zemosaic_utils.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(tile_file.shutil, "disk_usage", lambda path: Usage)
     monkeypatch.setattr(os, "fsync", fail_with(AssertionError("written all the same")))
     with pytest.raises(OutputError, match=r"\d+ bytes are needed and 4000 are free"):
         write(tmp_path / "tile.fits")
@@ -329,7 +325,7 @@ def test_folders_that_cannot_take_a_file(tmp_path):
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
 def test_unwritable_folder(tmp_path, monkeypatch, code):
     if os.geteuid() == 0:  # root may write everywhere, so the refusal is made
-        monkeypatch.setattr(zemosaic_utils, "_write_to_disk", fail_with(OSError(code, "refused")))
+        monkeypatch.setattr(atomic_write, "_write_to_disk", fail_with(OSError(code, "refused")))
     else:
         tmp_path.chmod(0o500)
     with pytest.raises(OutputError, match="may not be written; choose another"):
@@ -436,11 +432,11 @@ def test_sky_affine_needs_pairs():
 
 
 def test_gpu_names_answer_as_cuda_utils_does(monkeypatch):
-    assert gpu_is_available() == cuda_utils.gpu_supported()
-    assert zemosaic_utils.ensure_cupy_pool_initialized() == cuda_utils.initialize_pools()
-    assert zemosaic_utils.free_cupy_memory_pools() == cuda_utils.free_pools()
-    monkeypatch.setattr(cuda_utils, "memory_info", lambda: (1000, 2000))
+    assert gpu_is_available() == cuda.gpu_supported()
+    assert gpu_names.ensure_cupy_pool_initialized() == cuda.initialize_pools()
+    assert gpu_names.free_cupy_memory_pools() == cuda.free_pools()
+    monkeypatch.setattr(cuda, "memory_info", lambda: (1000, 2000))
     assert gpu_memory_sufficient(750) and not gpu_memory_sufficient(751)
     assert gpu_memory_sufficient(1000, safety_fraction=1.0)
-    monkeypatch.setattr(cuda_utils, "memory_info", lambda: None)
+    monkeypatch.setattr(cuda, "memory_info", lambda: None)
     assert not gpu_memory_sufficient(0)

@@ -14,12 +14,15 @@ from typing import get_args
 import numpy as np
 import pytest
 
-import zemosaic_kernels as kernels
-import zemosaic_warmup as warmup
-from zemosaic_report import kernel_cache
-from zemosaic_slabs import stack_job
-from zemosaic_spec import RejectName, StackSpec
-from zemosaic_stack import as_frames, make_job
+from zemosaic_phase3.app.doctor import kernel_cache
+from zemosaic_phase3.compat.descriptors import as_frames
+from zemosaic_phase3.engine import warmup
+from zemosaic_phase3.engine.cpu import stack_job
+from zemosaic_phase3.engine.job import make_job
+from zemosaic_phase3.methods import RejectName
+from zemosaic_phase3.runtime import jit as kernels
+from zemosaic_phase3.runtime import limits
+from zemosaic_phase3.spec import StackSpec
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,7 +34,7 @@ def test_every_method_can_be_compiled_for(reject: str) -> None:
 
 @pytest.mark.parametrize("weight", ["none", "noise_variance"])
 def test_what_is_compiled_is_what_the_stack_calls(weight: str, rng: np.random.Generator) -> None:
-    from zemosaic_combine import _block_kernel
+    from zemosaic_phase3.combine.block import _block_kernel
 
     spec = StackSpec(normalize="none", weight=weight)
     _block_kernel.cache_clear()
@@ -84,7 +87,7 @@ def test_only_a_first_run_with_a_core_to_spare_starts_one(
 ) -> None:
     for name in files:
         (tmp_path / name).touch()
-    monkeypatch.setattr(warmup, "usable_cpus", lambda: cores)
+    monkeypatch.setattr(limits, "usable_cpus", lambda: cores)
     with warmup.kernels_compiled_beside(StackSpec(), tmp_path):
         assert bool(kernels._compiler) == started
     with warmup.kernels_compiled_beside(StackSpec(), None):
@@ -102,7 +105,7 @@ def test_compiled_kernels_are_loaded_without_what_compiling_needs() -> None:
         pytest.skip("nothing is compiled, or no folder for compiled code")
     warmup.warm_up(StackSpec())
     code = (
-        "import sys; from zemosaic_spec import StackSpec; from zemosaic_warmup import warm_up; warm_up(StackSpec()); "
+        "import sys; from zemosaic_phase3.spec import StackSpec; from zemosaic_phase3.engine.warmup import warm_up; warm_up(StackSpec()); "
         "print(*(name in sys.modules for name in ('numba', 'numba.np.arraymath', 'scipy.linalg')))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -110,7 +113,7 @@ def test_compiled_kernels_are_loaded_without_what_compiling_needs() -> None:
 
 
 def test_the_share_of_this_process_is_what_the_other_one_looks_for() -> None:
-    from zemosaic_rejection import compile_huber_rounds
+    from zemosaic_phase3.rejection.winsorized_huber import compile_huber_rounds
 
     folder = kernel_cache()
     if folder is None:
@@ -136,7 +139,7 @@ def test_the_process_takes_no_module_from_the_folder_it_is_started_in(
     (tmp_path / "types.py").write_text("raise SystemExit('not the one')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)  # where it is relative it means that folder
-    monkeypatch.setattr(warmup, "usable_cpus", lambda: 2)
+    monkeypatch.setattr(limits, "usable_cpus", lambda: 2)
     with warmup.kernels_compiled_beside(StackSpec(), tmp_path):
         process = kernels._compiler[0]
         kernels.wait_for_compiler()
@@ -147,7 +150,7 @@ def test_kernels_run_where_no_folder_can_be_written(tmp_path: Path) -> None:
     """As in a read-only installation without a home folder: neither beside the module nor anywhere else."""
     (tmp_path / "__pycache__").touch()  # a file where the folder would be: not even root can write into it
     (tmp_path / "doubling.py").write_text(
-        "from zemosaic_kernels import kernel\n\n\n@kernel\ndef double(x):\n    return x + x\n"
+        "from zemosaic_phase3.runtime.jit import kernel\n\n\n@kernel\ndef double(x):\n    return x + x\n"
     )
     nowhere = dict.fromkeys(("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME", "LOCALAPPDATA", "IPYTHONDIR"), os.devnull)
     done = subprocess.run(

@@ -10,21 +10,15 @@ import numpy as np
 import oracle
 import pytest
 
-import zemosaic_align_stack as engine
-import zemosaic_weights as weights
-from zemosaic_group import scan_frame
-from zemosaic_levels import clipped_variance, level_step, levels_of, measure_levels
-from zemosaic_spec import (
-    STAR_NORMALISATIONS,
-    FrameStats,
-    NoFramesError,
-    NormalizeName,
-    RegisterSpec,
-    SpecError,
-    StackSpec,
-    WeightName,
-)
-from zemosaic_utils import open_source
+from zemosaic_phase3.compat import stack_arrays as engine
+from zemosaic_phase3.errors import NoFramesError, SpecError
+from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.methods import STAR_NORMALISATIONS, NormalizeName, WeightName
+from zemosaic_phase3.photometry import frame_table, measure, normalize, weights
+from zemosaic_phase3.photometry.levels import clipped_variance, level_step, levels_of, measure_levels
+from zemosaic_phase3.pipeline.group import scan_frame
+from zemosaic_phase3.records import FrameStats
+from zemosaic_phase3.spec import RegisterSpec, StackSpec
 from zemosaic_worker import stack_files
 
 STAR_WEIGHTS = ("noise_fwhm", "snr", "stars")
@@ -44,7 +38,7 @@ def frames(n=4, channels=3, seed=0):
 def test_normalisation_equals_the_oracle(method, channels):
     stack = frames(channels=channels)
     stats = [measure_levels(f) for f in stack]
-    scale, offset = weights.normalisation(StackSpec(normalize=method), stats, 2)
+    scale, offset = normalize.normalisation(StackSpec(normalize=method), stats, 2)
     ours = stack * scale[:, None, None] + offset[:, None, None]
     expected = oracle.normalize(stack.astype(float) if channels == 3 else stack[..., 0].astype(float), method, 2)
     np.testing.assert_allclose(ours if channels == 3 else ours[..., 0], expected, rtol=1e-6, equal_nan=True)
@@ -79,11 +73,11 @@ def test_a_flat_frame_is_shifted_never_replaced():
     stack[1] = 77.0
     stats = [measure_levels(f) for f in stack]
     for method in ("linear_fit", "additive", "additive_scaling"):
-        scale, offset = weights.normalisation(StackSpec(normalize=method), stats, 0)
+        scale, offset = normalize.normalisation(StackSpec(normalize=method), stats, 0)
         np.testing.assert_array_equal(scale[1], 1.0)
         np.testing.assert_allclose(77.0 + offset[1], stats[0].p25 if method == "linear_fit" else stats[0].median)
     for method in ("multiplicative", "multiplicative_scaling"):  # no dispersion to match: the level alone
-        scale, offset = weights.normalisation(StackSpec(normalize=method), stats, 0)
+        scale, offset = normalize.normalisation(StackSpec(normalize=method), stats, 0)
         np.testing.assert_allclose(77.0 * scale[1] + offset[1], stats[0].median)
 
 
@@ -93,20 +87,20 @@ def test_a_level_that_is_not_positive_is_not_scaled(method, level):
     stats = [replace(stats_of(4.0), median=np.array([m])) for m in (100.0, level, 50.0)]
     spec = StackSpec(normalize=method, weight="none")
     three = ["a", "b", "c"], [np.eye(3)] * 3, stats, spec
-    rows, used, dropped = weights.build_frame_table(*three, 0)
+    rows, used, dropped = frame_table.build_frame_table(*three, 0)
     assert used == [0, 2]
     np.testing.assert_allclose(rows.scale[:, 0], [1.0, 2.0])
     assert dropped[0][0] == "b"
     assert f"({level:g} ADU)" in dropped[0][1]
     assert "additive" in dropped[0][1]
     with pytest.raises(NoFramesError, match="the reference's median"):
-        weights.build_frame_table(*three, 1)
+        frame_table.build_frame_table(*three, 1)
 
 
 def test_negative_levels_are_shifted():
     stats = [replace(stats_of(4.0), median=np.array([m])) for m in (-5.0, 20.0)]
     for method in ("additive", "additive_scaling"):
-        scale, offset = weights.normalisation(StackSpec(normalize=method), stats, 0)
+        scale, offset = normalize.normalisation(StackSpec(normalize=method), stats, 0)
         np.testing.assert_allclose((scale[1], offset[1]), [[1.0], [-25.0]])
 
 
@@ -167,25 +161,25 @@ def test_cell_view_puts_every_colour_in_its_place():
     for pattern in ("RGGB", "GRBG", "GBRG", "BGGR"):
         value = {"R": 10, "G": 20, "B": 30}
         cell = np.array([value[c] for c in pattern], np.uint16).reshape(2, 2)
-        view = weights.cell_view(np.tile(cell, (3, 4)), pattern)
+        view = measure.cell_view(np.tile(cell, (3, 4)), pattern)
         assert view.shape == (3, 4, 3)
         np.testing.assert_array_equal(view, np.broadcast_to(np.float32([10, 20, 30]), view.shape))
 
 
 def test_cell_view_of_odd_frames_drops_the_last_line():
-    view = weights.cell_view(np.arange(35, dtype=np.uint16).reshape(5, 7), "RGGB")
+    view = measure.cell_view(np.arange(35, dtype=np.uint16).reshape(5, 7), "RGGB")
     assert view.shape == (2, 3, 3)
     np.testing.assert_array_equal(view[0, 0], [0.0, (1 + 7) / 2, 8.0])
 
 
 def test_greens_near_full_scale_do_not_overflow():
-    view = weights.cell_view(np.full((4, 4), 65535, np.uint16), "GRBG")
+    view = measure.cell_view(np.full((4, 4), 65535, np.uint16), "GRBG")
     np.testing.assert_array_equal(view, 65535.0)
 
 
 def test_levels_of_a_colour_frame_are_measured_on_the_frame():
     image = np.random.default_rng(0).random((9, 10, 3)).astype(np.float32)
-    np.testing.assert_array_equal(weights.read_frame(open_source(image))[1], image)
+    np.testing.assert_array_equal(measure.read_frame(open_source(image))[1], image)
 
 
 def test_sampling_every_kth_row_changes_little():
@@ -203,7 +197,7 @@ def stats_of(variance, median=100.0):
 def table(variances, **spec):
     spec = StackSpec(**{"normalize": "none", "weight": "noise_variance", **spec})
     n = len(variances)
-    return weights.build_frame_table(
+    return frame_table.build_frame_table(
         [f"f{i}" for i in range(n)], [np.eye(3)] * n, [stats_of(v) for v in variances], spec
     )
 
@@ -250,7 +244,7 @@ def test_a_frame_that_is_left_out_sets_no_scale():
 def test_equal_star_counts_are_said_to_tell_nothing():
     stats = [replace(stats_of(4.0), n_stars=400)] * 2
     spec = StackSpec(normalize="none", weight="stars")
-    rows, _, _ = weights.build_frame_table(["a", "b"], [np.eye(3)] * 2, stats, spec)
+    rows, _, _ = frame_table.build_frame_table(["a", "b"], [np.eye(3)] * 2, stats, spec)
     np.testing.assert_array_equal(rows.weight, 1.0)
     assert "400 stars" in rows.notes[0]
 
@@ -300,10 +294,10 @@ def test_noise_fwhm_works_in_memory(channels):
 
 def test_snr_follows_transparency_and_no_normalisation():
     images = [star_field(3.0, transparency=t, seed=i) for i, t in enumerate((1.0, 0.5, 0.25))]
-    stats = [weights.measure_frame(open_source(f), with_its_stars=True) for f in images]
+    stats = [measure.measure_frame(open_source(f), with_its_stars=True) for f in images]
     for method in ("none", "additive_scaling", "multiplicative"):
         spec = StackSpec(normalize=method, weight="snr")
-        rows, _, _ = weights.build_frame_table(list("abc"), [np.eye(3)] * 3, stats, spec)
+        rows, _, _ = frame_table.build_frame_table(list("abc"), [np.eye(3)] * 3, stats, spec)
         # Thirty stars, of which a blend that is two in one frame and one in another: f is good to 7 %.
         np.testing.assert_allclose(relative(rows.weight), [1.0, 0.25, 0.0625], rtol=0.15)
 
@@ -366,7 +360,7 @@ def test_steps_of_any_camera_and_type_are_found(step, dtype):
     rng = np.random.default_rng(step)
     true = 1003.7 + 40.0 * rng.standard_normal((300, 400))
     frame = (step * np.round(true / step)).astype(dtype)
-    stats = weights.measure_frame(open_source(frame))
+    stats = measure.measure_frame(open_source(frame))
     assert stats.median[0] == pytest.approx(1003.7, abs=0.6)
     assert stats.mad_sigma[0] == pytest.approx(40.0, rel=0.02)
 
@@ -388,5 +382,5 @@ def test_small_units_are_scaled_too():
     stack = frames(2, 1) * np.float32(1e-9)
     stack[1] *= np.float32(2.0)
     spec = StackSpec(normalize="additive_scaling")
-    scale, _ = weights.normalisation(spec, [measure_levels(f) for f in stack], 0)
+    scale, _ = normalize.normalisation(spec, [measure_levels(f) for f in stack], 0)
     assert scale[1, 0] == pytest.approx(0.5 * 0.9 / 1.1, rel=0.2)

@@ -16,7 +16,7 @@ from astropy.table import Table
 from astropy.wcs import WCS
 
 import zemosaic_worker as worker
-from zemosaic_simulate import SimulationSpec, simulate
+from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
 
 SHAPE = (96, 128)
 SKY = SimulationSpec(
@@ -195,7 +195,7 @@ class FakeGpu:
     """A GPU engine as Mode C sees one: the CPU engine, counted. What a real one computes is tested in its own file."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: bool = False) -> None:
-        from zemosaic_align_stack import stack_descriptors
+        from zemosaic_phase3.compat.stack_descriptors import stack_descriptors
 
         self.calls = 0
 

@@ -1,0 +1,263 @@
+"""The commands of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from zemosaic_phase3.app import console as console_module
+from zemosaic_phase3.app import doctor, summary
+from zemosaic_phase3.app.options import NO_PREVIEW, PROGRAM
+from zemosaic_phase3.errors import NoFramesError, OutputError, SpecError
+from zemosaic_phase3.io.inputs import expand_inputs, real_paths
+from zemosaic_phase3.pipeline.outputs import check_output, without_output, without_tiles
+from zemosaic_phase3.progress import timed
+from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
+from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STANDARD_OUTPUT: Final = Path("-")
+STACK_STAGES: Final = ("measure", "register", "stack")
+BENCH_STAGES: Final = ("make", "bench")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files of a run; None: not wanted. The report may be ``STANDARD_OUTPUT``."""
+
+    image: Path
+    preview: Path | None = None
+    report: Path | None = None
+
+    def as_dict(self) -> dict[str, Path | None]:
+        """Return the files by the labels that summary and report use."""
+        return {"output": self.image, "preview": self.preview}
+
+
+def _outputs(args: argparse.Namespace) -> Outputs:
+    """Return the files to write, all different.
+
+    Raises
+    ------
+    SpecError
+        Two have one name.
+    OutputError
+        One could not be written when the work is done.
+    """
+    preview = args.output.with_suffix(".png") if args.preview is None else args.preview
+    outputs = Outputs(args.output, None if preview == NO_PREVIEW else preview, args.json)
+    files = [path for path in (outputs.image, outputs.preview, outputs.report) if path not in (None, STANDARD_OUTPUT)]
+    if len({path.resolve() for path in files}) < len(files):
+        raise SpecError(f"output, preview and report must be different files, not {', '.join(map(str, files))}")
+    for path in files:
+        check_output(path, overwrite=args.overwrite)
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path}: is no regular file; choose another name")
+    return outputs
+
+
+def _specs(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectSpec]:
+    """Return what the options ask for; raises SpecError for a value out of range."""
+    if args.require_gpu and args.device == "cpu":
+        raise SpecError("--require-gpu and --device cpu contradict each other")
+    stack = StackSpec(
+        normalize=args.normalize,
+        weight=args.weight,
+        reject=args.reject,
+        wsc_impl=args.wsc_impl,
+        line_fit=args.line_fit,
+        kappa_low=args.kappa_low,
+        kappa_high=args.kappa_high,
+        winsor_limits=args.winsor_limits,
+        combine=args.combine,
+        equalize_rgb=args.equalize_rgb,
+        radial_weight=args.radial_weight,
+        interpolation=args.interpolation,
+        flatten=args.flatten,
+    )
+    if args.winsor_limits is not None and not stack.is_legacy_winsor:
+        raise SpecError("--winsor-limits needs --reject winsorized_sigma_clip --wsc-impl legacy_quantile")
+    select = SelectSpec(max_fwhm=args.max_fwhm, min_stars=args.min_stars, drop_worst=args.drop_worst)
+    return stack, RegisterSpec(mode=args.register, transform=args.transform), select
+
+
+def _frames(args: argparse.Namespace, output: Path, console: Console) -> list[Path]:
+    """List the frames; earlier results among the files of a folder are none of them.
+
+    Raises
+    ------
+    NoFramesError
+        There is none.
+    OutputError
+        The output is an input, and no earlier result.
+    """
+    found = expand_inputs(args.inputs)
+    frames = without_tiles(without_output(found, args.inputs, output), args.inputs)
+    if not frames:
+        raise NoFramesError(f"no frames but finished stacks in: {', '.join(args.inputs)}")
+    if not args.quiet and output.resolve() in real_paths(found):
+        console.print(f"note: {output} lies among the inputs and is not stacked", soft_wrap=True)
+    return frames
+
+
+def _reference(name: str, frames: Sequence[Path]) -> str | None:
+    """Return the reference as its input is named, however the user wrote its path; None chooses the best.
+
+    Raises
+    ------
+    NoFramesError
+        It is not among the frames.
+    """
+    if name == "auto":
+        return None
+    wanted = Path(name).resolve()
+    same = [path for path, real in zip(frames, real_paths(frames), strict=True) if real == wanted]
+    same = same or [path for path in frames if path.name == name]
+    if not same:
+        raise NoFramesError(f"the reference {name} is not among the {len(frames)} inputs; name one of them, or auto")
+    return str(same[0])
+
+
+def run_stack(args: argparse.Namespace, console: Console) -> None:
+    """``stack``: register and stack frames into one FITS file, a preview and a report."""
+    from zemosaic_phase3.engine.warmup import kernels_compiled_beside
+    from zemosaic_worker import stack_files
+
+    stack, register, select = _specs(args)
+    outputs = _outputs(args)
+    frames = _frames(args, outputs.image, console)
+    reference = _reference(args.reference, frames)
+    console_module.announce_compilation(console, quiet=args.quiet)
+    with (
+        kernels_compiled_beside(stack),
+        console_module.shown_progress(console, STACK_STAGES, quiet=args.quiet) as progress,
+    ):
+        tile = stack_files(
+            frames,
+            outputs.image,
+            stack=stack,
+            register=register,
+            select=select,
+            bayer=args.bayer,
+            reference=reference,
+            device=args.device,
+            require_gpu=args.require_gpu,
+            memory=args.memory,
+            workers=args.workers,
+            maps=args.maps,
+            overwrite=args.overwrite,
+            progress=progress,
+        )
+    if outputs.preview is not None:
+        with timed(tile.report, "preview"):
+            summary.write_preview(tile, outputs.preview)
+    wants_stdout = outputs.report == STANDARD_OUTPUT
+    if outputs.report is not None:
+        text = summary.json_text(summary.report_document(tile, outputs.as_dict()))
+        if wants_stdout:
+            sys.stdout.write(text)
+        else:
+            summary.write_text(text, outputs.report)
+    if not args.quiet:
+        summary.print_summary(
+            console if wants_stdout else console_module.make_console(sys.stdout), tile, outputs.as_dict()
+        )
+
+
+def run_simulate(args: argparse.Namespace, console: Console) -> None:
+    """``simulate``: write frames and their truth into a folder."""
+    known = SimulationSpec.__dataclass_fields__
+    values = {name: value for name, value in vars(args).items() if name in known}
+    if "size" in args:
+        values["height"], values["width"] = args.size
+    spec = SimulationSpec(**values)
+    with console_module.shown_progress(console, ("simulate",), quiet=args.quiet) as progress:
+        truth = simulate(spec, args.folder, overwrite=args.overwrite, progress=progress)
+    if not args.quiet:
+        facts = [
+            ("frames", f"{spec.n_frames} of {spec.height} x {spec.width} pixels, {spec.bayer}, seed {spec.seed}"),
+            ("stars", f"{len(truth.star_xy)}; {len(truth.trail_frame)} satellite trails"),
+            ("folder", f"{args.folder}, truth in truth.json and truth.npz"),
+        ]
+        summary.print_facts(console_module.make_console(sys.stdout), facts)
+
+
+def run_demo(args: argparse.Namespace, console: Console) -> None:
+    """``demo``: simulate, stack with the default options, compare with the truth."""
+    from zemosaic_phase3.app import demo
+
+    demo.run_demo(args.folder, console, quiet=args.quiet)
+
+
+def run_doctor(_args: argparse.Namespace, _console: Console) -> None:
+    """``doctor``: what there is, and what ``stack`` would choose."""
+    summary.print_facts(console_module.make_console(sys.stdout), doctor.machine_facts())
+
+
+def run_bench(args: argparse.Namespace, console: Console) -> None:
+    """``bench``: time every method, say what limits this machine."""
+    from zemosaic_phase3.app import bench
+
+    if args.json not in (None, STANDARD_OUTPUT):
+        check_output(args.json, overwrite=args.overwrite)
+    height, width = args.size
+    spec = bench.BenchSpec(
+        frames=args.frames,
+        height=height,
+        width=width,
+        channels=args.channels,
+        methods=args.methods or (),
+        repeat=args.repeat,
+        workers=args.workers,
+        memory=args.memory,
+        files=args.files,
+    )
+    console_module.announce_compilation(console, quiet=args.quiet)
+    with console_module.shown_progress(console, BENCH_STAGES, quiet=args.quiet) as progress:
+        result = bench.run_bench(spec, progress)
+    text = summary.json_text(result.as_dict())
+    if args.json == STANDARD_OUTPUT:
+        sys.stdout.write(text)
+        return
+    if args.json is not None:
+        summary.write_text(text, args.json)
+    if not args.quiet:
+        bench.print_bench(console_module.make_console(sys.stdout), result)
+
+
+def run_attach(args: argparse.Namespace, _console: Console) -> None:
+    """``attach``: put our functions into a ZeMosaic checkout, and say what was done."""
+    from zemosaic_phase3.compat import attach
+
+    done = attach.attach(args.checkout)
+    facts = [("attached", str(done.checkout))]
+    facts += _continued("put there", [f"{folder}/ (three small files, hidden from git)" for folder in done.folders])
+    facts += _continued("replaced", done.replaced)
+    facts += _continued("left alone", [f"{name}: {reason}" for name, reason in done.kept.items()])
+    facts.append(("takes effect", "at the next start of ZeMosaic; none of its files was changed"))
+    if done.missing:
+        facts.append(("attention", f"the Python that runs ZeMosaic needs {', '.join(done.missing)} too"))
+    facts.append(("to undo", f"{PROGRAM} detach {done.checkout}"))
+    if not args.quiet:
+        summary.print_facts(console_module.make_console(sys.stdout), facts)
+
+
+def run_detach(args: argparse.Namespace, _console: Console) -> None:
+    """``detach``: take out what ``attach`` put there."""
+    from zemosaic_phase3.compat import attach
+
+    done = attach.detach(args.checkout)
+    if not args.quiet:
+        facts = [("detached", str(done.checkout)), *_continued("removed", [f"{folder}/" for folder in done.folders])]
+        summary.print_facts(console_module.make_console(sys.stdout), facts)
+
+
+def _continued(label: str, lines: Sequence[str]) -> list[tuple[str, str]]:
+    """Label the first of several lines."""
+    return [(label if k == 0 else "", line) for k, line in enumerate(lines)]

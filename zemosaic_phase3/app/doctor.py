@@ -1,0 +1,81 @@
+"""What this machine has, and what a stack would choose."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from zemosaic_phase3 import __version__
+from zemosaic_phase3.compat.parallel_plan import ParallelPlan
+from zemosaic_phase3.runtime.limits import ContainerLimits, available_memory, container_limits, memory_text, usable_cpus
+
+if TYPE_CHECKING:
+    from zemosaic_phase3.engine.gpu_check import Usability
+    from zemosaic_phase3.runtime.cuda import GpuProbe
+
+PACKAGES: Final = ("numpy", "numba", "astropy", "scipy", "rich", "psutil")
+NO_KERNEL_CACHE: Final = "no folder can be written: kernels are compiled at every start; set NUMBA_CACHE_DIR"
+
+
+def kernel_cache() -> Path | None:
+    """Return the folder where compiled kernels are kept; None if none can be written (or nothing is compiled)."""
+    from zemosaic_phase3.resample.demosaic import demosaic_rows
+    from zemosaic_phase3.runtime.jit import cache_folder
+
+    return cache_folder(demosaic_rows)
+
+
+def machine_facts() -> list[tuple[str, str]]:
+    """Return what ``doctor`` prints: labels and texts on versions, cores, memory, GPU, and what a stack would use."""
+    import zemosaic_worker
+    from zemosaic_phase3.engine.gpu_check import usability
+    from zemosaic_phase3.runtime import cuda as cuda_module
+
+    limits = container_limits()
+    cpus, available = usable_cpus(limits), available_memory(limits)
+    cache = kernel_cache()
+    plan = ParallelPlan(cpu_workers=cpus, use_memmap=False, max_chunk_bytes=0, use_gpu=True)
+    takes_gpu = zemosaic_worker._phase3_gpu_candidate(plan)
+    why = "" if takes_gpu else f" ({zemosaic_worker._phase3_gpu_refusal(plan)})"
+    return [
+        ("versions", ", ".join(f"{name} {number}" for name, number in versions().items())),
+        ("python", f"{sys.executable} on {platform.platform()}"),
+        ("cores", f"{cpus} of {os.cpu_count()} may be used" + (f"; quota {limits.cpus:g}" if limits.cpus else "")),
+        ("memory", _memory_fact(limits, available)),
+        ("kernel cache", f"{cache} (writable)" if cache else NO_KERNEL_CACHE),
+        *_gpu_facts(cuda_module.probe(), usability()),
+        ("stack would", f"use the {'GPU' if takes_gpu else 'CPU'}{why},"),
+        ("", f"{cpus} workers, {memory_text(available // 2)} of memory (half of what is available)"),
+    ]
+
+
+def _memory_fact(limits: ContainerLimits, available: int) -> str:
+    import psutil
+
+    text = f"{memory_text(available)} available of {memory_text(int(psutil.virtual_memory().total))}"
+    return text if limits.memory_limit is None else f"{text}; container limit {memory_text(limits.memory_limit)}"
+
+
+def _gpu_facts(gpu: GpuProbe, check: Usability) -> list[tuple[str, str]]:
+    if not gpu.usable_hint:
+        return [("GPU", f"none: {gpu.reason}"), ("", f"remedy: {gpu.remedy}")]
+    free = f"{memory_text(gpu.vram_free)} free of {memory_text(gpu.vram_total)}"
+    cuda = f"CuPy {gpu.cupy_version}, CUDA runtime {gpu.runtime_version}, driver {gpu.driver_version}"
+    told = "a test tile came out right" if check.usable else f"cannot be used: {check.reason}; remedy: {check.remedy}"
+    return [("GPU", f"{gpu.name}, {free}; {cuda}"), ("", told)]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of this program, of Python and of the packages it rests on; "missing" where there is none."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {"zemosaic-phase3": __version__, "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    return found

@@ -1,0 +1,311 @@
+"""The options of the command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, get_args
+
+from zemosaic_phase3.errors import SpecError
+from zemosaic_phase3.io.fits_header import BAYER_PATTERNS
+from zemosaic_phase3.methods import (
+    DEFAULT_KAPPA,
+    CombineName,
+    DeviceName,
+    InterpolationName,
+    LineFit,
+    NormalizeName,
+    RegisterMode,
+    RejectName,
+    TransformName,
+    WeightName,
+    WscImpl,
+    canonical,
+)
+from zemosaic_phase3.runtime import limits as limits_module
+from zemosaic_phase3.simulate.scene import SimulationSpec
+from zemosaic_phase3.spec import RegisterSpec, StackSpec
+
+PROGRAM: Final = "zemosaic-phase3"
+OUTPUT_SUFFIXES: Final = (".fits", ".fit", ".fts")
+NO_PREVIEW: Final = Path("none")
+
+
+def _name(kind: str, allowed: object) -> Callable[[str], str]:
+    """Return a converter for a method's name; argparse turns its error into a usage message with what is allowed."""
+
+    def convert(text: str) -> str:
+        return _as_argument(lambda: canonical(kind, text, allowed))
+
+    return convert
+
+
+def _as_argument(make: Callable[[], Any]) -> Any:
+    try:
+        return make()
+    except SpecError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
+
+
+def _memory(text: str) -> int:
+    return int(_as_argument(lambda: limits_module.parse_memory(text)))
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _limits(text: str) -> tuple[float, float]:
+    low, comma, high = text.partition(",")
+    try:
+        if comma:
+            return float(low), float(high)
+    except ValueError:
+        pass  # said below, the same as for a missing comma
+    raise argparse.ArgumentTypeError(f"{text!r} is not two numbers with a comma between, e.g. 0.05,0.05")
+
+
+def _bayer(text: str) -> str:
+    if text.lower() in ("auto", "none"):
+        return text.lower()
+    if text.upper() not in BAYER_PATTERNS:
+        allowed = ", ".join(("auto", "none", *BAYER_PATTERNS))
+        raise argparse.ArgumentTypeError(f"unknown Bayer pattern {text!r}; choose one of: {allowed}")
+    return text.upper()
+
+
+def _size(text: str) -> tuple[int, int]:
+    rows, _, columns = text.lower().partition("x")
+    if not (rows.isdecimal() and columns.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write rows x columns, e.g. 1080x1920")
+    return int(rows), int(columns)
+
+
+def _path_ending(*suffixes: str, instead: str | None = None) -> Callable[[str], Path]:
+    """Return a converter for a file to write: it must end in one of ``suffixes``, or be the word ``instead``."""
+
+    def convert(text: str) -> Path:
+        if text != instead and not text.lower().endswith(suffixes):
+            also = "" if instead is None else f", or be {instead!r}"
+            raise argparse.ArgumentTypeError(f"{text!r} must end in {' or '.join(suffixes)}{also}")
+        return Path(text)
+
+    return convert
+
+
+def add_stack(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="files, folders (their FITS and .npy files) or quoted patterns"
+    )
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="OUT", type=_path_ending(*OUTPUT_SUFFIXES),
+        help="FITS file to write, ending in .fits, .fit or .fts",
+    )  # fmt: skip
+    _add_registration(parser.add_argument_group("frames and registration"))
+    _add_stacking(parser.add_argument_group("rejection and combination"))
+    _add_resources(parser.add_argument_group("device and resources"))
+    _add_results(parser.add_argument_group("results"))
+    _add_messages(parser)
+
+
+Group = argparse._ArgumentGroup  # argparse gives its groups no public name
+
+
+def _add_choice(group: Group, option: str, kind: str, allowed: object, default: str, meaning: str) -> None:
+    names = get_args(allowed)
+    group.add_argument(
+        option, type=_name(kind, allowed), default=default, metavar="NAME",
+        help=f"{meaning}; one of: {', '.join(names)} (default: {default})",
+    )  # fmt: skip
+
+
+def _add_registration(group: Group) -> None:
+    group.add_argument(
+        "--reference", metavar="FILE", default="auto",
+        help="frame the others are brought onto: one of the inputs, or auto for the best of them (default: auto)",
+    )  # fmt: skip
+    _add_choice(
+        group, "--register", "registration", RegisterMode, "auto",
+        "how; auto is stars, seeded by the WCS, with the WCS alone where there are too few stars; "
+        "none takes frames that are registered already",
+    )  # fmt: skip
+    _add_choice(
+        group, "--transform", "transform", TransformName, RegisterSpec.transform,
+        "model of a frame's map onto the reference; auto is the simplest that the stars do not contradict",
+    )  # fmt: skip
+    group.add_argument(
+        "--max-fwhm", type=float, metavar="PX", help="leave out frames whose stars are wider, pixels (default: none)"
+    )
+    group.add_argument(
+        "--min-stars",
+        type=_positive,
+        metavar="N",
+        help="leave out frames with fewer stars (default: none)",
+    )
+    group.add_argument(
+        "--drop-worst", type=float, default=0.0, metavar="PERCENT",
+        help="leave out this share of the registered frames, those that show faint stars worst (default: 0)",
+    )  # fmt: skip
+    _add_choice(group, "--interpolation", "interpolation", InterpolationName, StackSpec.interpolation, "resampling")
+    group.add_argument(
+        "--bayer", type=_bayer, default="auto", metavar="PATTERN",
+        help=f"colour mosaic of the frames: auto (as their headers say), none, {', '.join(BAYER_PATTERNS)} "
+        "(default: auto)",
+    )  # fmt: skip
+
+
+def _add_stacking(group: Group) -> None:
+    default = StackSpec
+    _add_choice(group, "--reject", "rejection", RejectName, default.reject, "outlier rejection")
+    for side, at in (("low", 0), ("high", 1)):
+        own = ", ".join(
+            f"{limits[at]:g} {name}" for name, limits in DEFAULT_KAPPA.items() if name not in ("none", "gesd")
+        )
+        text = f"rejection limit on the {side} side, sigma; a fraction for percentile_clip (default: {own})"
+        group.add_argument(f"--kappa-{side}", type=float, metavar="K", help=text)
+    group.add_argument(
+        "--winsor-limits", type=_limits, metavar="L,H",
+        help="fractions winsorized at each end; only for --wsc-impl legacy_quantile (default: 0.05,0.05)",
+    )  # fmt: skip
+    _add_choice(group, "--wsc-impl", "winsorizing (wsc_impl)", WscImpl, default.wsc_impl, "kind of winsorizing")
+    _add_choice(group, "--line-fit", "line fit", LineFit, default.line_fit, "how linear_fit_clip fits its line")
+    _add_choice(group, "--normalize", "normalisation", NormalizeName, default.normalize, "matching of levels")
+    group.add_argument(
+        "--flatten", action="store_true",
+        help="make the backgrounds of all frames like the reference's, by a low-order surface each (default: no)",
+    )  # fmt: skip
+    _add_choice(group, "--weight", "weight", WeightName, default.weight, "weights of the frames")
+    _add_choice(group, "--combine", "combination", CombineName, default.combine, "combination of what is kept")
+    group.add_argument(
+        "--radial-weight", action="store_true", help="give less weight to the corners of frames (default: no)"
+    )
+    group.add_argument(
+        "--equalize-rgb", action=argparse.BooleanOptionalAction, default=default.equalize_rgb,
+        help="scale the channels of the result to one median (default: no)",
+    )  # fmt: skip
+
+
+def _add_resources(group: Group) -> None:
+    _add_choice(
+        group, "--device", "device", DeviceName, "auto",
+        "where to stack: auto takes a GPU that works, else the CPU; gpu is auto with --require-gpu",
+    )  # fmt: skip
+    group.add_argument("--require-gpu", action="store_true", help="fail rather than use the CPU (default: no)")
+    group.add_argument(
+        "--memory", type=_memory, metavar="SIZE",
+        help="memory to use, e.g. 4GB, 512MiB or 50%% of what is available (default: 50%%)",
+    )  # fmt: skip
+    group.add_argument(
+        "--workers", type=_positive, metavar="N", help="threads (default: the cores this process may use)"
+    )
+
+
+def _add_results(group: Group) -> None:
+    group.add_argument(
+        "--maps", action="store_true",
+        help="write COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and the table FRAMES into OUT too (default: no)",
+    )  # fmt: skip
+    group.add_argument(
+        "--preview", type=_path_ending(".png", instead="none"), metavar="PNG",
+        help="stretched picture to write, or none (default: OUT with .png)",
+    )  # fmt: skip
+    group.add_argument(
+        "--json", type=_path_ending(".json", instead="-"), metavar="FILE",
+        help="write the report as JSON; - is the standard output (default: no)",
+    )  # fmt: skip
+    group.add_argument(
+        "--overwrite", action="store_true", help="replace OUT, the preview and the report if they exist (default: no)"
+    )
+
+
+def _add_messages(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("messages").add_mutually_exclusive_group()
+    group.add_argument("--quiet", action="store_true", help="show errors only")
+    group.add_argument("--verbose", action="store_true", help="show details, and where an error comes from")
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "folder", nargs="?", default="demo", metavar="DIR", type=Path,
+        help="new folder, or that of an earlier demo, whose files are replaced (default: demo)",
+    )  # fmt: skip
+    _add_messages(parser)
+
+
+def add_simulate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", metavar="DIR", type=Path, help="folder for the frames; made if there is none")
+    group = parser.add_argument_group("what is simulated")
+    spec = SimulationSpec
+    numbers: tuple[tuple[str, Callable[[str], Any], str, str, str], ...] = (
+        ("--frames", int, "n_frames", "N", f"number of frames (default: {spec.n_frames})"),
+        ("--size", _size, "size", "HxW", f"rows and columns of a frame (default: {spec.height}x{spec.width})"),
+        ("--seed", int, "seed", "N", f"another seed, another sky (default: {spec.seed})"),
+        ("--bayer", str, "bayer", "NAME", f"{', '.join(BAYER_PATTERNS)}, none (grey) or rgb (default: {spec.bayer})"),
+        ("--stars", int, "n_stars", "N", "stars expected in a frame (default: one per 1,000 pixels)"),
+        ("--fwhm", float, "fwhm_px", "PX", f"mean seeing, pixels (default: {spec.fwhm_px:g})"),
+        ("--dither", float, "dither_px", "PX", f"largest shift along each axis, pixels (default: {spec.dither_px:g})"),
+        ("--rotation", float, "rotation_deg", "DEG", f"turn of the field, degrees (default: {spec.rotation_deg:g})"),
+        ("--gradient", float, "gradient", "ADU", f"sky from centre to corner (default: {spec.gradient:g})"),
+        ("--nebula", float, "nebula", "ADU", f"brightness of the nebula, 0 for none (default: {spec.nebula:g})"),
+        ("--trails", float, "trail_fraction", "F", f"share of frames with a trail (default: {spec.trail_fraction:g})"),
+        ("--wcs-error", float, "wcs_error_px", "PX", f"error of the WCS, pixels (default: {spec.wcs_error_px:g})"),
+    )
+    for option, convert, field, metavar, text in numbers:
+        group.add_argument(option, type=convert, dest=field, default=argparse.SUPPRESS, metavar=metavar, help=text)
+    group.add_argument(
+        "--no-wcs", action="store_false", dest="with_wcs", default=argparse.SUPPRESS, help="write no WCS into headers"
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="use a folder that is not empty; replaces earlier simulated frames"
+    )
+    _add_messages(parser)
+
+
+def add_doctor(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(quiet=False, verbose=False)
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what is timed")
+    group.add_argument("--frames", type=_positive, default=50, metavar="N", help="frames of the stack (default: 50)")
+    group.add_argument(
+        "--size", type=_size, default=(1080, 1920), metavar="HxW",
+        help="rows and columns of a frame; fewer rows where the memory is short (default: 1080x1920)",
+    )  # fmt: skip
+    group.add_argument("--channels", type=int, choices=(1, 3), default=3, help="1 for grey, 3 for colour (default: 3)")
+    names = ", ".join(["mean", "median", *(name for name in get_args(RejectName) if name != "none")])
+    group.add_argument(
+        "--methods", type=_methods, metavar="LIST", help=f"names with commas between, of: {names} (default: all)"
+    )
+    group.add_argument(
+        "--files", action="store_true", help="stack from 16-bit FITS files in a temporary folder too (default: no)"
+    )
+    group.add_argument("--repeat", type=_positive, default=3, metavar="K", help="times, for a median (default: 3)")
+    group = parser.add_argument_group("resources and results")
+    group.add_argument(
+        "--workers", type=_positive, metavar="N", help="threads (default: the cores this process may use)"
+    )
+    group.add_argument(
+        "--memory", type=_memory, metavar="SIZE",
+        help="memory for frames and stack together, e.g. 4GB or 50%% of what is available (default: 50%%)",
+    )  # fmt: skip
+    group.add_argument(
+        "--json", type=_path_ending(".json", instead="-"), metavar="FILE",
+        help="write the figures as JSON; - is the standard output, without the table (default: no)",
+    )  # fmt: skip
+    group.add_argument("--overwrite", action="store_true", help="replace FILE if it exists (default: no)")
+    _add_messages(parser)
+
+
+def add_checkout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkout", metavar="CHECKOUT", type=Path, help="folder of a ZeMosaic checkout")
+    _add_messages(parser)
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    from zemosaic_phase3.app.bench import chosen_methods
+
+    return tuple(_as_argument(lambda: chosen_methods(text.split(","))))

@@ -1,0 +1,216 @@
+"""What a run says at its end: the summary, the report as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from zemosaic_phase3.app.doctor import versions
+from zemosaic_phase3.errors import OutputError
+from zemosaic_phase3.pipeline.group import FrameRow
+from zemosaic_phase3.pipeline.outputs import frames_columns
+from zemosaic_phase3.pipeline.tile import Tile
+from zemosaic_phase3.records import TileReport
+from zemosaic_phase3.runtime.limits import memory_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+UNITS: Final[Mapping[str, str]] = {
+    "simulate": "frames",
+    "measure": "frames",
+    "register": "frames",
+    "stack": "slabs",
+    "make": "frames",
+    "bench": "methods",
+}
+CHANNEL_NAMES: Final[Mapping[int, Sequence[str]]] = {1: ("grey",), 3: ("red", "green", "blue")}
+
+
+def print_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:
+    """Print labels and texts, one line each; an empty label continues the one above.
+
+    Lines are left to the terminal to break, so that a path can be copied, or searched for, in one piece.
+    """
+    from rich.text import Text
+
+    width = max((len(label) for label, _ in facts), default=0)
+    for label, text in facts:
+        console.print(Text.assemble((label.ljust(width), "bold"), "  ", text), soft_wrap=True)
+
+
+def print_columns(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table: the first column is text, folded where there is no room; the others are right-justified."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for k, title in enumerate(head):
+        table.add_column(title, justify="right" if k else "left", no_wrap=k > 0, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+DROPPED_LINES: Final = 12  # of the summary, at most; --json has all
+DROPPED_ALONE: Final = 3  # frames with one reason that are still listed one by one
+
+
+def dropped_lines(dropped: Sequence[tuple[str, str]]) -> list[str]:
+    """Say which frames were left out and why; many with the same reason, but for its numbers, share a line.
+
+    Parameters
+    ----------
+    dropped : sequence of (name, reason)
+
+    Returns
+    -------
+    list of str
+        At most ``DROPPED_LINES`` and one that counts the rest.
+    """
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for name, reason in dropped:
+        groups.setdefault(re.sub(r"\d+(\.\d+)?", "#", reason), []).append((name, reason))
+    lines: list[str] = []
+    told = 0
+    for members in sorted(groups.values(), key=len, reverse=True):
+        for name, reason in members if len(members) <= DROPPED_ALONE else members[:1]:
+            if len(lines) == DROPPED_LINES:
+                return [*lines, f"... and {len(dropped) - told} more; --json lists all"]
+            alone = len(members) <= DROPPED_ALONE
+            lines.append(
+                f"{Path(name).name}: {reason}"
+                if alone
+                else f"{len(members)} frames, such as {Path(name).name}: {reason}"
+            )
+            told += 1 if alone else len(members)
+    return lines
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return f"{value:#.{digits}g}" if math.isfinite(value) else "-"
+
+
+def _noise_factor(report: TileReport) -> list[float]:
+    pairs = zip(report.noise_before, report.noise_after, strict=True)
+    return [before / after if after > 0 else math.nan for before, after in pairs]
+
+
+def print_summary(console: Console, tile: Tile, files: Mapping[str, Path | None]) -> None:
+    """Print what became of a run.
+
+    Parameters
+    ----------
+    console : Console
+    tile : Tile
+    files : mapping of str to Path or None
+        What was written, by label ("output", "preview"); None is left out.
+    """
+    report = tile.report
+    channels = CHANNEL_NAMES.get(len(report.noise_after), [str(c) for c in range(len(report.noise_after))])
+    ideal = f"factor (sqrt of {report.n_used} is {_number(math.sqrt(report.n_used))})"
+    rows = {
+        "noise of one frame, ADU": report.noise_before,
+        "noise of the stack, ADU": report.noise_after,
+        ideal: _noise_factor(report),
+        "rejected low, %": report.rejected_low_percent,
+        "rejected high, %": report.rejected_high_percent,
+    }
+    print_columns(console, ["", *channels], [[label, *map(_number, values)] for label, values in rows.items()])
+    facts = [("frames", f"{report.n_used} of {report.n_input} used; reference {Path(report.reference).name}")]
+    facts += _labelled("left out", dropped_lines(report.dropped))
+    if report.all_rejected_pixels:
+        facts.append(("rejected", f"{report.all_rejected_pixels} pixels lost every sample and show their median"))
+    facts += _labelled("note", report.warnings)
+    facts.append(("device", report.device + (f" ({report.device_reason})" if report.device_reason else "")))
+    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items() if seconds >= 0.05)
+    facts.append(("time", f"{sum(report.seconds.values()):.1f} s" + (f": {stages}" if stages else "")))
+    facts.append(("memory", f"peak {memory_text(report.peak_rss_bytes)}, slabs of {report.rows_per_slab} rows"))
+    facts += [(label, str(path)) for label, path in files.items() if path is not None]
+    print_facts(console, facts)
+
+
+def _labelled(label: str, lines: Sequence[str]) -> list[tuple[str, str]]:
+    return [(label if k == 0 else "", line) for k, line in enumerate(lines)]
+
+
+def write_preview(tile: Tile, path: Path) -> None:
+    """Write a stretched picture of a tile, the way up its camera means."""
+    from zemosaic_phase3.app.preview import save_png
+
+    # Cameras store from the top down unless they say otherwise.
+    is_bottom_up = str(tile.header.get("ROWORDER", "")).strip().upper() == "BOTTOM-UP"
+    save_png(tile.image, path, flip_vertical=is_bottom_up)
+
+
+def json_ready(value: Any) -> Any:
+    """Return a value made of what JSON knows: NaN and infinities become None, arrays lists, paths text."""
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return json_ready(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [json_ready(item) for item in value]
+    if isinstance(value, np.generic):
+        return json_ready(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _frame_documents(rows: Sequence[FrameRow]) -> list[dict[str, Any]]:
+    """Return the table FRAMES row by row; what is not known of a frame is None."""
+    columns = frames_columns(rows)
+    columns["TRANSFORM"] = np.reshape(columns["TRANSFORM"], (-1, 3, 3))
+    table = []
+    for k in range(len(rows)):
+        row = {name.lower(): json_ready(values[k]) for name, values in columns.items()}
+        table.append({name: None if _is_unknown(value) else value for name, value in row.items()})
+    return table
+
+
+def _is_unknown(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(map(_is_unknown, value)))
+
+
+def report_document(tile: Tile, files: Mapping[str, Path | None]) -> dict[str, Any]:
+    """Return everything a run reports, ready for JSON: the report, files written, versions, one entry per input."""
+    document = {
+        **{label: None if path is None else os.fspath(path) for label, path in files.items()},
+        **tile.report.as_dict(),
+        "dropped": [{"name": name, "reason": reason} for name, reason in tile.report.dropped],
+        "noise_factor": _noise_factor(tile.report),
+        "frames": _frame_documents(tile.rows),
+        "versions": versions(),
+    }
+    return dict(json_ready(document))
+
+
+def json_text(document: Mapping[str, Any]) -> str:
+    """Return strictly valid JSON, ASCII only, one line break at its end."""
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+def write_text(text: str, path: Path) -> None:
+    """Write a text file that appears complete or not at all.
+
+    Raises
+    ------
+    OutputError
+        It cannot be written.
+    """
+    temporary = path.parent / f".zemosaic-{os.getpid()}-{os.urandom(6).hex()}.tmp"
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as exc:
+        raise OutputError(f"cannot write {path}: {exc}; choose a folder you may write to, with room") from exc
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,175 @@
+"""The CPU slab engine.
+
+``stack_job`` is the engine: for every slab of rows it fills a cube with the registered, normalised samples of all
+frames, then rejects and combines. Frames are read where the slab needs them, by several threads; the sources stay on
+disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from zemosaic_phase3.combine.kernel_arguments import KernelArguments
+from zemosaic_phase3.engine.job import Job, StackResult, empty_result, without_unreadable
+from zemosaic_phase3.engine.slab import Slab, expect_slab, slab_for, source_pixel_bytes, source_reach, stored_layout
+from zemosaic_phase3.engine.slab_plan import SlabPlan, plan_slabs, row_slabs
+from zemosaic_phase3.errors import FrameError
+from zemosaic_phase3.progress import Callback, notify
+from zemosaic_phase3.runtime.limits import available_memory, usable_cpus
+from zemosaic_phase3.runtime.threads import parallel_map
+from zemosaic_phase3.settings import plan_hint
+
+logger = logging.getLogger("ZeMosaicWorker")
+
+
+SHARES_PER_WORKER = 4  # pieces of a slab, or of the frames, each worker gets, so that none waits long for the slowest
+SLAB_BYTES = 96 << 20  # samples in one slab; more memory than this does not make a stack faster
+WAITING_SHARE = 0.5  # of the workers' time that filling a slab computed; with less it waited for the disk
+MIN_ROWS = 8  # but a slab is not cut thinner than this for it: a rotated frame is read again for every slab it crosses
+
+
+def slab_plan(job: Job, workers: int, allowed_bytes: int | None, max_rows: int | None) -> SlabPlan:
+    """Choose the slab height of a job within the memory it may take, see :func:`engine.slab_plan.plan_slabs`."""
+    height, width = job.shape[:2]
+    n_frames, channels, layout = len(job.sources), job.channels, stored_layout(job)
+    stored_bytes = 0 if layout is None else layout.dtype.itemsize
+    margin, stretch = source_reach(job) if layout is None else (0, 1.0)
+    most = SLAB_BYTES // ((stored_bytes or 4) * n_frames * width * channels)
+    return plan_slabs(
+        height,
+        allowed_bytes=available_memory() // 2 if allowed_bytes is None else allowed_bytes,
+        n_frames=n_frames,
+        width=width,
+        channels=channels,
+        workers=workers,
+        weights_per_pixel=channels if job.sample_weight is not None else int(job.spec.radial_weight),
+        source_margin=margin,
+        source_stretch=stretch,
+        raw_bytes=max(source_pixel_bytes(source) for source in job.sources),
+        stored_bytes=stored_bytes,
+        field_bytes=sum(field.nbytes for field in job.table.distortion),
+        max_rows=max_rows or max(MIN_ROWS, most),
+    )
+
+
+def combine_slab(job: Job, recipe: KernelArguments, slab: Slab, result: StackResult, workers: int) -> None:
+    """Reject and combine the samples of one slab into the rows of the result."""
+    from zemosaic_phase3.combine.block import combine_block
+    from zemosaic_phase3.runtime.jit import wait_for_compiler
+    from zemosaic_phase3.runtime.llvm import LANES
+
+    wait_for_compiler()
+    n_frames, line = len(job.sources), job.shape[1] * job.channels
+    size = (slab.rows.stop - slab.rows.start) * line
+    sample_weight, step = slab.weights()
+    maps = (result.image, result.coverage, result.weight, result.rejected_low, result.rejected_high)
+    out = [a.reshape(-1)[slab.rows.start * line : slab.rows.stop * line] for a in maps]
+    lanes = np.tile(recipe.weights, (1, LANES // job.channels))  # one column per lane of the kernel
+
+    def combine(share: range) -> tuple[int, np.ndarray]:
+        hits, lost = np.zeros((n_frames, 3), np.int64), 0
+        for cube, start, stop, offset in slab.pieces(LANES * share.start, min(LANES * share.stop, size)):
+            lost += combine_block(
+                cube, start, stop, recipe.method, recipe.parameters, recipe.critical, recipe.rewinsor, recipe.combine,
+                recipe.uniform, lanes, sample_weight, step, [a[offset:] for a in out], hits,
+            )  # fmt: skip
+        return int(lost), hits
+
+    for lost, hits in parallel_map(combine, shares(-(-size // LANES), workers * SHARES_PER_WORKER), workers):
+        result.all_rejected += lost
+        result.frame_hits += hits
+
+
+def shares(count: int, pieces: int) -> list[range]:
+    """Cut 0 .. count - 1 into at most ``pieces`` runs of nearly the same length."""
+    edges = [k * count // pieces for k in range(pieces + 1)]
+    return [range(a, b) for a, b in itertools.pairwise(edges) if b > a]
+
+
+def stack_job(
+    job: Job,
+    *,
+    workers: int = 1,
+    allowed_bytes: int | None = None,
+    max_rows: int | None = None,
+    progress: Callback | None = None,
+) -> StackResult:
+    """Stack a job on the CPU.
+
+    Parameters
+    ----------
+    job : Job
+        From :func:`engine.job.make_job`.
+    workers : int
+        Threads.
+    allowed_bytes : int or None
+        Memory it may take; None: half of what is available.
+    max_rows : int or None
+        No slab is higher. Slabs never change a value.
+    progress : callable or None
+        Called as ``progress("stack", slabs_done, slabs)``.
+
+    Raises
+    ------
+    PlanError
+        Not even one row fits; raised before a frame is read.
+    FrameError
+        A frame can no longer be read.
+    """
+    plan = slab_plan(job, workers, allowed_bytes, max_rows)
+    logger.debug("CPU stack: %s", plan)
+    recipe, result = job.kernel_arguments(), empty_result(job, plan.rows_per_slab)
+    slab = slab_for(job, plan.rows_per_slab)
+
+    def fill(some: range) -> None:
+        for i in some:
+            slab.fill(i)
+
+    slabs = list(row_slabs(job.shape[0], plan.rows_per_slab))
+    for done, rows in enumerate(slabs, 1):
+        slab.take(rows)
+        wall, cpu = time.perf_counter(), time.process_time()
+        parallel_map(fill, shares(len(job.sources), workers * SHARES_PER_WORKER), workers)
+        busy = (time.process_time() - cpu) / (workers * (time.perf_counter() - wall))
+        with _reading_ahead(job, slabs[done] if busy < WAITING_SHARE and done < len(slabs) else None):
+            combine_slab(job, recipe, slab, result, workers)
+        notify(progress, "stack", done, plan.n_slabs)
+    return result
+
+
+@contextlib.contextmanager
+def _reading_ahead(job: Job, rows: slice | None) -> Iterator[None]:
+    """Meanwhile have the system fetch the rows of the next slab; None: they are at hand."""
+    if rows is None:
+        yield
+        return
+    thread = threading.Thread(target=expect_slab, args=(job, rows), name="zemosaic-ahead")
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def run_job(
+    job: Job, *, parallel_plan: object = None, allowed_bytes: int | None = None, progress: Callback | None = None
+) -> tuple[Job, StackResult]:
+    """Stack a job within the hints of a plan; if a frame can no longer be read, drop it and start anew without it."""
+    while True:
+        try:
+            return job, stack_job(
+                job,
+                workers=plan_hint(parallel_plan, "cpu_workers") or usable_cpus(),
+                allowed_bytes=allowed_bytes,
+                max_rows=plan_hint(parallel_plan, "rows_per_chunk"),
+                progress=progress,
+            )
+        except FrameError as exc:
+            job = without_unreadable(job, exc)

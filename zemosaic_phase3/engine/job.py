@@ -1,0 +1,146 @@
+"""What both engines share: descriptors become frames and a table, a result becomes an image and its metadata.
+
+Everything here is decided before a device is chosen, so that bad input raises the same error wherever the tile is made.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import numpy as np
+
+from zemosaic_phase3.combine.kernel_arguments import KernelArguments, kernel_arguments
+from zemosaic_phase3.errors import FrameError
+from zemosaic_phase3.io.frame import Frame, FrameSource
+from zemosaic_phase3.photometry.flatten import flattened_sources
+from zemosaic_phase3.photometry.frame_table import build_frame_table
+from zemosaic_phase3.photometry.levels import measure_levels
+from zemosaic_phase3.photometry.measure import measure_frame
+from zemosaic_phase3.records import FrameTable
+from zemosaic_phase3.registration.distortion import checked_fields
+from zemosaic_phase3.spec import StackSpec
+
+logger = logging.getLogger("ZeMosaicWorker")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stack that is ready to run: which pixels, which numbers, which methods."""
+
+    sources: list[FrameSource]
+    table: FrameTable
+    spec: StackSpec
+    shape: tuple[int, ...]  # of the result: (H, W) or (H, W, 3)
+    dropped: list[tuple[str, str]] = field(default_factory=list)
+    sample_weight: np.ndarray | None = None  # (N, *shape), multiplies the frame weights
+    clipped_kappa: bool = False  # kappa_sigma with sigma-clipped statistics, as stack_aligned_images has it
+
+    @property
+    def channels(self) -> int:
+        """1 or 3."""
+        return self.shape[2] if len(self.shape) == 3 else 1
+
+    def kernel_arguments(self) -> KernelArguments:
+        """Return what the kernels of rejection and combination are called with."""
+        return kernel_arguments(
+            self.spec,
+            self.table.weight,
+            sample_weights=self.sample_weight is not None or self.spec.radial_weight,
+            clipped_kappa=self.clipped_kappa,
+        )
+
+
+SUMMED: Final = ("rejected_low", "rejected_high", "coverage")  # maps whose sums the metadata need
+
+
+@dataclass
+class StackResult:
+    """One stacked image and its evidence. Arrays ``(H, W)`` or ``(H, W, 3)``; image float32, ADU, NaN where nothing is.
+
+    ``coverage``, ``rejected_low``, ``rejected_high`` int32 (samples); ``weight`` float32 (sum of weights);
+    ``frame_hits (N, 3)`` int64, samples of each frame rejected low, rejected high, and valid.
+    """
+
+    image: np.ndarray
+    coverage: np.ndarray
+    weight: np.ndarray
+    rejected_low: np.ndarray
+    rejected_high: np.ndarray
+    frame_hits: np.ndarray
+    all_rejected: int = 0
+    rows_per_slab: int = 0
+    sums: dict[str, np.ndarray] = field(default_factory=dict)  # of maps, by name, (C,) int64; if the engine knows
+
+
+def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) -> Job:
+    """Measure what has not been measured and compute the frame table."""
+    unmeasured = measure_levels(np.zeros((1, 1, frames[0].source.channels), np.float32))
+    stats = [
+        f.stats or (measure_frame(f.source, with_its_stars=spec.needs_stars) if spec.needs_levels else unmeasured)
+        for f in frames
+    ]
+    table, used, dropped = build_frame_table(
+        [f.source.name for f in frames], [f.transform for f in frames], stats, spec, reference,
+        [f.distortion for f in frames],
+    )  # fmt: skip
+    sources = [frames[i].source for i in used]
+    height, width = frames[0].source.shape[:2]
+    table = replace(table, distortion=checked_fields([frames[i].distortion for i in used], height, width))
+    if spec.flatten:
+        sources = flattened_sources(sources, [stats[i] for i in used], table, used.index(reference))
+    return Job(sources, table, spec, frames[0].source.shape, dropped)
+
+
+def empty_result(job: Job, rows_per_slab: int) -> StackResult:
+    """Return a result whose arrays are still to be filled."""
+    return StackResult(
+        image=np.empty(job.shape, np.float32),
+        coverage=np.empty(job.shape, np.int32),
+        weight=np.empty(job.shape, np.float32),
+        rejected_low=np.empty(job.shape, np.int32),
+        rejected_high=np.empty(job.shape, np.int32),
+        frame_hits=np.zeros((len(job.sources), 3), np.int64),
+        rows_per_slab=rows_per_slab,
+    )
+
+
+def without_unreadable(job: Job, error: FrameError) -> Job:
+    """Return the job without the frame that can no longer be read, which is listed as dropped.
+
+    Raises
+    ------
+    FrameError
+        ``error`` itself, if no other frame is left or none bears its name.
+    """
+    keep = [k for k, source in enumerate(job.sources) if source.name != error.name]
+    if len(keep) in (0, len(job.sources)):
+        raise error
+    logger.warning("left out while stacking: %s", error)
+    table = job.table
+    return replace(
+        job,
+        sources=[job.sources[k] for k in keep],
+        table=replace(
+            table,
+            names=[table.names[k] for k in keep],
+            transform=table.transform[keep],
+            scale=table.scale[keep],
+            offset=table.offset[keep],
+            weight=table.weight[keep],
+            distortion=[table.distortion[k] for k in keep] if table.distortion else [],
+        ),
+        sample_weight=None if job.sample_weight is None else job.sample_weight[keep],
+        dropped=[*job.dropped, (error.name, error.reason)],
+    )
+
+
+def channel_sums(image: np.ndarray, n_frames: int, channels: int) -> np.ndarray:
+    """Sum whole numbers from 0 to ``n_frames`` per channel: rows (h, W) or (h, W, C) to ``(C,) int64``."""
+    lines = image.reshape(image.shape[0], -1)
+    # Down the columns first: neighbours in memory are added at once, in the type they have unless it is too small.
+    fits = n_frames * len(lines) < 2**31
+    columns = lines.sum(axis=0, dtype=image.dtype if fits else np.int64)
+    return columns.reshape(-1, channels).sum(axis=0, dtype=np.int64)

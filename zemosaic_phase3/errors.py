@@ -1,0 +1,56 @@
+"""Errors this library raises on purpose; each message names the value and the remedy."""
+
+from __future__ import annotations
+
+
+class ZeMosaicError(RuntimeError):
+    """Base of every error this library raises on purpose."""
+
+
+class SpecError(ZeMosaicError, ValueError):
+    """An option is unknown or outside its range; the message names the value and what is allowed."""
+
+
+class FrameError(ZeMosaicError):
+    """One frame cannot be used; the rest of the run goes on.
+
+    Parameters
+    ----------
+    name : str
+        File or descriptor the frame came from.
+    reason : str
+        What is wrong and what would help, in one sentence.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name = name
+        self.reason = reason
+
+
+class NoFramesError(ZeMosaicError, ValueError):
+    """Nothing is left to stack; the message lists what was dropped and why."""
+
+
+class PlanError(ZeMosaicError):
+    """The work cannot fit into the memory it may use; the message gives needed and allowed bytes."""
+
+
+class DeviceError(ZeMosaicError):
+    """A tile is not one for this device, however often it is tried; the message says why. Another device can do it."""
+
+
+class OutputError(ZeMosaicError):
+    """A result could not be written; the message names the path and the remedy."""
+
+
+class StackCancelled(ZeMosaicError):
+    """Raised by a progress callback, or on an abort event, to stop a tile cleanly."""
+
+
+class GPUStackingError(RuntimeError):
+    """The GPU engine found that it cannot stack a tile, or that its result is wrong."""
+
+
+class UnsuitedTileError(GPUStackingError, DeviceError):
+    """A tile that this engine does not take on, found before anything has begun; the next one may be welcome."""

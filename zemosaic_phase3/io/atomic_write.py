@@ -1,0 +1,133 @@
+"""Writing that is atomic: a file is either there, complete and on the disk, or its old version (or nothing) is."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from zemosaic_phase3.errors import OutputError
+from zemosaic_phase3.io.fits_header import FITS_BLOCK, FITS_CARD
+
+if TYPE_CHECKING:
+    from astropy.io.fits import HDUList
+
+logger = logging.getLogger("zemosaic.utils")
+
+
+COMPRESSED_SUFFIXES: Final = (".gz", ".fz", ".bz2", ".zip", ".z")
+
+
+def write_fits_atomically(hdus: HDUList, path: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Write a FITS file so that its name never points at a part of it.
+
+    The units get checksums and are written under a temporary name in the same folder, flushed to the disk, and then
+    take the name in one step. Whatever goes wrong, Ctrl-C included, the temporary file is removed and the old file,
+    if there was one, is untouched.
+
+    Parameters
+    ----------
+    hdus : HDUList
+        What to write. Cards of a camera that break the standard are mended where possible, else copied as they are.
+    path : path
+        Target; its folder must exist.
+    overwrite : bool
+        Without it a file that exists, even one that appeared meanwhile, is an error.
+
+    Raises
+    ------
+    OutputError
+        Nothing was written; names the path and the remedy.
+    """
+    target = Path(path)
+    if target.name.lower().endswith(COMPRESSED_SUFFIXES):
+        raise OutputError(f"{target}: tiles are written uncompressed; choose a name that ends in .fits")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target}: folder {target.parent} does not exist; create it first")
+    temporary = target.parent / f".zemosaic-{os.getpid()}-{os.urandom(6).hex()}.tmp"
+    try:
+        with _output_errors(target):
+            if not overwrite and (target.exists() or target.is_symlink()):
+                raise FileExistsError(errno.EEXIST, "exists already")
+            _refuse_if_too_large(hdus, target)
+            _write_to_disk(hdus, temporary)
+            if overwrite:
+                temporary.replace(target)
+            else:
+                _take_free_name(temporary, target)
+            _sync_folder(target.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _refuse_if_too_large(hdus: HDUList, target: Path) -> None:
+    needed = sum(hdu.size + len(hdu.header) * FITS_CARD + 2 * FITS_BLOCK for hdu in hdus)
+    free = shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise OutputError(f"{target}: {needed} bytes are needed and {free} are free; make room or choose another disk")
+
+
+def _write_to_disk(hdus: HDUList, temporary: Path) -> None:
+    with temporary.open("wb") as stream:
+        hdus.writeto(stream, checksum=True, output_verify="silentfix+ignore")
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _take_free_name(temporary: Path, target: Path) -> None:
+    """Give the file its name unless somebody took it meanwhile (FileExistsError)."""
+    try:
+        target.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError as exc:  # exFAT and some network folders have no hard links
+        logger.debug("no hard link to %s (%s); reserving the name instead", target, exc)
+    else:
+        return
+    target.touch(exist_ok=False)
+    try:
+        temporary.replace(target)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the new name survive a power cut, where the system can do that (not on Windows)."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as exc:  # some network and FUSE folders refuse; the file itself is safe
+        logger.debug("folder %s cannot be synchronised: %s", folder, exc)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _output_errors(target: Path) -> Iterator[None]:
+    """Turn what the file system and astropy raise into one OutputError with the remedy."""
+    from astropy.io.fits import VerifyError
+
+    try:
+        yield
+    except FileExistsError as exc:
+        raise OutputError(f"{target}: exists already; choose another name, or allow --overwrite") from exc
+    except IsADirectoryError as exc:
+        raise OutputError(f"{target}: is a folder; name a file in it") from exc
+    except OSError as exc:
+        if exc.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            reason = f"folder {target.parent} may not be written; choose another one"
+        elif exc.errno in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # None: numpy reports a short write so
+            reason = f"no room left ({exc}); free space or choose another disk"
+        else:
+            reason = f"could not be written ({exc}); check the disk"
+        raise OutputError(f"{target}: {reason}") from exc
+    except (VerifyError, ValueError) as exc:
+        raise OutputError(f"{target}: astropy cannot write it ({exc}); check the header") from exc

@@ -1,0 +1,222 @@
+"""From a path, an array or a dictionary to a frame.
+
+What a header claims is compared with the size of the file before memory is taken.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import stat
+from collections.abc import Callable, Mapping
+from math import prod
+from pathlib import Path
+from tokenize import TokenError
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+import numpy as np
+
+from zemosaic_phase3.errors import FrameError, SpecError
+from zemosaic_phase3.io import fits_header as headers
+from zemosaic_phase3.io.codec import Codec, check_number_type, fits_codec
+from zemosaic_phase3.io.frame import Frame, FrameSource
+from zemosaic_phase3.io.pixel_files import ArraySource, PixelFile, Place, TileCompressedFile, file_errors
+
+if TYPE_CHECKING:
+    from io import BufferedIOBase
+
+    from zemosaic_phase3.io.frame import Cards, Size
+
+
+MIN_SIDE_PX: Final = 8  # a file with a shorter side is no sky frame
+MAX_DEFLATE_RATIO: Final = 1032  # no deflate stream expands more (RFC 1951: 258 bytes from two bits)
+_ARRAY_KEYS: Final = ("data", "array")
+_PATH_KEYS: Final = ("path_preprocessed_cache", "path")  # the cache first: it is the frame made ready
+
+
+def open_source(descriptor: object, *, bayer: str = "auto") -> FrameSource:
+    """Open a frame, whatever it comes as; nothing is read but its header.
+
+    Parameters
+    ----------
+    descriptor : ndarray, path, dict, FrameSource or Frame
+        Array (H, W), (H, W, 3) or, with H, W > 4, (3, H, W); path of a FITS file (plain, ``.gz``, tile-compressed) or
+        of an ``.npy`` cache; dict with ``data``, ``array``, ``path_preprocessed_cache`` or ``path`` (in this order),
+        and optionally ``name``, ``header`` and ``wcs``, which override the file's.
+    bayer : str
+        "auto" (what the header says), "none" (a mosaic is taken as mono) or the pattern as it applies to row 0 of the
+        array. Images of three planes are never debayered.
+
+    Returns
+    -------
+    FrameSource
+
+    Raises
+    ------
+    FrameError
+        The frame cannot be used; names it, the reason and the remedy.
+    SpecError
+        ``bayer`` is none of the above.
+
+    Notes
+    -----
+    A plain file is read with one seek per range (per plane for (3, H, W)); a Fortran-ordered ``.npy`` is read whole
+    and cut. A tile-compressed image decompresses the tiles that the range touches. A ``.gz`` is decompressed from its
+    beginning on each call, holding only the rows asked for.
+    """
+    bayer = _bayer_choice(bayer)
+    if isinstance(descriptor, FrameSource):
+        return descriptor
+    if isinstance(descriptor, Frame):
+        return descriptor.source
+    if isinstance(descriptor, np.ndarray):
+        return _open_array(descriptor, "<array>", bayer, None)
+    if isinstance(descriptor, str | os.PathLike):
+        return _open_path(os.fspath(descriptor), None, bayer, None)
+    if isinstance(descriptor, Mapping):
+        return _open_mapping(descriptor, bayer)
+    raise FrameError("<descriptor>", f"{type(descriptor).__name__} is no frame; give an array, a path or a dict")
+
+
+def _open_mapping(descriptor: Mapping[str, Any], bayer: str) -> FrameSource:
+    header, label = descriptor.get("header"), descriptor.get("name")
+    for key in (*_ARRAY_KEYS, *_PATH_KEYS):
+        value = descriptor.get(key)
+        if value is None:
+            continue
+        if key in _ARRAY_KEYS:
+            source = _open_array(value, str(label or descriptor.get("path") or "<array>"), bayer, header)
+        else:
+            source = _open_path(os.fspath(value), label, bayer, header)
+        source._header, source._wcs = header, descriptor.get("wcs")
+        return source
+    wanted, found = ", ".join((*_ARRAY_KEYS, *_PATH_KEYS)), ", ".join(map(str, descriptor))
+    raise FrameError(str(label or "<dict>"), f"has none of the keys {wanted}; its keys are: {found}")
+
+
+def _open_array(value: object, name: str, bayer: str, header: Cards) -> FrameSource:
+    if isinstance(value, np.ma.MaskedArray):  # a masked sample is an invalid one, and np.asarray would forget the mask
+        array = np.ma.filled(value.astype(np.float32), np.nan)
+    else:
+        array = np.asarray(value)
+    size, planar = _layout(array.shape, name)
+    check_number_type(array.dtype, name)
+    pixels = np.moveaxis(array, 0, -1) if planar else array
+    pixels = pixels[..., 0] if array.ndim == 3 and size[2] == 1 else pixels
+    cfa = _cfa(bayer, size, name, header)
+    if cfa is not None and min(size[:2]) < MIN_SIDE_PX:
+        raise FrameError(name, f"{size[1]} x {size[0]} pixels are too few for a mosaic; at least {MIN_SIDE_PX} a side")
+    return ArraySource(name, size, Codec(array.dtype), cfa, pixels)
+
+
+def _open_path(path: str, label: object, bayer: str, header: Cards) -> FrameSource:
+    name = path if label is None else str(label)
+    with file_errors(name):
+        status = Path(path).stat()
+    if stat.S_ISDIR(status.st_mode):
+        raise FrameError(name, "is a folder, not a frame; name the files in it")
+    if not stat.S_ISREG(status.st_mode):
+        raise FrameError(name, "is not a regular file; copy its content to a file first")
+    if status.st_size == 0:
+        raise FrameError(name, "is empty (0 bytes); copy or capture it again")
+    with file_errors(name), Path(path).open("rb") as plain:
+        gzipped = plain.read(2) == b"\x1f\x8b"
+        plain.seek(0)
+        stream: BufferedIOBase = gzip.GzipFile(fileobj=plain) if gzipped else plain
+        largest = status.st_size * (MAX_DEFLATE_RATIO if gzipped else 1)  # bytes that can come out of this file
+        magic = stream.read(6)
+        stream.seek(0)
+        place = Place(path, gzipped=gzipped)
+        opener = _open_npy if magic == b"\x93NUMPY" else _open_fits
+        return opener(stream, place, name, bayer, header, largest)
+
+
+def npy_header(stream: BinaryIO | BufferedIOBase) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Read the head of an ``.npy`` array: shape, whether in Fortran order, type; the pixels follow in the stream.
+
+    Raises
+    ------
+    ValueError
+        The stream does not begin as such a file does. NumPy lets errors of Python's parser through as well.
+    """
+    readers: dict[tuple[int, int], Callable[..., Any]] = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    version = np.lib.format.read_magic(stream)
+    if version not in readers:
+        raise ValueError(f"version {version} is for record arrays")
+    try:
+        return readers[version](stream)
+    except (SyntaxError, TokenError) as exc:
+        raise ValueError(f"it is damaged: {exc}") from exc
+
+
+def _open_npy(stream: BufferedIOBase, place: Place, name: str, bayer: str, header: Cards, largest: int) -> FrameSource:
+    try:
+        shape, is_fortran, stored = npy_header(stream)
+    except ValueError as exc:
+        raise FrameError(name, f"its .npy header cannot be used ({exc}); save the cache again") from exc
+    check_number_type(stored, name)
+    size, planar = _layout(shape, name, minimum=MIN_SIDE_PX)
+    if is_fortran and planar:
+        raise FrameError(name, f"{shape} in Fortran order is not supported; save np.ascontiguousarray of it")
+    offset = stream.tell()
+    _check_file_size(name, offset + prod(shape) * stored.itemsize, largest, shape)
+    order = "columns" if is_fortran else "planes" if planar else "rows"
+    cfa = _cfa(bayer, size, name, header)
+    return PixelFile(name, size, Codec(stored), cfa, place._replace(offset=offset, order=order))
+
+
+def _open_fits(stream: BufferedIOBase, place: Place, name: str, bayer: str, header: Cards, largest: int) -> FrameSource:
+    primary, unit, hdu = headers.find_image(stream, name)
+    size, planar = _layout(hdu.shape, name, minimum=MIN_SIDE_PX)
+    # Plain pixels are whole without the padding of their last block; astropy, which reads tiles, wants that too.
+    stored_bytes = hdu.padded_bytes if hdu.is_compressed else hdu.data_bytes
+    _check_file_size(name, hdu.data_offset + stored_bytes, largest, hdu.shape)
+    cfa = _cfa(bayer, size, name, primary, hdu.cards, header)
+    codec = fits_codec(hdu, name)
+    place = place._replace(
+        offset=hdu.data_offset, order="planes" if planar else "rows", header_offset=hdu.header_offset, unit=unit
+    )
+    return (TileCompressedFile if hdu.is_compressed else PixelFile)(name, size, codec, cfa, place)
+
+
+def _layout(shape: tuple[int, ...], name: str, minimum: int = 1) -> tuple[Size, bool]:
+    """Return ((height, width, planes), channel axis is the first one) of an array of this shape."""
+    if len(shape) == 2:
+        size, planar = (shape[0], shape[1], 1), False
+    elif len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) > 4:
+        size, planar = (shape[1], shape[2], shape[0]), True
+    elif len(shape) == 3 and shape[2] in (1, 3):
+        size, planar = (shape[0], shape[1], shape[2]), False
+    else:
+        raise FrameError(name, f"shape {shape} is no image; expected (H, W), (H, W, 3) or (3, H, W)")
+    if min(size[:2]) < minimum:
+        raise FrameError(name, f"is {size[1]} x {size[0]} pixels; at least {minimum} x {minimum} are needed")
+    return size, planar
+
+
+def _check_file_size(name: str, expected: int, largest: int, shape: tuple[int, ...]) -> None:
+    if expected > largest:
+        raise FrameError(
+            name,
+            f"truncated: expected {expected} bytes for the {' x '.join(map(str, shape))} pixels of its header,"
+            f" found {largest} bytes at most; copy it again",
+        )
+
+
+def _bayer_choice(bayer: str) -> str:
+    text = str(bayer).strip()
+    if text.lower() in ("auto", "none"):
+        return text.lower()
+    if text.upper() not in headers.BAYER_PATTERNS:
+        allowed = ", ".join(("auto", "none", *headers.BAYER_PATTERNS))
+        raise SpecError(f"unknown Bayer pattern {bayer!r}; choose one of: {allowed}")
+    return text.upper()
+
+
+def _cfa(bayer: str, size: Size, name: str, *header: Cards) -> str | None:
+    if bayer == "none" or size[2] != 1:
+        return None
+    return headers.cfa_from_header(headers.bayer_cards(*header), size[0], name) if bayer == "auto" else bayer

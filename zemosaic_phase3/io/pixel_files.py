@@ -1,0 +1,265 @@
+"""Where the pixels of a frame come from: arrays in memory, plain and compressed files."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import os
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import numpy as np
+
+from zemosaic_phase3.errors import FrameError
+from zemosaic_phase3.io import fits_header as headers
+from zemosaic_phase3.io.codec import Codec, RawLayout
+from zemosaic_phase3.io.frame import FrameSource, RawFile
+
+if TYPE_CHECKING:
+    from io import BufferedIOBase
+
+    from astropy.io.fits import Header
+    from astropy.wcs import WCS
+
+    from zemosaic_phase3.io.frame import Size
+
+_DRAIN_BYTES: Final = 65536  # read at a time from the rest of a .gz
+
+
+@contextlib.contextmanager
+def file_errors(name: str) -> Iterator[None]:
+    """Turn what the file system and the decompressors raise into one FrameError with the remedy."""
+    try:
+        yield
+    except FileNotFoundError as exc:
+        raise FrameError(name, "no such file; check the path or pattern") from exc
+    except PermissionError as exc:
+        raise FrameError(name, "may not be read; check the permissions") from exc
+    except (EOFError, zlib.error, gzip.BadGzipFile) as exc:
+        raise FrameError(name, f"its compressed data are cut short or damaged ({exc}); copy it again") from exc
+    except OSError as exc:
+        raise FrameError(name, f"cannot be read ({exc}); check the disk or copy it again") from exc
+
+
+class Place(NamedTuple):
+    """Where the pixels of a file begin and in which order they lie: by "rows", by "planes" or by "columns"."""
+
+    path: str
+    offset: int = 0
+    order: str = "rows"
+    header_offset: int | None = None  # None: the file has no FITS header
+    unit: int = 0  # number of the FITS header-data unit
+    gzipped: bool = False
+
+
+class ArraySource(FrameSource):
+    """An array in memory (or a memory map of the caller's); rows are copied out."""
+
+    __slots__ = ("_pixels",)
+
+    def __init__(self, name: str, size: Size, codec: Codec, cfa: str | None, pixels: np.ndarray) -> None:
+        super().__init__(name, size, codec, cfa)
+        self._pixels = pixels
+
+    def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
+        return self._codec.decode(np.array(self._pixels[y0:y1], order="C").reshape(shape))
+
+    @property
+    def raw_layout(self) -> RawLayout | None:
+        return self._codec.raw_layout(planar=False)
+
+    def read_raw(self, y0: int, y1: int, out: np.ndarray) -> None:
+        rows = self._pixels[y0:y1]
+        np.copyto(out.view(rows.dtype).reshape(rows.shape), rows)
+
+    @property
+    def pixels_in_memory(self) -> np.ndarray | None:
+        return self._pixels if self._pixels.flags.c_contiguous else None
+
+
+class PixelFile(FrameSource):
+    """Pixels stored one after the other in a file: a FITS image or an ``.npy`` cache, plain or in a ``.gz``."""
+
+    __slots__ = ("_place",)
+
+    def __init__(self, name: str, size: Size, codec: Codec, cfa: str | None, place: Place) -> None:
+        super().__init__(name, size, codec, cfa)
+        self._place = place
+
+    def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
+        with file_errors(self.name), self._open() as stream:
+            rows = self._read_stream(stream, y0, shape)
+            # The checksum of a .gz stands behind its last byte; only there does a damaged one show.
+            while self._place.gzipped and y1 == self.height and stream.read(_DRAIN_BYTES):
+                continue
+        return rows
+
+    @property
+    def raw_layout(self) -> RawLayout | None:
+        planar = self._place.order == "planes" and self.channels > 1 and self.cfa is None
+        is_simple = not self._place.gzipped and self._place.order != "columns"
+        return self._codec.raw_layout(planar=planar) if is_simple else None
+
+    @property
+    def raw_file(self) -> RawFile | None:
+        layout = self.raw_layout
+        if layout is None:
+            return None
+        channels = 1 if self.cfa else self.channels
+        planes = channels if layout.planar else 1
+        row = self.width * (channels // planes) * layout.dtype.itemsize
+        return RawFile(self._place.path, self._place.offset, row, planes, self.height * row)
+
+    def read_raw(self, y0: int, y1: int, out: np.ndarray) -> None:
+        place = self.raw_file
+        if place is None:
+            super().read_raw(y0, y1, out)
+            return
+        first = place.offset + y0 * place.row_bytes
+        pieces = [(first + c * place.plane_bytes, part) for c, part in enumerate(np.split(out, place.planes))]
+        with file_errors(self.name):
+            for got, (_, piece) in zip(_read_at(place.path, pieces), pieces, strict=True):
+                if got < piece.size:
+                    reason = f"truncated: expected {piece.size} bytes of pixels, found {got} bytes; copy it again"
+                    raise FrameError(self.name, reason)
+
+    def _read_stream(self, stream: BufferedIOBase, y0: int, shape: tuple[int, ...]) -> np.ndarray:
+        planes = prod(shape[2:])
+        if self._place.order == "columns":
+            return self._read_columns(stream, y0, shape)
+        if self._place.order == "rows" or planes == 1:
+            block = np.empty(shape, self._codec.stored)
+            self._fill(stream, y0 * self.width * planes, block)
+            return self._codec.decode(block)
+        out = np.empty(shape, self.dtype)
+        plane = np.empty(shape[:2], self._codec.stored)
+        for c in range(planes):
+            self._fill(stream, (c * self.height + y0) * self.width, plane)
+            out[..., c] = self._codec.decode(plane)
+        return out
+
+    def _read_columns(self, stream: BufferedIOBase, y0: int, shape: tuple[int, ...]) -> np.ndarray:
+        """Read a Fortran-ordered array: its rows are scattered, so the whole is read and cut."""
+        whole = np.empty((*shape[:0:-1], self.height), self._codec.stored)
+        self._fill(stream, 0, whole)
+        return self._codec.decode(np.array(whole.T[y0 : y0 + shape[0]], order="C"))
+
+    def _open(self) -> BufferedIOBase:
+        path = self._place.path
+        return gzip.open(path) if self._place.gzipped else Path(path).open("rb")
+
+    def _fill(self, stream: BufferedIOBase, first_pixel: int, block: np.ndarray) -> None:
+        stream.seek(self._place.offset + first_pixel * block.itemsize)
+        target = block.reshape(-1).view(np.uint8).data
+        done = 0
+        while done < len(target):
+            count = stream.readinto(target[done:])
+            if not count:
+                reason = f"truncated: expected {len(target)} bytes of pixels, found {done} bytes; copy it again"
+                raise FrameError(self.name, reason)
+            done += count
+
+    def card_values(self, *keys: str) -> list[Any]:
+        """Return the values of a few cards, without astropy where they are plain."""
+        if self._header is not None or self._place.header_offset:  # of an extension: it inherits the primary's
+            return super().card_values(*keys)
+        if self._place.header_offset is None:
+            return [None] * len(keys)
+        with file_errors(self.name), self._open() as stream:
+            values = headers.plain_values(headers.header_bytes(stream, self.name, 0), keys)
+        return super().card_values(*keys) if values is None else list(values.values())
+
+    def wcs(self, header: Header | None = None) -> WCS | None:
+        """Return the celestial two-axis WCS; a raw frame is seen to have none without astropy."""
+        if header is None and self._wcs is None and self.card_values("CTYPE1") == [None]:
+            return None
+        return super().wcs(header)
+
+    def _file_header(self) -> Callable[[], Header]:
+        offset = self._place.header_offset
+        if offset is None:
+            return super()._file_header()
+        with file_errors(self.name), self._open() as stream:
+            primary = headers.header_bytes(stream, self.name, 0)
+            extension = headers.header_bytes(stream, self.name, offset) if offset else None
+
+        def parse() -> Header:
+            header = headers.parse_header(primary)
+            return header if extension is None else headers.inherit(headers.parse_header(extension), header)
+
+        return parse
+
+
+def _read_at(path: str, pieces: Iterable[tuple[int, np.ndarray]]) -> list[int]:
+    """Read from places of a file into arrays of bytes; return how many bytes each got, fewer at the end of the file.
+
+    No buffer in between. One system call a piece where the system can read at an offset.
+    """
+    counts: list[int] = []
+    if not hasattr(os, "preadv"):  # Windows
+        with Path(path).open("rb", buffering=0) as stream:
+            for offset, piece in pieces:
+                stream.seek(offset)
+                counts.append(_read_all(lambda rest, _: stream.readinto(rest), piece, offset))
+        return counts
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for offset, piece in pieces:
+            counts.append(_read_all(lambda rest, at: os.preadv(descriptor, [rest], at), piece, offset))
+    finally:
+        os.close(descriptor)
+    return counts
+
+
+def _read_all(read: Callable[[memoryview, int], int | None], piece: np.ndarray, offset: int) -> int:
+    """Call ``read(rest, place)`` until an array of bytes is full or nothing comes."""
+    target, done = piece.data, 0
+    while done < len(target):
+        count = read(target[done:], offset + done)
+        if not count:
+            break
+        done += count
+    return done
+
+
+_HCOMPRESS_LOCK = threading.Lock()
+
+
+class TileCompressedFile(PixelFile):
+    """A tile-compressed FITS image (``.fz``): astropy decompresses the tiles that the rows touch."""
+
+    __slots__ = ()
+
+    @property
+    def raw_layout(self) -> RawLayout | None:
+        return None
+
+    def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
+        from astropy.io import fits
+
+        options = {"memmap": False, "do_not_scale_image_data": True}
+        is_planar = self._place.order == "planes"
+        try:
+            with file_errors(self.name), fits.open(self._place.path, **options) as hdus:
+                unit = hdus[self._place.unit]
+                # The HCOMPRESS decoder keeps its state in static memory: two threads in it spoil each other's tiles.
+                one_at_a_time = unit.compression_type == "HCOMPRESS_1"
+                with _HCOMPRESS_LOCK if one_at_a_time else contextlib.nullcontext():
+                    block = unit.section[:, y0:y1] if is_planar else unit.section[y0:y1]
+        except FrameError:
+            raise
+        except Exception as exc:  # noqa: BLE001 - the decoders' own error derives from nothing narrower
+            raise FrameError(self.name, f"its compressed tiles are damaged ({exc}); copy it again") from exc
+        block = np.moveaxis(block, 0, -1) if is_planar else block
+        return self._codec.decode(np.array(block, order="C").reshape(shape))
+
+    def _file_header(self) -> Callable[[], Header]:
+        from astropy.io import fits
+
+        with file_errors(self.name), fits.open(self._place.path, memmap=False) as hdus:
+            header = headers.inherit(hdus[self._place.unit].header, hdus[0].header)
+        return lambda: header

@@ -1,0 +1,110 @@
+"""Measuring one frame: levels, stars, their fluxes, and the mesh of its sky."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from zemosaic_phase3.detection.sky_mesh import sky_mesh
+from zemosaic_phase3.detection.star_finder import StarList, find_stars
+from zemosaic_phase3.photometry.levels import MAX_SAMPLES, measure_levels
+from zemosaic_phase3.photometry.weights import FLUX_STARS, SHAPE_STARS
+from zemosaic_phase3.records import FrameStats
+from zemosaic_phase3.spec import RegisterSpec
+
+if TYPE_CHECKING:
+    from zemosaic_phase3.io.frame import FrameSource
+
+LIGHT_STARS: Final = 200  # brightest stars whose fluxes are kept to compare frames by; 6 KB a frame
+SKY_CELL: Final = 128  # px of the frame, side of a cell of the sky mesh
+SKY_STEP: Final = 4  # px of the frame, every such row and column counts there
+
+
+def read_frame(source: FrameSource) -> tuple[np.ndarray, np.ndarray]:
+    """Read a whole frame: its pixels as they are stored, and as its levels are measured.
+
+    Returns
+    -------
+    pixels : ndarray (H, W) or (H, W, C) uint16 or float32, ADU
+        A mosaic stays one; for other frames the same as ``view``.
+    view : ndarray (h, w, C) float32, ADU
+        NaN where invalid. Of a Bayer mosaic the 2x2 cells, so h = H // 2 and w = W // 2: red, mean green, blue.
+    """
+    pixels = source.read_rows(0, source.height)
+    if source.cfa is not None:
+        return pixels, cell_view(pixels, source.cfa)
+    view = pixels if pixels.ndim == 3 else pixels[:, :, None]
+    view = np.ascontiguousarray(view, dtype=np.float32)
+    return view, view
+
+
+def cell_view(mosaic: np.ndarray, cfa: str) -> np.ndarray:
+    """Return the 2x2 cells of a mosaic ``(H, W)`` as ``(H // 2, W // 2, 3) float32``: red, mean of the greens, blue.
+
+    The mean of the two greens is centred on the cell, at (2 x + 0.5, 2 y + 0.5) of the mosaic.
+    """
+    h, w = mosaic.shape[0] // 2, mosaic.shape[1] // 2
+    view = np.empty((h, w, 3), np.float32)
+    corner = {(row, column): mosaic[row : 2 * h : 2, column : 2 * w : 2] for row in (0, 1) for column in (0, 1)}
+    colours = dict(zip(((0, 0), (0, 1), (1, 0), (1, 1)), cfa, strict=True))
+    greens = [place for place, colour in colours.items() if colour == "G"]
+    view[:, :, 0] = next(corner[place] for place, colour in colours.items() if colour == "R")
+    view[:, :, 2] = next(corner[place] for place, colour in colours.items() if colour == "B")
+    np.add(corner[greens[0]], corner[greens[1]], out=view[:, :, 1], dtype=np.float32)
+    view[:, :, 1] *= np.float32(0.5)
+    return view
+
+
+def quanta(source: FrameSource) -> tuple[float, ...]:
+    """Return the step of the levels as stored, per channel of :func:`read_frame`'s view, ADU; 0 where not known."""
+    if source.dtype != np.uint16:
+        return (0.0,) * source.channels
+    return (1.0, 0.5, 1.0) if source.cfa is not None else (1.0,) * source.channels
+
+
+def with_stars(stats: FrameStats, stars: StarList, view: np.ndarray, cfa: str | None = None) -> FrameStats:
+    """Add to a frame's levels what its stars tell, and the sky mesh that goes with their fluxes.
+
+    Parameters
+    ----------
+    stats : FrameStats
+    stars : StarList
+        From :func:`detection.star_finder.find_stars`.
+    view : ndarray (h, w, C) float32, ADU
+        From :func:`read_frame`.
+    cfa : str, optional
+        Of a mosaic.
+    """
+    channels = view.shape[2]
+    light, light_error = (table[:LIGHT_STARS].reshape(-1, channels) for table in stars.photometry)
+    pixel_noise = np.sqrt(stats.variance)
+    if cfa is not None:
+        pixel_noise = pixel_noise * np.array([1.0, np.sqrt(2.0), 1.0])  # a cell has the mean of its two greens
+    shaped = stars.select(np.arange(min(SHAPE_STARS, len(stars))))
+    scale = 1 if cfa is None else 2
+    mesh = [sky_mesh(view[:, :, c], SKY_CELL // scale, SKY_STEP // scale)[0] for c in range(channels)]
+    return replace(
+        stats,
+        fwhm=float(np.median(shaped.fwhm)) if len(stars) else float("nan"),
+        eccentricity=float(np.median(shaped.eccentricity)) if len(stars) else float("nan"),
+        n_stars=stars.n_found,
+        star_flux=stars.flux[:FLUX_STARS].copy(),
+        star_xy=stars.xy[:LIGHT_STARS].astype(np.float32),
+        star_light=light.astype(np.float32),
+        star_light_error=(light_error * pixel_noise).astype(np.float32),
+        sky_mesh=np.stack(mesh, axis=2).astype(np.float32),
+        sky_cell=SKY_CELL,
+    )
+
+
+def measure_frame(
+    source: FrameSource, *, with_its_stars: bool = False, max_samples: int | None = MAX_SAMPLES
+) -> FrameStats:
+    """Read a whole frame and measure its levels, and its stars where they are wanted; see :func:`measure_levels`."""
+    pixels, view = read_frame(source)
+    stats = measure_levels(view, quantum=quanta(source), max_samples=max_samples)
+    if not with_its_stars:
+        return stats
+    return with_stars(stats, find_stars(pixels, RegisterSpec(), source.cfa), view, source.cfa)

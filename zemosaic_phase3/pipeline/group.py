@@ -1,0 +1,439 @@
+"""The frames of one tile before they are stacked: opened, measured, registered.
+
+What can go wrong with one frame is kept with its name and its reason, and the rest goes on; only when nothing is left,
+or the reference that was asked for, is that an error.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from zemosaic_phase3.detection.star_finder import StarList, choose_reference
+from zemosaic_phase3.detection.star_finder import find_stars as stars_of
+from zemosaic_phase3.errors import FrameError, NoFramesError
+from zemosaic_phase3.io.frame import FrameSource
+from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.photometry.levels import measure_levels
+from zemosaic_phase3.photometry.measure import cell_view, quanta, read_frame, with_stars
+from zemosaic_phase3.progress import Callback, notify
+from zemosaic_phase3.records import FrameStats, Registration
+from zemosaic_phase3.registration.match import register_stars
+from zemosaic_phase3.registration.wcs import register_stars_seeded, register_wcs
+from zemosaic_phase3.runtime.limits import available_memory
+from zemosaic_phase3.runtime.threads import parallel_map
+from zemosaic_phase3.spec import RegisterSpec
+
+if TYPE_CHECKING:
+    from astropy.wcs import WCS
+
+logger = logging.getLogger("ZeMosaicWorker")
+
+
+Opener = Callable[[Any], FrameSource]
+"""Opens one descriptor, or raises FrameError."""
+
+LOOK_ROWS: Final = 16  # of the middle of a frame: nearly always enough to see that it is not blank
+MOST_REFERENCES: Final = 3  # frames tried as reference before the run settles for the best of them
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What one reading of a frame tells: levels, stars, and when and how long it was exposed."""
+
+    stats: FrameStats | None  # None: not measured, because nothing needs the levels
+    stars: StarList | None  # None: not for registration, or they have served; 10,000 lists are 200 MB
+    start: datetime | None = None  # of the exposure, UTC
+    exposure: float = math.nan  # seconds
+    wcs: WCS | None = None  # celestial; None: it has none, or not for registration, or it has served
+
+    @property
+    def n_stars(self) -> int:
+        """Stars found."""
+        return 0 if self.stats is None else self.stats.n_stars
+
+    @property
+    def fwhm(self) -> float:
+        """Median full width at half maximum of the stars, pixels; nan without stars."""
+        return math.nan if self.stats is None else self.stats.fwhm
+
+
+@dataclass
+class FrameRow:
+    """One input and what became of it."""
+
+    name: str
+    used: bool = False
+    reason: str = ""
+    scan: Scan | None = None
+    registration: Registration | None = None
+    scale: list[float] = field(default_factory=list)
+    offset: list[float] = field(default_factory=list)
+    weight: list[float] = field(default_factory=list)
+    rejected_percent: float = float("nan")
+    transparency: float = float("nan")  # of the air, the reference's being 1
+
+    def drop(self, reason: str) -> None:
+        """Leave the frame out, and keep why."""
+        self.used, self.reason = False, reason
+        logger.warning("left out: %s: %s", self.name, reason)
+
+
+def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool, measure: bool = True) -> Scan:
+    """Read a frame once; measure its levels and find its stars.
+
+    The stars' widths and number are part of the levels; the stars themselves are kept where ``spec`` registers by
+    them, so that looking for them to weigh the frames changes nothing else. Where neither levels (``measure``) nor
+    stars are wanted, a few rows are enough to see that the frame is not blank.
+
+    Raises
+    ------
+    FrameError
+        The frame cannot be read, has no valid pixel, or is blank.
+    """
+    stats, stars = None, None
+    if measure or find_stars:
+        pixels, view = read_frame(source)
+        _refuse_blank(source, view)
+        stats = measure_levels(view, quantum=quanta(source))
+        if find_stars:
+            stars = stars_of(pixels, spec, source.cfa)
+            stats = with_stars(stats, stars, view, source.cfa)
+    elif not _shows_something(_middle_rows(source)):
+        _refuse_blank(source, read_frame(source)[1])
+    start, *exposures = source.card_values("DATE-OBS", "EXPTIME", "EXPOSURE")
+    return Scan(
+        stats,
+        stars if spec.mode in ("auto", "stars") else None,
+        _moment(start),
+        _seconds(*exposures),
+        source.wcs() if spec.mode in ("auto", "wcs") else None,
+    )
+
+
+def _middle_rows(source: FrameSource) -> np.ndarray:
+    """Read ``LOOK_ROWS`` rows from the middle of a frame, as :func:`photometry.measure.read_frame` shows them."""
+    first = source.height // 4 * 2  # a whole cell of a mosaic
+    pixels = source.read_rows(first, min(first + LOOK_ROWS, source.height))
+    return cell_view(pixels, source.cfa) if source.cfa is not None else pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _shows_something(view: np.ndarray) -> bool:
+    """Return True if every channel has a valid pixel, and not all of them are equal in every channel."""
+    channels = [plane[np.isfinite(plane)] for plane in np.moveaxis(view, -1, 0)]
+    return all(valid.size for valid in channels) and any(valid.min() < valid.max() for valid in channels)
+
+
+def _refuse_blank(source: FrameSource, view: np.ndarray) -> None:
+    """Raise FrameError for a frame, seen whole, that is blank or has no valid pixel in a channel."""
+    if _shows_something(view[view.shape[0] // 2 :][:LOOK_ROWS]) or _shows_something(view):
+        return
+    valid = [plane[np.isfinite(plane)] for plane in np.moveaxis(view, -1, 0)]
+    if not all(values.size for values in valid):
+        raise FrameError(source.name, "no valid pixel in at least one channel (all NaN); leave it out")
+    levels = ", ".join(f"{values[0]:g}" for values in valid)
+    raise FrameError(source.name, f"blank frame: every pixel is {levels}; leave it out")
+
+
+def scan_bytes(source: FrameSource) -> int:
+    """Return the bytes that scanning a frame takes: its pixels, its 2x2 cells, and what finding stars needs."""
+    cells = source.height * source.width // 4
+    pixel = 4 * source.channels if source.cfa is None else source.dtype.itemsize + 4
+    return cells * (4 * pixel + (50 if source.cfa is None else 36))
+
+
+def _moment(text: object) -> datetime | None:
+    """Time of an ISO 8601 text, UTC; None where it is none."""
+    try:
+        moment = datetime.fromisoformat(str(text).strip())
+        return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _seconds(*values: object) -> float:
+    """First of the values that is a length of time, seconds; nan where none is."""
+    for value in values:
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError):
+            continue
+        if math.isfinite(number) and number >= 0:
+            return number
+    return math.nan
+
+
+@dataclass
+class Group:
+    """The frames of one tile. ``rows`` has one entry per input, ``sources[i]`` is None where it could not be opened."""
+
+    rows: list[FrameRow]
+    sources: list[FrameSource | None]
+    reference: int = -1
+
+    @property
+    def usable(self) -> list[int]:
+        """Positions of the inputs that are still in."""
+        return [i for i, row in enumerate(self.rows) if row.used]
+
+    def source(self, i: int) -> FrameSource:
+        """Return an opened source."""
+        found = self.sources[i]
+        if found is None:
+            raise FrameError(self.rows[i].name, "was not opened")
+        return found
+
+    def scan(self, i: int) -> Scan:
+        """Return what was measured of a frame."""
+        found = self.rows[i].scan
+        if found is None:
+            raise FrameError(self.rows[i].name, "was not scanned")
+        return found
+
+    def dropped(self) -> list[tuple[str, str]]:
+        """Names and reasons of the inputs left out."""
+        return [(row.name, row.reason) for row in self.rows if not row.used]
+
+    def require_some(self, what: str) -> None:
+        """Raise when nothing is left.
+
+        Raises
+        ------
+        NoFramesError
+            With the first reasons.
+        """
+        if self.usable:
+            return
+        if not self.rows:
+            raise NoFramesError("no frames were given; name files, folders or globs")
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in self.dropped()[:3])
+        raise NoFramesError(f"none of {len(self.rows)} frames could be {what}: {reasons}")
+
+
+def open_group(
+    descriptors: Iterable[Any], opener: Opener = open_source, *, reference: str | Path | None = None
+) -> Group:
+    """Open every descriptor; those that are not images, or of another size than the rest, are left out with the reason.
+
+    The size is that of ``reference`` where one is named, else the commonest. Every frame gets a name of its own.
+
+    Raises
+    ------
+    NoFramesError
+        The reference that was named is not among the frames.
+    """
+    group = Group([], [])
+    names: Counter[str] = Counter()
+    for descriptor in descriptors:
+        try:
+            source = _distinct(opener(descriptor), names)
+            group.rows.append(FrameRow(source.name, used=True))
+            group.sources.append(source)
+        except FrameError as exc:
+            group.rows.append(FrameRow(exc.name))
+            group.rows[-1].drop(exc.reason)
+            group.sources.append(None)
+    if reference is not None:
+        group.reference = _named(group, Path(reference))
+    shapes = Counter(group.source(i).shape for i in group.usable)
+    if len(shapes) > 1:
+        wanted = shapes.most_common(1)[0][0] if group.reference < 0 else group.source(group.reference).shape
+        for i in group.usable:
+            shape = group.source(i).shape
+            if shape != wanted:
+                group.rows[i].drop(f"shape {shape} is not the {wanted} of the others; stack it on its own")
+    return group
+
+
+def _distinct(source: FrameSource, names: Counter[str]) -> FrameSource:
+    """Rename a source whose name is taken: the stack tells by name what became of each frame."""
+    name = source.name
+    while names[name]:
+        names[source.name] += 1
+        name = f"{source.name} ({names[source.name]})"
+    names[name] += 1
+    if name != source.name:
+        source = copy.copy(source)
+        source.name = name
+    return source
+
+
+def _named(group: Group, wanted: Path) -> int:
+    """Position of the reference that a user named, by path or by file name."""
+    paths = {i: Path(group.rows[i].name) for i in group.usable}
+    same = [i for i, path in paths.items() if path == wanted or path.resolve() == wanted.resolve()]
+    found = same or [i for i, path in paths.items() if path.name == str(wanted)]
+    if found:
+        return found[0]
+    left_out = [f"{name}: {why}" for name, why in group.dropped() if Path(name).name == wanted.name]
+    reason = "; ".join(left_out) or f"it is not among the {len(paths)} that could be opened"
+    raise NoFramesError(f"the reference {wanted} cannot be used: {reason}")
+
+
+def scan_group(
+    group: Group,
+    spec: RegisterSpec,
+    *,
+    find_stars: bool,
+    measure: bool = True,
+    workers: int = 1,
+    allowed_bytes: int | None = None,
+    progress: Callback | None = None,
+) -> None:
+    """Read every frame once, in parallel; fills the rows' scans. See :func:`scan_frame` for what is wanted of them.
+
+    ``allowed_bytes`` (half of what is available) limits how many frames are in memory at a time; one always may be.
+    """
+    todo = group.usable
+    done = iter(range(1, len(todo) + 1))
+    limit = available_memory() // 2 if allowed_bytes is None else allowed_bytes
+    most = limit // max([scan_bytes(group.source(i)) for i in todo] + [1])
+
+    def scan(i: int) -> Scan | FrameError:
+        found: Scan | FrameError
+        try:
+            found = scan_frame(group.source(i), spec, find_stars=find_stars, measure=measure)
+        except FrameError as exc:
+            found = exc
+        notify(progress, "measure", next(done), len(todo))
+        return found
+
+    for i, found in zip(todo, parallel_map(scan, todo, min(workers, most)), strict=True):
+        if isinstance(found, FrameError):
+            group.rows[i].drop(found.reason)
+        else:
+            group.rows[i].scan = found
+
+
+def register_group(group: Group, spec: RegisterSpec, *, workers: int = 1, progress: Callback | None = None) -> None:
+    """Register every frame on the reference, choosing one where none was named; fills the rows' registrations.
+
+    The star lists and the WCS have served then and are given up. A reference that was chosen here must bring in most of
+    the frames: if it does not (it shows another field, or is the one spoilt frame), others are tried, and the one with
+    the most frames is kept.
+
+    Raises
+    ------
+    NoFramesError
+        The named reference could not be used, or registration by the WCS was asked for and the reference has none.
+    """
+    usable = group.usable
+    if group.reference >= 0 and group.reference not in usable:
+        row = group.rows[group.reference]
+        raise NoFramesError(f"the reference {row.name} cannot be used: {row.reason}")
+    if spec.mode == "wcs" and len(usable) > 1:  # a frame alone needs none
+        _require_wcs(group)
+    if group.reference >= 0:
+        verdicts = _register_on(group, group.reference, spec, workers, progress)
+    else:
+        group.reference, verdicts = _best_reference(group, spec, workers, progress)
+    _tell_distortion([verdict for verdict in verdicts.values() if verdict.ok])
+    for i, verdict in verdicts.items():
+        group.rows[i].registration = verdict
+        group.rows[i].scan = replace(group.scan(i), stars=None, wcs=None)
+        if not verdict.ok:
+            group.rows[i].drop(f"not registered: {verdict.reason}")
+
+
+def _tell_distortion(verdicts: Sequence[Registration]) -> None:
+    """Log what the distortion of the headers adds to the transforms."""
+    largest = [float(np.abs(v.distortion).max()) for v in verdicts if v.distortion is not None]
+    if largest:
+        logger.info(
+            "distortion (SIP) of the headers used for %d of %d frames, up to %.2f px beside the transform",
+            len(largest), len(verdicts), max(largest),
+        )  # fmt: skip
+
+
+def _require_wcs(group: Group) -> None:
+    """Raise NoFramesError where the reference has no WCS, so that every other frame would fail."""
+    if group.reference >= 0:
+        if group.scan(group.reference).wcs is None:
+            name = group.rows[group.reference].name
+            raise NoFramesError(
+                f"the reference {name} has no celestial WCS, so nothing can be registered on it by the WCS; "
+                "use --register stars, or name a reference that is plate-solved"
+            )
+    elif not any(group.scan(i).wcs is not None for i in group.usable):
+        raise NoFramesError(
+            f"none of {len(group.usable)} frames has a celestial WCS; use --register stars, or plate-solve the frames"
+        )
+
+
+def _best_reference(
+    group: Group, spec: RegisterSpec, workers: int, progress: Callback | None
+) -> tuple[int, dict[int, Registration]]:
+    """Return the first of a few references that half of the frames register on, else the best of them."""
+    candidates = group.usable
+    best, best_verdicts, most = -1, {}, 0
+    for _ in range(MOST_REFERENCES):
+        reference = _choose(group, candidates, spec)
+        verdicts = _register_on(group, reference, spec, workers, progress)
+        count = sum(verdict.ok for verdict in verdicts.values())
+        if count > most:
+            best, best_verdicts, most = reference, verdicts, count
+        # What did register shows the same field, and would fare no better.
+        candidates = [i for i in candidates if not verdicts[i].ok]
+        if 2 * count >= len(verdicts) or not candidates:
+            break
+        logger.info("%d of %d frames register on %s", count, len(verdicts), group.rows[reference].name)
+    return best, best_verdicts
+
+
+def _choose(group: Group, candidates: list[int], spec: RegisterSpec) -> int:
+    """Sharp, well populated, and with a WCS where any frame has one: the tile gets the reference's."""
+    if spec.mode in ("auto", "wcs"):
+        candidates = [i for i in candidates if group.scan(i).wcs is not None] or candidates
+    stars = [found for i in candidates if (found := group.scan(i).stars) is not None]
+    return candidates[choose_reference(stars, group.source(candidates[0]).shape)] if stars else candidates[0]
+
+
+def _register_on(
+    group: Group, reference: int, spec: RegisterSpec, workers: int, progress: Callback | None
+) -> dict[int, Registration]:
+    """Verdict on every usable frame against one reference."""
+    usable = group.usable
+    wcs = group.scan(reference).wcs
+    done = iter(range(1, len(usable) + 1))
+
+    def register(i: int) -> Registration:
+        if i == reference:
+            verdict = Registration(ok=True, method="reference", rms_px=0.0)
+        elif spec.mode == "none":
+            verdict = Registration(ok=True)
+        else:
+            verdict = _register(group, i, reference, wcs, spec)
+        notify(progress, "register", next(done), len(usable))
+        return verdict
+
+    return dict(zip(usable, parallel_map(register, usable, workers), strict=True))
+
+
+def _register(group: Group, i: int, reference: int, reference_wcs: WCS | None, spec: RegisterSpec) -> Registration:
+    """Register by the stars, seeded by the WCS; by the WCS alone where asked for, or where there are too few stars."""
+    shape = group.source(i).shape
+    wcs, by_wcs = group.scan(i).wcs, None
+    if reference_wcs is not None and wcs is not None:
+        by_wcs = register_wcs(reference_wcs, wcs, shape, spec)
+    known, stars = group.scan(reference).stars, group.scan(i).stars
+    if known is None or stars is None:
+        who = "the reference" if reference_wcs is None else "the frame"
+        reason = f"{who} has no celestial WCS; use --register stars"
+        return by_wcs or Registration(ok=False, method="wcs", reason=reason)
+    seed = by_wcs if by_wcs is not None and by_wcs.ok else None
+    if seed is not None and min(len(known), len(stars)) < spec.min_matched:
+        return seed
+    return (
+        register_stars(known, stars, shape, spec)
+        if seed is None
+        else register_stars_seeded(known, stars, shape, spec, seed)
+    )

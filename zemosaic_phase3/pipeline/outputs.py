@@ -1,0 +1,177 @@
+"""What is written and where: checks before the work, the table of frames, the file."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from zemosaic_phase3.errors import FrameError, OutputError
+from zemosaic_phase3.io.atomic_write import COMPRESSED_SUFFIXES, write_fits_atomically
+from zemosaic_phase3.io.inputs import real_paths
+from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.io.tile_file import tile_hdus
+from zemosaic_phase3.pipeline.group import FrameRow
+from zemosaic_phase3.pipeline.tile import Tile
+from zemosaic_phase3.records import Registration
+
+logger = logging.getLogger("ZeMosaicWorker")
+
+
+FRAMES_UNITS: Final = {
+    "RMS_PX": "pixel",
+    "FWHM": "pixel",
+    "OFFSET": "adu",
+    "SKY": "adu",
+    "NOISE": "adu",
+    "REJECTED": "%",
+}
+
+
+def frames_columns(rows: Sequence[FrameRow]) -> dict[str, Any]:
+    """Return the FRAMES table by column: one row per input."""
+    channels = max((len(row.scale) for row in rows), default=1) or 1
+
+    def per_channel(name: str) -> np.ndarray:
+        return np.array([getattr(row, name) or [np.nan] * channels for row in rows], np.float64)
+
+    stats = [row.scan.stats if row.scan is not None else None for row in rows]
+
+    def of_stars(name: str) -> np.ndarray:
+        return np.array([math.nan if found is None else getattr(found, name) for found in stats], np.float64)
+
+    def measured(name: str) -> np.ndarray:
+        unknown = np.full(channels, np.nan)
+        levels = [unknown if found is None else getattr(found, name) for found in stats]
+        return np.array([found if found.size == channels else unknown for found in levels], np.float64)
+
+    registrations = [row.registration or Registration(ok=False) for row in rows]
+    nowhere = np.full((3, 3), np.nan)
+    return {
+        "NAME": [row.name for row in rows],
+        "USED": np.array([row.used for row in rows]),
+        "REASON": [row.reason for row in rows],
+        "METHOD": [r.method for r in registrations],
+        "MODEL": [r.model for r in registrations],
+        "TRANSFORM": np.stack([(r.transform if r.ok else nowhere).ravel() for r in registrations]),
+        "DISTORT": np.array([0.0 if r.distortion is None else np.abs(r.distortion).max() for r in registrations]),
+        "MATCHED": np.array([r.matched for r in registrations], np.int32),
+        "RMS_PX": np.array([r.rms_px for r in registrations], np.float64),
+        "SCALE": per_channel("scale"),
+        "OFFSET": per_channel("offset"),
+        "WEIGHT": per_channel("weight"),
+        "FWHM": of_stars("fwhm"),
+        "ECCENTR": of_stars("eccentricity"),
+        "STARS": np.array([0 if row.scan is None else row.scan.n_stars for row in rows], np.int32),
+        "SKY": measured("median"),
+        "NOISE": np.sqrt(measured("variance")),
+        "TRANSPAR": np.array([row.transparency for row in rows], np.float64),
+        "REJECTED": np.array([row.rejected_percent for row in rows], np.float64),
+    }
+
+
+def check_output(output: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Refuse before the work starts what could not be written at its end.
+
+    Raises
+    ------
+    OutputError
+        The file exists and ``overwrite`` is False, it is a folder, its folder does not exist or may not be written,
+        or its name asks for compression.
+    """
+    path = Path(output)
+    if path.name.lower().endswith(COMPRESSED_SUFFIXES):
+        raise OutputError(f"{path}: tiles are written uncompressed; choose a name that ends in .fits")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: folder {path.parent} does not exist; create it first")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{path}: folder {path.parent} may not be written; choose another one")
+    if (path.exists() or path.is_symlink()) and not overwrite:  # a link to nothing would be replaced all the same
+        raise OutputError(f"{path}: exists already; choose another name, or allow --overwrite")
+
+
+def without_output(paths: Sequence[Path], inputs: Iterable[str | Path], output: str | os.PathLike[str]) -> list[Path]:
+    """Return the frames to stack: an earlier tile in the place of the output is none of them.
+
+    Parameters
+    ----------
+    paths : sequence of Path
+        The files that ``inputs`` stand for.
+    inputs : iterable of path
+        Files, folders and patterns as they were given.
+    output : path
+        The file that will be written.
+
+    Raises
+    ------
+    OutputError
+        The output is an input: named as one, or a file of a folder or a pattern that is no tile of ours.
+    """
+    target = Path(output).resolve()
+    kept = [path for path, real in zip(paths, real_paths(paths), strict=True) if real != target]
+    is_named = target in real_paths(map(Path, inputs))
+    if is_named or (len(kept) < len(paths) and not is_own_tile(target)):
+        raise OutputError(f"{output}: is itself an input, and inputs are never overwritten; choose another name")
+    return kept
+
+
+def without_tiles(paths: Sequence[Path], inputs: Iterable[str | Path]) -> list[Path]:
+    """Leave out tiles of ours that merely lie in a folder or match a pattern; one that is named is a frame like any.
+
+    A finished stack among its own subs would be taken for the best of them.
+    """
+    named = set(real_paths(map(Path, inputs)))
+    kept = [
+        path
+        for path, real in zip(paths, real_paths(paths), strict=True)
+        if real in named or not (_mentions_tile(path) and is_own_tile(path))
+    ]
+    for path in sorted(set(paths) - set(kept)):
+        logger.warning("left out: %s: it is a finished stack, not a frame; name it to stack it all the same", path)
+    return kept
+
+
+def _mentions_tile(path: Path) -> bool:
+    """Look for our card in the first header, without parsing it: folders can hold ten thousand files."""
+    try:
+        with path.open("rb") as stream:
+            return b"ZMT_REF" in stream.read(1 << 16)
+    except OSError:  # opening it as a frame will say what is wrong
+        return False
+
+
+def is_own_tile(path: Path) -> bool:
+    """Tell by its header whether a file is a tile that this library wrote, see :func:`tile_header`."""
+    try:
+        header = open_source(path).read_header()
+    except FrameError as exc:
+        logger.debug("no tile of ours: %s", exc)
+        return False
+    return "ZMT_REF" in header and "ALPHAEXT" in header
+
+
+def write_tile(tile: Tile, output: str | os.PathLike[str], *, maps: bool = False, overwrite: bool = False) -> Path:
+    """Write a tile as FITS, atomically; with ``maps`` also COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and the FRAMES table.
+
+    Raises
+    ------
+    OutputError
+        The file exists and ``overwrite`` is False, or it cannot be written.
+    """
+    hdus = tile_hdus(
+        tile.image,
+        tile.header,
+        alpha=tile.alpha,
+        maps=tile.maps if maps else None,
+        frames_table=frames_columns(tile.rows) if maps else None,
+        frames_units=FRAMES_UNITS if maps else None,
+    )
+    write_fits_atomically(hdus, output, overwrite=overwrite)
+    return Path(output)

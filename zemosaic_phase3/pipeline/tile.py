@@ -1,0 +1,244 @@
+"""From descriptors to a finished tile: open, scan, register, stack, finish. Shared by the command line and ZeMosaic.
+
+Every frame is read twice: once whole, to find its stars and measure its levels, and by rows when the stack needs them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from zemosaic_phase3.compat.parameters import params_from_stack_spec
+from zemosaic_phase3.engine.slab import frame_block, source_pixel_bytes
+from zemosaic_phase3.engine.slab_plan import plan_slabs
+from zemosaic_phase3.errors import FrameError
+from zemosaic_phase3.finish.alpha import alpha_from_coverage
+from zemosaic_phase3.finish.noise import measure_noise, noise_rows, typical_noise
+from zemosaic_phase3.io.frame import Frame, FrameSource
+from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.pipeline.group import FrameRow, Group, open_group, register_group, scan_group
+from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
+from zemosaic_phase3.pipeline.tile_header import tile_header
+from zemosaic_phase3.progress import Callback, timed
+from zemosaic_phase3.records import Registration, TileReport
+from zemosaic_phase3.runtime.limits import give_back_freed_memory, peak_rss_bytes
+from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
+
+if TYPE_CHECKING:
+    from astropy.io.fits import Header
+    from astropy.wcs import WCS
+
+
+Stacker = Callable[[list[Frame], dict[str, Any]], tuple[np.ndarray, dict[str, Any], bool]]
+"""Stacks registered frames with parameters of existing runs: image, metadata, whether on the GPU."""
+
+
+@dataclass
+class Tile:
+    """A finished tile, ready to be written.
+
+    ``image`` float32, ADU, ``(H, W)`` or ``(H, W, 3)``, on the grid of the reference frame; ``alpha (H, W)`` uint8, 0
+    or 255; ``maps`` by extension name; ``wcs`` celestial, a copy of the reference's with the pixel shape set, or None.
+    """
+
+    image: np.ndarray
+    alpha: np.ndarray
+    maps: dict[str, np.ndarray]
+    header: Header
+    wcs: WCS | None
+    report: TileReport
+    rows: list[FrameRow]
+    metadata: dict[str, Any]
+
+
+def build_tile(
+    descriptors: Sequence[Any],
+    stacker: Stacker,
+    *,
+    stack: StackSpec | None = None,
+    register: RegisterSpec | None = None,
+    select: SelectSpec | None = None,
+    bayer: str = "auto",
+    reference: str | None = None,
+    workers: int = 1,
+    allowed_bytes: int | None = None,
+    progress: Callback | None = None,
+) -> Tile:
+    """Open, scan, register, stack and finish: the whole way from descriptors to a tile in memory.
+
+    Parameters
+    ----------
+    descriptors : sequence
+        See :func:`zemosaic_utils.open_source`.
+    stacker : callable
+        The engine with its policy, normally ``zemosaic_worker._stack_master_tile_auto``.
+    stack, register, select : StackSpec, RegisterSpec, SelectSpec
+    bayer : str
+        "auto", "none" or a pattern.
+    reference : str or None
+        Path or name of the reference frame; None chooses one.
+    workers : int
+        Threads.
+    allowed_bytes : int or None
+        Memory the frames and the stack may take; None: half of what is available.
+    progress : callable or None
+        Called as ``progress(stage, done, total)``.
+
+    Raises
+    ------
+    NoFramesError
+        Nothing is left to stack; the message says why.
+    PlanError
+        Not one row of the stack fits into the memory; before a frame is read.
+    """
+    stack, register, select = stack or StackSpec(), register or RegisterSpec(), select or SelectSpec()
+    spec = {**asdict(stack), "register": asdict(register), "select": asdict(select)}
+    report = TileReport(n_input=len(descriptors), spec=spec)
+    with timed(report, "open"):
+        group = open_group(descriptors, partial(open_source, bayer=bayer), reference=reference)
+        group.require_some("opened")
+        if allowed_bytes is not None:
+            _check_memory(group, stack, register, workers, allowed_bytes)
+    with timed(report, "measure"):
+        find_stars = stack.needs_stars or select.needs_stars or register.mode in ("auto", "stars")
+        scan_group(
+            group, register, find_stars=find_stars, measure=stack.needs_levels, workers=workers,
+            allowed_bytes=allowed_bytes, progress=progress,
+        )  # fmt: skip
+        group.require_some("read")
+        apply_limits(group, select)
+        group.require_some("kept")
+    with timed(report, "register"):
+        register_group(group, register, workers=workers, progress=progress)
+        rate_frames(group)
+        drop_worst(group, select)
+    return stack_group(group, stacker, stack, report, workers=workers)
+
+
+def _check_memory(group: Group, stack: StackSpec, register: RegisterSpec, workers: int, allowed_bytes: int) -> None:
+    """Raise PlanError where the stack could not run for lack of memory, from the headers alone.
+
+    How far frames are turned is not known yet, so that frames to be registered count with source blocks of their whole
+    height, which is as much as any rotation can take.
+    """
+    some = group.source(group.usable[0])
+    plan_slabs(
+        some.height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=some.width,
+        channels=some.channels, workers=workers, weights_per_pixel=int(stack.radial_weight),
+        source_margin=0 if register.mode == "none" else some.height,
+        raw_bytes=source_pixel_bytes(some),
+    )  # fmt: skip
+
+
+def stack_group(group: Group, stacker: Stacker, stack: StackSpec, report: TileReport, *, workers: int = 1) -> Tile:
+    """Stack the registered frames of a group and finish the tile, on the grid of the reference.
+
+    What is wanted of the reference's file is read before the stack, so that a reference that vanishes meanwhile is one
+    frame lost and not the tile. What it tells is found out beside the stack, which for the most part is done by threads
+    that leave the interpreter alone.
+    """
+    give_back_freed_memory()  # of measuring and registering, before the slabs take theirs
+    usable = group.usable
+    reference = group.source(group.reference)
+    registered = [_registration(group, i) for i in usable]
+    frames = [
+        Frame(group.source(i), r.transform, group.scan(i).stats, r.distortion)
+        for i, r in zip(usable, registered, strict=True)
+    ]
+    params = {**params_from_stack_spec(stack), "reference_index": usable.index(group.reference)}
+    with ThreadPoolExecutor(1, thread_name_prefix="zemosaic") as beside:
+        with timed(report, "finish"):
+            about_reference = beside.submit(_describe_reference, *_read_reference(reference))
+        with timed(report, "stack"):
+            image, metadata, used_gpu = stacker(frames, params)
+    with timed(report, "finish"):
+        header, wcs, report.noise_before = about_reference.result()
+        _take_metadata(group, metadata)
+        _fill_report(report, group, metadata, image, used_gpu, workers)
+        coverage = metadata.get("coverage")
+        if coverage is None:  # an engine without maps: what is finite is covered
+            coverage = np.isfinite(image).astype(np.int32)
+        tile = Tile(
+            image=image,
+            alpha=alpha_from_coverage(coverage),
+            maps=_maps(metadata),
+            header=tile_header(header, wcs, group, stack, report, metadata),
+            wcs=wcs,
+            report=report,
+            rows=group.rows,
+            metadata=metadata,
+        )
+    report.peak_rss_bytes = peak_rss_bytes()
+    return tile
+
+
+def _registration(group: Group, i: int) -> Registration:
+    found = group.rows[i].registration
+    if found is None:
+        raise FrameError(group.rows[i].name, "was not registered")
+    return found
+
+
+def _read_reference(reference: FrameSource) -> tuple[FrameSource, Callable[[], Header], list[np.ndarray]]:
+    """Read what is told of the reference: its header, and the bands of it that its noise is measured on, demosaiced."""
+
+    def band(rows: slice) -> np.ndarray:
+        shape = (rows.stop - rows.start, *reference.shape[1:])
+        return frame_block(reference, rows.start, rows.stop)[: math.prod(shape)].reshape(shape)
+
+    rows = noise_rows(reference.height, reference.width)
+    return reference, reference.deferred_header(), [band(some) for some in rows]
+
+
+def _describe_reference(
+    reference: FrameSource, header: Callable[[], Header], bands: list[np.ndarray]
+) -> tuple[Header, WCS | None, list[float]]:
+    """Return header, WCS and noise of the reference; its WCS as a copy, so that the caller's own stays as it is."""
+    cards = header()
+    wcs = reference.wcs(cards)
+    if wcs is not None:
+        wcs = wcs.deepcopy()
+        wcs.pixel_shape = (reference.width, reference.height)
+    return cards, wcs, typical_noise(bands)
+
+
+def _maps(metadata: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    names = {"COVERAGE": "coverage", "WEIGHT": "weight_map", "REJ_LOW": "rejected_low", "REJ_HIGH": "rejected_high"}
+    return {name: metadata[key] for name, key in names.items() if metadata.get(key) is not None}
+
+
+def _take_metadata(group: Group, metadata: Mapping[str, Any]) -> None:
+    """Write into the rows what the stack found out about each frame; names are distinct, see :func:`open_group`."""
+    by_name = {group.rows[i].name: group.rows[i] for i in group.usable}
+    for name, reason in metadata.get("frames_dropped") or []:
+        by_name[name].drop(reason)
+    table = metadata.get("frame_table")
+    if table is None:
+        return
+    for k, name in enumerate(table.names):
+        row = by_name[name]
+        row.scale, row.offset, row.weight = table.scale[k].tolist(), table.offset[k].tolist(), table.weight[k].tolist()
+        row.rejected_percent = float(metadata["frame_rejected_percent"][k])
+
+
+def _fill_report(
+    report: TileReport, group: Group, metadata: Mapping[str, Any], image: np.ndarray, used_gpu: bool, workers: int
+) -> None:
+    report.n_used = len(group.usable)
+    report.dropped = group.dropped()
+    report.reference = group.rows[group.reference].name
+    report.device = "gpu" if used_gpu else "cpu"
+    report.gpu_attempts = int(metadata.get("phase3_gpu_attempts") or 0)
+    report.device_reason = str(metadata.get("phase3_device_reason") or "")
+    report.noise_after = measure_noise(image, workers)
+    report.rejected_low_percent = list(metadata.get("rejected_low_percent") or [])
+    report.rejected_high_percent = list(metadata.get("rejected_high_percent") or [])
+    report.all_rejected_pixels = int(metadata.get("all_rejected_pixels") or 0)
+    report.rows_per_slab = int(metadata.get("rows_per_slab") or 0)
+    report.warnings = list(metadata.get("warnings") or [])

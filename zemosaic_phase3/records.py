@@ -1,0 +1,132 @@
+"""What is known of a frame and of a tile: values that travel from the frames to the report."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class FrameStats:
+    """Levels of one frame before normalisation; arrays are ``(C,) float64``, ADU (``variance`` ADU^2).
+
+    ``median`` and ``mad_sigma`` (1.4826 MAD), ``p25`` and ``p90`` (linear-interpolated percentiles),
+    ``variance`` (population, after 5 rounds of 3-sigma median-centred clipping), all of valid pixels;
+    ``luminance_p25``: 25th percentile of 0.299 R + 0.587 G + 0.114 B (the pixel itself when mono).
+
+    Of its stars, where they were looked for: ``fwhm`` (pixels of the frame) and ``eccentricity``, medians of the
+    brighter ones (nan: none); ``n_stars``, how many were found; ``star_flux (k,) float64``, the flux above the sky of
+    the brightest, brightest first, ADU.
+
+    To match frames by what they show: ``star_xy (m, 2)`` pixels of the frame, ``star_light (m, C)`` and its standard
+    deviation ``star_light_error (m, C)``, ADU, NaN where a star may be saturated; ``sky_mesh (rows, columns, C)``,
+    level of the sky in cells of ``sky_cell`` pixels, ADU. All float32: ten thousand frames keep them.
+    """
+
+    median: np.ndarray
+    mad_sigma: np.ndarray
+    p25: np.ndarray
+    p90: np.ndarray
+    variance: np.ndarray
+    luminance_p25: float
+    fwhm: float = float("nan")
+    n_stars: int = 0
+    star_flux: np.ndarray = field(default_factory=lambda: np.empty(0))
+    eccentricity: float = float("nan")
+    star_xy: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.float32))
+    star_light: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    star_light_error: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    sky_mesh: np.ndarray = field(default_factory=lambda: np.empty((0, 0, 0), np.float32))
+    sky_cell: int = 1
+
+
+IDENTITY: Final = np.eye(3)
+
+
+@dataclass(frozen=True)
+class Registration:
+    """Verdict on one frame: the map from reference pixels to its own pixels, and the evidence.
+
+    Attributes
+    ----------
+    ok : bool
+        False means a failed frame; ``transform`` is then not to be used.
+    transform : ndarray (3, 3) float64
+        Homogeneous map of a reference pixel (x, y, 1) to this frame's pixel; pixel centres are integers, 0-based.
+    method : str
+        "stars", "wcs", "none" or "reference".
+    matched : int
+        Stars that support the fit.
+    rms_px : float
+        Root mean square distance of matched stars after the fit, pixels (nan without stars).
+    reason : str
+        Why the frame failed, with its numbers; empty when ok.
+    model : str
+        "similarity", "affine" or "homography" where one was fitted.
+    distortion : ndarray (rows, columns, 2) float32 or None
+        What is added to the mapped position, pixels of the frame; see ``registration.distortion``. None: nothing.
+    """
+
+    ok: bool
+    transform: np.ndarray = field(default_factory=IDENTITY.copy)
+    method: str = "none"
+    matched: int = 0
+    rms_px: float = float("nan")
+    reason: str = ""
+    model: str = ""
+    distortion: np.ndarray | None = None
+
+
+@dataclass
+class FrameTable:
+    """One row per frame that is stacked; computed once, the same for every device.
+
+    ``normalised = scale * raw + offset``. Shapes: ``transform (N, 3, 3)``, ``scale, offset, weight (N, C)``, all
+    float64; scale dimensionless, offset ADU, weight dimensionless and >= 0. ``distortion``: one field per frame, see
+    ``registration.distortion``; empty where no frame has one.
+    """
+
+    names: list[str]
+    transform: np.ndarray
+    scale: np.ndarray
+    offset: np.ndarray
+    weight: np.ndarray
+    weight_method: str = "none"
+    notes: list[str] = field(default_factory=list)
+    normalize_method: str = ""  # what was applied, where the specification left the choice; "" is what it names
+    distortion: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def in_place(self) -> np.ndarray:
+        """Which frames lie on the reference grid already, ``(N,) bool``."""
+        lies = (self.transform == IDENTITY).all(axis=(1, 2))
+        return lies & [field.size == 0 for field in self.distortion] if self.distortion else lies
+
+
+@dataclass
+class TileReport:
+    """What happened to one tile, for the end-of-run table, ``--json`` and the FITS header."""
+
+    n_input: int = 0
+    n_used: int = 0
+    dropped: list[tuple[str, str]] = field(default_factory=list)  # name, reason
+    reference: str = ""
+    device: str = "cpu"
+    gpu_attempts: int = 0
+    device_reason: str = ""
+    spec: dict[str, Any] = field(default_factory=dict)
+    noise_before: list[float] = field(default_factory=list)  # per channel, ADU, reference frame
+    noise_after: list[float] = field(default_factory=list)  # per channel, ADU, result
+    rejected_low_percent: list[float] = field(default_factory=list)
+    rejected_high_percent: list[float] = field(default_factory=list)
+    all_rejected_pixels: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)  # per stage
+    peak_rss_bytes: int = 0
+    rows_per_slab: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain lists and numbers, ready for JSON."""
+        return asdict(self)

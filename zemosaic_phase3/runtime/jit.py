@@ -1,0 +1,170 @@
+"""How a numeric kernel is compiled: one decorator, so that every kernel obeys the same rules of arithmetic.
+
+Compiled code is cached on disk. Where no cache folder can be written (a read-only installation without a home
+folder) the kernel is compiled in memory instead, and the run goes on.
+
+Kernels release the interpreter lock and are never parallel inside: the engines split the work over their own
+threads, because tiles run in threads and not every Numba threading layer survives that.
+
+Compiling holds the interpreter lock, so threads cannot share it. A first run may have a second process compile what it
+will need last, while it does its own work: :func:`compile_beside` and :func:`wait_for_compiler`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import subprocess
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import numba
+from numba.core.caching import FunctionCache
+from numba.core.runtime import rtsys
+
+logger = logging.getLogger("zemosaic.kernels")
+
+
+COMPILER_PATIENCE_S: Final = 120.0  # waited for the other process; what it has not done by then is compiled here
+PACKAGE: Final = Path(__file__).resolve().parents[1]
+KERNEL_WINGS: Final = ("runtime", "detection", "registration", "resample", "rejection", "combine", "engine")
+"""Folders whose files make compiled code, or hold constants that are compiled into it."""
+
+
+def stamped_files() -> list[Path]:
+    """List the files whose text compiled code may come from."""
+    return [file for wing in KERNEL_WINGS for file in sorted((PACKAGE / wing).glob("*.py"))]
+
+
+@cache
+def _stamp() -> str:
+    """Return a short text that changes when any of the files of kernels does.
+
+    Numba looks for a change only in the file of the function it is asked for, not in those of the functions that this
+    one calls, and would run code compiled from their former text.
+    """
+    digest = hashlib.blake2b(digest_size=5)
+    for file in stamped_files():
+        with contextlib.suppress(OSError):  # frozen programs have no files, and no text that changes
+            status = file.stat()
+            digest.update(f"{file.parent.name}/{file.name} {status.st_size} {status.st_mtime_ns} ".encode())
+    return digest.hexdigest()
+
+
+class _KernelCache(FunctionCache):
+    """Numba's cache on disk, loaded without what only a compiler needs.
+
+    Before it looks into its cache Numba registers how all of Python and NumPy is compiled: 0.3 s of imports at every
+    start, SciPy among them. Code that is compiled already needs Numba's memory manager and nothing else. Where there is
+    none to load, compiling registers the rest, as it does for a function without a cache.
+    """
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Load the code compiled for a signature; None if there is none."""
+        rtsys.initialize(target_context)
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Save the code compiled for a signature."""
+        super().save_overload(sig, data)
+        _remove_stale(Path(self.cache_path))
+
+
+def _compile(function: Callable[..., Any], **options: Any) -> Any:
+    # Numba names its cache files by source file and qualified name.
+    function.__qualname__ = f"{function.__module__}.{function.__qualname__}.{_stamp()}"
+    compiled: Any = numba.njit(**options)(function)
+    if hasattr(compiled, "enable_caching"):  # a plain function when Numba is switched off
+        with contextlib.suppress(RuntimeError):  # Numba found no folder for its cache
+            compiled._cache = _KernelCache(function)  # what cache=True does, with a class of its own
+    return compiled
+
+
+def cache_folder(compiled: Any) -> Path | None:
+    """Return the folder where a kernel's compiled code is kept; None if none can be written (or nothing is compiled)."""
+    statistics = getattr(compiled, "stats", None)  # a plain function when Numba is switched off
+    folder = None if statistics is None else statistics.cache_path
+    return None if folder is None else Path(folder)
+
+
+def is_cold(folder: Path) -> bool:
+    """Return True if a folder of compiled kernels holds none of ours as they are now."""
+    return not any(folder.glob(f"*.{_stamp()}-*.nbi"))
+
+
+@cache
+def _remove_stale(folder: Path) -> None:
+    """Remove the files of our kernels as they were before a file changed, once a process: nothing would read them.
+
+    A process that still runs the former kernels, and finds its files gone, compiles what it lacks.
+    """
+    for file in folder.glob(f"*{PACKAGE.name}.*.nb[ci]"):
+        if f".{_stamp()}-" not in file.name:
+            with contextlib.suppress(OSError):  # removed by another process, or in use (Windows)
+                file.unlink()
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a kernel with strict IEEE arithmetic: nothing contracted or reordered, x / 0 is inf or nan."""
+    # Nothing in C calls a kernel, so none gets an entry for it, which would have to be compiled as well.
+    return _compile(function, nogil=True, fastmath=False, error_model="numpy", no_cfunc_wrapper=True)
+
+
+def inner_kernel(function: Callable[..., Any]) -> Any:
+    """Compile a kernel that makes no arrays and returns none.
+
+    It does not count references to its arrays, which its caller holds. The counters are atomic: where a kernel is
+    called once a pixel they would take most of its time.
+    """
+    # Numba's name for this is not a public one: where it is unknown, references are counted.
+    options = {"_nrt": False} if hasattr(getattr(numba.core.options, "DefaultOptions", None), "_nrt") else {}
+    return _compile(function, nogil=True, fastmath=False, error_model="numpy", no_cfunc_wrapper=True, **options)
+
+
+_compiler: list[subprocess.Popen[bytes]] = []
+_compiler_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def compile_beside(command: Sequence[str]) -> Iterator[None]:
+    """Run a command that compiles kernels into the cache beside what is done in this block; it ends with the block.
+
+    Parameters
+    ----------
+    command : sequence of str
+        Program and arguments. Where it cannot be started or fails, kernels are compiled here, when first called.
+    """
+    try:
+        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module, no shell
+            list(command), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+    except OSError as exc:
+        logger.debug("kernels are compiled in this process alone: %s", exc)
+        yield
+        return
+    with process:  # waits for its end
+        with _compiler_lock:
+            _compiler.append(process)
+        try:
+            yield
+        finally:
+            with _compiler_lock:
+                _compiler.remove(process)
+            process.kill()
+
+
+def wait_for_compiler() -> None:
+    """Wait until the process of :func:`compile_beside`, if there is one, has compiled everything."""
+    with _compiler_lock:
+        running = list(_compiler)
+    for process in running:
+        try:
+            status = process.wait(COMPILER_PATIENCE_S)
+            logger.debug("the compiling process ended with status %d", status)
+        except subprocess.TimeoutExpired:
+            logger.debug("the compiling process is slow; compiling here too")

@@ -1,0 +1,191 @@
+"""Specifications: what a stack, a registration, a selection, a crop and a quality gate are asked to do.
+
+Frozen dataclasses, checked when made. Nothing is opened, measured or computed here.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from zemosaic_phase3.errors import SpecError
+from zemosaic_phase3.methods import (
+    DEFAULT_KAPPA,
+    STAR_NORMALISATIONS,
+    STAR_WEIGHTS,
+    CombineName,
+    InterpolationName,
+    LineFit,
+    NormalizeName,
+    RegisterMode,
+    RejectName,
+    TransformName,
+    WeightName,
+    WscImpl,
+    canonical,
+)
+from zemosaic_phase3.settings import in_range, store_number, winsor_limits
+
+
+@dataclass(frozen=True)
+class StackSpec:
+    """How registered frames become one image. Checked when made; see ``docs/algorithms.md``.
+
+    ``kappa_low``/``kappa_high`` None means the method's own default.
+    """
+
+    normalize: NormalizeName = "auto"
+    weight: WeightName = "noise_variance"
+    reject: RejectName = "winsorized_sigma_clip"
+    wsc_impl: WscImpl = "pixinsight"
+    kappa_low: float | None = None
+    kappa_high: float | None = None
+    winsor_limits: tuple[float, float] = (0.05, 0.05)
+    apply_rewinsor: bool = True
+    line_fit: LineFit = "lad"  # linear_fit_clip: least absolute deviations or least squares
+    gesd_fraction: float = 0.3  # gesd: largest fraction of outliers looked for
+    gesd_alpha: float = 0.05  # gesd: significance
+    combine: CombineName = "mean"
+    equalize_rgb: bool = False
+    radial_weight: bool = False
+    radial_feather: float = 0.8
+    radial_power: float = 2.0
+    radial_floor: float = 0.05
+    interpolation: InterpolationName = "lanczos3"
+    flatten: bool = False  # make the frames' backgrounds alike, by a low-order surface each
+
+    def __post_init__(self) -> None:  # noqa: D105
+        put = object.__setattr__
+        put(self, "normalize", canonical("normalisation", self.normalize, NormalizeName))
+        put(self, "weight", canonical("weight", self.weight, WeightName))
+        put(self, "reject", canonical("rejection", self.reject, RejectName))
+        put(self, "wsc_impl", canonical("winsorizing (wsc_impl)", self.wsc_impl, WscImpl))
+        put(self, "combine", canonical("combination", self.combine, CombineName))
+        put(self, "interpolation", canonical("interpolation", self.interpolation, InterpolationName))
+        put(self, "winsor_limits", winsor_limits(self.winsor_limits))
+        default = (3.0, 3.0) if self.is_legacy_winsor else DEFAULT_KAPPA[self.reject]
+        low = default[0] if self.kappa_low is None else self.kappa_low
+        high = default[1] if self.kappa_high is None else self.kappa_high
+        put(self, "kappa_low", in_range("kappa (low)", low, 0.0, 1000.0))
+        put(self, "kappa_high", in_range("kappa (high)", high, 0.0, 1000.0))
+        put(self, "line_fit", canonical("line fit", self.line_fit, LineFit))
+        store_number(self, "gesd_fraction", "GESD fraction", 0.0, 0.5)
+        store_number(self, "gesd_alpha", "GESD alpha", 1e-9, 0.5)
+        for name, label, highest in (
+            ("radial_feather", "radial feather fraction", math.inf),  # the map takes it as 0.1 .. 1
+            ("radial_power", "radial shape power", 100.0),
+            ("radial_floor", "minimum radial weight", 1.0),
+        ):
+            # Existing configurations carry any number where radial weights are off.
+            limits = (0.0, highest) if self.radial_weight else (-math.inf, math.inf)
+            store_number(self, name, label, *limits)
+
+    @property
+    def is_legacy_winsor(self) -> bool:
+        """True when rejection is ZeMosaic's quantile winsorizing."""
+        return self.reject == "winsorized_sigma_clip" and self.wsc_impl == "legacy_quantile"
+
+    @property
+    def frame_weight(self) -> WeightName:
+        """The weight that is applied: only a mean is weighted."""
+        return self.weight if self.combine == "mean" else "none"
+
+    @property
+    def needs_stars(self) -> bool:
+        """True when weights, gains or backgrounds are measured where the frames' stars are or are not."""
+        return self.frame_weight in STAR_WEIGHTS or self.normalize in STAR_NORMALISATIONS or self.flatten
+
+    @property
+    def needs_levels(self) -> bool:
+        """True when frames are normalised or weighted, so that every one must be measured first."""
+        return self.normalize != "none" or self.frame_weight != "none" or self.flatten
+
+    @property
+    def kappas(self) -> tuple[float, float]:
+        """Low and high rejection limit, units of sigma, never None."""
+        return float(self.kappa_low or 0.0), float(self.kappa_high or 0.0)
+
+
+@dataclass(frozen=True)
+class RegisterSpec:
+    """How frames are brought onto the reference, and when a fit counts as supported."""
+
+    mode: RegisterMode = "auto"
+    transform: TransformName = "similarity"  # auto: the simplest that the matched stars do not contradict
+    detection_sigma: float = 5.0  # detection threshold, units of the background rms
+    min_area: int = 5  # connected pixels above the threshold
+    max_stars: int = 400  # brightest stars kept per frame
+    min_matched: int = 6  # fewer matched stars cannot support a fit
+    max_rms_px: float = 1.0  # rms of star positions after the fit, pixels of the reference
+    max_scale_error: float = 0.05  # largest abs(scale - 1) that one telescope can produce
+
+    def __post_init__(self) -> None:  # noqa: D105
+        object.__setattr__(self, "mode", canonical("registration", self.mode, RegisterMode))
+        object.__setattr__(self, "transform", canonical("transform", self.transform, TransformName))
+        store_number(self, "detection_sigma", "detection sigma", 0.5, 1000.0)
+        store_number(self, "max_rms_px", "max rms", 1e-6, 100.0)
+        store_number(self, "max_scale_error", "max scale error", 0.0, 1000.0)
+        for name in ("min_area", "max_stars", "min_matched"):
+            store_number(self, name, name.replace("_", " "), 1.0, 1e6)
+
+
+@dataclass(frozen=True)
+class SelectSpec:
+    """Which frames are good enough to be stacked; the reference always is. The defaults keep all."""
+
+    max_fwhm: float | None = None  # pixels of the frame, median of its brighter stars
+    min_stars: int | None = None  # stars found
+    drop_worst: float = 0.0  # percent of the registered frames
+
+    def __post_init__(self) -> None:  # noqa: D105
+        if self.max_fwhm is not None:
+            object.__setattr__(self, "max_fwhm", in_range("max FWHM", self.max_fwhm, 0.1, 1000.0))
+        if self.min_stars is not None:
+            number = in_range("min stars", self.min_stars, 0.0, 1e6)
+            if not number.is_integer():
+                raise SpecError(f"min stars = {self.min_stars!r} is not a whole number")
+            object.__setattr__(self, "min_stars", int(number))
+        object.__setattr__(self, "drop_worst", in_range("drop worst, percent", self.drop_worst, 0.0, 99.0))
+
+    @property
+    def needs_stars(self) -> bool:
+        """True when frames are judged by their stars."""
+        return self.max_fwhm is not None or self.min_stars is not None or self.drop_worst > 0.0
+
+
+@dataclass(frozen=True)
+class CropSpec:
+    """Cropping and alt-az cleanup of a finished tile (lengths in pixels unless said)."""
+
+    quality_crop: bool = False
+    band_px: int = 32
+    k_sigma: float = 2.0
+    margin_px: int = 8
+    min_run: int = 2
+    altaz_cleanup: bool = False
+    altaz_margin_percent: float = 5.0
+    altaz_decay: float = 0.15
+    altaz_nanize: bool = True
+
+    def __post_init__(self) -> None:  # noqa: D105
+        for name in ("band_px", "margin_px", "min_run", "k_sigma"):
+            store_number(self, name, f"crop {name}", 0.0, 1e6)
+        store_number(self, "altaz_margin_percent", "alt-az margin, percent", 0.0, 50.0)
+        store_number(self, "altaz_decay", "alt-az decay", 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class GateSpec:
+    """Quality gate of a finished tile: accept at score <= threshold, 0 = good."""
+
+    enabled: bool = False
+    threshold: float = 0.48
+    edge_band_px: int = 64
+    k_sigma: float = 2.5
+    erode_px: int = 3
+    move_rejects: bool = True
+
+    def __post_init__(self) -> None:  # noqa: D105
+        for name in ("edge_band_px", "k_sigma", "erode_px"):
+            store_number(self, name, f"quality gate {name}", 0.0, 1e6)
+        store_number(self, "threshold", "quality gate threshold", -math.inf, math.inf)
