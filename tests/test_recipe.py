@@ -12,14 +12,12 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from zemosaic_phase3.combine import kernel_arguments
 from zemosaic_phase3.combine.kernel_arguments import (
     COMBINE_CODES,
     METHOD_CODES,
     NO_TABLE,
     gesd_table,
     method_code,
-    recipe_of,
 )
 from zemosaic_phase3.compat.descriptors import as_frames
 from zemosaic_phase3.engine.job import Job, make_job
@@ -48,24 +46,20 @@ def test_every_rejection_has_a_number_of_its_own_and_every_number_is_asked_for()
 @pytest.mark.parametrize("wsc", get_args(WscImpl))
 @pytest.mark.parametrize("reject", get_args(RejectName))
 def test_only_quantile_winsorizing_replaces(reject: str, wsc: str, rewinsor: bool) -> None:
-    recipe = recipe_of(job_of(StackSpec(reject=reject, wsc_impl=wsc, apply_rewinsor=rewinsor)))
+    recipe = job_of(StackSpec(reject=reject, wsc_impl=wsc, apply_rewinsor=rewinsor)).kernel_arguments()
     assert recipe.rewinsor == (rewinsor and (reject, wsc) == ("winsorized_sigma_clip", "legacy_quantile"))
     assert recipe.critical is (gesd_table(N, 0.05) if reject == "gesd" else NO_TABLE)
 
 
 def test_weights_are_uniform_only_if_no_sample_has_one() -> None:
-    assert recipe_of(job_of(StackSpec())).uniform
-    assert not recipe_of(job_of(StackSpec(radial_weight=True))).uniform
-    assert not recipe_of(job_of(StackSpec(), sample_weight=np.ones((N, *SHAPE), np.float32))).uniform
+    assert job_of(StackSpec()).kernel_arguments().uniform
+    assert not job_of(StackSpec(radial_weight=True)).kernel_arguments().uniform
+    assert not job_of(StackSpec(), sample_weight=np.ones((N, *SHAPE), np.float32)).kernel_arguments().uniform
     weighted = job_of(StackSpec())
     weighted.table.weight[1, 2] = 0.5
-    recipe = recipe_of(weighted)
+    recipe = weighted.kernel_arguments()
     assert not recipe.uniform
     np.testing.assert_array_equal(recipe.weights, weighted.table.weight)
-
-
-def test_both_engines_take_the_same_recipe() -> None:
-    assert kernel_arguments.recipe_of is kernel_arguments.recipe_of is recipe_of
 
 
 def test_the_numbers_are_known_without_the_kernels() -> None:
