@@ -341,7 +341,7 @@ def test_a_required_gpu_that_is_not_there_is_an_error(subs, tmp_path, capsys):
 
 def test_a_caller_keeps_its_own_garbage_collection(monkeypatch):
     seen = []
-    monkeypatch.setattr(commands, "run_doctor", lambda *_: seen.append(gc.get_threshold()))
+    monkeypatch.setattr(cli, "run_doctor", lambda *_: seen.append(gc.get_threshold()))
     before = gc.get_threshold()
     assert cli.main(["doctor"]) == 0
     assert seen[0][0] == cli.GARBAGE_OBJECTS
@@ -514,7 +514,7 @@ def test_plain_progress_is_brief_and_ends_with_the_end():
 
 def test_a_slow_stage_shows_that_it_lives(monkeypatch):
     clock = [100.0]
-    monkeypatch.setattr(summary.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(console_module.time, "monotonic", lambda: clock[0])
     stream = io.StringIO()
     with console_module.shown_progress(console_module.make_console(stream), ("measure",)) as progress:
         for done in range(1, 6):

@@ -215,14 +215,16 @@ def test_a_broken_cupy_is_imported_once_and_reported(tmp_path):
         f"open({str(tmp_path / 'touched')!r}, 'a').write('x')\nraise AttributeError('numpy has no attribute float')\n"
     )
     code = """
-        import cuda_utils, parallel_utils, zemosaic_worker
-        assert runtime.cuda.CUPY_AVAILABLE
+        import zemosaic_worker
+        from zemosaic_phase3.compat import parallel_plan
+        from zemosaic_phase3.runtime import cuda
+        assert cuda.CUPY_AVAILABLE
         for _ in range(3):
-            found = runtime.cuda.probe()
+            found = cuda.probe()
             assert "AttributeError: numpy has no attribute float" in found.reason, found
             assert not found.usable_hint and "zemosaic-phase3[cuda12]" in found.remedy
-        assert not compat.parallel_plan.detect_parallel_capabilities().gpu_available
-        assert not runtime.cuda.free_pools()
+        assert not parallel_plan.detect_parallel_capabilities().gpu_available
+        assert not cuda.free_pools()
     """
     path = f"{tmp_path}:{ROOT}" if not cuda.IS_WINDOWS else f"{tmp_path};{ROOT}"
     subprocess.run(

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zemosaic_phase3.engine import cpu
-from zemosaic_phase3.engine import slab as slab_module
 from zemosaic_phase3.engine.cpu import stack_job
 from zemosaic_phase3.engine.job import Job, make_job
 from zemosaic_phase3.engine.slab import (
@@ -236,7 +235,7 @@ def test_reading_ahead_changes_nothing(
 ) -> None:
     expected: list[slice] = []
     monkeypatch.setattr(cpu, "WAITING_SHARE", share)
-    monkeypatch.setattr(slab_module, "expect_slab", lambda _, rows: expected.append(rows))
+    monkeypatch.setattr(cpu, "expect_slab", lambda _, rows: expected.append(rows))
     paths = _planar_files(tmp_path, rng)
     result = stack_job(make_job([Frame(open_source(path)) for path in paths], PLAIN), workers=2, max_rows=5)
     mean = np.mean([fits.getdata(path).astype(np.float64) for path in paths], axis=0)

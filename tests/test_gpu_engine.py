@@ -265,7 +265,7 @@ def test_frames_bent_in_perspective(launched):
 
 def test_more_frames_than_lad_can_count_go_to_the_cpu(cupy, monkeypatch, caplog):
     assert MOST_LAD_FRAMES * (MOST_LAD_FRAMES - 1) // 2 < 2**31 <= (MOST_LAD_FRAMES + 1) * MOST_LAD_FRAMES // 2
-    monkeypatch.setattr(cuda, "MOST_LAD_FRAMES", 10)
+    monkeypatch.setattr(gpu, "MOST_LAD_FRAMES", 10)
     worker.reset_phase3_gpu_state()
     plan = ParallelPlan(2, False, 0, use_gpu=True)
     lad = params_from_stack_spec(StackSpec(normalize="none", weight="none", **REJECTIONS["lad"]))
