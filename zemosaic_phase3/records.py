@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -130,3 +131,31 @@ class TileReport:
     def as_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers, ready for JSON."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class DeviceUse:
+    """Which device stacked a tile, after how many attempts on the GPU, and why that one."""
+
+    used_gpu: bool = False
+    gpu_attempts: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Equalization:
+    """How the colours of a tile were scaled to one median: gains (dimensionless) and that median, ADU.
+
+    Gains are 1 and the median is nan where nothing was done (so it must not become a header card unseen).
+    """
+
+    enabled: bool = False
+    gain_r: float = 1.0
+    gain_g: float = 1.0
+    gain_b: float = 1.0
+    target_median: float = float("nan")
+
+    @property
+    def applied(self) -> bool:
+        """True when there was a median to scale to."""
+        return math.isfinite(self.target_median)

@@ -18,6 +18,7 @@ def as_number(name: str, value: Any) -> float:
 
 
 def in_range(name: str, value: object, low: float, high: float, *, open_high: bool = False) -> float:
+    """Return a number within [low, high], or [low, high) where it is ``open_high``; SpecError names option and value."""
     number = as_number(name, value)
     inside = low <= number < high if open_high else low <= number <= high
     if not inside:
@@ -89,8 +90,3 @@ def positive(value: object) -> int | None:
     except (TypeError, ValueError):
         return None
     return int(number) if math.isfinite(number) and number >= 1 else None
-
-
-def plan_hint(plan: object, name: str) -> int | None:
-    """Return a positive hint of a duck-typed plan, else None."""
-    return positive(getattr(plan, name, None))

@@ -33,8 +33,10 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import numpy as np
 
 from zemosaic_phase3.app import doctor, summary
-from zemosaic_phase3.engine.cpu import MIN_ROWS, combine_slab, slab_plan, stack_job
+from zemosaic_phase3.engine.cpu import MIN_ROWS, combine_slab, slab_plan
+from zemosaic_phase3.engine.cpu import stack as stack_on_cpu
 from zemosaic_phase3.engine.job import Job, empty_result, make_job
+from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.engine.slab import SampleSlab
 from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS, stack_bytes
 from zemosaic_phase3.errors import OutputError, PlanError, SpecError
@@ -509,24 +511,24 @@ def combiner(job: Job, cube: np.ndarray, workers: int) -> Callable[[], np.ndarra
         Does the step and returns the image, ``(H, W)`` or ``(H, W, 3) float32``, which the next call overwrites.
     """
     slab = SampleSlab(job, job.shape[0], cube)
-    plan = slab_plan(job, workers, 1 << 60, None)
-    recipe, result = job.kernel_arguments(), empty_result(job, plan.rows_per_slab)
+    plan = slab_plan(job, Resources(workers, memory=1 << 60))
+    arguments, result = job.kernel_arguments(), empty_result(job, plan.rows_per_slab)
 
     def combine() -> np.ndarray:
-        combine_slab(job, recipe, slab, result, workers)
+        combine_slab(job, arguments, slab, result, workers)
         return result.image
 
     return combine
 
 
 def _stacker(job: Job, workers: int, allowed_bytes: int) -> Callable[[], object]:
-    return lambda: stack_job(job, workers=workers, allowed_bytes=allowed_bytes)
+    return lambda: stack_on_cpu(job, Resources(workers, memory=allowed_bytes))
 
 
 def _file_stacker(paths: Sequence[Path], stack: StackSpec, workers: int, allowed_bytes: int) -> Callable[[], object]:
     def work() -> object:
         job = make_job([Frame(open_source(path)) for path in paths], stack)
-        return stack_job(job, workers=workers, allowed_bytes=allowed_bytes)
+        return stack_on_cpu(job, Resources(workers, memory=allowed_bytes))
 
     return work
 

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Final
 from zemosaic_phase3.app import console as console_module
 from zemosaic_phase3.app import doctor, summary
 from zemosaic_phase3.app.options import NO_PREVIEW, PROGRAM
-from zemosaic_phase3.errors import NoFramesError, OutputError, SpecError
-from zemosaic_phase3.io.inputs import expand_inputs, real_paths
-from zemosaic_phase3.pipeline.outputs import check_output, without_output, without_tiles
+from zemosaic_phase3.errors import OutputError, SpecError
+from zemosaic_phase3.pipeline.outputs import check_output
 from zemosaic_phase3.progress import timed
 from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
 from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
@@ -87,65 +86,26 @@ def _specs(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectSpe
     return stack, RegisterSpec(mode=args.register, transform=args.transform), select
 
 
-def _frames(args: argparse.Namespace, output: Path, console: Console) -> list[Path]:
-    """List the frames; earlier results among the files of a folder are none of them.
-
-    Raises
-    ------
-    NoFramesError
-        There is none.
-    OutputError
-        The output is an input, and no earlier result.
-    """
-    found = expand_inputs(args.inputs)
-    frames = without_tiles(without_output(found, args.inputs, output), args.inputs)
-    if not frames:
-        raise NoFramesError(f"no frames but finished stacks in: {', '.join(args.inputs)}")
-    if not args.quiet and output.resolve() in real_paths(found):
-        console.print(f"note: {output} lies among the inputs and is not stacked", soft_wrap=True)
-    return frames
-
-
-def _reference(name: str, frames: Sequence[Path]) -> str | None:
-    """Return the reference as its input is named, however the user wrote its path; None chooses the best.
-
-    Raises
-    ------
-    NoFramesError
-        It is not among the frames.
-    """
-    if name == "auto":
-        return None
-    wanted = Path(name).resolve()
-    same = [path for path, real in zip(frames, real_paths(frames), strict=True) if real == wanted]
-    same = same or [path for path in frames if path.name == name]
-    if not same:
-        raise NoFramesError(f"the reference {name} is not among the {len(frames)} inputs; name one of them, or auto")
-    return str(same[0])
-
-
 def run_stack(args: argparse.Namespace, console: Console) -> None:
     """``stack``: register and stack frames into one FITS file, a preview and a report."""
     from zemosaic_phase3.engine.warmup import kernels_compiled_beside
-    from zemosaic_worker import stack_files
+    from zemosaic_phase3.pipeline.stack_files import stack_files
 
     stack, register, select = _specs(args)
     outputs = _outputs(args)
-    frames = _frames(args, outputs.image, console)
-    reference = _reference(args.reference, frames)
     console_module.announce_compilation(console, quiet=args.quiet)
     with (
         kernels_compiled_beside(stack),
         console_module.shown_progress(console, STACK_STAGES, quiet=args.quiet) as progress,
     ):
         tile = stack_files(
-            frames,
+            args.inputs,
             outputs.image,
             stack=stack,
             register=register,
             select=select,
             bayer=args.bayer,
-            reference=reference,
+            reference=None if args.reference == "auto" else args.reference,
             device=args.device,
             require_gpu=args.require_gpu,
             memory=args.memory,

@@ -11,9 +11,9 @@ import numpy as np
 from zemosaic_phase3.app import console as console_module
 from zemosaic_phase3.app import summary
 from zemosaic_phase3.errors import NoFramesError, OutputError
+from zemosaic_phase3.pipeline.stack_files import stack_files
 from zemosaic_phase3.simulate.scene import SimulationSpec, SimulationTruth, simulate
 from zemosaic_phase3.simulate.truth import Figures, compare_with_truth
-from zemosaic_worker import stack_files
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -97,20 +97,22 @@ def claim_folder(folder: Path) -> None:
 def write_before_after(tile: Tile, truth: SimulationTruth, path: Path) -> None:
     """Show the frame with the brightest satellite trail, brought onto the master's grid, beside the master."""
     from zemosaic_phase3.app.preview import before_after_png
-    from zemosaic_phase3.compat.stack_descriptors import stack_descriptors
+    from zemosaic_phase3.engine import cpu
+    from zemosaic_phase3.engine.job import make_job
+    from zemosaic_phase3.engine.resources import Resources
     from zemosaic_phase3.io.frame import Frame
     from zemosaic_phase3.io.open_frame import open_source
+    from zemosaic_phase3.spec import StackSpec
 
     by_name = {Path(row.name).name: row for row in tile.rows if row.used}
     crossed = [truth.names[truth.trail_frame[k]] for k in truth.trail_peak.argsort()[::-1]]
     row = next((by_name[name] for name in crossed if name in by_name), next(iter(by_name.values())))
     if row.registration is None:
         raise NoFramesError(f"{row.name} was stacked without being registered")
-    before, _ = stack_descriptors(
-        [Frame(open_source(row.name), row.registration.transform, distortion=row.registration.distortion)],
-        {"poststack_equalize_rgb": False},
-    )
-    before_after_png(before, tile.image, path, max_side=PICTURE_PX)
+    frame = Frame(open_source(row.name), row.registration.transform, distortion=row.registration.distortion)
+    as_it_is = StackSpec(normalize="none", weight="none", reject="none")
+    before = cpu.stack(make_job([frame], as_it_is), Resources())
+    before_after_png(before.image, tile.image, path, max_side=PICTURE_PX)
 
 
 def print_figures(console: Console, figures: Figures, *, brightest_trail_adu: float) -> None:

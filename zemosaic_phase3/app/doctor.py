@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from zemosaic_phase3 import __version__
-from zemosaic_phase3.compat.parallel_plan import ParallelPlan
 from zemosaic_phase3.runtime.limits import ContainerLimits, available_memory, container_limits, memory_text, usable_cpus
 
 if TYPE_CHECKING:
@@ -30,16 +29,15 @@ def kernel_cache() -> Path | None:
 
 def machine_facts() -> list[tuple[str, str]]:
     """Return what ``doctor`` prints: labels and texts on versions, cores, memory, GPU, and what a stack would use."""
-    import zemosaic_worker
     from zemosaic_phase3.engine.gpu_check import usability
+    from zemosaic_phase3.pipeline.device_policy import LOGGER, POLICY
     from zemosaic_phase3.runtime import cuda as cuda_module
 
     limits = container_limits()
     cpus, available = usable_cpus(limits), available_memory(limits)
     cache = kernel_cache()
-    plan = ParallelPlan(cpu_workers=cpus, use_memmap=False, max_chunk_bytes=0, use_gpu=True)
-    takes_gpu = zemosaic_worker._phase3_gpu_candidate(plan)
-    why = "" if takes_gpu else f" ({zemosaic_worker._phase3_gpu_refusal(plan)})"
+    takes_gpu = POLICY.candidate(True, LOGGER)
+    why = "" if takes_gpu else f" ({POLICY.refusal(True)})"
     return [
         ("versions", ", ".join(f"{name} {number}" for name, number in versions().items())),
         ("python", f"{sys.executable} on {platform.platform()}"),

@@ -97,6 +97,7 @@ def _path_ending(*suffixes: str, instead: str | None = None) -> Callable[[str], 
 
 
 def add_stack(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``stack``."""
     parser.add_argument(
         "inputs", nargs="+", metavar="INPUT", help="files, folders (their FITS and .npy files) or quoted patterns"
     )
@@ -228,6 +229,7 @@ def _add_messages(parser: argparse.ArgumentParser) -> None:
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``demo``."""
     parser.add_argument(
         "folder", nargs="?", default="demo", metavar="DIR", type=Path,
         help="new folder, or that of an earlier demo, whose files are replaced (default: demo)",
@@ -236,6 +238,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def add_simulate(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``simulate``."""
     parser.add_argument("folder", metavar="DIR", type=Path, help="folder for the frames; made if there is none")
     group = parser.add_argument_group("what is simulated")
     spec = SimulationSpec
@@ -265,10 +268,12 @@ def add_simulate(parser: argparse.ArgumentParser) -> None:
 
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``doctor``: none."""
     parser.set_defaults(quiet=False, verbose=False)
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``bench``."""
     group = parser.add_argument_group("what is timed")
     group.add_argument("--frames", type=_positive, default=50, metavar="N", help="frames of the stack (default: 50)")
     group.add_argument(
@@ -301,6 +306,7 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
 
 
 def add_checkout(parser: argparse.ArgumentParser) -> None:
+    """Add the argument of ``attach`` and ``detach``."""
     parser.add_argument("checkout", metavar="CHECKOUT", type=Path, help="folder of a ZeMosaic checkout")
     _add_messages(parser)
 

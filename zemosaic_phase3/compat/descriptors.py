@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from zemosaic_phase3.compat.finish import equalization_info
 from zemosaic_phase3.compat.parameters import stack_spec_from_params
-from zemosaic_phase3.engine.job import SUMMED, Job, StackResult, channel_sums, make_job
+from zemosaic_phase3.engine.job import Job, StackResult, empty_result, make_job
 from zemosaic_phase3.errors import NoFramesError, SpecError
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.records import DeviceUse, FrameTable
+from zemosaic_phase3.spec import StackSpec
 
 
 def as_frames(descriptors: Sequence[Any] | np.ndarray | None) -> list[Frame]:
@@ -39,18 +43,30 @@ def as_frames(descriptors: Sequence[Any] | np.ndarray | None) -> list[Frame]:
     return frames
 
 
-def check_descriptors(
-    image_descriptors: Sequence[Any] | np.ndarray | None, stacking_params: Mapping[str, Any], zconfig: object = None
-) -> None:
-    """Raise now what would be raised on either device: no frames, unreadable or differing ones, an unknown method."""
-    stack_spec_from_params(stacking_params, zconfig)
-    as_frames(image_descriptors)
-
-
 def prepare(
     image_descriptors: Sequence[Any] | np.ndarray | None, stacking_params: Mapping[str, Any], zconfig: object = None
 ) -> Job:
-    """Turn descriptors and parameters of existing runs into a job; frames are measured where they have not been."""
+    """Turn descriptors and parameters of existing runs into a job; frames are measured where they have not been.
+
+    Raises
+    ------
+    NoFramesError, FrameError, SpecError
+        See :func:`checked`.
+    """
+    frames, spec, reference = checked(image_descriptors, stacking_params, zconfig)
+    return make_job(frames, spec, reference=reference)
+
+
+def checked(
+    image_descriptors: Sequence[Any] | np.ndarray | None, stacking_params: Mapping[str, Any], zconfig: object = None
+) -> tuple[list[Frame], StackSpec, int]:
+    """Return frames, specification and the number of the reference; raises now what is wrong on either device.
+
+    Raises
+    ------
+    NoFramesError, FrameError, SpecError
+        No frames, unreadable or differing ones, an unknown method, a reference that is none of the frames.
+    """
     spec = stack_spec_from_params(stacking_params, zconfig)
     frames = as_frames(image_descriptors)
     reference = stacking_params.get("reference_index") or 0
@@ -58,23 +74,15 @@ def prepare(
         raise SpecError(
             f"reference_index = {reference!r} is not one of the {len(frames)} frames, 0 .. {len(frames) - 1}"
         )
-    return make_job(frames, spec, reference=int(reference))
+    return frames, spec, int(reference)
 
 
-def _percent(part: np.ndarray, whole: np.ndarray) -> list[float]:
-    return [100.0 * p / w if w > 0 else 0.0 for p, w in zip(part.tolist(), whole.tolist(), strict=True)]
+def describe(result: StackResult) -> dict[str, Any]:
+    """Return the metadata of a stack: methods as used, statistics, maps and the frame table.
 
-
-def describe(job: Job, result: StackResult) -> dict[str, Any]:
-    """Return the metadata of a stack: methods as used, statistics, maps and the frame table."""
-    table, spec = job.table, job.spec
-    rejected = result.frame_hits[:, :2].sum(axis=1) / np.maximum(result.frame_hits[:, 2], 1)
-    low, high, covered = (
-        result.sums[name]
-        if name in result.sums
-        else channel_sums(getattr(result, name), len(table.names), job.channels)
-        for name in SUMMED
-    )
+    ``stack_result`` is the result itself, for :func:`result_of`.
+    """
+    table, spec = result.job.table, result.job.spec
     return {
         "normalize_method": table.normalize_method or spec.normalize,
         "weight_method": table.weight_method,
@@ -87,11 +95,11 @@ def describe(job: Job, result: StackResult) -> dict[str, Any]:
         "wsc_impl": spec.wsc_impl if spec.reject == "winsorized_sigma_clip" else None,
         "combine_method": spec.combine,
         "frames_used": len(table.names),
-        "frames_dropped": list(job.dropped),
+        "frames_dropped": list(result.job.dropped),
         "warnings": list(table.notes),
-        "rejected_low_percent": _percent(low, covered),
-        "rejected_high_percent": _percent(high, covered),
-        "frame_rejected_percent": (100.0 * rejected).tolist(),
+        "rejected_low_percent": result.rejected_percent("rejected_low"),
+        "rejected_high_percent": result.rejected_percent("rejected_high"),
+        "frame_rejected_percent": result.frame_rejected_percent(),
         "all_rejected_pixels": int(result.all_rejected),
         "rows_per_slab": int(result.rows_per_slab),
         "coverage": result.coverage,
@@ -99,4 +107,43 @@ def describe(job: Job, result: StackResult) -> dict[str, Any]:
         "rejected_low": result.rejected_low,
         "rejected_high": result.rejected_high,
         "frame_table": table,
+        "rgb_equalization": equalization_info(result.equalization),
+        "stack_result": result,
     }
+
+
+def result_of(image: np.ndarray, metadata: Mapping[str, Any], frames: Sequence[Frame], spec: StackSpec) -> StackResult:
+    """Return the typed result behind an image and its metadata; one without evidence for a stacker that gives none.
+
+    Parameters
+    ----------
+    image : ndarray (H, W) or (H, W, 3) float32, ADU
+    metadata : mapping
+        From :func:`describe`, or from somebody else's stacker: then whatever is finite counts as covered.
+    frames : sequence of Frame
+        What was stacked.
+    spec : StackSpec
+        How.
+    """
+    given = metadata.get("stack_result")
+    if isinstance(given, StackResult):
+        result = replace(given, image=image)
+    else:
+        ones = np.ones((len(frames), frames[0].source.channels))
+        table = FrameTable(
+            names=[f.source.name for f in frames], transform=np.stack([f.transform for f in frames]),
+            scale=ones, offset=0 * ones, weight=ones,
+            weight_method=str(metadata.get("weight_method") or spec.weight),
+            normalize_method=str(metadata.get("normalize_method") or spec.normalize),
+        )  # fmt: skip
+        job = Job([f.source for f in frames], table, spec, frames[0].source.shape)
+        result = empty_result(job, 0)
+        result.image, result.coverage[...] = image, np.isfinite(image)
+        result.weight[...] = result.coverage
+        result.rejected_low[...] = result.rejected_high[...] = 0
+    result.device = DeviceUse(
+        bool(metadata.get("phase3_used_gpu")),
+        int(metadata.get("phase3_gpu_attempts") or 0),
+        str(metadata.get("phase3_device_reason") or ""),
+    )
+    return result

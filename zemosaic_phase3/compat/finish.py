@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from zemosaic_phase3.finish.alpha import altaz_alpha
-from zemosaic_phase3.finish.equalize import poststack_rgb_equalization
+from zemosaic_phase3.finish.equalize import equalize_if
 from zemosaic_phase3.finish.quality_gate import evaluate_quality_gate_metrics
+from zemosaic_phase3.records import Equalization
 from zemosaic_phase3.settings import as_bool, setting
 from zemosaic_phase3.spec import CropSpec
+
+
+def equalization_info(done: Equalization) -> dict[str, Any]:
+    """Return what was done as existing runs read it: ``enabled``, ``applied``, three gains and ``target_median``."""
+    return {"enabled": done.enabled, "applied": done.applied, **asdict(done)}
 
 
 def _poststack_rgb_equalization(
     stacked: np.ndarray, zconfig: object = None, stack_metadata: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Inherited form: switched by ``zconfig.poststack_equalize_rgb`` (default True), answers in the metadata too."""
-    info = poststack_rgb_equalization(stacked, as_bool(setting(zconfig, "poststack_equalize_rgb"), True))
+    enabled = as_bool(setting(zconfig, "poststack_equalize_rgb"), True)
+    info = equalization_info(equalize_if(enabled, stacked))
     if stack_metadata is not None:
         stack_metadata["rgb_equalization"] = info
     return info

@@ -13,13 +13,16 @@ import math
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from zemosaic_phase3.compat.center_out import CenterOutSpec, Context, Correction, match_tile
+from zemosaic_phase3.compat.center_out import CenterOutSpec, Context, Correction, center_out_spec, match_tile
+from zemosaic_phase3.compat.parallel_plan import plan_hint
+from zemosaic_phase3.compat.parameters import wsc_impl_choice
 from zemosaic_phase3.errors import FrameError, NoFramesError, StackCancelled, ZeMosaicError
 from zemosaic_phase3.finish.alpha import alpha_from_coverage
 from zemosaic_phase3.finish.crop import apply_crop_pipeline, shift_wcs
@@ -35,7 +38,7 @@ from zemosaic_phase3.pipeline.tile_header import wcs_cards
 from zemosaic_phase3.progress import Callback, notify, timed
 from zemosaic_phase3.records import TileReport
 from zemosaic_phase3.runtime.limits import available_memory, usable_cpus
-from zemosaic_phase3.settings import positive, setting
+from zemosaic_phase3.settings import as_bool, positive, setting
 from zemosaic_phase3.spec import CropSpec, GateSpec, RegisterSpec, StackSpec
 
 if TYPE_CHECKING:
@@ -124,6 +127,77 @@ class TileRequest:
             yield
         finally:
             slots.release()
+
+
+def request_of(call: SimpleNamespace, slots: Any) -> TileRequest:
+    """Check a call of ``create_master_tile`` and name what it asks for.
+
+    Parameters
+    ----------
+    call : SimpleNamespace
+        The arguments by name.
+    slots : semaphore or None
+        See :class:`TileRequest`.
+
+    Raises
+    ------
+    SpecError
+        A method name or a limit is not allowed.
+    """
+    stack = StackSpec(
+        normalize=call.stack_norm_method,
+        weight=call.stack_weight_method,
+        reject=call.stack_reject_algo,
+        wsc_impl=wsc_impl_choice(call.zconfig),
+        kappa_low=call.stack_kappa_low,
+        kappa_high=call.stack_kappa_high,
+        winsor_limits=call.parsed_winsor_limits,
+        combine=call.stack_final_combine or "mean",
+        equalize_rgb=as_bool(call.poststack_equalize_rgb, True),
+        radial_weight=as_bool(call.apply_radial_weight, False),
+        radial_feather=call.radial_feather_fraction,
+        radial_power=call.radial_shape_power,
+        radial_floor=call.min_radial_weight_floor,
+    )
+    crop = CropSpec(
+        quality_crop=as_bool(call.quality_crop_enabled, False),
+        band_px=call.quality_crop_band_px,
+        k_sigma=call.quality_crop_k_sigma,
+        margin_px=call.quality_crop_margin_px,
+        min_run=call.quality_crop_min_run,
+        altaz_cleanup=as_bool(call.altaz_cleanup_enabled, False),
+        altaz_margin_percent=call.altaz_margin_percent,
+        altaz_decay=call.altaz_decay,
+        altaz_nanize=as_bool(call.altaz_nanize, True),
+    )
+    gate = GateSpec(
+        enabled=as_bool(call.quality_gate_enabled, False),
+        threshold=call.quality_gate_threshold,
+        edge_band_px=call.quality_gate_edge_band_px,
+        k_sigma=call.quality_gate_k_sigma,
+        erode_px=call.quality_gate_erode_px,
+        move_rejects=as_bool(call.quality_gate_move_rejects, True),
+    )
+    thresholds = [
+        positive(setting(source, "extreme_group_threshold")) for source in (call.resource_strategy, call.zconfig)
+    ]
+    return TileRequest(
+        entries=list(call.seestar_stack_group_info or []),
+        tile_id=int(call.tile_id),
+        folder=Path(call.output_temp_dir),
+        stack=stack,
+        crop=crop,
+        gate=gate,
+        workers=plan_hint(call.parallel_plan, "cpu_workers") or 0,
+        progress=call.progress_callback,
+        abort=call.abort_event,
+        heartbeat=call.heartbeat_callback,
+        extreme_group_frames=thresholds[0] or thresholds[1] or EXTREME_GROUP_FRAMES,
+        strategy=call.resource_strategy,
+        center_out=center_out_spec(call.center_out_settings),
+        context=call.center_out_context,
+        slots=slots,
+    )
 
 
 class _Working:
@@ -338,10 +412,10 @@ def _stack(request: TileRequest, group: Group, stacker: Stacker, report: TileRep
     request.tell("info_stacking_started", "DEBUG_DETAIL", num_to_stack=len(group.usable))
     tile = stack_group(group, stacker, request.stack, report, workers=_workers(request))
     request.tell("info_stacking_finished", "DEBUG_DETAIL", shape=str(tile.image.shape))
-    info = tile.metadata.get("rgb_equalization") or {}
-    if info.get("applied"):
-        gains = ", ".join(f"{info[name]:.6f}" for name in ("gain_r", "gain_g", "gain_b"))
-        text = f"[RGB-EQ] gains ({gains}), target {info['target_median']:.6g}"
+    done = tile.equalization
+    if done.applied:
+        gains = ", ".join(f"{gain:.6f}" for gain in (done.gain_r, done.gain_g, done.gain_b))
+        text = f"[RGB-EQ] gains ({gains}), target {done.target_median:.6g}"
         notify(request.progress, text, None, "INFO_DETAIL")
     return tile
 
@@ -452,10 +526,8 @@ def _complete_header(
     header["ZMT_NRAW"] = (len(request.entries), "frames in the group")
     header["HIERARCH ZMT_NALGN"] = (registered, "frames registered")
     header["HIERARCH MT_NFRAMES"] = (tile.report.n_used, "frames stacked")
-    info = tile.metadata.get("rgb_equalization") or {}
-    if info.get("applied"):
-        _put_finite(header, info, "RGB equalisation", _GAIN_CARDS)
-    header.add_history(f"RGB equalisation {'applied' if info.get('applied') else 'not applied'}")
+    _put_finite(header, asdict(tile.equalization), "RGB equalisation", _GAIN_CARDS)
+    header.add_history(f"RGB equalisation {'applied' if tile.equalization.applied else 'not applied'}")
     header["ZMT_QCRO"] = (box is not None, "quality crop applied")
     if box is not None:
         header["ZMT_QBOX"] = (",".join(str(v) for v in box), "y0,x0,y1,x1")

@@ -7,12 +7,13 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
+from zemosaic_phase3.engine.resources import GPU_BYTES, Resources
 from zemosaic_phase3.engine.slab_plan import rows_that_fit, stack_bytes
 from zemosaic_phase3.runtime import cuda
 from zemosaic_phase3.runtime.limits import available_memory, container_limits, usable_cpus
-from zemosaic_phase3.settings import as_bool, plan_hint, setting
+from zemosaic_phase3.settings import as_bool, positive, setting
 
 LOGGER = logging.getLogger("parallel_utils")
 
@@ -153,7 +154,46 @@ def auto_tune_parallel_plan(
     return plan
 
 
-FALLBACK_GPU_CHUNK_BYTES: Final = 512 * 1024**2  # a chunk every card that runs CUDA 12 can hold
+def plan_hint(plan: object, *names: str) -> int | None:
+    """Return the first of some hints that a plan gives as a positive number, else None.
+
+    Parameters
+    ----------
+    plan : object
+        A :class:`ParallelPlan`, a mapping, or anything with such attributes; None gives no hint.
+    *names : str
+        Spellings of one hint: ``rows_per_chunk`` of older, ``cpu_rows_per_chunk`` of newer ZeMosaic.
+    """
+    return next((found for name in names if (found := positive(setting(plan, name)))), None)
+
+
+def forbids_gpu(plan: object) -> bool:
+    """Return True if a plan says that the GPU is not to be used; one that says nothing allows it."""
+    return not as_bool(setting(plan, "use_gpu"), True)
+
+
+def resources_of(plan: object, memory: int | None = None) -> Resources:
+    """Return what a plan allows a stack to take.
+
+    Parameters
+    ----------
+    plan : object
+        See :func:`plan_hint`.
+    memory : int or None
+        Bytes of the host's memory; None: half of what is available.
+    """
+    return Resources(
+        workers=plan_hint(plan, "cpu_workers") or usable_cpus(),
+        memory=memory,
+        rows=plan_hint(plan, "rows_per_chunk", "cpu_rows_per_chunk"),
+        gpu_memory=_gpu_bytes(plan),
+        gpu_rows=plan_hint(plan, "gpu_rows_per_chunk"),
+    )
+
+
+def _gpu_bytes(plan: object) -> int | None:
+    megabytes = plan_hint(plan, "gpu_max_chunk_mb")
+    return plan_hint(plan, "gpu_max_chunk_bytes") or (megabytes << 20 if megabytes else None)
 
 
 def tighter(plan: object) -> ParallelPlan:
@@ -165,24 +205,24 @@ def tighter(plan: object) -> ParallelPlan:
 
     Parameters
     ----------
-    plan : ParallelPlan or object
-        Anything with (some of) the attributes of :class:`ParallelPlan`.
+    plan : ParallelPlan, mapping or object
+        See :func:`plan_hint`.
     """
-    chunk = plan_hint(plan, "max_chunk_bytes") or 0
-    largest = min(chunk or FALLBACK_GPU_CHUNK_BYTES, FALLBACK_GPU_CHUNK_BYTES)
-    gpu_bytes = plan_hint(plan, "gpu_max_chunk_bytes") or largest
-    gpu_rows = plan_hint(plan, "gpu_rows_per_chunk") or plan_hint(plan, "rows_per_chunk")
+    megabytes = plan_hint(plan, "max_chunk_mb")
+    chunk = plan_hint(plan, "max_chunk_bytes") or (megabytes << 20 if megabytes else 0)
+    gpu_bytes = _gpu_bytes(plan) or min(chunk or GPU_BYTES, GPU_BYTES)
+    gpu_rows = plan_hint(plan, "gpu_rows_per_chunk", "rows_per_chunk", "cpu_rows_per_chunk")
     half_bytes = max(1, gpu_bytes // 2)
     half_rows = max(1, gpu_rows // 2) if gpu_rows else None
     if isinstance(plan, ParallelPlan):
         return dataclasses.replace(plan, gpu_max_chunk_bytes=half_bytes, gpu_rows_per_chunk=half_rows)
     return ParallelPlan(
         cpu_workers=plan_hint(plan, "cpu_workers") or 0,
-        use_memmap=bool(getattr(plan, "use_memmap", False)),
+        use_memmap=as_bool(setting(plan, "use_memmap"), False),
         max_chunk_bytes=chunk,
-        rows_per_chunk=plan_hint(plan, "rows_per_chunk"),
+        rows_per_chunk=plan_hint(plan, "rows_per_chunk", "cpu_rows_per_chunk"),
         tiles_per_chunk=plan_hint(plan, "tiles_per_chunk"),
-        use_gpu=bool(getattr(plan, "use_gpu", False)),
+        use_gpu=not forbids_gpu(plan),
         gpu_rows_per_chunk=half_rows,
         gpu_max_chunk_bytes=half_bytes,
     )

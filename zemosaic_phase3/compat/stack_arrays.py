@@ -16,8 +16,9 @@ import numpy as np
 from zemosaic_phase3.combine.kernel_arguments import NO_TABLE, method_code, method_parameters
 from zemosaic_phase3.compat.descriptors import as_frames, describe
 from zemosaic_phase3.compat.finish import _poststack_rgb_equalization
+from zemosaic_phase3.compat.parallel_plan import resources_of
 from zemosaic_phase3.compat.parameters import wsc_impl_choice
-from zemosaic_phase3.engine.cpu import run_job
+from zemosaic_phase3.engine.cpu import stack
 from zemosaic_phase3.engine.job import make_job
 from zemosaic_phase3.errors import NoFramesError, SpecError
 from zemosaic_phase3.io.open_frame import open_source
@@ -96,8 +97,8 @@ def _stack_in_memory(
         logger.warning("%s: left out: %s: %s", what, name, reason)
     if per_frame is not None:
         job = replace(job, table=replace(job.table, weight=per_frame))
-    job, result = run_job(job, parallel_plan=parallel_plan, progress=progress_callback)
-    metadata = describe(job, result)
+    result = stack(job, resources_of(parallel_plan), progress_callback)
+    metadata = describe(result)
     if stack_metadata is not None:
         stack_metadata.update({k: v for k, v in metadata.items() if k not in stack_metadata or k != "rgb_equalization"})
     _poststack_rgb_equalization(result.image, zconfig, stack_metadata)

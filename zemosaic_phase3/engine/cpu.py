@@ -1,6 +1,6 @@
 """The CPU slab engine.
 
-``stack_job`` is the engine: for every slab of rows it fills a cube with the registered, normalised samples of all
+``stack`` is the engine: for every slab of rows it fills a cube with the registered, normalised samples of all
 frames, then rejects and combines. Frames are read where the slab needs them, by several threads; the sources stay on
 disk.
 """
@@ -17,14 +17,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from zemosaic_phase3.combine.kernel_arguments import KernelArguments
-from zemosaic_phase3.engine.job import Job, StackResult, empty_result, without_unreadable
+from zemosaic_phase3.engine.job import Job, StackResult, empty_result, stack_what_can_be_read
+from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.engine.slab import Slab, expect_slab, slab_for, source_pixel_bytes, source_reach, stored_layout
 from zemosaic_phase3.engine.slab_plan import SlabPlan, plan_slabs, row_slabs
-from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.progress import Callback, notify
-from zemosaic_phase3.runtime.limits import available_memory, usable_cpus
+from zemosaic_phase3.runtime.limits import available_memory
 from zemosaic_phase3.runtime.threads import parallel_map
-from zemosaic_phase3.settings import plan_hint
 
 logger = logging.getLogger("ZeMosaicWorker")
 
@@ -35,7 +34,7 @@ WAITING_SHARE = 0.5  # of the workers' time that filling a slab computed; with l
 MIN_ROWS = 8  # but a slab is not cut thinner than this for it: a rotated frame is read again for every slab it crosses
 
 
-def slab_plan(job: Job, workers: int, allowed_bytes: int | None, max_rows: int | None) -> SlabPlan:
+def slab_plan(job: Job, resources: Resources) -> SlabPlan:
     """Choose the slab height of a job within the memory it may take, see :func:`engine.slab_plan.plan_slabs`."""
     height, width = job.shape[:2]
     n_frames, channels, layout = len(job.sources), job.channels, stored_layout(job)
@@ -44,22 +43,22 @@ def slab_plan(job: Job, workers: int, allowed_bytes: int | None, max_rows: int |
     most = SLAB_BYTES // ((stored_bytes or 4) * n_frames * width * channels)
     return plan_slabs(
         height,
-        allowed_bytes=available_memory() // 2 if allowed_bytes is None else allowed_bytes,
+        allowed_bytes=available_memory() // 2 if resources.memory is None else resources.memory,
         n_frames=n_frames,
         width=width,
         channels=channels,
-        workers=workers,
+        workers=resources.workers,
         weights_per_pixel=channels if job.sample_weight is not None else int(job.spec.radial_weight),
         source_margin=margin,
         source_stretch=stretch,
         raw_bytes=max(source_pixel_bytes(source) for source in job.sources),
         stored_bytes=stored_bytes,
         field_bytes=sum(field.nbytes for field in job.table.distortion),
-        max_rows=max_rows or max(MIN_ROWS, most),
+        max_rows=resources.rows or max(MIN_ROWS, most),
     )
 
 
-def combine_slab(job: Job, recipe: KernelArguments, slab: Slab, result: StackResult, workers: int) -> None:
+def combine_slab(job: Job, arguments: KernelArguments, slab: Slab, result: StackResult, workers: int) -> None:
     """Reject and combine the samples of one slab into the rows of the result."""
     from zemosaic_phase3.combine.block import combine_block
     from zemosaic_phase3.runtime.jit import wait_for_compiler
@@ -71,20 +70,20 @@ def combine_slab(job: Job, recipe: KernelArguments, slab: Slab, result: StackRes
     sample_weight, step = slab.weights()
     maps = (result.image, result.coverage, result.weight, result.rejected_low, result.rejected_high)
     out = [a.reshape(-1)[slab.rows.start * line : slab.rows.stop * line] for a in maps]
-    lanes = np.tile(recipe.weights, (1, LANES // job.channels))  # one column per lane of the kernel
+    lanes = np.tile(arguments.weights, (1, LANES // job.channels))  # one column per lane of the kernel
 
     def combine(share: range) -> tuple[int, np.ndarray]:
         hits, lost = np.zeros((n_frames, 3), np.int64), 0
         for cube, start, stop, offset in slab.pieces(LANES * share.start, min(LANES * share.stop, size)):
             lost += combine_block(
-                cube, start, stop, recipe.method, recipe.parameters, recipe.critical, recipe.rewinsor, recipe.combine,
-                recipe.uniform, lanes, sample_weight, step, [a[offset:] for a in out], hits,
+                cube, start, stop, arguments.method, arguments.parameters, arguments.critical, arguments.rewinsor, arguments.combine,
+                arguments.uniform, lanes, sample_weight, step, [a[offset:] for a in out], hits,
             )  # fmt: skip
         return int(lost), hits
 
     for lost, hits in parallel_map(combine, shares(-(-size // LANES), workers * SHARES_PER_WORKER), workers):
         result.all_rejected += lost
-        result.frame_hits += hits
+        result.frame_counts += hits
 
 
 def shares(count: int, pieces: int) -> list[range]:
@@ -93,26 +92,15 @@ def shares(count: int, pieces: int) -> list[range]:
     return [range(a, b) for a, b in itertools.pairwise(edges) if b > a]
 
 
-def stack_job(
-    job: Job,
-    *,
-    workers: int = 1,
-    allowed_bytes: int | None = None,
-    max_rows: int | None = None,
-    progress: Callback | None = None,
-) -> StackResult:
-    """Stack a job on the CPU.
+def stack(job: Job, resources: Resources, progress: Callback | None = None) -> StackResult:
+    """Stack a job on the CPU; a frame that can no longer be read is dropped, and the stack starts anew without it.
 
     Parameters
     ----------
     job : Job
         From :func:`engine.job.make_job`.
-    workers : int
-        Threads.
-    allowed_bytes : int or None
-        Memory it may take; None: half of what is available.
-    max_rows : int or None
-        No slab is higher. Slabs never change a value.
+    resources : Resources
+        What it may take of the machine; slabs never change a value.
     progress : callable or None
         Called as ``progress("stack", slabs_done, slabs)``.
 
@@ -121,27 +109,50 @@ def stack_job(
     PlanError
         Not even one row fits; raised before a frame is read.
     FrameError
-        A frame can no longer be read.
+        No frame can be read.
     """
-    plan = slab_plan(job, workers, allowed_bytes, max_rows)
+    return stack_what_can_be_read(job, lambda readable: _stack_once(readable, resources, progress))
+
+
+def _stack_once(job: Job, resources: Resources, progress: Callback | None) -> StackResult:
+    plan = slab_plan(job, resources)
     logger.debug("CPU stack: %s", plan)
-    recipe, result = job.kernel_arguments(), empty_result(job, plan.rows_per_slab)
-    slab = slab_for(job, plan.rows_per_slab)
+    arguments, result = job.kernel_arguments(), empty_result(job, plan.rows_per_slab)
+    slab, slabs = slab_for(job, plan.rows_per_slab), list(row_slabs(job.shape[0], plan.rows_per_slab))
+    for done, rows in enumerate(slabs, 1):
+        waited = _fill_slab(job, slab, rows, resources.workers)
+        with _reading_ahead(job, slabs[done] if waited and done < len(slabs) else None):
+            combine_slab(job, arguments, slab, result, resources.workers)
+        notify(progress, "stack", done, plan.n_slabs)
+    return result
+
+
+def _fill_slab(job: Job, slab: Slab, rows: slice, workers: int) -> bool:
+    """Fill a slab with rows of all frames; returns whether the workers waited for the disk more than they computed."""
 
     def fill(some: range) -> None:
         for i in some:
             slab.fill(i)
 
-    slabs = list(row_slabs(job.shape[0], plan.rows_per_slab))
-    for done, rows in enumerate(slabs, 1):
-        slab.take(rows)
-        wall, cpu = time.perf_counter(), time.process_time()
-        parallel_map(fill, shares(len(job.sources), workers * SHARES_PER_WORKER), workers)
-        busy = (time.process_time() - cpu) / (workers * (time.perf_counter() - wall))
-        with _reading_ahead(job, slabs[done] if busy < WAITING_SHARE and done < len(slabs) else None):
-            combine_slab(job, recipe, slab, result, workers)
-        notify(progress, "stack", done, plan.n_slabs)
-    return result
+    slab.take(rows)
+    wall, cpu = time.perf_counter(), time.process_time()
+    parallel_map(fill, shares(len(job.sources), workers * SHARES_PER_WORKER), workers)
+    busy = (time.process_time() - cpu) / (workers * (time.perf_counter() - wall))
+    return busy < WAITING_SHARE
+
+
+def stack_rows(job: Job, rows: slice) -> np.ndarray:
+    """Stack a few rows of a job on this thread alone, to compare them with what another device made of them.
+
+    Returns
+    -------
+    ndarray (h, W) or (h, W, 3) float32, ADU
+    """
+    height = rows.stop - rows.start
+    slab, result = slab_for(job, height), empty_result(job, height)
+    _fill_slab(job, slab, rows, 1)
+    combine_slab(job, job.kernel_arguments(), slab, result, 1)
+    return result.image[rows]
 
 
 @contextlib.contextmanager
@@ -156,20 +167,3 @@ def _reading_ahead(job: Job, rows: slice | None) -> Iterator[None]:
         yield
     finally:
         thread.join()
-
-
-def run_job(
-    job: Job, *, parallel_plan: object = None, allowed_bytes: int | None = None, progress: Callback | None = None
-) -> tuple[Job, StackResult]:
-    """Stack a job within the hints of a plan; if a frame can no longer be read, drop it and start anew without it."""
-    while True:
-        try:
-            return job, stack_job(
-                job,
-                workers=plan_hint(parallel_plan, "cpu_workers") or usable_cpus(),
-                allowed_bytes=allowed_bytes,
-                max_rows=plan_hint(parallel_plan, "rows_per_chunk"),
-                progress=progress,
-            )
-        except FrameError as exc:
-            job = without_unreadable(job, exc)

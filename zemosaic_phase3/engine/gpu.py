@@ -1,6 +1,6 @@
 """The GPU slab engine: the twin of ``engine.cpu``, with the same arguments, results and bits.
 
-``stack_job`` is the engine. Host threads gather rows of frames in pinned buffers; whatever one has filled is sent,
+``stack`` is the engine. Host threads gather rows of frames in pinned buffers; whatever one has filled is sent,
 opened, resampled, rejected and combined on the card while the others gather on. No frame is on the card as a whole, and
 nothing grows with the number of frames but what one slab of rows needs.
 
@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from collections import deque
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -30,14 +32,13 @@ from zemosaic_phase3.engine.gpu_plan import (
     preferred_rows,
     route_of,
 )
-from zemosaic_phase3.engine.job import SUMMED, Job, StackResult, empty_result, without_unreadable
-from zemosaic_phase3.errors import FrameError, PlanError, UnsuitedTileError
+from zemosaic_phase3.engine.job import SUMMED, GpuFigures, Job, StackResult, empty_result, stack_what_can_be_read
+from zemosaic_phase3.engine.resources import Resources
+from zemosaic_phase3.errors import PlanError, UnsuitedTileError
 from zemosaic_phase3.progress import Callback, notify
 from zemosaic_phase3.rejection.cuda import MOST_LAD_FRAMES
 from zemosaic_phase3.runtime import cuda, cuda_failure
-from zemosaic_phase3.runtime.limits import usable_cpus
 from zemosaic_phase3.runtime.threads import Crew
-from zemosaic_phase3.settings import plan_hint
 
 LOGGER = logging.getLogger("ZeMosaicWorker")
 
@@ -87,7 +88,7 @@ def _stack_slabs(
                 notify(progress, "stack", slab.number + 1, plan.n_slabs)
         while collecting:
             collect_oldest()
-        result.frame_hits, result.all_rejected = card.counts()
+        result.frame_counts, result.all_rejected = card.counts()
         return result, card.bytes_h2d
 
 
@@ -96,72 +97,65 @@ def _gathering_threads(workers: int) -> int:
     return max(1, workers - 2) if workers > 4 else workers
 
 
-def stack_job(
-    job: Job,
-    *,
-    workers: int = 1,
-    allowed_bytes: int | None = None,
-    host_bytes: int | None = None,
-    max_rows: int | None = None,
-    progress: Callback | None = None,
-) -> tuple[StackResult, GpuPlan, int]:
-    """Stack a job on the GPU.
+def stack(job: Job, resources: Resources, progress: Callback | None = None) -> StackResult:
+    """Stack a job on the GPU; a frame that can no longer be read is dropped, and the stack starts anew without it.
 
     Parameters
     ----------
     job : Job
         From :func:`engine.job.make_job`.
-    workers : int
-        Host threads that gather.
-    allowed_bytes : int or None
-        Device memory it may take; None: what it has a use for, if the card has it free.
-    host_bytes : int or None
-        Host memory it may take, the result included.
-    max_rows : int or None
-        No slab is higher. Slabs never change a value.
+    resources : Resources
+        What it may take of the machine; slabs never change a value. One row is always tried if the card has room.
     progress : callable or None
         Called as ``progress("stack", slabs_done, slabs)``.
 
     Returns
     -------
-    result : StackResult
-    plan : GpuPlan
-    bytes_h2d : int
-        Bytes that went over the bus to the card.
+    StackResult
+        With ``gpu``.
 
     Raises
     ------
     UnsuitedTileError
-        Not even one row fits in the bytes it may take, or there are more frames than the kernels can count.
+        Not even one row fits into the host's memory, or there are more frames than the kernels can count.
     MemoryError
         Not even one row fits on the card.
     FrameError
-        A frame can no longer be read.
+        No frame can be read.
     """
+    began = time.perf_counter()
+    result = stack_what_can_be_read(job, lambda readable: _stack_once(readable, resources, progress))
+    if result.gpu is not None:
+        result.gpu = replace(result.gpu, seconds=time.perf_counter() - began)
+    return result
+
+
+def _stack_once(job: Job, resources: Resources, progress: Callback | None) -> StackResult:
     _check_suited(job)
     route = route_of(job)
-    rows = preferred_rows(route, max_rows)
+    rows = preferred_rows(route, resources.gpu_rows)
     smallest = launch_plan(route.n_frames, route.row_elements, 0).scratch_bytes
     largest = launch_plan(route.n_frames, rows * route.row_elements, 1 << 62).scratch_bytes
     least, wanted = device_bytes(route, 1, smallest), device_bytes(route, rows, largest)
-    if allowed_bytes is not None:
-        wanted = max(1, min(wanted, allowed_bytes))
-    with cuda.reserve_vram(min(least, wanted), wanted) as granted:
+    if resources.gpu_memory is not None:
+        wanted = max(least, min(wanted, resources.gpu_memory))
+    with cuda.reserve_vram(least, wanted) as granted:
         scratch_limit = min(granted // SCRATCH_SHARE, granted - device_bytes(route, 1, 0))
         try:
             plan = plan_gpu(
                 route,
                 allowed_bytes=granted,
                 scratch_bytes=launch_plan(route.n_frames, rows * route.row_elements, scratch_limit).scratch_bytes,
-                workers=workers,
-                max_rows=max_rows,
-                host_bytes=None if host_bytes is None else host_bytes - _result_bytes(job),
+                workers=resources.workers,
+                max_rows=resources.gpu_rows,
+                host_bytes=None if resources.memory is None else resources.memory - _result_bytes(job),
             )
             LOGGER.debug("GPU stack: %s", plan)
-            result, sent = _stack_slabs(job, route, plan, scratch_limit, workers, progress)
+            result, sent = _stack_slabs(job, route, plan, scratch_limit, resources.workers, progress)
         except PlanError as exc:
             raise UnsuitedTileError(str(exc)) from exc
-    return result, plan, sent
+    result.gpu = GpuFigures(slabs=plan.n_slabs, rows_per_slab=plan.rows_per_slab, bytes_sent=sent, seconds=0.0)
+    return result
 
 
 def _check_suited(job: Job) -> None:
@@ -176,21 +170,3 @@ def _check_suited(job: Job) -> None:
 
 def _result_bytes(job: Job) -> int:
     return OUTPUT_BYTES * int(np.prod(job.shape))
-
-
-def run_job(
-    job: Job, parallel_plan: object, host_bytes: int | None, progress: Callback | None
-) -> tuple[Job, StackResult, GpuPlan, int]:
-    """Stack a job within the hints of a plan; if a frame can no longer be read, drop it and start anew without it."""
-    while True:
-        try:
-            return job, *stack_job(
-                job,
-                workers=plan_hint(parallel_plan, "cpu_workers") or usable_cpus(),
-                allowed_bytes=plan_hint(parallel_plan, "gpu_max_chunk_bytes"),
-                host_bytes=host_bytes,
-                max_rows=plan_hint(parallel_plan, "gpu_rows_per_chunk"),
-                progress=progress,
-            )
-        except FrameError as exc:
-            job = without_unreadable(job, exc)

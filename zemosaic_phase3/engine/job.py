@@ -1,4 +1,4 @@
-"""What both engines share: descriptors become frames and a table, a result becomes an image and its metadata.
+"""What both engines share: the job, a stack that is ready to run, and the result.
 
 Everything here is decided before a device is chosen, so that bad input raises the same error wherever the tile is made.
 """
@@ -6,7 +6,7 @@ Everything here is decided before a device is chosen, so that bad input raises t
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -19,7 +19,7 @@ from zemosaic_phase3.photometry.flatten import flattened_sources
 from zemosaic_phase3.photometry.frame_table import build_frame_table
 from zemosaic_phase3.photometry.levels import measure_levels
 from zemosaic_phase3.photometry.measure import measure_frame
-from zemosaic_phase3.records import FrameTable
+from zemosaic_phase3.records import DeviceUse, Equalization, FrameTable
 from zemosaic_phase3.registration.distortion import checked_fields
 from zemosaic_phase3.spec import StackSpec
 
@@ -53,7 +53,17 @@ class Job:
         )
 
 
-SUMMED: Final = ("rejected_low", "rejected_high", "coverage")  # maps whose sums the metadata need
+SUMMED: Final = ("rejected_low", "rejected_high", "coverage")  # maps whose sums a report needs
+
+
+@dataclass(frozen=True)
+class GpuFigures:
+    """What stacking on the GPU took: slabs, rows in each, bytes sent over the bus to the card, and seconds."""
+
+    slabs: int
+    rows_per_slab: int
+    bytes_sent: int
+    seconds: float
 
 
 @dataclass
@@ -61,18 +71,49 @@ class StackResult:
     """One stacked image and its evidence. Arrays ``(H, W)`` or ``(H, W, 3)``; image float32, ADU, NaN where nothing is.
 
     ``coverage``, ``rejected_low``, ``rejected_high`` int32 (samples); ``weight`` float32 (sum of weights);
-    ``frame_hits (N, 3)`` int64, samples of each frame rejected low, rejected high, and valid.
+    ``frame_counts (N, 3)`` int64, samples of each frame rejected low, rejected high, and valid. ``job`` is what was
+    stacked at the end, without the frames that could no longer be read.
     """
 
+    job: Job
     image: np.ndarray
     coverage: np.ndarray
     weight: np.ndarray
     rejected_low: np.ndarray
     rejected_high: np.ndarray
-    frame_hits: np.ndarray
-    all_rejected: int = 0
+    frame_counts: np.ndarray
+    all_rejected: int = 0  # pixels all of whose samples were rejected, so that their median stands
     rows_per_slab: int = 0
     sums: dict[str, np.ndarray] = field(default_factory=dict)  # of maps, by name, (C,) int64; if the engine knows
+    equalization: Equalization = Equalization()
+    device: DeviceUse = DeviceUse()
+    gpu: GpuFigures | None = None
+
+    @property
+    def maps(self) -> dict[str, np.ndarray]:
+        """The maps by the name of their FITS extension."""
+        return {
+            "COVERAGE": self.coverage,
+            "WEIGHT": self.weight,
+            "REJ_LOW": self.rejected_low,
+            "REJ_HIGH": self.rejected_high,
+        }
+
+    def total(self, name: str) -> np.ndarray:
+        """Sum of one of the maps ``SUMMED`` per channel, ``(C,) int64``."""
+        if name not in self.sums:
+            self.sums[name] = channel_sums(getattr(self, name), len(self.job.sources), self.job.channels)
+        return self.sums[name]
+
+    def rejected_percent(self, name: str) -> list[float]:
+        """Percent of the valid samples per channel that ``rejected_low`` or ``rejected_high`` counts."""
+        pairs = zip(self.total(name).tolist(), self.total("coverage").tolist(), strict=True)
+        return [100.0 * part / whole if whole > 0 else 0.0 for part, whole in pairs]
+
+    def frame_rejected_percent(self) -> list[float]:
+        """Percent of each frame's valid samples that were rejected."""
+        rejected = self.frame_counts[:, :2].sum(axis=1) / np.maximum(self.frame_counts[:, 2], 1)
+        return (100.0 * rejected).tolist()
 
 
 def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) -> Job:
@@ -97,12 +138,13 @@ def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) ->
 def empty_result(job: Job, rows_per_slab: int) -> StackResult:
     """Return a result whose arrays are still to be filled."""
     return StackResult(
+        job=job,
         image=np.empty(job.shape, np.float32),
         coverage=np.empty(job.shape, np.int32),
         weight=np.empty(job.shape, np.float32),
         rejected_low=np.empty(job.shape, np.int32),
         rejected_high=np.empty(job.shape, np.int32),
-        frame_hits=np.zeros((len(job.sources), 3), np.int64),
+        frame_counts=np.zeros((len(job.sources), 3), np.int64),
         rows_per_slab=rows_per_slab,
     )
 
@@ -135,6 +177,21 @@ def without_unreadable(job: Job, error: FrameError) -> Job:
         sample_weight=None if job.sample_weight is None else job.sample_weight[keep],
         dropped=[*job.dropped, (error.name, error.reason)],
     )
+
+
+def stack_what_can_be_read(job: Job, once: Callable[[Job], StackResult]) -> StackResult:
+    """Stack a job; if a frame can no longer be read, drop it and start anew without it.
+
+    Raises
+    ------
+    FrameError
+        No frame is left.
+    """
+    while True:
+        try:
+            return once(job)
+        except FrameError as exc:
+            job = without_unreadable(job, exc)
 
 
 def channel_sums(image: np.ndarray, n_frames: int, channels: int) -> np.ndarray:

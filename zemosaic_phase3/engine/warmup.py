@@ -16,8 +16,9 @@ from typing import Final
 
 import numpy as np
 
-from zemosaic_phase3.engine.cpu import stack_job
+from zemosaic_phase3.engine.cpu import stack as stack_on_cpu
 from zemosaic_phase3.engine.job import make_job
+from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.runtime.limits import usable_cpus
@@ -65,7 +66,7 @@ def warm_up(stack: StackSpec) -> None:
     job = make_job([Frame(open_source(frame)) for frame in frames], spec)
     if stack.radial_weight or stack.frame_weight != "none":  # weights that are all 1 have a kernel of their own
         job.table.weight[:] = 0.5
-    stack_job(job, workers=1)
+    stack_on_cpu(job, Resources())
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
+
+from zemosaic_phase3.records import Equalization
 
 
 def equalize_rgb_medians_inplace(img: np.ndarray) -> tuple[float, float, float, float]:
@@ -44,20 +45,9 @@ def equalize_rgb_medians_inplace(img: np.ndarray) -> tuple[float, float, float, 
     return gains[0], gains[1], gains[2], target
 
 
-def poststack_rgb_equalization(stacked: np.ndarray, enabled: bool) -> dict[str, Any]:
-    """Equalise a stacked image in place if it is asked for, and say what was done.
-
-    Returns
-    -------
-    dict
-        ``enabled``, ``applied`` (bool), ``gain_r``, ``gain_g``, ``gain_b`` (1.0 when not applied) and
-        ``target_median`` (ADU; nan when not applied, so it must not become a header card unseen).
-    """
-    gains = (1.0, 1.0, 1.0, math.nan)
-    if enabled:
-        gains = equalize_rgb_medians_inplace(stacked)
-    names = ("gain_r", "gain_g", "gain_b", "target_median")
-    return {"enabled": enabled, "applied": math.isfinite(gains[3]), **dict(zip(names, gains, strict=True))}
+def equalize_if(enabled: bool, image: np.ndarray) -> Equalization:
+    """Equalise a stacked image in place if it is asked for, and say what was done."""
+    return Equalization(True, *equalize_rgb_medians_inplace(image)) if enabled else Equalization()
 
 
 def luminance(image: np.ndarray) -> np.ndarray:

@@ -172,6 +172,7 @@ def match_levels(
 
 
 def why_no_gain(gain: Gain) -> str:
+    """Say why the stars give no gain, and what to choose instead."""
     worst = int(np.argmin(gain.pairs))
     if gain.pairs[worst] < MIN_PAIRS:
         return (

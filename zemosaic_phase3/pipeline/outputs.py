@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -97,45 +97,50 @@ def check_output(output: str | os.PathLike[str], *, overwrite: bool) -> None:
         raise OutputError(f"{path}: exists already; choose another name, or allow --overwrite")
 
 
-def without_output(paths: Sequence[Path], inputs: Iterable[str | Path], output: str | os.PathLike[str]) -> list[Path]:
-    """Return the frames to stack: an earlier tile in the place of the output is none of them.
+@dataclass(frozen=True)
+class Inputs:
+    """The frames of a run: each file once and in natural order, then what was not named by a path; and what is said."""
+
+    frames: list[Any]
+    notes: list[str]
+
+
+def list_inputs(inputs: Sequence[Any], output: str | os.PathLike[str] | None) -> Inputs:
+    """Expand files, folders and patterns, once; tiles of ours that merely lie there are no frames.
+
+    A finished stack among its own subs would be taken for the best of them. One that is named is a frame like any.
 
     Parameters
     ----------
-    paths : sequence of Path
-        The files that ``inputs`` stand for.
-    inputs : iterable of path
-        Files, folders and patterns as they were given.
-    output : path
-        The file that will be written.
+    inputs : sequence
+        Paths and patterns, and other descriptors (:func:`io.open_frame.open_source`).
+    output : path or None
+        The file that will be written; an earlier tile in its place is no frame.
 
     Raises
     ------
+    NoFramesError
+        Folders and patterns hold no frame.
     OutputError
         The output is an input: named as one, or a file of a folder or a pattern that is no tile of ours.
     """
-    target = Path(output).resolve()
-    kept = [path for path, real in zip(paths, real_paths(paths), strict=True) if real != target]
-    is_named = target in real_paths(map(Path, inputs))
-    if is_named or (len(kept) < len(paths) and not is_own_tile(target)):
-        raise OutputError(f"{output}: is itself an input, and inputs are never overwritten; choose another name")
-    return kept
-
-
-def without_tiles(paths: Sequence[Path], inputs: Iterable[str | Path]) -> list[Path]:
-    """Leave out tiles of ours that merely lie in a folder or match a pattern; one that is named is a frame like any.
-
-    A finished stack among its own subs would be taken for the best of them.
-    """
-    named = set(real_paths(map(Path, inputs)))
-    kept = [
-        path
-        for path, real in zip(paths, real_paths(paths), strict=True)
-        if real in named or not (_mentions_tile(path) and is_own_tile(path))
-    ]
-    for path in sorted(set(paths) - set(kept)):
-        logger.warning("left out: %s: it is a finished stack, not a frame; name it to stack it all the same", path)
-    return kept
+    given = [Path(item) for item in inputs if isinstance(item, str | os.PathLike)]
+    others = [item for item in inputs if not isinstance(item, str | os.PathLike)]
+    paths = expand_inputs(given) if given else []
+    named, target = set(real_paths(given)), None if output is None else Path(output).resolve()
+    kept, notes = [], []
+    for path, real in zip(paths, real_paths(paths), strict=True):
+        if real == target:
+            if real in named or not is_own_tile(real):
+                raise OutputError(f"{output}: is itself an input, and inputs are never overwritten; choose another name")
+            notes.append(f"{output} lies among the inputs and is not stacked")
+        elif real in named or not (_mentions_tile(path) and is_own_tile(path)):
+            kept.append(path)
+        else:
+            logger.warning("left out: %s: it is a finished stack, not a frame; name it to stack it all the same", path)
+    if not kept and not others:
+        raise NoFramesError(f"no frames but finished stacks in: {', '.join(map(str, given))}")
+    return Inputs([*kept, *others], notes)
 
 
 def _mentions_tile(path: Path) -> bool:

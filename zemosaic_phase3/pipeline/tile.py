@@ -6,7 +6,7 @@ Every frame is read twice: once whole, to find its stars and measure its levels,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zemosaic_phase3.compat.parameters import params_from_stack_spec
+from zemosaic_phase3.engine.job import StackResult
 from zemosaic_phase3.engine.slab import frame_block, source_pixel_bytes
 from zemosaic_phase3.engine.slab_plan import plan_slabs
 from zemosaic_phase3.errors import FrameError
@@ -26,7 +26,7 @@ from zemosaic_phase3.pipeline.group import FrameRow, Group, open_group, register
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
 from zemosaic_phase3.pipeline.tile_header import tile_header
 from zemosaic_phase3.progress import Callback, timed
-from zemosaic_phase3.records import Registration, TileReport
+from zemosaic_phase3.records import Equalization, Registration, TileReport
 from zemosaic_phase3.runtime.limits import give_back_freed_memory, peak_rss_bytes
 from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from astropy.wcs import WCS
 
 
-Stacker = Callable[[list[Frame], dict[str, Any]], tuple[np.ndarray, dict[str, Any], bool]]
-"""Stacks registered frames with parameters of existing runs: image, metadata, whether on the GPU."""
+Stacker = Callable[[list[Frame], StackSpec, int], StackResult]
+"""Stacks registered frames; the number is that of the reference among them, whose levels the result has."""
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Tile:
     wcs: WCS | None
     report: TileReport
     rows: list[FrameRow]
-    metadata: dict[str, Any]
+    equalization: Equalization = Equalization()
 
 
 def build_tile(
@@ -77,7 +77,7 @@ def build_tile(
     descriptors : sequence
         See :func:`zemosaic_utils.open_source`.
     stacker : callable
-        The engine with its policy, normally ``zemosaic_worker._stack_master_tile_auto``.
+        The engine with its policy, see :mod:`pipeline.device_policy`.
     stack, register, select : StackSpec, RegisterSpec, SelectSpec
     bayer : str
         "auto", "none" or a pattern.
@@ -151,28 +151,24 @@ def stack_group(group: Group, stacker: Stacker, stack: StackSpec, report: TileRe
         Frame(group.source(i), r.transform, group.scan(i).stats, r.distortion)
         for i, r in zip(usable, registered, strict=True)
     ]
-    params = {**params_from_stack_spec(stack), "reference_index": usable.index(group.reference)}
     with ThreadPoolExecutor(1, thread_name_prefix="zemosaic") as beside:
         with timed(report, "finish"):
             about_reference = beside.submit(_describe_reference, *_read_reference(reference))
         with timed(report, "stack"):
-            image, metadata, used_gpu = stacker(frames, params)
+            result = stacker(frames, stack, usable.index(group.reference))
     with timed(report, "finish"):
         header, wcs, report.noise_before = about_reference.result()
-        _take_metadata(group, metadata)
-        _fill_report(report, group, metadata, image, used_gpu, workers)
-        coverage = metadata.get("coverage")
-        if coverage is None:  # an engine without maps: what is finite is covered
-            coverage = np.isfinite(image).astype(np.int32)
+        _note_in_rows(group, result)
+        _fill_report(report, group, result, workers)
         tile = Tile(
-            image=image,
-            alpha=alpha_from_coverage(coverage),
-            maps=_maps(metadata),
-            header=tile_header(header, wcs, group, stack, report, metadata),
+            image=result.image,
+            alpha=alpha_from_coverage(result.coverage),
+            maps=result.maps,
+            header=tile_header(header, wcs, group, result.job, report),
             wcs=wcs,
             report=report,
             rows=group.rows,
-            metadata=metadata,
+            equalization=result.equalization,
         )
     report.peak_rss_bytes = peak_rss_bytes()
     return tile
@@ -208,37 +204,28 @@ def _describe_reference(
     return cards, wcs, typical_noise(bands)
 
 
-def _maps(metadata: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    names = {"COVERAGE": "coverage", "WEIGHT": "weight_map", "REJ_LOW": "rejected_low", "REJ_HIGH": "rejected_high"}
-    return {name: metadata[key] for name, key in names.items() if metadata.get(key) is not None}
-
-
-def _take_metadata(group: Group, metadata: Mapping[str, Any]) -> None:
+def _note_in_rows(group: Group, result: StackResult) -> None:
     """Write into the rows what the stack found out about each frame; names are distinct, see :func:`open_group`."""
     by_name = {group.rows[i].name: group.rows[i] for i in group.usable}
-    for name, reason in metadata.get("frames_dropped") or []:
+    for name, reason in result.job.dropped:
         by_name[name].drop(reason)
-    table = metadata.get("frame_table")
-    if table is None:
-        return
-    for k, name in enumerate(table.names):
+    table = result.job.table
+    for k, (name, percent) in enumerate(zip(table.names, result.frame_rejected_percent(), strict=True)):
         row = by_name[name]
         row.scale, row.offset, row.weight = table.scale[k].tolist(), table.offset[k].tolist(), table.weight[k].tolist()
-        row.rejected_percent = float(metadata["frame_rejected_percent"][k])
+        row.rejected_percent = float(percent)
 
 
-def _fill_report(
-    report: TileReport, group: Group, metadata: Mapping[str, Any], image: np.ndarray, used_gpu: bool, workers: int
-) -> None:
+def _fill_report(report: TileReport, group: Group, result: StackResult, workers: int) -> None:
     report.n_used = len(group.usable)
     report.dropped = group.dropped()
     report.reference = group.rows[group.reference].name
-    report.device = "gpu" if used_gpu else "cpu"
-    report.gpu_attempts = int(metadata.get("phase3_gpu_attempts") or 0)
-    report.device_reason = str(metadata.get("phase3_device_reason") or "")
-    report.noise_after = measure_noise(image, workers)
-    report.rejected_low_percent = list(metadata.get("rejected_low_percent") or [])
-    report.rejected_high_percent = list(metadata.get("rejected_high_percent") or [])
-    report.all_rejected_pixels = int(metadata.get("all_rejected_pixels") or 0)
-    report.rows_per_slab = int(metadata.get("rows_per_slab") or 0)
-    report.warnings = list(metadata.get("warnings") or [])
+    report.device = "gpu" if result.device.used_gpu else "cpu"
+    report.gpu_attempts = result.device.gpu_attempts
+    report.device_reason = result.device.reason
+    report.noise_after = measure_noise(result.image, workers)
+    report.rejected_low_percent = result.rejected_percent("rejected_low")
+    report.rejected_high_percent = result.rejected_percent("rejected_high")
+    report.all_rejected_pixels = int(result.all_rejected)
+    report.rows_per_slab = int(result.rows_per_slab)
+    report.warnings = list(result.job.table.notes)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from zemosaic_phase3 import __version__
+from zemosaic_phase3.engine.job import Job
 from zemosaic_phase3.io.fits_header import FITS_CARD, card_value
 from zemosaic_phase3.pipeline.group import Group, Scan
-from zemosaic_phase3.records import TileReport
+from zemosaic_phase3.records import FrameTable, TileReport
 from zemosaic_phase3.spec import StackSpec
 
 if TYPE_CHECKING:
@@ -31,9 +32,8 @@ def tile_header(
     reference: Header,
     wcs: WCS | None,
     group: Group,
-    stack: StackSpec,
+    job: Job,
     report: TileReport,
-    metadata: Mapping[str, Any],
 ) -> Header:
     """Return the tile's header: WCS and observation of the reference, exposures of the frames stacked, what was done.
 
@@ -54,7 +54,7 @@ def tile_header(
     for key in ("NCOMBINE", "STACKCNT", "NEXP_SUM"):
         header[key] = (n, "frames stacked")
     header["BUNIT"] = ("adu", "level of the reference frame")
-    header.extend(_method_cards(stack, metadata))
+    header.extend(_method_cards(job.spec, job.table))
     header["ZMT_REF"] = (_short(report.reference), "reference frame")
     header["ZMT_DEV"] = (report.device, "device that stacked")
     header["ALPHAEXT"] = (1, "alpha mask in extension ALPHA")
@@ -64,13 +64,13 @@ def tile_header(
     return header
 
 
-def _method_cards(stack: StackSpec, metadata: Mapping[str, Any]) -> Header:
+def _method_cards(stack: StackSpec, table: FrameTable) -> Header:
     """Say what was applied, which may be less than what was asked for: only a mean is weighted."""
     from astropy.io.fits import Header
 
     cards = Header()
-    cards["ZMT_NORM"] = (metadata.get("normalize_method", stack.normalize), "normalisation")
-    cards["ZMT_WGHT"] = (metadata.get("weight_method", stack.weight), "frame weights")
+    cards["ZMT_NORM"] = (table.normalize_method or stack.normalize, "normalisation")
+    cards["ZMT_WGHT"] = (table.weight_method, "frame weights")
     cards["ZMT_FLAT"] = (stack.flatten, "backgrounds made alike")
     is_radial = stack.radial_weight and stack.combine == "mean"
     cards["ZMT_RADW"] = (is_radial, "radial weighting")

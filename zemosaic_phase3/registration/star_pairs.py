@@ -44,10 +44,12 @@ class Match(NamedTuple):
 
     @property
     def matched(self) -> int:
+        """Number of pairs."""
         return len(self.reference_index)
 
     @property
     def fraction(self) -> float:
+        """Pairs per star that both frames could show."""
         return self.matched / max(1, min(self.reference_visible, self.frame_visible))
 
 

@@ -157,4 +157,5 @@ def grid_points(shape: tuple[int, int], n: int) -> np.ndarray:
 
 
 def similarity_matrix(slope: complex, shift: complex) -> np.ndarray:
+    """Return the matrix of the map ``z -> slope z + shift`` of the complex plane, ``(3, 3) float64``."""
     return np.array([[slope.real, -slope.imag, shift.real], [slope.imag, slope.real, shift.imag], [0.0, 0.0, 1.0]])

@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import functools
 import importlib
+import importlib.util
 import logging
 import os
 import platform

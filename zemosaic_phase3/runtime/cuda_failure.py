@@ -16,7 +16,10 @@ import contextlib
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final, Literal
+
+from zemosaic_phase3.errors import DeviceError, FrameError, NoFramesError, SpecError
 
 FailureKind = Literal["out_of_memory", "sticky", "unavailable", "other"]
 
@@ -176,6 +179,37 @@ def classify_failure(exc: BaseException) -> FailureKind:
             if kind in kinds:
                 return kind
     return "other"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong on the GPU, classified once, and the exception."""
+
+    kind: FailureKind | Literal["frames", "unsuited"]
+    error: Exception
+
+    def __str__(self) -> str:
+        """Class and text of the exception."""
+        return f"{type(self.error).__name__}: {self.error}"
+
+
+def failure_of(error: Exception) -> Failure:
+    """Classify what a GPU attempt raised; a sticky error is recorded, see :func:`mark_sticky`.
+
+    Returns
+    -------
+    Failure
+        ``kind`` as :func:`classify_failure` has it; or ``frames``: the frames or what is asked for are to blame, not
+        the device; or ``unsuited``: this tile is not one for the GPU, however often it is tried.
+    """
+    kind = classify_failure(error)
+    if kind == "sticky":
+        mark_sticky()
+    elif isinstance(error, FrameError | NoFramesError | SpecError):
+        return Failure("frames", error)
+    elif isinstance(error, DeviceError):
+        return Failure("unsuited", error)
+    return Failure(kind, error)
 
 
 def is_oom_error(exc: BaseException) -> bool:

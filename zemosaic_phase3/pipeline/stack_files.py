@@ -1,0 +1,152 @@
+"""The whole job from files to a file: what ``zemosaic-phase3 stack`` does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from zemosaic_phase3.engine import cpu
+from zemosaic_phase3.engine.gpu_check import result_fault
+from zemosaic_phase3.engine.job import Job, StackResult, make_job
+from zemosaic_phase3.engine.resources import Resources
+from zemosaic_phase3.errors import GPUStackingError, PlanError
+from zemosaic_phase3.finish.equalize import equalize_if
+from zemosaic_phase3.io.frame import Frame
+from zemosaic_phase3.methods import DeviceName, canonical
+from zemosaic_phase3.pipeline.device_policy import POLICY, DevicePolicy, DeviceRequest
+from zemosaic_phase3.pipeline.outputs import check_output, list_inputs, write_tile
+from zemosaic_phase3.pipeline.tile import Stacker, Tile, build_tile
+from zemosaic_phase3.progress import Callback, timed
+from zemosaic_phase3.runtime import limits
+from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
+
+
+def stack_files(
+    inputs: Sequence[Any],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    stack: StackSpec | None = None,
+    register: RegisterSpec | None = None,
+    select: SelectSpec | None = None,
+    bayer: str = "auto",
+    reference: str | None = None,
+    device: str = "auto",
+    require_gpu: bool = False,
+    memory: str | int | None = None,
+    workers: int | None = None,
+    maps: bool = False,
+    overwrite: bool = False,
+    progress: Callback | None = None,
+    policy: DevicePolicy = POLICY,
+) -> Tile:
+    """Register and stack frames into one tile, and write it.
+
+    Parameters
+    ----------
+    inputs : sequence
+        Files, folders, globs, each file once; or arrays and other descriptors (:func:`io.open_frame.open_source`).
+    output : path, optional
+        FITS file to write; None only returns the tile. An earlier one in a folder of inputs is not stacked.
+    stack, register, select : StackSpec, RegisterSpec, SelectSpec, optional
+        Methods; the defaults of the command line.
+    bayer : str
+        "auto" (header), "none", or a pattern such as "GRBG".
+    reference : str, optional
+        File the others are registered on; None chooses the best.
+    device : {"auto", "cpu", "gpu"}
+        "gpu" is "auto" with ``require_gpu``.
+    require_gpu : bool
+        Turn every fall back to the CPU into an error.
+    memory : int or str, optional
+        Bytes, or text such as "4GB" or "50%"; half of what is available.
+    workers : int, optional
+        Threads; as many as this process may use.
+    maps : bool
+        Write COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and FRAMES too.
+    overwrite : bool
+        Replace an existing output.
+    progress : callable, optional
+        Called as ``progress(stage, done, total)``; may raise :class:`StackCancelled`.
+    policy : DevicePolicy, optional
+        Chooses the device and remembers how the GPU fared.
+
+    Returns
+    -------
+    Tile
+        Image, masks, maps, header and report.
+
+    Raises
+    ------
+    NoFramesError
+        Nothing could be stacked.
+    OutputError
+        The output exists, is itself an input, or cannot be written.
+    PlanError
+        The memory is less than this process uses already, or too small for one row.
+    SpecError
+        An option is not allowed.
+    """
+    choice = canonical("device", device, DeviceName)
+    if output is not None:
+        check_output(output, overwrite=overwrite)
+    listed = list_inputs([inputs] if isinstance(inputs, str | os.PathLike) else list(inputs), output)
+    allowed = _allowed_bytes("50%" if memory is None else memory)
+    resources = Resources(workers=workers or limits.usable_cpus(), memory=allowed)
+    request = DeviceRequest(wants_cpu=choice == "cpu", require_gpu=require_gpu or choice == "gpu")
+    tile = build_tile(
+        listed.frames, stacker_of(policy, request, resources, progress), stack=stack, register=register, select=select,
+        bayer=bayer, reference=reference, workers=resources.workers, allowed_bytes=allowed, progress=progress,
+    )  # fmt: skip
+    tile.report.warnings[:0] = listed.notes
+    if output is not None:
+        with timed(tile.report, "write"):
+            write_tile(tile, output, maps=maps, overwrite=overwrite)
+    return tile
+
+
+def stacker_of(
+    policy: DevicePolicy, request: DeviceRequest, resources: Resources, progress: Callback | None
+) -> Stacker:
+    """Return what stacks registered frames on the device that a policy chooses."""
+
+    def stack(frames: list[Frame], spec: StackSpec, reference: int) -> StackResult:
+        job = make_job(frames, spec, reference=reference)
+        result, used = policy.stack(
+            lambda less_memory: _on_gpu(job, resources.tighter() if less_memory else resources, progress),
+            lambda: cpu.stack(job, resources, progress),
+            request,
+        )
+        result.device = used
+        result.equalization = equalize_if(spec.equalize_rgb, result.image)
+        return result
+
+    return stack
+
+
+def _on_gpu(job: Job, resources: Resources, progress: Callback | None) -> StackResult:
+    from zemosaic_phase3.engine import gpu
+
+    result = gpu.stack(job, resources, progress)
+    fault = result_fault(result.image, job.shape, result.coverage, partial(cpu.stack_rows, result.job))
+    if fault:
+        raise GPUStackingError(fault)
+    return result
+
+
+def _allowed_bytes(memory: str | int) -> int:
+    """Return what a limit on the whole process leaves for frames and stack, bytes.
+
+    Raises
+    ------
+    PlanError
+        The limit is below what the process needs for itself.
+    """
+    limit, used = limits.parse_memory(memory), limits.process_bytes()
+    if limit <= used:
+        raise PlanError(
+            f"the memory limit of {limit} bytes ({limits.memory_text(limit)}) leaves nothing for frames: "
+            f"the process alone needs {used} ({limits.memory_text(used)}); allow more, e.g. --memory 4GB"
+        )
+    return limit - used
