@@ -18,7 +18,7 @@ def as_number(name: str, value: Any) -> float:
 
 
 def in_range(name: str, value: object, low: float, high: float, *, open_high: bool = False) -> float:
-    """Return a number within [low, high], or [low, high) where it is ``open_high``; SpecError names option and value."""
+    """Return a number within [low, high], or [low, high) if ``open_high``; SpecError names option and value."""
     number = as_number(name, value)
     inside = low <= number < high if open_high else low <= number <= high
     if not inside:

@@ -148,7 +148,7 @@ def request_of(call: SimpleNamespace, slots: Any) -> TileRequest:
         normalize=call.stack_norm_method,
         weight=call.stack_weight_method,
         reject=call.stack_reject_algo,
-        wsc_impl=wsc_impl_choice(call.zconfig),
+        wsc_impl=wsc_impl_choice(call.zconfig),  # type: ignore[arg-type]
         kappa_low=call.stack_kappa_low,
         kappa_high=call.stack_kappa_high,
         winsor_limits=call.parsed_winsor_limits,

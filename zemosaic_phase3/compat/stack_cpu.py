@@ -26,15 +26,15 @@ def stack_descriptors(
     tile_id: object = None,
     progress_callback: Callback | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Stack descriptors on the CPU: the twin of ``gpu_stack_from_paths``.
+    """Stack descriptors on the CPU: the twin of :func:`compat.stack_gpu.gpu_stack_from_paths`.
 
     Parameters
     ----------
     image_descriptors : sequence
-        Arrays, paths, dictionaries or :class:`zemosaic_utils.Frame` objects, of one shape.
+        Arrays, paths, dictionaries or :class:`io.frame.Frame` objects, of one shape.
     stacking_params : mapping
-        See :func:`compat.parameters.stack_spec_from_params`; of ours, optional: ``reference_index`` (frame the others are
-        normalised to), ``memory_bytes``.
+        See :func:`compat.parameters.stack_spec_from_params`; of ours, optional: ``reference_index`` (frame the others
+        are normalised to), ``memory_bytes`` (of the host).
     parallel_plan, zconfig : object
         Hints and configuration by attribute.
     logger, pcb_tile, tile_id : object

@@ -33,15 +33,15 @@ def gpu_stack_from_paths(
     progress_callback: Callback | None = None,
     array_loader: Callable[[Any], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Stack descriptors on the GPU: the twin of ``compat.stack_descriptors.stack_descriptors``, with the same bits.
+    """Stack descriptors on the GPU: the twin of :func:`compat.stack_cpu.stack_descriptors`, with the same bits.
 
     Parameters
     ----------
     image_descriptors : sequence
-        Arrays, paths, dictionaries or :class:`zemosaic_utils.Frame` objects, of one shape.
+        Arrays, paths, dictionaries or :class:`io.frame.Frame` objects, of one shape.
     stacking_params : mapping
-        See :func:`compat.parameters.stack_spec_from_params`; of ours, optional: ``reference_index`` (frame the others are
-        normalised to), ``memory_bytes`` (of the host).
+        See :func:`compat.parameters.stack_spec_from_params`; of ours, optional: ``reference_index`` (frame the others
+        are normalised to), ``memory_bytes`` (of the host).
     parallel_plan, zconfig : object
         Hints (``cpu_workers``, ``gpu_max_chunk_bytes``, ``gpu_rows_per_chunk``) and configuration by attribute.
     logger : logging.Logger, optional

@@ -168,8 +168,8 @@ def measure_levels(
     view : ndarray (h, w, C) float32, ADU
         NaN and infinity are left out.
     quantum : sequence of float, optional
-        Step between levels of each channel as stored, from :func:`photometry.measure.quanta`; quantised samples are then
-        spread over the step that is found in them. None: every sample counts as it is.
+        Step between levels of each channel as stored, from :func:`photometry.measure.quanta`; quantised samples are
+        then spread over the step that is found in them. None: every sample counts as it is.
     max_samples : int or None
         Look at every k-th row, so that at most about this many pixels count; None looks at all.
 

@@ -16,7 +16,8 @@ from zemosaic_phase3.finish.equalize import equalize_if
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.methods import DeviceName, canonical
 from zemosaic_phase3.pipeline.device_policy import POLICY, DevicePolicy, DeviceRequest
-from zemosaic_phase3.pipeline.outputs import check_output, list_inputs, write_tile
+from zemosaic_phase3.pipeline.input_list import list_inputs
+from zemosaic_phase3.pipeline.outputs import check_output, write_tile
 from zemosaic_phase3.pipeline.tile import Stacker, Tile, build_tile
 from zemosaic_phase3.progress import Callback, timed
 from zemosaic_phase3.runtime import limits

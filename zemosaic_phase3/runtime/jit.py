@@ -86,7 +86,7 @@ def _compile(function: Callable[..., Any], **options: Any) -> Any:
 
 
 def cache_folder(compiled: Any) -> Path | None:
-    """Return the folder where a kernel's compiled code is kept; None if none can be written (or nothing is compiled)."""
+    """Return the folder where a kernel's compiled code is kept; None if none can be written, or nothing is compiled."""
     statistics = getattr(compiled, "stats", None)  # a plain function when Numba is switched off
     folder = None if statistics is None else statistics.cache_path
     return None if folder is None else Path(folder)

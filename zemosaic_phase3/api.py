@@ -1,0 +1,247 @@
+"""The library as a program calls it: ``zemosaic_phase3.stack`` and the tile it returns."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import html
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from zemosaic_phase3.methods import (
+    CombineName,
+    DeviceName,
+    InterpolationName,
+    LineFit,
+    NormalizeName,
+    RegisterMode,
+    RejectName,
+    TransformName,
+    WeightName,
+    WscImpl,
+)
+from zemosaic_phase3.pipeline import tile as pipeline_tile
+from zemosaic_phase3.pipeline.stack_files import stack_files
+from zemosaic_phase3.progress import Callback
+from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
+
+if TYPE_CHECKING:
+    from astropy.table import Table
+
+STAGES: Final = ("measure", "register", "stack")
+PREVIEW_PX: Final = 720  # longest side of the picture in a notebook
+
+
+class Tile(pipeline_tile.Tile):
+    """A finished tile: ``image``, ``alpha``, ``maps``, ``header``, ``wcs``, ``report``, and what a user does with them.
+
+    See :class:`pipeline.tile.Tile` for shapes, types and units.
+    """
+
+    @property
+    def frames(self) -> Table:
+        """What became of every input: an astropy Table, one row per input, with units."""
+        from astropy.table import Table
+
+        from zemosaic_phase3.pipeline.outputs import FRAMES_UNITS, frames_columns
+
+        return Table(frames_columns(self.rows), units=FRAMES_UNITS)
+
+    def save(self, path: str | os.PathLike[str], *, maps: bool = False, overwrite: bool = False) -> Path:
+        """Write the tile as FITS, atomically; with ``maps`` also COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and FRAMES.
+
+        Raises
+        ------
+        OutputError
+            The file exists and ``overwrite`` is False, or it cannot be written.
+        """
+        from zemosaic_phase3.pipeline.outputs import check_output, write_tile
+
+        check_output(path, overwrite=overwrite)
+        return write_tile(self, path, maps=maps, overwrite=overwrite)
+
+    def _facts(self) -> list[tuple[str, str]]:
+        report, spec = self.report, self.report.spec
+        height, width = self.image.shape[:2]
+        colour = "colour" if self.image.ndim == 3 else "grey"
+        noise = ", ".join(f"{value:.4g}" for value in report.noise_after)
+        before = ", ".join(f"{value:.4g}" for value in report.noise_before)
+        facts = [
+            ("image", f"{width} x {height} pixels, {colour}, float32, ADU"),
+            ("frames", f"{report.n_used} of {report.n_input} stacked"),
+            ("reference", Path(report.reference).name),
+            ("noise", f"{noise} ADU" + (f" (one frame {before})" if before else "")),
+            ("method", f"{spec.get('reject')}, {spec.get('combine')}, normalised {spec.get('normalize')}"),
+            ("device", report.device),
+            ("time", f"{sum(report.seconds.values()):.1f} s"),
+        ]
+        return facts + [("note", note) for note in report.warnings]
+
+    def __repr__(self) -> str:
+        """Say in one short paragraph what it is."""
+        facts = dict(self._facts())
+        left_out = len(self.report.dropped)
+        out = f"; {left_out} left out, see .frames" if left_out else ""
+        return (
+            f"<Tile: {facts['image']}; {facts['frames']} on {facts['reference']}{out}; sky noise {facts['noise']}; "
+            f"{facts['method']}; {facts['device']}, {facts['time']}>"
+        )
+
+    def _repr_html_(self) -> str:
+        """Table and preview, as notebooks show it."""
+        from zemosaic_phase3.app.png import encode_png
+        from zemosaic_phase3.app.preview import shrink, stretch
+
+        rows = [*self._facts(), *(("left out", f"{Path(name).name}: {why}") for name, why in self.report.dropped)]
+        table = "".join(
+            f"<tr><th style='text-align:left'>{html.escape(label)}</th>"
+            f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
+            for label, text in rows
+        )
+        picture = base64.b64encode(encode_png(stretch(shrink(self.image, PREVIEW_PX)))).decode()
+        return f"<div><table>{table}</table><img alt='preview' src='data:image/png;base64,{picture}'/></div>"
+
+
+def stack(
+    inputs: str | os.PathLike[str] | Sequence[Any],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    reject: RejectName | None = None,
+    normalize: NormalizeName | None = None,
+    weight: WeightName | None = None,
+    combine: CombineName | None = None,
+    kappa_low: float | None = None,
+    kappa_high: float | None = None,
+    wsc_impl: WscImpl | None = None,
+    winsor_limits: tuple[float, float] | None = None,
+    line_fit: LineFit | None = None,
+    interpolation: InterpolationName | None = None,
+    equalize_rgb: bool | None = None,
+    radial_weight: bool | None = None,
+    flatten: bool | None = None,
+    spec: StackSpec | None = None,
+    register: RegisterMode | RegisterSpec | None = None,
+    transform: TransformName | None = None,
+    max_fwhm: float | None = None,
+    min_stars: int | None = None,
+    drop_worst: float | None = None,
+    select: SelectSpec | None = None,
+    bayer: str = "auto",
+    reference: str | os.PathLike[str] | None = None,
+    device: DeviceName = "auto",
+    require_gpu: bool = False,
+    memory: str | int | None = None,
+    workers: int | None = None,
+    maps: bool = False,
+    overwrite: bool = False,
+    progress: bool | Callback = True,
+) -> Tile:
+    """Register and stack frames into one tile; write it if ``output`` is given.
+
+    Single keywords win over ``spec``, ``register`` and ``select``; what is not given is as on the command line.
+
+    Parameters
+    ----------
+    inputs : path or sequence
+        A file, a folder or a pattern, or several; arrays (H, W) or (H, W, 3) in ADU are frames as well.
+    output : path, optional
+        FITS file to write.
+    reject, normalize, weight, combine, kappa_low, kappa_high, wsc_impl, winsor_limits, line_fit, interpolation,
+    equalize_rgb, radial_weight, flatten
+        Fields of :class:`StackSpec`, see ``docs/algorithms.md``; limits in sigma.
+    spec : StackSpec, optional
+        All of them at once.
+    register, transform
+        Fields ``mode`` and ``transform`` of :class:`RegisterSpec`, or a whole one as ``register``.
+    max_fwhm, min_stars, drop_worst
+        Fields of :class:`SelectSpec`: pixels, stars, percent.
+    select : SelectSpec, optional
+        All of them at once.
+    bayer : str
+        "auto" (header), "none", or a pattern such as "GRBG".
+    reference : path, optional
+        Frame the others are registered on; None chooses the best.
+    device : {"auto", "cpu", "gpu"}
+        "auto" uses a GPU if there is a healthy one; the bits are the same.
+    require_gpu : bool
+        Turn every fall back to the CPU into an error.
+    memory : int or str, optional
+        Bytes, or text such as "4GB" or "50%"; half of what is available.
+    workers : int, optional
+        Threads; as many as this process may use.
+    maps : bool
+        Write COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and FRAMES too.
+    overwrite : bool
+        Replace an existing output.
+    progress : bool or callable
+        True shows bars in a terminal and in a notebook, and nothing elsewhere; a callable is called as
+        ``progress(stage, done, total)``, from several threads, and may raise :class:`StackCancelled`.
+
+    Returns
+    -------
+    Tile
+
+    Raises
+    ------
+    ZeMosaicError
+        Nothing could be stacked, an option is not allowed, or the output cannot be written; the message says what
+        helps. A frame that cannot be used is left out and named in ``tile.frames``.
+    """
+    from zemosaic_phase3.engine.warmup import kernels_compiled_beside
+
+    stack_spec = _with_given(
+        spec or StackSpec(), reject=reject, normalize=normalize, weight=weight, combine=combine, kappa_low=kappa_low,
+        kappa_high=kappa_high, wsc_impl=wsc_impl, winsor_limits=winsor_limits, line_fit=line_fit,
+        interpolation=interpolation, equalize_rgb=equalize_rgb, radial_weight=radial_weight, flatten=flatten,
+    )  # fmt: skip
+    given = register if isinstance(register, RegisterSpec) else RegisterSpec()
+    mode = None if isinstance(register, RegisterSpec) else register
+    with kernels_compiled_beside(stack_spec), _shown(progress) as callback:
+        made = stack_files(
+            [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs),
+            output,
+            stack=stack_spec,
+            register=_with_given(given, mode=mode, transform=transform),
+            select=_with_given(select or SelectSpec(), max_fwhm=max_fwhm, min_stars=min_stars, drop_worst=drop_worst),
+            bayer=bayer,
+            reference=None if reference is None else os.fspath(reference),
+            device=device,
+            require_gpu=require_gpu,
+            memory=memory,
+            workers=workers,
+            maps=maps,
+            overwrite=overwrite,
+            progress=callback,
+        )
+    return Tile(**vars(made))
+
+
+def _with_given(spec: Any, **given: Any) -> Any:
+    """Return a specification with what was given in the place of its own; None was not given.
+
+    Limits of an earlier rejection method are not those of another one: they are chosen anew with the method.
+    """
+    named = {name: value for name, value in given.items() if value is not None}
+    if {"reject", "wsc_impl"} & named.keys():
+        named = {"kappa_low": None, "kappa_high": None, **named}
+    return replace(spec, **named) if named else spec
+
+
+@contextlib.contextmanager
+def _shown(progress: bool | Callback) -> Iterator[Callback | None]:
+    """Show progress where somebody sees it: in a terminal or a notebook."""
+    if not isinstance(progress, bool):
+        yield progress
+        return
+    from zemosaic_phase3.app.console import make_console, shown_progress
+
+    console = make_console(sys.stderr) if progress and sys.stderr is not None else None
+    if console is None or not (console.is_terminal or console.is_jupyter):
+        yield None
+        return
+    with shown_progress(console, STAGES) as callback:
+        yield callback

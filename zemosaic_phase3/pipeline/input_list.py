@@ -1,0 +1,85 @@
+"""The frames of a run, from what was named on the command line or in a call."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zemosaic_phase3.errors import FrameError, NoFramesError, OutputError
+from zemosaic_phase3.io.inputs import expand_inputs, real_paths
+from zemosaic_phase3.io.open_frame import open_source
+
+logger = logging.getLogger("ZeMosaicWorker")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The frames of a run: each file once and in natural order, then what was not named by a path; and what is said."""
+
+    frames: list[Any]
+    notes: list[str]
+
+
+def list_inputs(inputs: Sequence[Any], output: str | os.PathLike[str] | None) -> Inputs:
+    """Expand files, folders and patterns, once; tiles of ours that merely lie there are no frames.
+
+    A finished stack among its own subs would be taken for the best of them. One that is named is a frame like any.
+
+    Parameters
+    ----------
+    inputs : sequence
+        Paths and patterns, and other descriptors (:func:`io.open_frame.open_source`).
+    output : path or None
+        The file that will be written; an earlier tile in its place is no frame.
+
+    Raises
+    ------
+    NoFramesError
+        Folders and patterns hold no frame.
+    OutputError
+        The output is an input: named as one, or a file of a folder or a pattern that is no tile of ours.
+    """
+    given = [Path(item) for item in inputs if isinstance(item, str | os.PathLike)]
+    others = [item for item in inputs if not isinstance(item, str | os.PathLike)]
+    paths = expand_inputs(given) if given else []
+    named, target = set(real_paths(given)), None if output is None else Path(output).resolve()
+    kept, notes = [], []
+    for path, real in zip(paths, real_paths(paths), strict=True):
+        if real == target:
+            if real in named or not is_own_tile(real):
+                raise OutputError(
+                    f"{output}: is itself an input, and inputs are never overwritten; choose another name"
+                )
+            notes.append(f"{output} lies among the inputs and is not stacked")
+        elif real in named or not (_mentions_tile(path) and is_own_tile(path)):
+            kept.append(path)
+        else:
+            logger.warning("left out: %s: it is a finished stack, not a frame; name it to stack it all the same", path)
+    if not inputs:
+        raise NoFramesError("no frames to stack: no input was named")
+    if not kept and not others:
+        raise NoFramesError(f"no frames but finished stacks in: {', '.join(map(str, given))}")
+    return Inputs([*kept, *others], notes)
+
+
+def _mentions_tile(path: Path) -> bool:
+    """Look for our card in the first header, without parsing it: folders can hold ten thousand files."""
+    try:
+        with path.open("rb") as stream:
+            return b"ZMT_REF" in stream.read(1 << 16)
+    except OSError:  # opening it as a frame will say what is wrong
+        return False
+
+
+def is_own_tile(path: Path) -> bool:
+    """Tell by its header whether a file is a tile that this library wrote, see :func:`tile_header`."""
+    try:
+        header = open_source(path).read_header()
+    except FrameError as exc:
+        logger.debug("no tile of ours: %s", exc)
+        return False
+    return "ZMT_REF" in header and "ALPHAEXT" in header
