@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from zemosaic_phase3.compat import stack_descriptors
+from zemosaic_phase3.compat import stack_cpu, stack_gpu
 from zemosaic_phase3.compat.parallel_plan import ParallelPlan
 from zemosaic_phase3.compat.parameters import params_from_stack_spec
 from zemosaic_phase3.engine import cpu as cpu_module
@@ -35,6 +35,7 @@ from zemosaic_phase3.engine import gpu as gpu_module
 from zemosaic_phase3.engine import gpu_check, gpu_plan
 from zemosaic_phase3.engine.gpu_gather import gatherer_of
 from zemosaic_phase3.engine.job import make_job
+from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.runtime import cuda, limits
@@ -127,7 +128,7 @@ def stack(descriptors: list, options: dict, *, workers: int = CORES, **plan: int
     params = params_from_stack_spec(spec(**options))
     plan = ParallelPlan(workers, False, 0, use_gpu=True, **plan)
     note = lambda *_, **figures: EVENTS.append(figures)  # noqa: E731
-    return stack_descriptors.gpu_stack_from_paths(descriptors, params, parallel_plan=plan, pcb_tile=note)
+    return stack_gpu.gpu_stack_from_paths(descriptors, params, parallel_plan=plan, pcb_tile=note)
 
 
 EVENTS: list[dict] = []
@@ -147,7 +148,7 @@ def check_bits(descriptors: list, options: dict, label: str) -> None:
     params = params_from_stack_spec(spec(**options))
     image, facts = stack(descriptors, options)
     start = time.perf_counter()
-    expected, truth = stack_descriptors.stack_descriptors(descriptors, params)
+    expected, truth = stack_cpu.stack_descriptors(descriptors, params)
     took = time.perf_counter() - start
     differing = int((image.view(np.uint32) != expected.view(np.uint32)).sum())
     maps = sum(int((facts[k] != truth[k]).sum()) for k in ("coverage", "weight_map", "rejected_low", "rejected_high"))
@@ -202,11 +203,11 @@ def methods(count: int) -> None:
     params = {name: params_from_stack_spec(spec(**options)) for name, options in METHODS.items()}
     small = [frame[:96] for frame in frames]
     for name, options in METHODS.items():
-        stack_descriptors.stack_descriptors(small, params[name])  # compiles
+        stack_cpu.stack_descriptors(small, params[name])  # compiles
         stack(small, options)
         gpu = timed(lambda o=options: stack(frames, o), 3)
         start = time.perf_counter()
-        expected, _ = stack_descriptors.stack_descriptors(frames, params[name])
+        expected, _ = stack_cpu.stack_descriptors(frames, params[name])
         cpu = time.perf_counter() - start
         image, _ = stack(frames, options)
         differing = int((image.view(np.uint32) != expected.view(np.uint32)).sum())
@@ -263,7 +264,7 @@ def _check_rows(frames: list[Frame], options: dict, image: np.ndarray) -> None:
     for first in (0, 500):
         moved = job.table.transform @ np.array([[1.0, 0, 0], [0, 1, first], [0, 0, 1]])
         part = replace(job, table=replace(job.table, transform=moved), shape=(rows, *job.shape[1:]))
-        expected = cpu_module.stack_job(part, workers=CORES).image
+        expected = cpu_module.stack(part, Resources(workers=CORES)).image
         print(f"   rows {first}..: differing {int((image[first : first + rows] != expected).sum())}", flush=True)
 
 

@@ -67,7 +67,7 @@ def entries(folder: Path) -> list[dict[str, Any]]:
 
 def stand_in_gpu(fails_at: int | None) -> None:
     """Let the CPU engine play the GPU's part, so that the policy runs as with a device."""
-    from zemosaic_phase3.compat.stack_descriptors import stack_descriptors
+    from zemosaic_phase3.compat.stack_cpu import stack_descriptors
 
     def stack(descriptors: Any, params: Any, **keywords: Any) -> Any:
         if keywords.get("tile_id") == fails_at:

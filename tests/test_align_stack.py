@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zemosaic_phase3.compat import align_arrays, stack_arrays, stack_descriptors
+from zemosaic_phase3.compat import align_arrays, stack_arrays, stack_cpu
 from zemosaic_phase3.compat.descriptors import as_frames
 from zemosaic_phase3.compat.parallel_plan import ParallelPlan
 from zemosaic_phase3.engine import cpu
 from zemosaic_phase3.engine.job import make_job
+from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.errors import NoFramesError, PlanError, SpecError
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.io.open_frame import open_source
@@ -55,9 +56,9 @@ def tilted(frames, angle=1.5):
 def test_slabs_and_workers_never_show(rows, workers, reject, channels, radial, combine):
     spec = StackSpec(reject=reject, radial_weight=radial, combine=combine)
     job = make_job(tilted(cube(channels=channels)), spec)
-    whole = cpu.stack_job(job, allowed_bytes=1 << 30)
-    parts = cpu.stack_job(job, allowed_bytes=1 << 30, max_rows=rows, workers=workers)
-    for name in ("image", "coverage", "weight", "rejected_low", "rejected_high", "frame_hits"):
+    whole = cpu.stack(job, Resources(memory=1 << 30))
+    parts = cpu.stack(job, Resources(memory=1 << 30, rows=rows, workers=workers))
+    for name in ("image", "coverage", "weight", "rejected_low", "rejected_high", "frame_counts"):
         np.testing.assert_array_equal(getattr(parts, name), getattr(whole, name), err_msg=name)
     assert parts.rows_per_slab <= rows
 
@@ -96,7 +97,7 @@ def test_ten_thousand_frames_are_good_to_two_ulp(reject, weighted, rng):
         {} if reject == "none" else dict(zip(LIMITS.get(reject, ("kappa_low", "kappa_high")), spec.kappas, strict=True))
     )
     expected = oracle.stack(frames.astype(np.float64), weights, method, **limits, **more)
-    result = cpu.stack_job(job, workers=2)
+    result = cpu.stack(job, Resources(workers=2))
     np.testing.assert_array_equal(result.coverage, expected.coverage)
     np.testing.assert_array_equal(result.rejected_low, expected.n_low)
     np.testing.assert_array_equal(result.rejected_high, expected.n_high)
@@ -107,8 +108,8 @@ def test_ten_thousand_frames_are_good_to_two_ulp(reject, weighted, rng):
 def test_order_of_frames_matters_only_by_rounding():
     frames = cube(20)
     spec = StackSpec(normalize="none", weight="none")
-    first = cpu.stack_job(make_job(as_frames(list(frames)), spec)).image
-    other = cpu.stack_job(make_job(as_frames(list(frames[::-1])), spec)).image
+    first = cpu.stack(make_job(as_frames(list(frames)), spec), Resources()).image
+    other = cpu.stack(make_job(as_frames(list(frames[::-1])), spec), Resources()).image
     np.testing.assert_allclose(first, other, rtol=2.4e-7, equal_nan=True)
 
 
@@ -189,7 +190,7 @@ def test_frames_of_another_shape_are_left_out_with_a_warning(caplog):
     assert image.shape == (24, 31, 3)
     assert "left out" in caplog.text
     with pytest.raises(SpecError, match=r"\(5, 5, 3\)"):
-        stack_descriptors.stack_descriptors(frames, {})
+        stack_cpu.stack_descriptors(frames, {})
 
 
 def test_hints_of_old_configurations_change_no_value():
@@ -248,7 +249,7 @@ def test_a_plan_that_cannot_fit_says_needed_and_allowed_bytes_before_reading(tmp
     job = make_job(as_frames([path, path]), StackSpec(normalize="none", weight="none"))
     path.unlink()  # reading would raise a FrameError
     with pytest.raises(PlanError, match=r"needs \d+ bytes.*allowed are 1000"):
-        cpu.stack_job(job, allowed_bytes=1000)
+        cpu.stack(job, Resources(memory=1000))
 
 
 def test_a_frame_that_vanishes_while_stacking_is_left_out(tmp_path):
@@ -259,9 +260,9 @@ def test_a_frame_that_vanishes_while_stacking_is_left_out(tmp_path):
         np.save(paths[-1], frame)
     job = make_job(as_frames(paths), StackSpec(normalize="none", weight="none", reject="none"))
     paths[2].unlink()
-    left, result = cpu.run_job(job)
-    assert len(left.sources) == 4
-    assert left.dropped[0][0].endswith("f2.npy")
+    result = cpu.stack(job, Resources())
+    assert len(result.job.sources) == 4
+    assert result.job.dropped[0][0].endswith("f2.npy")
     np.testing.assert_allclose(result.image, np.nanmean(np.delete(frames, 2, axis=0), axis=0), rtol=1e-6)
 
 
@@ -270,8 +271,8 @@ def test_descriptors_of_every_kind_give_the_same(tmp_path):
     path = tmp_path / "a.npy"
     np.save(path, frames[0])
     kinds = [path, {"data": frames[1]}, Frame(open_source(frames[2])), frames[3]]
-    image, metadata = stack_descriptors.stack_descriptors(kinds, {"poststack_equalize_rgb": False})
-    plain, _ = stack_descriptors.stack_descriptors(list(frames), {"poststack_equalize_rgb": False})
+    image, metadata = stack_cpu.stack_descriptors(kinds, {"poststack_equalize_rgb": False})
+    plain, _ = stack_cpu.stack_descriptors(list(frames), {"poststack_equalize_rgb": False})
     np.testing.assert_array_equal(image, plain)
     assert metadata["frames_used"] == 4
 
@@ -279,7 +280,7 @@ def test_descriptors_of_every_kind_give_the_same(tmp_path):
 def test_nothing_to_stack_is_an_error():
     for empty in (None, [], np.empty((0, 4, 4), np.float32)):
         with pytest.raises(NoFramesError):
-            stack_descriptors.stack_descriptors(empty, {})
+            stack_cpu.stack_descriptors(empty, {})
 
 
 def test_alignment_finds_shifts_and_fails_the_unrelated():
@@ -311,20 +312,21 @@ def test_peak_memory_stays_within_the_plan(tmp_path):
 import numpy as np, sys
 from pathlib import Path
 from zemosaic_phase3.runtime.limits import current_rss_bytes
-from zemosaic_phase3.engine.cpu import stack_job
+from zemosaic_phase3.engine.cpu import stack
 from zemosaic_phase3.spec import StackSpec
 from zemosaic_phase3.compat.descriptors import as_frames
 from zemosaic_phase3.engine.job import make_job
+from zemosaic_phase3.engine.resources import Resources
 import zemosaic_phase3.rejection.window, zemosaic_phase3.resample.warp
 path = r"{tmp_path}/f.npy"
 np.save(path, np.random.default_rng(0).integers(900, 1100, (540, 960)).astype(np.float32))
 spec = StackSpec(normalize="none", weight="none")
 job = make_job(as_frames([path] * 150), spec)
-stack_job(make_job(as_frames([path] * 2), spec), max_rows=4)   # compiles
+stack(make_job(as_frames([path] * 2), spec), Resources(rows=4))   # compiles
 before = current_rss_bytes()
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew: compiling took more than the stack will
 allowed = 60_000_000
-stack_job(job, allowed_bytes=allowed, workers=2)
+stack(job, Resources(memory=allowed, workers=2))
 peak = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith("VmHWM"))
 print(int(peak.split()[1]) * 1024 - before, allowed)
 """
@@ -337,7 +339,7 @@ def test_rejected_percent_of_a_frame_is_of_its_own_samples():
     frames = np.full((8, 40, 40), 100.0, np.float32) + np.random.default_rng(0).normal(0, 1, (8, 40, 40)).astype("f4")
     frames[0] = np.nan
     frames[0, :4] = 9999.0
-    _, metadata = stack_descriptors.stack_descriptors(
+    _, metadata = stack_cpu.stack_descriptors(
         list(frames), {"stack_reject_algo": "winsorized_sigma_clip", "wsc_impl": "pixinsight"}
     )
     assert metadata["frame_rejected_percent"][0] == pytest.approx(100.0)

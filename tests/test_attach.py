@@ -297,9 +297,7 @@ def test_names_are_replaced_and_everything_else_stays(checkout: Path) -> None:
         """,
     )
     assert Path(found.pop("own file")) == checkout / "zemosaic_worker.py"
-    assert found.pop("plain modules") == sorted(
-        [*MODULES.keys() - {"zemosaic_align_stack_gpu"}, "zemosaic_phase3"]
-    )
+    assert found.pop("plain modules") == sorted([*MODULES.keys() - {"zemosaic_align_stack_gpu"}, "zemosaic_phase3"])
     assert found == {
         "own package": "", "no package": True, "signature": "_internal_chunk_depth", "mean": 2.0,
         "imported by name": 2.0, "unknown keyword": "theirs", "other arguments": ["theirs", "theirs"],

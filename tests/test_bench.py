@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from zemosaic_phase3.app import bench, cli
-from zemosaic_phase3.engine.cpu import stack_job
+from zemosaic_phase3.engine.cpu import stack
+from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.errors import OutputError, PlanError, SpecError
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.methods import LineFit, RejectName, WscImpl
@@ -179,7 +180,7 @@ def test_what_is_timed_in_memory_is_the_stack(method, workers):
     combine = bench.combiner(job, cube, workers)
     image = combine().copy()
     assert np.array_equal(image, combine())  # nothing is left over from the time before
-    assert np.array_equal(image, stack_job(job).image)
+    assert np.array_equal(image, stack(job, Resources()).image)
     if method in ("mean", "median"):
         definition = {"mean": np.mean, "median": np.median}[method](cube.astype(np.float64), axis=0)
         assert np.array_equal(image, definition.astype(np.float32))

@@ -12,6 +12,7 @@ from astropy.wcs import WCS, Sip
 
 from zemosaic_phase3.detection.star_finder import StarList, detect_stars
 from zemosaic_phase3.engine.job import Job, make_job
+from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.errors import SpecError
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.io.open_frame import open_source
@@ -298,7 +299,7 @@ def test_frames_of_bent_optics_meet_on_the_reference_grid(
 
 def test_a_tile_is_made_with_the_distortion_of_its_frames(session: list[Path], tmp_path: Path) -> None:
     """From files to file: the stack's pixels are those of the fields, and the table says how large they were."""
-    from zemosaic_phase3.engine.cpu import stack_job
+    from zemosaic_phase3.engine.cpu import stack
 
     spec = StackSpec(normalize="none", weight="none", equalize_rgb=False)
     tile = stack_files(
@@ -310,7 +311,9 @@ def test_a_tile_is_made_with_the_distortion_of_its_frames(session: list[Path], t
         assert (largest[1:] > 0.2).all()
         assert WCS(hdus[0].header).sip is not None
     group = registered(session, SPEC)
-    bent, straight = (stack_job(replace(job_of(group, bent=is_bent), spec=spec)).image for is_bent in (True, False))
+    bent, straight = (
+        stack(replace(job_of(group, bent=is_bent), spec=spec), Resources()).image for is_bent in (True, False)
+    )
     np.testing.assert_array_equal(tile.image, bent)
     assert not np.array_equal(tile.image, straight, equal_nan=True)
 
@@ -326,12 +329,12 @@ def test_a_frame_that_cannot_be_read_takes_its_field_along(session: list[Path]) 
 
 
 def test_slabs_of_bent_frames_never_show(session: list[Path]) -> None:
-    from zemosaic_phase3.engine.cpu import stack_job
+    from zemosaic_phase3.engine.cpu import stack
 
     job = job_of(registered(session, replace(SPEC, mode="wcs")))
-    whole = stack_job(job)
+    whole = stack(job, Resources())
     for rows in (1 << 6, 37):
-        assert stack_job(job, max_rows=rows).image.tobytes() == whole.image.tobytes()
+        assert stack(job, Resources(rows=rows)).image.tobytes() == whole.image.tobytes()
 
 
 def test_a_field_of_another_size_is_found_before_a_device_is_chosen() -> None:

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zemosaic_phase3.engine import cpu
-from zemosaic_phase3.engine.cpu import stack_job
+from zemosaic_phase3.engine.cpu import stack
 from zemosaic_phase3.engine.job import Job, make_job
+from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.engine.slab import (
     SampleSlab,
     StoredSlab,
@@ -131,7 +132,7 @@ def job_of(sources: list[FrameSource], spec: StackSpec = PLAIN) -> Job:
 
 
 def same(a: object, b: object) -> None:
-    for name in ("image", "coverage", "weight", "rejected_low", "rejected_high", "frame_hits"):
+    for name in ("image", "coverage", "weight", "rejected_low", "rejected_high", "frame_counts"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
 
 
@@ -148,9 +149,9 @@ def test_frames_stored_in_any_way_give_the_same_stack(
     # float64 arrays are no layout of ours, so these go by way of samples
     plain = job_of([open_source(s.read_rows(0, HEIGHT).astype(np.float64)) for s in sources], spec)
     assert stored_layout(plain) is None
-    expected = stack_job(plain, allowed_bytes=1 << 30)
+    expected = stack(plain, Resources(memory=1 << 30))
     for workers, max_rows in ((1, None), (2, 1), (3, 5)):
-        same(stack_job(job, workers=workers, max_rows=max_rows, allowed_bytes=1 << 30), expected)
+        same(stack(job, Resources(workers=workers, rows=max_rows, memory=1 << 30)), expected)
 
 
 def test_frames_that_must_be_resampled_or_differ_do_not_stay_stored(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -237,7 +238,7 @@ def test_reading_ahead_changes_nothing(
     monkeypatch.setattr(cpu, "WAITING_SHARE", share)
     monkeypatch.setattr(cpu, "expect_slab", lambda _, rows: expected.append(rows))
     paths = _planar_files(tmp_path, rng)
-    result = stack_job(make_job([Frame(open_source(path)) for path in paths], PLAIN), workers=2, max_rows=5)
+    result = stack(make_job([Frame(open_source(path)) for path in paths], PLAIN), Resources(workers=2, rows=5))
     mean = np.mean([fits.getdata(path).astype(np.float64) for path in paths], axis=0)
     np.testing.assert_array_equal(result.image, np.moveaxis(mean, 0, -1).astype(np.float32))
     assert expected == ([slice(5, 10), slice(10, 13)] if share else [])

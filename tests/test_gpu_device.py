@@ -13,12 +13,13 @@ import pytest
 
 import zemosaic_worker as worker
 from zemosaic_phase3 import errors
-from zemosaic_phase3.compat import stack_descriptors
+from zemosaic_phase3.compat import stack_cpu, stack_gpu
 from zemosaic_phase3.compat.descriptors import as_frames
 from zemosaic_phase3.compat.parallel_plan import ParallelPlan
 from zemosaic_phase3.compat.parameters import params_from_stack_spec
 from zemosaic_phase3.engine import gpu, gpu_card, gpu_check
 from zemosaic_phase3.engine.job import make_job
+from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.runtime import cuda
 from zemosaic_phase3.spec import StackSpec
 
@@ -52,7 +53,7 @@ def frames(n=30, shape=(64, 200, 3), seed=0):
 
 
 def assert_right(image, arrays):
-    np.testing.assert_array_equal(image, stack_descriptors.stack_descriptors(arrays, PARAMS)[0])
+    np.testing.assert_array_equal(image, stack_cpu.stack_descriptors(arrays, PARAMS)[0])
 
 
 @pytest.mark.parametrize(("n", "shape"), [(1000, (9, 64, 3)), (10_000, (8, 16)), (700, (16, 128)), (401, (8, 50, 3))])
@@ -61,8 +62,8 @@ def test_many_frames(n, shape, reject):
     arrays = frames(n, shape, 4)
     params = {**PARAMS, "stack_reject_algo": reject, "wsc_impl": "pixinsight"}
     plan = ParallelPlan(4, False, 0, use_gpu=True, gpu_rows_per_chunk=5)
-    ours, facts = stack_descriptors.gpu_stack_from_arrays(arrays, params, parallel_plan=plan)
-    expected, truth = stack_descriptors.stack_descriptors(arrays, params)
+    ours, facts = stack_gpu.gpu_stack_from_arrays(arrays, params, parallel_plan=plan)
+    expected, truth = stack_cpu.stack_descriptors(arrays, params)
     np.testing.assert_array_equal(ours, expected)
     np.testing.assert_array_equal(facts["rejected_high"], truth["rejected_high"])
     np.testing.assert_array_equal(facts["frame_rejected_percent"], truth["frame_rejected_percent"])
@@ -89,7 +90,7 @@ def test_a_pool_that_is_small_makes_slabs_small(device):
     arrays = frames()
     events = []
     device.get_default_memory_pool().set_limit(size=3 << 20)
-    image, _ = stack_descriptors.gpu_stack_from_arrays(arrays, PARAMS, pcb_tile=lambda *a, **k: events.append(k))
+    image, _ = stack_gpu.gpu_stack_from_arrays(arrays, PARAMS, pcb_tile=lambda *a, **k: events.append(k))
     assert events[0]["chunks"] > 3
     assert device.get_default_memory_pool().total_bytes() <= 3 << 20
     assert_right(image, arrays)
@@ -107,10 +108,10 @@ def test_tiles_in_threads(device):
 
 def test_two_hundred_tiles_take_no_more_memory_than_two(device):
     arrays = frames(12, (40, 60, 3))
-    expected = stack_descriptors.stack_descriptors(arrays, PARAMS)[0]
+    expected = stack_cpu.stack_descriptors(arrays, PARAMS)[0]
     held = []
     for k in range(200):
-        image, _ = stack_descriptors.gpu_stack_from_arrays(arrays, PARAMS)
+        image, _ = stack_gpu.gpu_stack_from_arrays(arrays, PARAMS)
         if k in (1, 199):
             held.append((device.get_default_memory_pool().total_bytes(), device.cuda.runtime.memGetInfo()[0]))
         if k % 40 == 0:
@@ -180,7 +181,7 @@ def test_injected_failures_fall_back_to_the_same_bits(monkeypatch):
 
 def test_a_job_twice_gives_the_same_bits():
     job = make_job(as_frames(frames(200, (40, 300, 3))), SPEC)
-    one, *_ = gpu.stack_job(job, workers=8)
-    two, *_ = gpu.stack_job(job, workers=3, max_rows=7)
-    for name in ("image", "coverage", "weight", "rejected_low", "rejected_high", "frame_hits"):
+    one = gpu.stack(job, Resources(workers=8))
+    two = gpu.stack(job, Resources(workers=3, gpu_rows=7))
+    for name in ("image", "coverage", "weight", "rejected_low", "rejected_high", "frame_counts"):
         np.testing.assert_array_equal(getattr(one, name), getattr(two, name))

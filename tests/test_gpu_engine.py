@@ -19,7 +19,7 @@ from test_resample import some_field
 
 import zemosaic_worker as worker
 from zemosaic_phase3 import errors
-from zemosaic_phase3.compat import stack_descriptors
+from zemosaic_phase3.compat import stack_cpu, stack_gpu
 from zemosaic_phase3.compat.descriptors import as_frames
 from zemosaic_phase3.compat.parallel_plan import ParallelPlan
 from zemosaic_phase3.compat.parameters import params_from_stack_spec
@@ -27,10 +27,12 @@ from zemosaic_phase3.engine import cpu, gpu, gpu_card, gpu_check
 from zemosaic_phase3.engine.gpu_card import launch_plan
 from zemosaic_phase3.engine.gpu_plan import device_bytes, route_of
 from zemosaic_phase3.engine.job import make_job
+from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.errors import FrameError, NoFramesError, SpecError, StackCancelled, ZeMosaicError
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.methods import RejectName
+from zemosaic_phase3.pipeline import device_policy
 from zemosaic_phase3.rejection.cuda import MOST_LAD_FRAMES
 from zemosaic_phase3.runtime import cuda, cuda_failure
 from zemosaic_phase3.runtime.threads import Crew
@@ -84,8 +86,8 @@ def assert_same(ours, theirs):
 def both(descriptors, spec, rows=None, **keywords):
     params = {**params_from_stack_spec(spec), **keywords.pop("extra", {})}
     plan = ParallelPlan(2, False, 0, use_gpu=True, gpu_rows_per_chunk=rows)
-    ours = stack_descriptors.gpu_stack_from_paths(descriptors, params, parallel_plan=plan, **keywords)
-    assert_same(ours, stack_descriptors.stack_descriptors(descriptors, params))
+    ours = stack_gpu.gpu_stack_from_paths(descriptors, params, parallel_plan=plan, **keywords)
+    assert_same(ours, stack_cpu.stack_descriptors(descriptors, params))
     return ours
 
 
@@ -172,16 +174,16 @@ def test_weights_of_every_sample(launched):
     rng = np.random.default_rng(3)
     job = type(job)(**{**job.__dict__, "sample_weight": rng.uniform(0, 2, arrays.shape), "clipped_kappa": True})
     job.sample_weight[:, 2] = 0.0
-    result, _, _ = gpu.stack_job(job, workers=2, max_rows=3)
-    expected = cpu.stack_job(job)
-    for name in ("image", "coverage", "weight", "rejected_low", "rejected_high", "frame_hits"):
+    result = gpu.stack(job, Resources(workers=2, gpu_rows=3))
+    expected = cpu.stack(job, Resources())
+    for name in ("image", "coverage", "weight", "rejected_low", "rejected_high", "frame_counts"):
         np.testing.assert_array_equal(getattr(result, name), getattr(expected, name), err_msg=name)
     assert result.all_rejected == expected.all_rejected
 
 
 def test_a_summary_goes_to_the_log_when_nobody_listens(cupy, caplog):
     caplog.set_level(logging.INFO, logger="ZeMosaicWorker")
-    stack_descriptors.gpu_stack_from_arrays(stack_of(n=3), {}, tile_id=9)
+    stack_gpu.gpu_stack_from_arrays(stack_of(n=3), {}, tile_id=9)
     (line,) = [r.getMessage() for r in caplog.records if "phase3_gpu_chunk_summary" in r.getMessage()]
     assert "frames=3" in line
     assert "tile_id=9" in line
@@ -190,16 +192,14 @@ def test_a_summary_goes_to_the_log_when_nobody_listens(cupy, caplog):
 def test_progress_and_cancelling(cupy):
     told = []
     plan = ParallelPlan(2, False, 0, gpu_rows_per_chunk=3)
-    stack_descriptors.gpu_stack_from_paths(
-        stack_of(n=4), {}, parallel_plan=plan, progress_callback=lambda *a: told.append(a)
-    )
+    stack_gpu.gpu_stack_from_paths(stack_of(n=4), {}, parallel_plan=plan, progress_callback=lambda *a: told.append(a))
     assert told == [("stack", k, 5) for k in range(1, 6)]
 
     def cancel(*_):
         raise StackCancelled("enough")
 
     with pytest.raises(StackCancelled):
-        stack_descriptors.gpu_stack_from_paths(stack_of(n=4), {}, parallel_plan=plan, progress_callback=cancel)
+        stack_gpu.gpu_stack_from_paths(stack_of(n=4), {}, parallel_plan=plan, progress_callback=cancel)
     assert not Crew.at_work()
 
 
@@ -208,11 +208,9 @@ def test_a_loader_is_used_for_paths_only(cupy, tmp_path):
     np.save(tmp_path / "a.npy", arrays[0])
     asked = []
     mixed = [tmp_path / "a.npy", *arrays[1:]]
-    ours = stack_descriptors.gpu_stack_from_paths(
-        mixed, {}, array_loader=lambda path: asked.append(path) or np.load(path)
-    )
+    ours = stack_gpu.gpu_stack_from_paths(mixed, {}, array_loader=lambda path: asked.append(path) or np.load(path))
     assert asked == [tmp_path / "a.npy"]
-    assert_same(ours, stack_descriptors.stack_descriptors(arrays, {}))
+    assert_same(ours, stack_cpu.stack_descriptors(arrays, {}))
 
 
 # --------------------------------------------------------------------------- memory
@@ -229,11 +227,11 @@ def test_device_memory_is_what_the_plan_says(cupy, share):
     route = route_of(job)
     least, most = device_bytes(route, 1, 0), device_bytes(route, 60, 0)
     allowed = int(least + share * (most - least))
-    _, plan, _ = gpu.stack_job(job, workers=2, allowed_bytes=allowed)
+    figures = gpu.stack(job, Resources(workers=2, gpu_memory=allowed)).gpu
     tables = 4 * 6144 + 8 * 4098 + 4096
-    assert cupy.peak <= plan.needed_bytes + tables <= allowed + tables
+    assert cupy.peak <= figures.bytes_held + tables <= allowed + tables
     assert cupy.used == 0, "all of it is given back"
-    assert (plan.n_slabs > 1) == (share < 1.0)
+    assert (figures.slabs > 1) == (share < 1.0)
 
 
 def test_columns_too_long_for_shared_memory(cupy):
@@ -242,12 +240,11 @@ def test_columns_too_long_for_shared_memory(cupy):
 
 
 def test_too_small_a_card_is_said_so(cupy):
-    plan = ParallelPlan(1, False, 0, gpu_max_chunk_bytes=1000)
-    with pytest.raises(errors.GPUStackingError, match="one row of 11 frames.*allowed are 1000"):
-        stack_descriptors.gpu_stack_from_arrays(stack_of(), {}, parallel_plan=plan)
+    with pytest.raises(errors.GPUStackingError, match="one row of 11 frames.*allowed are"):
+        stack_gpu.gpu_stack_from_arrays(stack_of(), {"memory_bytes": 15_000})
     cupy.total = 1000
     with pytest.raises(MemoryError, match="the tile needs") as caught:
-        stack_descriptors.gpu_stack_from_arrays(stack_of(), {})
+        stack_gpu.gpu_stack_from_arrays(stack_of(), {})
     assert cuda_failure.classify_failure(caught.value) == "out_of_memory"
 
 
@@ -274,16 +271,16 @@ def test_more_frames_than_lad_can_count_go_to_the_cpu(cupy, monkeypatch, caplog)
         image, metadata, used_gpu = worker._stack_master_tile_auto(arrays, lad, plan)
         assert not used_gpu
         assert_same((image, {k: metadata[k] for k in metadata if not k.startswith("phase3_")}),
-                    stack_descriptors.stack_descriptors(arrays, lad))  # fmt: skip
+                    stack_cpu.stack_descriptors(arrays, lad))  # fmt: skip
         assert metadata["phase3_gpu_attempts"] == 1, "nothing is tried again that cannot go"
         reason = metadata["phase3_device_reason"]
-        assert "none for the GPU" in reason
+        assert "the GPU does not take this tile" in reason
         assert "at most 10 frames on the GPU, these are 11" in reason
     assert "the GPU stays on" in caplog.text
     assert "disabled" not in caplog.text
     *_, used_gpu = worker._stack_master_tile_auto(arrays[:10], lad, plan)
     assert used_gpu
-    with pytest.raises(ZeMosaicError, match="GPU is required, but the tile is none for the GPU.*at most 10"):
+    with pytest.raises(ZeMosaicError, match="GPU is required, but the GPU does not take this tile.*at most 10"):
         worker._stack_master_tile_auto(arrays, {**lad, "require_gpu": True}, plan)
     worker.reset_phase3_gpu_state()
 
@@ -292,9 +289,7 @@ def test_a_hint_that_no_row_fits_into_is_no_fault_of_the_card(cupy):
     worker.reset_phase3_gpu_state()
     params, small = params_from_stack_spec(StackSpec(normalize="none", weight="none")), 1000
     plan = ParallelPlan(2, False, 0, use_gpu=True, gpu_max_chunk_bytes=small)
-    *_, metadata, used_gpu = worker._stack_master_tile_auto(stack_of(), params, plan)
-    assert not used_gpu
-    assert f"allowed are {small}" in metadata["phase3_device_reason"]
+    assert worker._stack_master_tile_auto(stack_of(), params, plan)[2], "one row is always tried if the card has room"
     assert worker._stack_master_tile_auto(stack_of(), params, ParallelPlan(2, False, 0, use_gpu=True))[2]
     worker.reset_phase3_gpu_state()
 
@@ -302,8 +297,8 @@ def test_a_hint_that_no_row_fits_into_is_no_fault_of_the_card(cupy):
 def test_out_of_memory_leaves_nothing_behind(cupy):
     cupy.failures["combine_block"] = OutOfMemoryError("Out of memory allocating 5 bytes")
     with pytest.raises(OutOfMemoryError) as caught:
-        stack_descriptors.gpu_stack_from_arrays(stack_of(), {})
-    worker._forget_frames(caught.value)  # as Mode C does before it tries again
+        stack_gpu.gpu_stack_from_arrays(stack_of(), {})
+    device_policy.forget_frames(caught.value)  # as Mode C does before it tries again
     assert cupy.used == 0
     assert not cuda._RESERVED
     assert not Crew.at_work()
@@ -312,21 +307,21 @@ def test_out_of_memory_leaves_nothing_behind(cupy):
 def test_tiles_in_threads_share_one_card(cupy):
     arrays = stack_of(n=20, shape=(60, 40, 3))
     job = make_job(as_frames(arrays), StackSpec(normalize="none", weight="none", reject="sigma_clip"))
-    expected = cpu.stack_job(job)
+    expected = cpu.stack(job, Resources())
     cupy.limit = 4 << 20  # a whole tile takes 6.2 MB
     held, lock = [], threading.Lock()
 
     def stack(_):
-        result, plan, _ = gpu.stack_job(job, workers=2)
+        result = gpu.stack(job, Resources(workers=2))
         with lock:
-            held.append(plan.needed_bytes)
+            held.append(result.gpu.bytes_held)
         return result
 
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(stack, range(8)))
     for result in results:
         np.testing.assert_array_equal(result.image, expected.image)
-        np.testing.assert_array_equal(result.frame_hits, expected.frame_hits)
+        np.testing.assert_array_equal(result.frame_counts, expected.frame_counts)
     assert cupy.peak <= 4 << 20
     assert cupy.used == 0
 
@@ -341,24 +336,24 @@ def test_a_frame_that_goes_is_dropped(cupy, tmp_path, caplog):
     frames = [Frame(open_source(tmp_path / f"{i}.npy")) for i in range(6)]
     whole = (tmp_path / "4.npy").read_bytes()
     (tmp_path / "4.npy").write_bytes(whole[: len(whole) // 2])
-    image, metadata = stack_descriptors.gpu_stack_from_paths(frames, {})
+    image, metadata = stack_gpu.gpu_stack_from_paths(frames, {})
     assert metadata["frames_used"] == 5
     ((name, reason),) = metadata["frames_dropped"]
     assert name == str(tmp_path / "4.npy")
     assert "truncated" in reason
-    expected, _ = stack_descriptors.stack_descriptors([*arrays[:4], arrays[5]], {})
+    expected, _ = stack_cpu.stack_descriptors([*arrays[:4], arrays[5]], {})
     np.testing.assert_array_equal(image, expected)
     with pytest.raises(FrameError):
-        stack_descriptors.gpu_stack_from_paths([frames[4]], {})
+        stack_gpu.gpu_stack_from_paths([frames[4]], {})
 
 
 def test_bad_input_is_the_same_error_as_on_the_cpu(cupy):
     with pytest.raises(NoFramesError):
-        stack_descriptors.gpu_stack_from_arrays([], {})
+        stack_gpu.gpu_stack_from_arrays([], {})
     with pytest.raises(SpecError, match="unknown rejection"):
-        stack_descriptors.gpu_stack_from_arrays(stack_of(), {"stack_reject_algo": "nonsense"})
+        stack_gpu.gpu_stack_from_arrays(stack_of(), {"stack_reject_algo": "nonsense"})
     with pytest.raises(SpecError, match="one shape"):
-        stack_descriptors.gpu_stack_from_arrays([np.zeros((8, 8), np.float32), np.zeros((9, 8), np.float32)], {})
+        stack_gpu.gpu_stack_from_arrays([np.zeros((8, 8), np.float32), np.zeros((9, 8), np.float32)], {})
     assert cupy.launched == []
 
 
@@ -373,13 +368,13 @@ class CUDARuntimeError(RuntimeError):
 def test_nothing_is_touched_after_a_sticky_error(cupy):
     cupy.failures["combine_block"] = CUDARuntimeError(700)
     with pytest.raises(CUDARuntimeError):
-        stack_descriptors.gpu_stack_from_arrays(stack_of(), {})
+        stack_gpu.gpu_stack_from_arrays(stack_of(), {})
     assert cuda_failure.is_poisoned()
     assert cupy.used > 0, "not even a destructor may run"
     launched = len(cupy.launched)
     with pytest.raises(errors.GPUStackingError, match="cannot be undone"):
-        stack_descriptors.gpu_stack_from_arrays(stack_of(), {})
-    assert not gpu_check._gpu_is_usable()
+        stack_gpu.gpu_stack_from_arrays(stack_of(), {})
+    assert not gpu_check.gpu_is_usable()
     assert len(cupy.launched) == launched
 
 
@@ -389,7 +384,7 @@ def test_buffers_are_left_alone_when_cuda_is_lost_among_them(cupy, monkeypatch):
 
     monkeypatch.setattr(cupy, "zeros", lost)
     with pytest.raises(CUDARuntimeError):
-        stack_descriptors.gpu_stack_from_arrays(stack_of(), {})
+        stack_gpu.gpu_stack_from_arrays(stack_of(), {})
     assert cuda_failure.is_poisoned()
     assert cupy.used > 0, "not even a destructor may run"
 
@@ -404,7 +399,7 @@ def test_a_tile_stops_when_another_one_loses_cuda(cupy):
 
     plan = ParallelPlan(2, False, 0, use_gpu=True, gpu_rows_per_chunk=1)
     with pytest.raises(RuntimeError, match="cannot be undone"):
-        stack_descriptors.gpu_stack_from_arrays(stack_of(), {}, parallel_plan=plan, progress_callback=other_tile_fails)
+        stack_gpu.gpu_stack_from_arrays(stack_of(), {}, parallel_plan=plan, progress_callback=other_tile_fails)
     assert cupy.launched == launched
 
 
@@ -417,8 +412,8 @@ def test_a_tile_that_just_fits_is_stacked(cupy, more):
     least = device_bytes(route, 1, launch_plan(route.n_frames, route.row_elements, 0).scratch_bytes)
     plan = ParallelPlan(2, False, 0, use_gpu=True, gpu_max_chunk_bytes=least + more)
     params = params_from_stack_spec(spec)
-    ours = stack_descriptors.gpu_stack_from_arrays(frames, params, parallel_plan=plan)
-    assert_same(ours, stack_descriptors.stack_descriptors(frames, params))
+    ours = stack_gpu.gpu_stack_from_arrays(frames, params, parallel_plan=plan)
+    assert_same(ours, stack_cpu.stack_descriptors(frames, params))
     assert cupy.peak <= least + more + (1 << 16)  # the tables of interpolation are not counted
 
 
@@ -431,13 +426,11 @@ def test_tiles_of_few_and_many_frames_share_a_kernel(cupy, monkeypatch):
 
     def interrupted(self, grid, block, arguments, *, shared_mem=0):
         if waiting:
-            stack_descriptors.gpu_stack_from_arrays(waiting.pop(), params)
+            stack_gpu.gpu_stack_from_arrays(waiting.pop(), params)
         launch(self, grid, block, arguments, shared_mem=shared_mem)
 
     monkeypatch.setattr(Kernel, "__call__", interrupted)
-    assert_same(
-        stack_descriptors.gpu_stack_from_arrays(many, params), stack_descriptors.stack_descriptors(many, params)
-    )
+    assert_same(stack_gpu.gpu_stack_from_arrays(many, params), stack_cpu.stack_descriptors(many, params))
     assert not waiting
 
 
@@ -445,10 +438,10 @@ def test_tiles_of_few_and_many_frames_share_a_kernel(cupy, monkeypatch):
 
 
 def test_the_probe_compiles_runs_and_checks(cupy):
-    assert gpu_check._gpu_is_usable()
+    assert gpu_check.gpu_is_usable()
     assert "combine_block" in cupy.launched
     launched = len(cupy.launched)
-    assert gpu_check._gpu_is_usable()
+    assert gpu_check.gpu_is_usable()
     assert len(cupy.launched) == launched, "once per process"
 
 
@@ -463,7 +456,7 @@ def test_the_probe_notices_a_wrong_answer(cupy, monkeypatch, caplog):
         return sums
 
     monkeypatch.setattr(gpu_card.Card, "collect", spoiled)
-    assert not gpu_check._gpu_is_usable()
+    assert not gpu_check.gpu_is_usable()
     assert "mean differs at 1 of 768 pixels" in caplog.text
 
 

@@ -18,6 +18,7 @@ from zemosaic_phase3.compat.descriptors import as_frames
 from zemosaic_phase3.engine import slab_plan as slab_plan_module
 from zemosaic_phase3.engine.cpu import slab_plan
 from zemosaic_phase3.engine.job import Job, empty_result, make_job
+from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.engine.slab import (
     SampleSlab,
     fill_samples,
@@ -45,7 +46,7 @@ def job_of(channels: int, spec: StackSpec = PLAIN, dtype: type = np.uint16) -> J
 
 def shared_bytes(job: Job) -> int:
     """Bytes of the arrays that exist once: the maps of the result, and what is counted for each frame."""
-    result = empty_result(job, slab_plan(job, WORKERS, 1 << 40, None))
+    result = empty_result(job, slab_plan(job, Resources(WORKERS, memory=1 << 40)))
     maps = (result.image, result.coverage, result.weight, result.rejected_low, result.rejected_high)
     return sum(a.nbytes for a in maps) + slab_plan_module.FRAME_BYTES * N
 
@@ -66,7 +67,7 @@ def test_a_plan_counts_the_arrays_of_a_slab_of_samples(channels: int, weights: s
     assert isinstance(slab, SampleSlab)
     slab.take(slice(0, rows))
     per_sample = slab.weights()[0]
-    plan = slab_plan(job, WORKERS, 1 << 40, rows)
+    plan = slab_plan(job, Resources(WORKERS, memory=1 << 40, rows=rows))
     margin = 2 * WIDTH  # any: the block below is read with as much
     block = frame_block(job.sources[0], 0, min(rows + margin, HEIGHT))
     raw = job.sources[0].read_rows(0, min(rows + margin, HEIGHT))
@@ -158,7 +159,7 @@ def test_a_plan_counts_the_arrays_of_a_stored_slab(channels: int, dtype: type) -
         slab.fill(i)
     size = rows * WIDTH * channels
     tile = next(iter(slab.pieces(0, size))).cube
-    plan = slab_plan(job, WORKERS, 1 << 40, rows)
+    plan = slab_plan(job, Resources(WORKERS, memory=1 << 40, rows=rows))
     real = slab.stored.nbytes + shared_bytes(job) + scratch_bytes()
     assert tile.nbytes <= 4 * N * slab_plan_module.tile_elements(N)
     assert plan.needed_bytes == real + WORKERS * 4 * N * slab_plan_module.tile_elements(N)

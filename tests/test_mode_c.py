@@ -180,7 +180,7 @@ def test_candidate_checks_health_once_and_caches_the_answer(use):
     assert worker._P3_GPU_STATE["healthy"]
 
 
-@pytest.mark.parametrize("case", ["disabled", "not allowed", "helpers", "plan", "no plan"])
+@pytest.mark.parametrize("case", ["disabled", "not allowed", "helpers", "plan", "dictionary"])
 def test_who_is_refused_is_not_even_checked(use, monkeypatch, case):
     gpu = use(FakeGpu())
     plan: object = PLAN
@@ -191,7 +191,7 @@ def test_who_is_refused_is_not_even_checked(use, monkeypatch, case):
     elif case == "helpers":
         monkeypatch.setattr(worker, "_P3_GPU_HELPERS_AVAILABLE", False)
     else:
-        plan = dataclasses.replace(PLAN, use_gpu=False) if case == "plan" else None
+        plan = dataclasses.replace(PLAN, use_gpu=False) if case == "plan" else {"use_gpu": "false", "cpu_workers": 2}
     assert not worker._phase3_gpu_candidate(plan, worker.LOGGER)
     assert gpu.health_checks == 0
     image, metadata, used = stack(plan=plan)
@@ -584,7 +584,7 @@ def test_require_gpu_makes_every_fallback_an_error(use, monkeypatch):
     assert gpu.calls == 2
     worker.reset_phase3_gpu_state()
     with pytest.raises(ZeMosaicError, match="GPU is required.*plan"):
-        stack(params=params, plan=None)
+        stack(params=params, plan=dataclasses.replace(PLAN, use_gpu=False))
     use(FakeGpu(FrameError("sub.fits", "truncated")))
     with pytest.raises(FrameError, match="truncated"):
         stack(params=params)
@@ -758,7 +758,7 @@ def test_a_broken_cupy_costs_nothing_but_one_look(tmp_path, body):
 
 
 def test_without_cupy_and_without_the_gpu_engine_a_run_is_the_cpus(tmp_path):
-    blocked = "    import sys\n    sys.modules['cupy'] = sys.modules['zemosaic_align_stack_gpu'] = None\n"
+    blocked = "    import sys\n    sys.modules['cupy'] = sys.modules['zemosaic_phase3.engine.gpu'] = None\n"
     refused = """
     assert not worker._P3_GPU_HELPERS_AVAILABLE
     assert not worker._p3_gpu_is_usable()

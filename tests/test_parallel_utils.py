@@ -16,7 +16,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zemosaic_phase3 import settings as settings_file
 from zemosaic_phase3.compat import parallel_plan
 from zemosaic_phase3.engine import slab_plan
 from zemosaic_phase3.errors import PlanError, SpecError
@@ -359,7 +358,7 @@ def test_auto_tune_refuses_what_is_no_stack(shape, n):
 
 def test_hints_that_are_no_numbers_above_zero_are_none():
     plan = types.SimpleNamespace(a="x", b=float("nan"), c=-1, d=float("inf"), e=None, f=np.int64(5), g="7", h=2.5)
-    assert [settings_file.plan_hint(plan, name) for name in "abcdefghi"] == [
+    assert [parallel_plan.plan_hint(plan, name) for name in "abcdefghi"] == [
         None,
         None,
         None,

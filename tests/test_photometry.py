@@ -160,7 +160,7 @@ def test_stack_of_a_hazy_night_keeps_the_fluxes(hazy):
         for row in tile.rows:
             expected = truth.gains[truth.index(row.name)] / truth.gains[reference]
             assert row.transparency == pytest.approx(expected, rel=0.03)
-    assert tile.metadata["normalize_method"] == "additive_scaling"
+    assert tile.header["ZMT_NORM"] == "additive_scaling"
     assert max(errors["auto"]) < 0.02
     assert max(errors["additive_scaling"]) > 2 * max(errors["auto"])
 

@@ -8,7 +8,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from zemosaic_phase3.compat.stack_descriptors import stack_descriptors
+from zemosaic_phase3.compat.stack_cpu import stack_descriptors
 
 SIRIL = shutil.which("siril-cli") or shutil.which("siril")
 pytestmark = [

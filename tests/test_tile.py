@@ -129,7 +129,7 @@ def test_inherited_switch_and_metadata(switch, applied):
 def test_fault_equalisation_switched_off_loses_every_tile():
     """A gain that is NaN cannot become a header card: gains are always numbers, whatever was done."""
     for image, enabled in ((sky(), False), (np.full((8, 8, 3), np.nan, np.float32), True)):
-        info = equalize.poststack_rgb_equalization(image, enabled)
+        info = finish.equalization_info(equalize.equalize_if(enabled, image))
         assert [info[key] for key in ("gain_r", "gain_g", "gain_b")] == [1.0, 1.0, 1.0]
         assert info["enabled"] is enabled
         assert info["applied"] is False
@@ -417,11 +417,13 @@ def test_fault_crop_and_altaz_need_tkinter():
     code = (
         "import sys\n"
         "for name in ('tkinter', '_tkinter', 'matplotlib', 'cv2', 'cupy', 'numba'): sys.modules[name] = None\n"
-        "import numpy as np, finish.crop as tile\n"
+        "import numpy as np\n"
+        "from zemosaic_phase3.compat import finish\n"
+        "from zemosaic_phase3.finish import crop as tile\n"
         "image = np.random.default_rng(0).normal(1000, 10, (200, 260, 3)).astype('f4'); image[:20] = np.nan\n"
         "cfg = {'quality_crop_enabled': True, 'altaz_cleanup_enabled': True}\n"
-        "print(tile.apply_crop_pipeline(image, cfg, np.isfinite(image))[2])\n"
-        "print(tile._apply_lecropper_pipeline(image, cfg)[1].shape)"
+        "print(tile.apply_crop_pipeline(image, finish.crop_spec_from_config(cfg), np.isfinite(image))[2])\n"
+        "print(finish._apply_lecropper_pipeline(image, cfg)[1].shape)"
     )
     out = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True, env={})
     assert out.split() == ["(28,", "0,", "200,", "260)", "(200,", "260)"]
@@ -443,7 +445,8 @@ def test_pipeline_crops_image_mask_and_coverage_alike():
 def test_pipeline_that_is_switched_off_returns_the_tile_itself():
     image = sky()
     for cfg in (None, {}, CropSpec(), {"quality_crop_enabled": "off", "altaz_cleanup_enabled": None}):
-        out, mask, box = crop_file.apply_crop_pipeline(image, cfg)
+        spec = cfg if isinstance(cfg, CropSpec) else finish.crop_spec_from_config(cfg)
+        out, mask, box = crop_file.apply_crop_pipeline(image, spec)
         assert out is image
         assert mask is box is None
     assert finish._apply_lecropper_pipeline(image, None)[0] is image
@@ -462,7 +465,7 @@ def test_configuration_keys_are_read():
 def test_mono_tile_goes_the_same_way():
     mono = sky()[..., 1].copy()
     mono[:, :30] = np.nan
-    out, mask, box = crop_file.apply_crop_pipeline(mono, {"quality_crop_enabled": True, "altaz_cleanup_enabled": True})
+    out, mask, box = crop_file.apply_crop_pipeline(mono, CropSpec(quality_crop=True, altaz_cleanup=True))
     assert box == (0, 38, *SHAPE)
     assert out.shape == mask.shape == inside(mono, box).shape
     assert evaluate_quality_gate_metrics(mono)["EMPTY"] == pytest.approx(30 / 320)
@@ -475,11 +478,11 @@ def test_fault_inputs_modified():
     image.flags.writeable = coverage.flags.writeable = False
     cfg = {"quality_crop_enabled": True, "altaz_cleanup_enabled": True}
     for given_coverage in (None, coverage):
-        crop_file.apply_crop_pipeline(image, cfg, given_coverage)
+        crop_file.apply_crop_pipeline(image, finish.crop_spec_from_config(cfg), given_coverage)
     finish._apply_lecropper_pipeline(image, cfg)
     evaluate_quality_gate_metrics(image, alpha=alpha_module.alpha_from_coverage(coverage))
     noise_module.measure_noise(image)
-    equalize.poststack_rgb_equalization(image, enabled=False)
+    equalize.equalize_if(False, image)
     np.testing.assert_array_equal(image, before)
     np.testing.assert_array_equal(coverage, covered)
 

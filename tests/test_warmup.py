@@ -17,11 +17,11 @@ import pytest
 from zemosaic_phase3.app.doctor import kernel_cache
 from zemosaic_phase3.compat.descriptors import as_frames
 from zemosaic_phase3.engine import warmup
-from zemosaic_phase3.engine.cpu import stack_job
+from zemosaic_phase3.engine.cpu import stack
 from zemosaic_phase3.engine.job import make_job
+from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.methods import RejectName
 from zemosaic_phase3.runtime import jit as kernels
-from zemosaic_phase3.runtime import limits
 from zemosaic_phase3.spec import StackSpec
 
 ROOT = Path(__file__).parents[1]
@@ -42,7 +42,7 @@ def test_what_is_compiled_is_what_the_stack_calls(weight: str, rng: np.random.Ge
     compiled = _block_kernel.cache_info().misses
     spread = np.arange(1.0, 13.0)[:, None, None]
     frames = as_frames(list((1000.0 + spread * rng.standard_normal((12, 16, 16))).astype(np.float32)))
-    stack_job(make_job(frames, spec))
+    stack(make_job(frames, spec), Resources())
     assert _block_kernel.cache_info().misses == compiled > 0
 
 
@@ -76,7 +76,7 @@ def test_a_process_that_cannot_start_or_is_slow_is_no_error(monkeypatch: pytest.
         kernels.wait_for_compiler()
 
 
-NOW, BEFORE = (f"zemosaic_x.zemosaic_x.f.{stamp}-1.py311.nbi" for stamp in (kernels._stamp(), "0123456789"))
+NOW, BEFORE = (f"x.zemosaic_phase3.x.f.{stamp}-1.py311.nbi" for stamp in (kernels._stamp(), "0123456789"))
 
 
 @pytest.mark.parametrize(
@@ -87,10 +87,12 @@ def test_only_a_first_run_with_a_core_to_spare_starts_one(
 ) -> None:
     for name in files:
         (tmp_path / name).touch()
-    monkeypatch.setattr(limits, "usable_cpus", lambda: cores)
-    with warmup.kernels_compiled_beside(StackSpec(), tmp_path):
+    monkeypatch.setattr(warmup, "usable_cpus", lambda: cores)
+    monkeypatch.setattr(kernels, "cache_folder", lambda _: tmp_path)
+    with warmup.kernels_compiled_beside(StackSpec()):
         assert bool(kernels._compiler) == started
-    with warmup.kernels_compiled_beside(StackSpec(), None):
+    monkeypatch.setattr(kernels, "cache_folder", lambda _: None)
+    with warmup.kernels_compiled_beside(StackSpec()):
         assert not kernels._compiler
 
 
@@ -105,7 +107,8 @@ def test_compiled_kernels_are_loaded_without_what_compiling_needs() -> None:
         pytest.skip("nothing is compiled, or no folder for compiled code")
     warmup.warm_up(StackSpec())
     code = (
-        "import sys; from zemosaic_phase3.spec import StackSpec; from zemosaic_phase3.engine.warmup import warm_up; warm_up(StackSpec()); "
+        "import sys; from zemosaic_phase3.spec import StackSpec; from zemosaic_phase3.engine.warmup import warm_up; "
+        "warm_up(StackSpec()); "
         "print(*(name in sys.modules for name in ('numba', 'numba.np.arraymath', 'scipy.linalg')))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -113,14 +116,14 @@ def test_compiled_kernels_are_loaded_without_what_compiling_needs() -> None:
 
 
 def test_the_share_of_this_process_is_what_the_other_one_looks_for() -> None:
-    from zemosaic_phase3.rejection.winsorized_huber import compile_huber_rounds
+    from zemosaic_phase3.rejection.winsorized_huber import compile_huber_rounds, windows_pixinsight
 
-    folder = kernel_cache()
-    if folder is None:
+    if kernel_cache() is None:
         pytest.skip("nothing is compiled, or no folder for compiled code")
+    folder = kernels.cache_folder(windows_pixinsight)
     warmup.warm_up(StackSpec())
     compile_huber_rounds()
-    files = folder.glob(f"zemosaic_rejection.zemosaic_rejection._windows_pixinsight.{kernels._stamp()}-*.nbc")
+    files = folder.glob(f"winsorized_huber.*.windows_pixinsight.{kernels._stamp()}-*.nbc")
     assert len(list(files)) == 1, "one more has been compiled for arguments of other types"
 
 
@@ -139,8 +142,9 @@ def test_the_process_takes_no_module_from_the_folder_it_is_started_in(
     (tmp_path / "types.py").write_text("raise SystemExit('not the one')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)  # where it is relative it means that folder
-    monkeypatch.setattr(limits, "usable_cpus", lambda: 2)
-    with warmup.kernels_compiled_beside(StackSpec(), tmp_path):
+    monkeypatch.setattr(warmup, "usable_cpus", lambda: 2)
+    monkeypatch.setattr(kernels, "cache_folder", lambda _: tmp_path)
+    with warmup.kernels_compiled_beside(StackSpec()):
         process = kernels._compiler[0]
         kernels.wait_for_compiler()
     assert process.returncode == 0

@@ -195,7 +195,7 @@ class FakeGpu:
     """A GPU engine as Mode C sees one: the CPU engine, counted. What a real one computes is tested in its own file."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: bool = False) -> None:
-        from zemosaic_phase3.compat.stack_descriptors import stack_descriptors
+        from zemosaic_phase3.compat.stack_cpu import stack_descriptors
 
         self.calls = 0
 

@@ -18,6 +18,14 @@ from zemosaic_phase3.records import DeviceUse, FrameTable
 from zemosaic_phase3.spec import StackSpec
 
 
+class Metadata(dict[str, Any]):
+    """Metadata of a stack as existing programs read it, with the typed result they are made from."""
+
+    def __init__(self, result: StackResult, *args: Any, **keywords: Any) -> None:
+        super().__init__(*args, **keywords)
+        self.result = result
+
+
 def as_frames(descriptors: Sequence[Any] | np.ndarray | None) -> list[Frame]:
     """Open what a caller hands over as a stack; see :func:`zemosaic_utils.open_source` for what a descriptor may be.
 
@@ -77,13 +85,10 @@ def checked(
     return frames, spec, int(reference)
 
 
-def describe(result: StackResult) -> dict[str, Any]:
-    """Return the metadata of a stack: methods as used, statistics, maps and the frame table.
-
-    ``stack_result`` is the result itself, for :func:`result_of`.
-    """
+def describe(result: StackResult) -> Metadata:
+    """Return the metadata of a stack: methods as used, statistics, maps and the frame table."""
     table, spec = result.job.table, result.job.spec
-    return {
+    found = {
         "normalize_method": table.normalize_method or spec.normalize,
         "weight_method": table.weight_method,
         "weight_stats": {
@@ -108,26 +113,25 @@ def describe(result: StackResult) -> dict[str, Any]:
         "rejected_high": result.rejected_high,
         "frame_table": table,
         "rgb_equalization": equalization_info(result.equalization),
-        "stack_result": result,
     }
+    return Metadata(result, found)
 
 
 def result_of(image: np.ndarray, metadata: Mapping[str, Any], frames: Sequence[Frame], spec: StackSpec) -> StackResult:
-    """Return the typed result behind an image and its metadata; one without evidence for a stacker that gives none.
+    """Return the typed result behind an image and its metadata; built from what there is for a stacker that has none.
 
     Parameters
     ----------
     image : ndarray (H, W) or (H, W, 3) float32, ADU
     metadata : mapping
-        From :func:`describe`, or from somebody else's stacker: then whatever is finite counts as covered.
+        From :func:`describe`, or from somebody else's stacker: then, without ``coverage``, what is finite is covered.
     frames : sequence of Frame
         What was stacked.
     spec : StackSpec
         How.
     """
-    given = metadata.get("stack_result")
-    if isinstance(given, StackResult):
-        result = replace(given, image=image)
+    if isinstance(metadata, Metadata):
+        result = replace(metadata.result, image=image)
     else:
         ones = np.ones((len(frames), frames[0].source.channels))
         table = FrameTable(
@@ -138,9 +142,11 @@ def result_of(image: np.ndarray, metadata: Mapping[str, Any], frames: Sequence[F
         )  # fmt: skip
         job = Job([f.source for f in frames], table, spec, frames[0].source.shape)
         result = empty_result(job, 0)
-        result.image, result.coverage[...] = image, np.isfinite(image)
-        result.weight[...] = result.coverage
-        result.rejected_low[...] = result.rejected_high[...] = 0
+        result.image = image
+        result.coverage[...] = metadata.get("coverage", np.isfinite(image))
+        result.weight[...] = metadata.get("weight_map", result.coverage)
+        result.rejected_low[...] = metadata.get("rejected_low", 0)
+        result.rejected_high[...] = metadata.get("rejected_high", 0)
     result.device = DeviceUse(
         bool(metadata.get("phase3_used_gpu")),
         int(metadata.get("phase3_gpu_attempts") or 0),

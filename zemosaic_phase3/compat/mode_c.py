@@ -14,11 +14,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from zemosaic_phase3.compat.descriptors import checked, result_of
+from zemosaic_phase3.compat.descriptors import Metadata, checked, result_of
 from zemosaic_phase3.compat.parallel_plan import forbids_gpu, tighter
 from zemosaic_phase3.compat.parameters import params_from_stack_spec
 from zemosaic_phase3.engine import cpu
-from zemosaic_phase3.engine.gpu_check import result_fault
+from zemosaic_phase3.engine.gpu_result import result_fault
 from zemosaic_phase3.engine.job import Job, StackResult, make_job
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.pipeline.device_policy import DevicePolicy, DeviceRequest
@@ -78,7 +78,7 @@ def stack_auto(
     """
     frames, spec, reference = checked(descriptors, params, keywords.get("zconfig"))
 
-    def on_gpu(less_memory: bool) -> tuple[np.ndarray, dict[str, Any]]:
+    def on_gpu(less_memory: bool) -> tuple[np.ndarray, Mapping[str, Any]]:
         gpu_stacker = names["_p3_gpu_stack_from_paths"]
         # Existing stack functions know four keywords; the tile's number goes along only when there is one.
         extra: dict[str, Any] = {} if tile_id is None else {"tile_id": tile_id}
@@ -93,14 +93,14 @@ def stack_auto(
         fault = result_fault(image, frames[0].source.shape, coverage, partial(_rows, frames, spec, reference))
         if fault:
             raise names["_P3GPUStackingError"](fault)
-        return image, dict(metadata)
+        return image, metadata
 
-    def on_cpu() -> tuple[np.ndarray, dict[str, Any]]:
+    def on_cpu() -> tuple[np.ndarray, Mapping[str, Any]]:
         image, metadata = names["_stack_master_tile_cpu"](
             descriptors, params, parallel_plan=parallel_plan, logger=logger, tile_id=tile_id,
             progress_callback=progress_callback, **keywords,
         )  # fmt: skip
-        return image, dict(metadata or {})
+        return image, {} if metadata is None else metadata
 
     request = DeviceRequest(
         wants_cpu=str(params.get("device") or "auto").lower() == "cpu",
@@ -109,7 +109,8 @@ def stack_auto(
         logger=logger,
     )
     (image, metadata), used = DevicePolicy(names).stack(on_gpu, on_cpu, request)
-    return image, {**metadata, **_device_keys(used)}, used.used_gpu
+    told = {**metadata, **_device_keys(used)}
+    return image, Metadata(metadata.result, told) if isinstance(metadata, Metadata) else told, used.used_gpu
 
 
 def _rows(frames: list[Frame], spec: StackSpec, reference: int, rows: slice) -> np.ndarray:

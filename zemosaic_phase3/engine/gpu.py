@@ -154,7 +154,9 @@ def _stack_once(job: Job, resources: Resources, progress: Callback | None) -> St
             result, sent = _stack_slabs(job, route, plan, scratch_limit, resources.workers, progress)
         except PlanError as exc:
             raise UnsuitedTileError(str(exc)) from exc
-    result.gpu = GpuFigures(slabs=plan.n_slabs, rows_per_slab=plan.rows_per_slab, bytes_sent=sent, seconds=0.0)
+    result.gpu = GpuFigures(
+        slabs=plan.n_slabs, rows_per_slab=plan.rows_per_slab, bytes_sent=sent, bytes_held=plan.needed_bytes, seconds=0.0
+    )
     return result
 
 

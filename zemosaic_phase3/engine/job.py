@@ -58,11 +58,12 @@ SUMMED: Final = ("rejected_low", "rejected_high", "coverage")  # maps whose sums
 
 @dataclass(frozen=True)
 class GpuFigures:
-    """What stacking on the GPU took: slabs, rows in each, bytes sent over the bus to the card, and seconds."""
+    """What stacking on the GPU took: slabs, rows in each, bytes sent to the card, bytes held there, and seconds."""
 
     slabs: int
     rows_per_slab: int
     bytes_sent: int
+    bytes_held: int
     seconds: float
 
 
