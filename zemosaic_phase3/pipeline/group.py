@@ -20,7 +20,7 @@ import numpy as np
 
 from zemosaic_phase3.detection.star_finder import StarList, choose_reference
 from zemosaic_phase3.detection.star_finder import find_stars as stars_of
-from zemosaic_phase3.errors import FrameError, NoFramesError
+from zemosaic_phase3.errors import FrameError, NoFramesError, StackCancelled
 from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.photometry.levels import measure_levels
@@ -238,9 +238,10 @@ def open_group(
             source = _distinct(opener(descriptor), names)
             group.rows.append(FrameRow(source.name, used=True))
             group.sources.append(source)
-        except FrameError as exc:
-            group.rows.append(FrameRow(exc.name))
-            group.rows[-1].drop(exc.reason)
+        except Exception as exc:  # noqa: BLE001 - a wall: what goes wrong in one frame is that frame's reason
+            fault = frame_fault(exc, str(descriptor) if isinstance(descriptor, str | Path) else "<frame>")
+            group.rows.append(FrameRow(fault.name))
+            group.rows[-1].drop(fault.reason)
             group.sources.append(None)
     if reference is not None:
         group.reference = _named(group, Path(reference))
@@ -252,6 +253,25 @@ def open_group(
             if shape != wanted:
                 group.rows[i].drop(f"shape {shape} is not the {wanted} of the others; stack it on its own")
     return group
+
+
+def frame_fault(error: Exception, name: str) -> FrameError:
+    """Turn whatever was raised while a frame was opened, measured or registered into that frame's error.
+
+    Parameters
+    ----------
+    error : Exception
+        A :class:`FrameError` stays as it is. What the caller asked for (:class:`StackCancelled`) and a lack of memory,
+        which is no fault of the frame, are raised again.
+    name : str
+        Of the frame.
+    """
+    if isinstance(error, StackCancelled | MemoryError):
+        raise error
+    if isinstance(error, FrameError):
+        return error
+    logger.debug("%s: unforeseen", name, exc_info=error)
+    return FrameError(name, f"it cannot be used ({type(error).__name__}: {error}); leave it out or save it again")
 
 
 def _distinct(source: FrameSource, names: Counter[str]) -> FrameSource:
@@ -302,8 +322,8 @@ def scan_group(
         found: Scan | FrameError
         try:
             found = scan_frame(group.source(i), spec, find_stars=find_stars, measure=measure)
-        except FrameError as exc:
-            found = exc
+        except Exception as exc:  # noqa: BLE001 - a wall: what goes wrong in one frame is that frame's reason
+            found = frame_fault(exc, group.rows[i].name)
         notify(progress, "measure", next(done), len(todo))
         return found
 
@@ -411,7 +431,10 @@ def _register_on(
         elif spec.mode == "none":
             verdict = Registration(ok=True)
         else:
-            verdict = _register(group, i, reference, wcs, spec)
+            try:
+                verdict = _register(group, i, reference, wcs, spec)
+            except Exception as exc:  # noqa: BLE001 - a wall: what goes wrong in one frame is that frame's reason
+                verdict = Registration(ok=False, reason=frame_fault(exc, group.rows[i].name).reason)
         notify(progress, "register", next(done), len(usable))
         return verdict
 
