@@ -23,14 +23,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numba
-from numba.core.caching import FunctionCache
-from numba.core.runtime import rtsys
+
+from zemosaic_phase3.runtime.kernel_cache import PACKAGE, KernelCache, cached_files
 
 logger = logging.getLogger("zemosaic.kernels")
 
 
 COMPILER_PATIENCE_S: Final = 120.0  # waited for the other process; what it has not done by then is compiled here
-PACKAGE: Final = Path(__file__).resolve().parents[1]
 KERNEL_WINGS: Final = ("runtime", "detection", "registration", "resample", "rejection", "combine", "engine")
 """Folders whose files make compiled code, or hold constants that are compiled into it."""
 
@@ -55,33 +54,15 @@ def _stamp() -> str:
     return digest.hexdigest()
 
 
-class _KernelCache(FunctionCache):
-    """Numba's cache on disk, loaded without what only a compiler needs.
-
-    Before it looks into its cache Numba registers how all of Python and NumPy is compiled: 0.3 s of imports at every
-    start, SciPy among them. Code that is compiled already needs Numba's memory manager and nothing else. Where there is
-    none to load, compiling registers the rest, as it does for a function without a cache.
-    """
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Load the code compiled for a signature; None if there is none."""
-        rtsys.initialize(target_context)
-        with self._guard_against_spurious_io_errors():
-            return self._load_overload(sig, target_context)
-
-    def save_overload(self, sig: Any, data: Any) -> None:
-        """Save the code compiled for a signature."""
-        super().save_overload(sig, data)
-        _remove_stale(Path(self.cache_path))
-
-
 def _compile(function: Callable[..., Any], **options: Any) -> Any:
     # Numba names its cache files by source file and qualified name.
     function.__qualname__ = f"{function.__module__}.{function.__qualname__}.{_stamp()}"
     compiled: Any = numba.njit(**options)(function)
     if hasattr(compiled, "enable_caching"):  # a plain function when Numba is switched off
         with contextlib.suppress(RuntimeError):  # Numba found no folder for its cache
-            compiled._cache = _KernelCache(function)  # what cache=True does, with a class of its own
+            compiled._cache = KernelCache(
+                function, saved=_remove_stale
+            )  # what cache=True does, with a class of its own
     return compiled
 
 
@@ -103,7 +84,7 @@ def _remove_stale(folder: Path) -> None:
 
     A process that still runs the former kernels, and finds its files gone, compiles what it lacks.
     """
-    for file in folder.glob(f"*{PACKAGE.name}.*.nb[ci]"):
+    for file in cached_files([folder]):
         if f".{_stamp()}-" not in file.name:
             with contextlib.suppress(OSError):  # removed by another process, or in use (Windows)
                 file.unlink()
