@@ -155,9 +155,13 @@ def run_demo(args: argparse.Namespace, console: Console) -> None:
     demo.run_demo(args.folder, console, quiet=args.quiet)
 
 
-def run_doctor(_args: argparse.Namespace, _console: Console) -> None:
+def run_doctor(args: argparse.Namespace, _console: Console) -> None:
     """``doctor``: what there is, and what ``stack`` would choose."""
-    summary.print_facts(console_module.make_console(sys.stdout), doctor.machine_facts())
+    console = console_module.make_console(sys.stdout)
+    if args.clear_kernels:
+        console.print(doctor.clear_kernel_cache(), soft_wrap=True)
+    else:
+        summary.print_facts(console, doctor.machine_facts())
 
 
 def run_bench(args: argparse.Namespace, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import sys
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from zemosaic_phase3.runtime.cuda import GpuProbe
 
 PACKAGES: Final = ("numpy", "numba", "astropy", "scipy", "rich", "psutil")
-NO_KERNEL_CACHE: Final = "no folder can be written: kernels are compiled at every start; set NUMBA_CACHE_DIR"
+NO_KERNEL_CACHE: Final = (
+    "no folder can be written: kernels are compiled at every start; set NUMBA_CACHE_DIR"
+)
 
 
 def kernel_cache() -> Path | None:
@@ -27,6 +30,43 @@ def kernel_cache() -> Path | None:
     return cache_folder(demosaic_rows)
 
 
+def kernel_folders() -> list[Path]:
+    """List the folders that keep compiled kernels: Numba makes one for each folder of sources."""
+    from zemosaic_phase3.runtime.jit import PACKAGE, cache_folder, stamped_files
+
+    found = set()
+    for file in stamped_files():
+        module = importlib.import_module(".".join((PACKAGE.name, *file.relative_to(PACKAGE).with_suffix("").parts)))
+        found |= {folder for kernel in vars(module).values() if (folder := cache_folder(kernel)) is not None}
+    return sorted(found)
+
+
+def clear_kernel_cache() -> str:
+    """Remove all compiled kernels; returns what was done, in one line."""
+    from zemosaic_phase3.runtime.kernel_cache import cached_files
+
+    folders = kernel_folders()
+    files = cached_files(folders)
+    freed = sum(file.stat().st_size for file in files)
+    for file in files:
+        file.unlink(missing_ok=True)
+    return f"{len(files)} files of compiled kernels removed, {memory_text(freed)}; the next stack compiles anew"
+
+
+def _cache_facts() -> list[tuple[str, str]]:
+    from zemosaic_phase3.runtime.kernel_cache import cached_files, why_untrusted
+
+    folders = kernel_folders()
+    if not folders:
+        return [("kernel cache", NO_KERNEL_CACHE)]
+    files = cached_files(folders)
+    home = os.path.commonpath([str(folder) for folder in folders])
+    size = memory_text(sum(file.stat().st_size for file in files))
+    facts = [("kernel cache", f"{home}: {len(files)} files, {size}; doctor --clear-kernels removes them")]
+    reasons = {folder: why for folder in folders if (why := why_untrusted(folder))}
+    return facts + [("", f"{folder} is not used: {why}") for folder, why in reasons.items()]
+
+
 def machine_facts() -> list[tuple[str, str]]:
     """Return what ``doctor`` prints: labels and texts on versions, cores, memory, GPU, and what a stack would use."""
     from zemosaic_phase3.engine.gpu_check import usability
@@ -35,7 +75,6 @@ def machine_facts() -> list[tuple[str, str]]:
 
     limits = container_limits()
     cpus, available = usable_cpus(limits), available_memory(limits)
-    cache = kernel_cache()
     takes_gpu = POLICY.candidate(True, LOGGER)
     why = "" if takes_gpu else f" ({POLICY.refusal(True)})"
     return [
@@ -43,7 +82,7 @@ def machine_facts() -> list[tuple[str, str]]:
         ("python", f"{sys.executable} on {platform.platform()}"),
         ("cores", f"{cpus} of {os.cpu_count()} may be used" + (f"; quota {limits.cpus:g}" if limits.cpus else "")),
         ("memory", _memory_fact(limits, available)),
-        ("kernel cache", f"{cache} (writable)" if cache else NO_KERNEL_CACHE),
+        *_cache_facts(),
         *_gpu_facts(cuda_module.probe(), usability()),
         ("stack would", f"use the {'GPU' if takes_gpu else 'CPU'}{why},"),
         ("", f"{cpus} workers, {memory_text(available // 2)} of memory (half of what is available)"),

@@ -268,7 +268,8 @@ def add_simulate(parser: argparse.ArgumentParser) -> None:
 
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:
-    """Add the options of ``doctor``: none."""
+    """Add the options of ``doctor``."""
+    parser.add_argument("--clear-kernels", action="store_true", help="remove all compiled kernels and say how many")
     parser.set_defaults(quiet=False, verbose=False)
 
 
