@@ -24,7 +24,7 @@ from zemosaic_phase3.runtime import cuda
 from zemosaic_phase3.spec import StackSpec
 
 pytestmark = pytest.mark.gpu
-ROOT = Path(gpu.__file__).parent
+ROOT = Path(__file__).parents[1]
 SPEC = StackSpec(normalize="none", weight="none", reject="sigma_clip", kappa_low=2.0, kappa_high=2.0)
 PARAMS = params_from_stack_spec(SPEC)
 PLAN = ParallelPlan(4, False, 0, use_gpu=True)

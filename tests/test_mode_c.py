@@ -24,7 +24,7 @@ from zemosaic_phase3.compat.parallel_plan import ParallelPlan
 from zemosaic_phase3.errors import FrameError, NoFramesError, SpecError, StackCancelled, ZeMosaicError
 from zemosaic_phase3.runtime import cuda_failure
 
-ROOT = Path(worker.__file__).parent
+ROOT = Path(__file__).parents[1]
 ENABLED = "[P3][GPU] Phase 3 GPU auto mode enabled (mode=C, candidate=True)"
 USING = "[P3][GPU] Using GPU stacker for Phase 3 (mode=auto)"
 DISABLED = "[P3][GPU] GPU disabled for remaining Phase 3 tiles after repeated failures."
