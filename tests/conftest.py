@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from host_cupy import HostCupy, installed
+from places import DATA
 from tile_case import entries, make, session  # noqa: F401 - fixtures: the call of create_master_tile and its groups
-
-DATA = Path(__file__).parent / "data"
 
 
 @pytest.fixture(scope="session")

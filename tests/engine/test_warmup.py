@@ -1,0 +1,80 @@
+"""Kernels compiled beside a first run: everything it will call, by a process that never outlives it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+from places import ROOT
+
+from zemosaic_phase3.app.doctor import kernel_cache
+from zemosaic_phase3.compat.descriptors import as_frames
+from zemosaic_phase3.engine import warmup
+from zemosaic_phase3.engine.cpu import stack
+from zemosaic_phase3.engine.job import make_job
+from zemosaic_phase3.engine.resources import Resources
+from zemosaic_phase3.methods import RejectName
+from zemosaic_phase3.runtime import jit as kernels
+from zemosaic_phase3.spec import StackSpec
+
+
+@pytest.mark.parametrize("reject", get_args(RejectName))
+def test_every_method_can_be_compiled_for(reject: str) -> None:
+    warmup.main([json.dumps(asdict(StackSpec(reject=reject, radial_weight=True)))])
+
+
+@pytest.mark.parametrize("weight", ["none", "noise_variance"])
+def test_what_is_compiled_is_what_the_stack_calls(weight: str, rng: np.random.Generator) -> None:
+    from zemosaic_phase3.combine.block import _block_kernel
+
+    spec = StackSpec(normalize="none", weight=weight)
+    _block_kernel.cache_clear()
+    warmup.warm_up(spec)
+    compiled = _block_kernel.cache_info().misses
+    spread = np.arange(1.0, 13.0)[:, None, None]
+    frames = as_frames(list((1000.0 + spread * rng.standard_normal((12, 16, 16))).astype(np.float32)))
+    stack(make_job(frames, spec), Resources())
+    assert _block_kernel.cache_info().misses == compiled > 0
+
+
+def test_the_names_of_cache_files_tell_what_they_were_compiled_from() -> None:
+    warmup.warm_up(StackSpec())
+    folder = kernel_cache()
+    assert folder is None or not kernels.is_cold(folder)
+
+
+def test_compiled_kernels_are_loaded_without_what_compiling_needs() -> None:
+    if kernel_cache() is None:
+        pytest.skip("nothing is compiled, or no folder for compiled code")
+    warmup.warm_up(StackSpec())
+    code = (
+        "import sys; from zemosaic_phase3.spec import StackSpec; from zemosaic_phase3.engine.warmup import warm_up; "
+        "warm_up(StackSpec()); "
+        "print(*(name in sys.modules for name in ('numba', 'numba.np.arraymath', 'scipy.linalg')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False", "False"]
+
+
+def test_kernels_run_where_no_folder_can_be_written(tmp_path: Path) -> None:
+    """As in a read-only installation without a home folder: neither beside the module nor anywhere else."""
+    (tmp_path / "__pycache__").touch()  # a file where the folder would be: not even root can write into it
+    (tmp_path / "doubling.py").write_text(
+        "from zemosaic_phase3.runtime.jit import kernel\n\n\n@kernel\ndef double(x):\n    return x + x\n"
+    )
+    nowhere = dict.fromkeys(("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME", "LOCALAPPDATA", "IPYTHONDIR"), os.devnull)
+    done = subprocess.run(
+        [sys.executable, "-c", "import doubling; print(doubling.double(21), doubling.double.stats.cache_path)"],
+        env={**os.environ, **nowhere, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["42", "None"]

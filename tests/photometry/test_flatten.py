@@ -1,0 +1,94 @@
+"""Backgrounds made alike (``photometry.flatten``): the surface, the source that adds it, and whole stacks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from photometry_case import CELL, SHAPE, shifted, stats
+
+from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.photometry.flatten import FlattenedSource, surface_of
+from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
+from zemosaic_phase3.simulate.truth import compare_with_truth
+from zemosaic_phase3.spec import StackSpec
+from zemosaic_worker import stack_files
+
+SIZE = (SHAPE[1] * CELL, SHAPE[0] * CELL)  # width, height
+
+
+def tilted(frame, slope_x, slope_y, bend=0.0):
+    """The same frame with a gradient (ADU per px) and a bend (ADU at the rim) on its sky."""
+    x = (np.arange(SHAPE[1]) + 0.5) * CELL - 0.5 - (SIZE[0] - 1) / 2
+    y = (np.arange(SHAPE[0]) + 0.5) * CELL - 0.5 - (SIZE[1] - 1) / 2
+    surface = slope_x * x + slope_y * y[:, None] + bend * (x / (SIZE[0] / 2)) ** 2
+    return replace(frame, sky_mesh=(frame.sky_mesh + surface[..., None]).astype(np.float32))
+
+
+def at(terms, x, y):
+    u, v = (x - (SIZE[0] - 1) / 2) / ((SIZE[0] - 1) / 2), (y - (SIZE[1] - 1) / 2) / ((SIZE[1] - 1) / 2)
+    return terms @ np.array([1.0, u, v, u * u, u * v, v * v])
+
+
+def test_a_gradient_and_a_bend_are_found_and_a_nebula_is_not():
+    reference = stats(nebula=400.0)
+    frame = tilted(stats((0.8,) * 3, (700.0,) * 3, nebula=400.0), 0.1, -0.05, bend=20.0)
+    terms = surface_of(frame, reference, np.eye(3), np.full(3, 1 / 0.8), SIZE)
+    left, right, middle = at(terms, 32, 192), at(terms, 480, 192), at(terms, 256, 192)
+    np.testing.assert_allclose(right - left, -0.1 * 448, atol=0.5)
+    np.testing.assert_allclose(at(terms, 256, 352) - at(terms, 256, 32), 0.05 * 320, atol=0.5)
+    np.testing.assert_allclose(0.5 * (left + right) - middle, -20.0 * (224 / 256) ** 2, atol=0.5)
+
+
+def test_a_patch_that_differs_is_not_followed():
+    frame = tilted(stats(), 0.1, 0.0)
+    frame.sky_mesh[2:4, 3:5] += 500.0  # an aeroplane's glow
+    terms = surface_of(frame, stats(), np.eye(3), np.ones(3), SIZE)
+    np.testing.assert_allclose(at(terms, 480, 192) - at(terms, 32, 192), -44.8, atol=1.0)
+
+
+def test_little_common_sky_leaves_a_frame_as_it_is():
+    frame = tilted(stats(shift=(430.0, 0.0)), 0.1, 0.0)
+    assert not surface_of(frame, stats(), shifted(430.0, 0.0), np.ones(3), SIZE).any()
+
+
+@pytest.mark.parametrize("cfa", [None, "GRBG", "RGGB"])
+@pytest.mark.parametrize("rows", [(0, 10), (3, 8), (4, 5)])
+def test_rows_get_the_surface_of_their_place_and_colour(cfa, rows):
+    terms = np.random.default_rng(1).uniform(-50, 50, (3 if cfa else 1, 6))
+    raw = np.random.default_rng(2).integers(500, 900, (10, 12)).astype(np.uint16)
+    source = open_source(raw, bayer=cfa or "none")
+    flat = FlattenedSource(source, terms)
+    assert (flat.shape, flat.dtype, flat.cfa) == (source.shape, np.float32, source.cfa)
+    y, x = np.mgrid[rows[0] : rows[1], :12]
+    u, v = (x - 5.5) / 5.5, (y - 4.5) / 4.5
+    each = np.einsum("ct,tyx->cyx", terms, np.stack((np.ones_like(u), u, v, u * u, u * v, v * v)))
+    channel = np.zeros_like(x) if cfa is None else np.array(["RGB".index(c) for c in cfa]).reshape(2, 2)[y % 2, x % 2]
+    expected = raw[rows[0] : rows[1]] + np.take_along_axis(each, channel[None], axis=0)[0]
+    np.testing.assert_allclose(flat.read_rows(*rows), expected, rtol=1e-6)
+
+
+def test_colour_frames_get_one_surface_per_channel():
+    frame = np.full((8, 9, 3), 100.0, np.float32)
+    flat = FlattenedSource(open_source(frame), np.array([[1.0] + [0] * 5, [2.0] + [0] * 5, [3.0] + [0] * 5]))
+    np.testing.assert_array_equal(flat.read_rows(2, 4), np.broadcast_to([101.0, 102.0, 103.0], (2, 9, 3)))
+
+
+def test_borders_of_a_moonlit_night_are_level(tmp_path):
+    spec = SimulationSpec(
+        n_frames=6, height=720, width=960, seed=5, n_stars=300, flux_min=3000.0, gradient=250.0,
+        gradient_turn_deg=160.0, dither_px=90.0, rotation_deg=3.0, trail_fraction=0.0, bayer="none",
+    )  # fmt: skip
+    truth = simulate(spec, tmp_path / "subs")
+    figures = {}
+    for flatten in (False, True):
+        tile = stack_files([tmp_path / "subs"], stack=StackSpec(flatten=flatten), device="cpu")
+        assert tile.header["ZMT_FLAT"] is flatten
+        figures[flatten] = compare_with_truth(
+            tile.image, truth, coverage=tile.maps["COVERAGE"], reference_name=tile.report.reference
+        )
+    level = {flatten: found["sky_noise_over_ideal"][0] for flatten, found in figures.items()}
+    assert level[False] > 1.6 * level[True]
+    assert abs(figures[True]["nebula_error"][0]) < 0.03
+    assert figures[True]["photometric_error_worst"] < 0.02
