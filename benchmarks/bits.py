@@ -87,7 +87,8 @@ def in_place(stack: object, counts: tuple[int, ...]) -> dict[str, str]:
         data = frames(n, kind, 5)
         for (name, options), combine, weight in itertools.product(REJECTIONS.items(), COMBINES, WEIGHTS):
             params = {
-                "stack_reject_algo": name, "stack_final_combine": combine, "stack_norm_method": "linear_fit" if weight == "noise_variance" else "none",
+                "stack_reject_algo": name, "stack_final_combine": combine,
+                "stack_norm_method": "linear_fit" if weight == "noise_variance" else "none",
                 "stack_weight_method": "none" if weight == "radial" else weight,
                 "apply_radial_weight": weight == "radial", "poststack_equalize_rgb": False, **options,
             }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Stars of mosaics and colour frames, their widths and fluxes; the kernels compiled and not (``detection.star_finder``)."""
+"""Stars of mosaics and colour frames, their widths and fluxes; kernels compiled and not (``detection.star_finder``)."""
 
 from __future__ import annotations
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
+import time
 
 import pytest
 from astropy.io import fits
@@ -82,7 +85,7 @@ def test_folders_that_cannot_take_a_file(tmp_path):
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
 def test_unwritable_folder(tmp_path, monkeypatch, code):
     if os.geteuid() == 0:  # root may write everywhere, so the refusal is made
-        monkeypatch.setattr(atomic_write, "_write_to_disk", fail_with(OSError(code, "refused")))
+        monkeypatch.setattr(atomic_write, "_new_file", fail_with(OSError(code, "refused")))
     else:
         tmp_path.chmod(0o500)
     with pytest.raises(OutputError, match="may not be written; choose another"):
@@ -99,3 +102,29 @@ def test_the_file_has_the_permissions_of_any_new_file(tmp_path):
     write(tmp_path / "tile.fits")
     (tmp_path / "plain").touch()
     assert (tmp_path / "tile.fits").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_planted_link_is_not_written_through(tmp_path, monkeypatch):
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    monkeypatch.setattr(os, "urandom", lambda n: bytes(n))
+    (tmp_path / f".zemosaic-{os.getpid()}-{'00' * 6}.tmp").symlink_to(victim)
+    with pytest.raises(OutputError):
+        write(tmp_path / "tile.fits")
+    assert victim.read_text() == "mine"
+    assert not (tmp_path / "tile.fits").exists()
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    def left(pid, age):
+        path = tmp_path / f".zemosaic-{pid}-0123456789ab.tmp"
+        path.write_bytes(b"half a tile")
+        os.utime(path, (time.time() - age,) * 2)
+        return path
+
+    gone = int(subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True).stdout)
+    stray, young, alive = left(gone, 7200), left(gone + 10**7, 60), left(os.getpid(), 7200)
+    other = tmp_path / ".zemosaic-notes.tmp"
+    other.write_text("mine")
+    assert atomic_write.remove_strays(tmp_path) == [stray]
+    assert {path.name for path in tmp_path.iterdir()} == {young.name, alive.name, other.name}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 
 import numpy as np
@@ -13,7 +14,6 @@ from astropy.wcs import WCS
 from utils_case import COLOUR, RNG, fail_with, only_file, read_back, value_of, write
 
 from zemosaic_phase3.errors import OutputError
-from zemosaic_phase3.io import tile_file
 from zemosaic_phase3.io.atomic_write import write_fits_atomically
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.io.tile_file import save_fits_image, tile_hdus
@@ -203,7 +203,7 @@ def test_a_real_limit_on_the_size_of_files(tmp_path):
 
 
 def test_a_disk_that_is_too_small_is_seen_before_writing(tmp_path, monkeypatch):
-    monkeypatch.setattr(tile_file.shutil, "disk_usage", lambda path: Usage)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage)
     monkeypatch.setattr(os, "fsync", fail_with(AssertionError("written all the same")))
     with pytest.raises(OutputError, match=r"\d+ bytes are needed and 4000 are free"):
         write(tmp_path / "tile.fits")

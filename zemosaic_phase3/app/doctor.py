@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     from zemosaic_phase3.runtime.cuda import GpuProbe
 
 PACKAGES: Final = ("numpy", "numba", "astropy", "scipy", "rich", "psutil")
-NO_KERNEL_CACHE: Final = (
-    "no folder can be written: kernels are compiled at every start; set NUMBA_CACHE_DIR"
-)
+NO_KERNEL_CACHE: Final = "no folder can be written: kernels are compiled at every start; set NUMBA_CACHE_DIR"
 
 
 def kernel_cache() -> Path | None:

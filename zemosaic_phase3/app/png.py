@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import struct
 import zlib
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from zemosaic_phase3.errors import OutputError
+from zemosaic_phase3.io.atomic_write import written_whole
 
 PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 PNG_COLOUR_TYPE: Final = {1: 0, 3: 2}  # channels -> grey, RGB
@@ -40,18 +38,8 @@ def encode_png(picture: np.ndarray) -> bytes:
 
 
 def write_png(picture: np.ndarray, path: Path, flip_vertical: bool) -> Path:
-    """Write a picture through a temporary file in the same folder, so that a reader never sees half a picture."""
+    """Write a picture that appears complete or not at all."""
     data = encode_png(picture[::-1] if flip_vertical else picture)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as exc:
-        raise OutputError(f"cannot write {path}: {exc}; choose a folder you may write to, with room") from exc
-    finally:
-        with contextlib.suppress(OSError):  # gone after a success; the error above is the one to report
-            temporary.unlink()
+    with written_whole(path, len(data), overwrite=True) as stream:
+        stream.write(data)
     return path

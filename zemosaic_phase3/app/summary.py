@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from zemosaic_phase3.app.doctor import versions
-from zemosaic_phase3.errors import OutputError
+from zemosaic_phase3.io.atomic_write import written_whole
 from zemosaic_phase3.pipeline.group import FrameRow
 from zemosaic_phase3.pipeline.outputs import frames_columns
 from zemosaic_phase3.pipeline.tile import Tile
@@ -206,11 +206,6 @@ def write_text(text: str, path: Path) -> None:
     OutputError
         It cannot be written.
     """
-    temporary = path.parent / f".zemosaic-{os.getpid()}-{os.urandom(6).hex()}.tmp"
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as exc:
-        raise OutputError(f"cannot write {path}: {exc}; choose a folder you may write to, with room") from exc
-    finally:
-        temporary.unlink(missing_ok=True)
+    data = text.encode()
+    with written_whole(path, len(data), overwrite=True) as stream:
+        stream.write(data)

@@ -7,9 +7,10 @@ import errno
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from zemosaic_phase3.errors import OutputError
 from zemosaic_phase3.io.fits_header import FITS_BLOCK, FITS_CARD
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("zemosaic.utils")
 
 
+TEMPORARY: Final = ".zemosaic-"  # how names of temporary files begin; the number of the process follows
+STRAY_SECONDS: Final = 3600.0
 COMPRESSED_SUFFIXES: Final = (".gz", ".fz", ".bz2", ".zip", ".z")
 
 
@@ -47,15 +50,45 @@ def write_fits_atomically(hdus: HDUList, path: str | os.PathLike[str], *, overwr
     target = Path(path)
     if target.name.lower().endswith(COMPRESSED_SUFFIXES):
         raise OutputError(f"{target}: tiles are written uncompressed; choose a name that ends in .fits")
+    needed = sum(hdu.size + len(hdu.header) * FITS_CARD + 2 * FITS_BLOCK for hdu in hdus)
+    with written_whole(target, needed, overwrite=overwrite) as stream:
+        hdus.writeto(stream, checksum=True, output_verify="silentfix+ignore")
+
+
+@contextlib.contextmanager
+def written_whole(target: Path, needed_bytes: int, *, overwrite: bool) -> Iterator[BinaryIO]:
+    """Open a stream whose bytes take a file's name in one step when the block ends, and only if it ends well.
+
+    The bytes go under a random name in the same folder, which no link can stand in for, and reach the disk before they
+    get their own name. Whatever goes wrong, Ctrl-C included, the temporary file is removed and the old file, if there
+    was one, is untouched.
+
+    Parameters
+    ----------
+    target : Path
+        The file; its folder must exist. A link in its place is replaced, what it points to is untouched.
+    needed_bytes : int
+        Refused at once where the disk has less room.
+    overwrite : bool
+        Without it a file that exists, even one that appeared meanwhile, is an error.
+
+    Raises
+    ------
+    OutputError
+        Nothing was written; names the path and the remedy.
+    """
     if not target.parent.is_dir():
         raise OutputError(f"{target}: folder {target.parent} does not exist; create it first")
-    temporary = target.parent / f".zemosaic-{os.getpid()}-{os.urandom(6).hex()}.tmp"
+    temporary = target.parent / f"{TEMPORARY}{os.getpid()}-{os.urandom(6).hex()}.tmp"
     try:
         with _output_errors(target):
             if not overwrite and (target.exists() or target.is_symlink()):
                 raise FileExistsError(errno.EEXIST, "exists already")
-            _refuse_if_too_large(hdus, target)
-            _write_to_disk(hdus, temporary)
+            _refuse_if_too_large(needed_bytes, target)
+            with open(temporary, "wb", opener=_new_file) as stream:  # noqa: PTH123 - pathlib takes no opener
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
             if overwrite:
                 temporary.replace(target)
             else:
@@ -65,18 +98,34 @@ def write_fits_atomically(hdus: HDUList, path: str | os.PathLike[str], *, overwr
         temporary.unlink(missing_ok=True)
 
 
-def _refuse_if_too_large(hdus: HDUList, target: Path) -> None:
-    needed = sum(hdu.size + len(hdu.header) * FITS_CARD + 2 * FITS_BLOCK for hdu in hdus)
+def _new_file(path: str, flags: int) -> int:
+    """Open a file that must not be there, not as a link either; astropy knows the mode "wb" and not "xb"."""
+    return os.open(path, flags | os.O_EXCL, 0o666)
+
+
+def remove_strays(folder: Path) -> list[Path]:
+    """Remove temporary files that processes left behind which are no more (a kill, a power cut); returns them.
+
+    Their names tell which process made them. Files of a process that still runs, here or on another machine that shares
+    the folder, stay: only files that nobody has touched for an hour are looked at.
+    """
+    import psutil
+
+    gone = []
+    for path in folder.glob(f"{TEMPORARY}*.tmp"):
+        pid = path.name.removeprefix(TEMPORARY).partition("-")[0]
+        with contextlib.suppress(OSError):
+            is_old = time.time() - path.stat().st_mtime > STRAY_SECONDS
+            if pid.isdecimal() and is_old and not psutil.pid_exists(int(pid)):
+                path.unlink()
+                gone.append(path)
+    return gone
+
+
+def _refuse_if_too_large(needed: int, target: Path) -> None:
     free = shutil.disk_usage(target.parent).free
     if needed > free:
         raise OutputError(f"{target}: {needed} bytes are needed and {free} are free; make room or choose another disk")
-
-
-def _write_to_disk(hdus: HDUList, temporary: Path) -> None:
-    with temporary.open("wb") as stream:
-        hdus.writeto(stream, checksum=True, output_verify="silentfix+ignore")
-        stream.flush()
-        os.fsync(stream.fileno())
 
 
 def _take_free_name(temporary: Path, target: Path) -> None:

@@ -33,11 +33,13 @@ class RawLayout(NamedTuple):
 
 
 def check_number_type(dtype: np.dtype, name: str) -> None:
+    """Raise FrameError where pixels are no real numbers."""
     if dtype.kind not in "uif":
         raise FrameError(name, f"pixels of type {dtype} are no brightness; save them as float32 or unsigned integers")
 
 
 def fits_codec(hdu: headers.Hdu, name: str) -> Codec:
+    """Return how the numbers of a FITS image become samples; FrameError where its scaling cannot be understood."""
     stored = np.dtype(headers.BITPIX_DTYPE[hdu.bitpix])
     try:
         bscale, bzero = float(hdu.cards.get("BSCALE", 1)), float(hdu.cards.get("BZERO", 0))
@@ -59,6 +61,7 @@ class Codec(NamedTuple):
 
     @property
     def target(self) -> np.dtype:
+        """Type of the samples: uint16 for unsigned 16-bit numbers without blanks, else float32."""
         kind, size = self.stored.kind, self.stored.itemsize
         is_unsigned16 = size == 2 and self.bscale == 1 and (kind, self.bzero) in {("i", 32768), ("u", 0)}
         return UINT16 if is_unsigned16 and self.blank is None else FLOAT32

@@ -70,14 +70,17 @@ class ArraySource(FrameSource):
 
     @property
     def raw_layout(self) -> RawLayout | None:
+        """How the bytes of a row lie, for a device that opens them itself; None where they must be decoded first."""
         return self._codec.raw_layout(planar=False)
 
     def read_raw(self, y0: int, y1: int, out: np.ndarray) -> None:
+        """Fill rows y0 .. y1 - 1 as they are stored into ``out``, bytes."""
         rows = self._pixels[y0:y1]
         np.copyto(out.view(rows.dtype).reshape(rows.shape), rows)
 
     @property
     def pixels_in_memory(self) -> np.ndarray | None:
+        """Return all pixels as they lie in memory, row after row; None where they do not."""
         return self._pixels if self._pixels.flags.c_contiguous else None
 
 
@@ -100,12 +103,14 @@ class PixelFile(FrameSource):
 
     @property
     def raw_layout(self) -> RawLayout | None:
+        """How the bytes of a row lie, for a device that opens them itself; None where they must be decoded first."""
         planar = self._place.order == "planes" and self.channels > 1 and self.cfa is None
         is_simple = not self._place.gzipped and self._place.order != "columns"
         return self._codec.raw_layout(planar=planar) if is_simple else None
 
     @property
     def raw_file(self) -> RawFile | None:
+        """Where the rows lie in a file, for threads that read it themselves; None where they do not."""
         layout = self.raw_layout
         if layout is None:
             return None
@@ -115,6 +120,7 @@ class PixelFile(FrameSource):
         return RawFile(self._place.path, self._place.offset, row, planes, self.height * row)
 
     def read_raw(self, y0: int, y1: int, out: np.ndarray) -> None:
+        """Fill rows y0 .. y1 - 1 as they are stored into ``out``, bytes."""
         place = self.raw_file
         if place is None:
             super().read_raw(y0, y1, out)
@@ -236,6 +242,7 @@ class TileCompressedFile(PixelFile):
 
     @property
     def raw_layout(self) -> RawLayout | None:
+        """How the bytes of a row lie, for a device that opens them itself; None where they must be decoded first."""
         return None
 
     def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:

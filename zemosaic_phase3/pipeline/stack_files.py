@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from zemosaic_phase3.engine import cpu
@@ -13,6 +14,7 @@ from zemosaic_phase3.engine.job import Job, StackResult, make_job
 from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.errors import GPUStackingError, PlanError
 from zemosaic_phase3.finish.equalize import equalize_if
+from zemosaic_phase3.io.atomic_write import remove_strays
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.methods import DeviceName, canonical
 from zemosaic_phase3.pipeline.device_policy import POLICY, DevicePolicy, DeviceRequest
@@ -92,6 +94,7 @@ def stack_files(
     choice = canonical("device", device, DeviceName)
     if output is not None:
         check_output(output, overwrite=overwrite)
+        remove_strays(Path(output).parent)
     listed = list_inputs([inputs] if isinstance(inputs, str | os.PathLike) else list(inputs), output)
     allowed = _allowed_bytes("50%" if memory is None else memory)
     resources = Resources(workers=workers or limits.usable_cpus(), memory=allowed)
