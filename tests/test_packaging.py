@@ -84,6 +84,7 @@ def test_wheel_holds_doors_and_package_and_nothing_else(built: Built) -> None:
     assert "\nLicense-Expression: GPL-3.0-or-later\n" in text
     assert f"\nVersion: {VERSION}\n" in text
     assert "zemosaic-phase3 = zemosaic_phase3." in entries
+    assert f"\nversion: {VERSION}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 class Installed(NamedTuple):
