@@ -84,6 +84,7 @@ def test_wheel_holds_doors_and_package_and_nothing_else(built: Built) -> None:
     assert "\nLicense-Expression: GPL-3.0-or-later\n" in text
     assert f"\nVersion: {VERSION}\n" in text
     assert "zemosaic-phase3 = zemosaic_phase3." in entries
+    assert f"\nversion: {VERSION}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 class Installed(NamedTuple):
@@ -126,30 +127,24 @@ def test_every_file_imports_where_it_is_installed(installed: Installed) -> None:
     assert all(installed.packages in Path(file).parents for file in files)
 
 
-def test_installed_program_stacks_the_bits_of_the_checkout(installed: Installed) -> None:
+def test_installed_library_stacks_the_bits_of_the_checkout(installed: Installed) -> None:
     from astropy.io import fits
 
     here = installed.elsewhere
     assert run(installed.program, "--version", cwd=here).split() == ["zemosaic-phase3", VERSION]
-    run(
-        installed.program,
-        "simulate",
-        "subs",
-        "--frames",
-        "3",
-        "--size",
-        "64x64",
-        "--bayer",
-        "none",
-        "--quiet",
-        cwd=here,
+    options = ("--frames", "3", "--size", "64x64", "--bayer", "none", "--quiet")
+    run(installed.program, "simulate", "subs", *options, cwd=here)
+    # Frames as they lie and no rejection: the fewest kernels to compile, for the checkout's own serve nobody else.
+    code = (
+        "import sys, zemosaic_worker\n"
+        "from zemosaic_phase3.spec import RegisterSpec, StackSpec\n"
+        "stack = StackSpec(normalize='none', weight='none', reject='none')\n"
+        "zemosaic_worker.stack_files(sys.argv[1:2], sys.argv[2], stack=stack, register=RegisterSpec(mode='none'),"
+        " device='cpu', maps=True)"
     )
-    # Frames as they lie and no rejection: the fewest kernels to compile, for nothing of the checkout's is used again.
-    options = "--register none --normalize none --weight none --reject none --preview none --device cpu --quiet --maps"
-    run(installed.program, "stack", "subs", "-o", "installed.fits", *options.split(), cwd=here)
-    subs, tile = here / "subs", here / "checkout.fits"
-    run(sys.executable, "-m", "zemosaic_phase3", "stack", subs, "-o", tile, *options.split(), cwd=ROOT)
-    with fits.open(here / "installed.fits") as ours, fits.open(tile) as theirs:
+    run(installed.python, "-c", code, here / "subs", here / "installed.fits", cwd=here)
+    run(sys.executable, "-c", code, here / "subs", here / "checkout.fits", cwd=ROOT)
+    with fits.open(here / "installed.fits") as ours, fits.open(here / "checkout.fits") as theirs:
         assert [unit.name for unit in ours] == [unit.name for unit in theirs]
         images = [(a.data, b.data) for a, b in zip(ours, theirs, strict=True) if a.is_image]
         assert len(images) > 3
