@@ -64,5 +64,5 @@ def test_weights_are_uniform_only_if_no_sample_has_one() -> None:
 
 def test_the_numbers_are_known_without_the_kernels() -> None:
     code = "import sys, zemosaic_phase3.combine.kernel_arguments; print('numba' in sys.modules)"
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     assert subprocess.check_output([sys.executable, "-c", code], cwd=root, text=True).strip() == "False"

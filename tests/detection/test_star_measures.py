@@ -127,8 +127,8 @@ def test_columns_of_a_list_have_one_length():
 
 CODE = """
 import json, sys
-sys.path[:0] = ["tests/support", "."]
-from test_stars import SPEC, field, find_stars, mosaic
+sys.path[:0] = ["tests/support", "tests/detection", "."]
+from test_star_measures import SPEC, field, find_stars, mosaic
 frame, _ = field(3.0)
 found = [find_stars(frame[:160, :160], SPEC), find_stars(mosaic(frame, "GRBG")[:160, :160], SPEC, "GRBG")]
 print(json.dumps([[*map(float, s.x), *map(float, s.fwhm), *map(float, s.photometry[0].ravel())] for s in found]))
@@ -137,7 +137,7 @@ print(json.dumps([[*map(float, s.x), *map(float, s.fwhm), *map(float, s.photomet
 
 def test_compiled_kernels_equal_their_text():
     """Compiled, and as plain Python with every index checked by numpy."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
 
     def run(**more):
         environment = {**os.environ, **more}
