@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from astropy.io import fits
+from pipeline_case import paths, sessions  # noqa: F401 - fixtures
 
 from zemosaic_phase3.errors import OutputError
 from zemosaic_phase3.pipeline.input_list import is_own_tile

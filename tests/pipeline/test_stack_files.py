@@ -12,7 +12,7 @@ import pytest
 from astropy.io import fits
 from astropy.table import Table
 from astropy.wcs import WCS
-from pipeline_case import SKY
+from pipeline_case import SKY, paths, sessions  # noqa: F401 - fixtures
 from real_sky import cut_subs
 
 from zemosaic_phase3.app.summary import json_text, report_document

@@ -11,6 +11,7 @@ import pytest
 
 from zemosaic_phase3.compat import parallel_plan
 from zemosaic_phase3.errors import SpecError
+from zemosaic_phase3.runtime import cuda
 from zemosaic_phase3.runtime import limits as limits_module
 
 
@@ -153,7 +154,8 @@ def test_quota_and_affinity_bound_the_cores(cpus, cores):
 
 def test_container_limits_count_not_the_hosts_totals(monkeypatch):
     limits = limits_module.ContainerLimits(memory_limit=10**6, memory_available=10**5, cpus=0.5)
-    monkeypatch.setattr(limits_module, "container_limits", lambda: limits)
+    for module in (limits_module, parallel_plan):
+        monkeypatch.setattr(module, "container_limits", lambda: limits)
     caps = parallel_plan.detect_parallel_capabilities()
     assert (caps.ram_total_bytes, caps.ram_available_bytes) == (10**6, 10**5)
     assert (caps.cpu_cores, caps.cpu_logical_cores) == (1, 1)
@@ -190,9 +192,9 @@ def test_peak_memory_is_that_of_the_process_alone():
 
 def test_capabilities_do_not_load_cupy_where_there_is_none(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    limits_module.runtime.cuda._first_probe.cache_clear()
+    cuda._first_probe.cache_clear()
     try:
         caps = parallel_plan.detect_parallel_capabilities()
     finally:
-        limits_module.runtime.cuda._first_probe.cache_clear()
+        cuda._first_probe.cache_clear()
     assert (caps.gpu_available, caps.gpu_name, caps.gpu_vram_total_bytes) == (False, None, None)

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
-from simulate_case import CLEAN, SMALL, frame, perfect, sky_of
+from simulate_case import (
+    CLEAN,
+    SMALL,
+    frame,
+    perfect,
+    session,  # noqa: F401 - a fixture
+    sky_of,
+)
 
 from zemosaic_phase3.errors import OutputError, SpecError
 from zemosaic_phase3.simulate.scene import FULL_SCALE, SimulationSpec, load_truth, map_points, simulate

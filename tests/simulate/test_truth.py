@@ -6,7 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from simulate_case import CLEAN, frame, perfect
+from simulate_case import (
+    CLEAN,
+    frame,
+    perfect,
+    session,  # noqa: F401 - a fixture
+)
 
 from zemosaic_phase3.simulate.scene import map_points, simulate
 from zemosaic_phase3.simulate.truth import compare_with_truth
