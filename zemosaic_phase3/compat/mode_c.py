@@ -77,6 +77,7 @@ def stack_auto(
         As the door was called.
     """
     frames, spec, reference = checked(descriptors, params, keywords.get("zconfig"))
+    asked_for_cpu = str(params.get("device") or "auto").lower() == "cpu"
 
     def on_gpu(less_memory: bool) -> tuple[np.ndarray, dict[str, Any]]:
         gpu_stacker = names["_p3_gpu_stack_from_paths"]
@@ -103,10 +104,11 @@ def stack_auto(
         return image, dict(metadata or {})
 
     request = DeviceRequest(
-        wants_cpu=str(params.get("device") or "auto").lower() == "cpu",
+        wants_cpu=asked_for_cpu or names["_p3_gpu_stack_from_paths"] is None,
         plan_allows=not forbids_gpu(parallel_plan),
         require_gpu=as_bool(params.get("require_gpu"), False),
         logger=logger,
+        candidate=partial(names["_phase3_gpu_candidate"], parallel_plan, logger),
     )
     (image, metadata), used = DevicePolicy(names).stack(on_gpu, on_cpu, request)
     return image, {**metadata, **_device_keys(used)}, used.used_gpu
