@@ -53,6 +53,7 @@ class StackSpec:
     radial_floor: float = 0.05
     interpolation: InterpolationName = "lanczos3"
     flatten: bool = False  # make the frames' backgrounds alike, by a low-order surface each
+    bounded_by_stars: bool = False  # linear_fit only: where a frame's stars contradict its scale, they decide
 
     def __post_init__(self) -> None:  # noqa: D105
         put = object.__setattr__
@@ -93,7 +94,13 @@ class StackSpec:
     @property
     def needs_stars(self) -> bool:
         """True when weights, gains or backgrounds are measured where the frames' stars are or are not."""
-        return self.frame_weight in STAR_WEIGHTS or self.normalize in STAR_NORMALISATIONS or self.flatten
+        by_stars = self.normalize in STAR_NORMALISATIONS or self.is_bounded_by_stars
+        return self.frame_weight in STAR_WEIGHTS or by_stars or self.flatten
+
+    @property
+    def is_bounded_by_stars(self) -> bool:
+        """True when scales from percentiles are checked by the stars."""
+        return self.bounded_by_stars and self.normalize == "linear_fit"
 
     @property
     def needs_levels(self) -> bool:
