@@ -18,8 +18,8 @@ from zemosaic_phase3.compat.descriptors import checked, result_of
 from zemosaic_phase3.compat.parallel_plan import forbids_gpu, tighter
 from zemosaic_phase3.compat.parameters import params_from_stack_spec
 from zemosaic_phase3.engine import cpu
-from zemosaic_phase3.engine.gpu_check import result_fault
 from zemosaic_phase3.engine.job import Job, StackResult, make_job
+from zemosaic_phase3.engine.result_check import result_fault
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.pipeline.device_policy import DevicePolicy, DeviceRequest
 from zemosaic_phase3.pipeline.tile import Stacker

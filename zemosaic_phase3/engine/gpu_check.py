@@ -1,10 +1,10 @@
-"""Whether the GPU can be used (a small tile of known answer is stacked), and whether a tile it made can be right."""
+"""Whether the GPU can be used: a small tile of known answer is stacked."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,7 +21,6 @@ from zemosaic_phase3.spec import StackSpec
 
 LOGGER = logging.getLogger("ZeMosaicWorker")
 
-COMPARED_ROWS: Final = 12  # of a suspicious tile; spread over its height
 PROBE_BYTES: Final = 256 << 20  # a card with less free memory is left to whoever uses it
 
 
@@ -112,42 +111,6 @@ def _known_answer_fault() -> str:
         wrong = int((found != expected).sum())
         if wrong:
             return f"{name} differs at {wrong} of {level.size} pixels"
-    return ""
-
-
-def result_fault(
-    image: object, shape: tuple[int, ...], coverage: np.ndarray | None, rows_by_cpu: Callable[[slice], np.ndarray]
-) -> str:
-    """Return what is wrong with an image that a GPU engine returned, empty if it can be a stack of the frames.
-
-    A tile may rightly hold no valid pixel, or zeros alone. What the engine counted says whether there was something to
-    see; where that is not known, or the image is all zeros, a few rows are stacked by the CPU and compared.
-
-    Parameters
-    ----------
-    image : object
-        What was returned.
-    shape : tuple of int
-        What the image must have; it must be a float32 array.
-    coverage : ndarray of int, that shape, or None
-        Valid samples of each pixel as the engine counted them; None where it says nothing.
-    rows_by_cpu : callable
-        Stacks a range of rows on the CPU.
-    """
-    if not isinstance(image, np.ndarray) or image.shape != shape or image.dtype != np.float32:
-        found = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        return f"the GPU returned {found} where float32 {shape} was due"
-    finite = np.isfinite(image)
-    only_zeros = finite.any() and not np.any(image, where=finite)
-    if not only_zeros and finite.any():
-        return ""
-    what = "zeros only" if only_zeros else "no valid pixel"
-    if coverage is not None and not only_zeros:
-        return f"the GPU returned {what}, although it counted valid samples" if coverage.any() else ""
-    for row in np.unique(np.linspace(0, shape[0] - 1, COMPARED_ROWS).astype(int)).tolist():
-        rows = slice(row, row + 1)
-        if not np.array_equal(rows_by_cpu(rows), image[rows], equal_nan=True):
-            return f"the GPU returned {what}, although the frames hold more"
     return ""
 
 
