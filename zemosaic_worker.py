@@ -251,6 +251,7 @@ def create_master_tile(
     abort_event: object = None,
     heartbeat_callback: Callback | None = None,
     zconfig: object = None,
+    pad_canvas: bool = False,
 ) -> TileResult:
     """Make one master tile from a group of cached frames, as ZeMosaic's Phase 3 calls it.
 
@@ -281,6 +282,9 @@ def create_master_tile(
         With ``is_set()``; stops the tile cleanly.
     zconfig : object, optional
         Configuration, a mapping or by attribute: ``wsc_impl``, ``extreme_group_threshold``.
+    pad_canvas : bool
+        The tile goes on around its reference, by a quarter of a side at most, where other frames show more; its WCS
+        follows. Off, it has the reference's size.
 
     Returns
     -------

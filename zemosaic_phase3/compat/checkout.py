@@ -145,9 +145,16 @@ def _configuration(worker: ModuleType) -> SimpleNamespace:
         return SimpleNamespace()
 
 
+def _pads(create_master_tile: Callable[..., Any]) -> bool:
+    """Tell whether a checkout lets tiles go on around their reference, as newer ones do, by what its function notes."""
+    code = getattr(inspect.unwrap(create_master_tile), "__code__", None)
+    return code is not None and {"pad_left", "pad_top"} <= {*code.co_varnames, *code.co_cellvars}
+
+
 def master_tile_in(worker: ModuleType, ours: ModuleType) -> Callable[..., Any]:
     """Return our ``create_master_tile`` with what the checkout's own takes from its module, not from its arguments."""
     signature = inspect.signature(ours.create_master_tile)
+    pads = _pads(worker.create_master_tile)
 
     @functools.wraps(ours.create_master_tile)
     def create_master_tile(*args: Any, **keywords: Any) -> Any:
@@ -156,7 +163,7 @@ def master_tile_in(worker: ModuleType, ours: ModuleType) -> Callable[..., Any]:
         if slots is not None:  # the run assigns a new one when it changes its limit
             ours._PH3_CONCURRENCY_SEMAPHORE = slots  # type: ignore[attr-defined]
         arguments["progress_callback"] = through_log(worker, arguments.get("progress_callback"))
-        result = ours.create_master_tile(**{"zconfig": _configuration(worker), **arguments})
+        result = ours.create_master_tile(**{"zconfig": _configuration(worker), "pad_canvas": pads, **arguments})
         stopped = getattr(worker, "Phase3TileAbortRequested", None)
         event = arguments.get("abort_event")
         if result[0][0] is None and stopped is not None and event is not None and event.is_set():

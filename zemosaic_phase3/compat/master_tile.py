@@ -49,6 +49,7 @@ RetryGroups = list[list[dict[str, Any]]]
 TileResult = tuple[tuple[str | None, "WCS | None"], RetryGroups]
 
 REJECTS_FOLDER: Final = "rejected_by_quality"
+MOST_BEYOND: Final = 0.25  # of a side, that a tile may go on around its reference
 NAMED_FAILURES: Final = 10  # frames that failed to register, named in one message
 FEW_STARS: Final = RegisterSpec().min_matched
 # What may go wrong with one tile and must not end the run; anything else is a fault of this program.
@@ -301,7 +302,12 @@ def _retry(entry: Entry, tile_id: int) -> dict[str, Any]:
 
 def _stack(request: TileRequest, group: Group, stacker: Stacker, report: TileReport) -> Tile:
     request.tell("info_stacking_started", "DEBUG_DETAIL", num_to_stack=len(group.usable))
-    tile = stack_group(group, stacker, request.stack, report, workers=_workers(request))
+    beyond = MOST_BEYOND if request.pad_canvas else 0.0
+    tile = stack_group(group, stacker, request.stack, report, workers=_workers(request), most_beyond=beyond)
+    if tile.canvas is not None:
+        frame = group.source(group.reference).shape[:2]
+        dx, dy = tile.canvas.left, tile.canvas.top
+        request.say(f"MT_WCS_PAD: applied dx={dx}, dy={dy}, orig_hw={frame}, padded_hw={tile.canvas.shape}")
     request.tell("info_stacking_finished", "DEBUG_DETAIL", shape=str(tile.image.shape))
     done = tile.equalization
     gains = ",".join(f"{gain:.6f}" for gain in (done.gain_r, done.gain_g, done.gain_b))

@@ -18,7 +18,7 @@ from zemosaic_phase3.compat.descriptors import checked, result_of
 from zemosaic_phase3.compat.parallel_plan import forbids_gpu, tighter
 from zemosaic_phase3.compat.parameters import params_from_stack_spec
 from zemosaic_phase3.engine import cpu
-from zemosaic_phase3.engine.job import Job, StackResult, make_job
+from zemosaic_phase3.engine.job import Job, StackResult, make_job, result_shape
 from zemosaic_phase3.engine.result_check import result_fault
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.pipeline.device_policy import DevicePolicy, DeviceRequest
@@ -90,8 +90,9 @@ def stack_auto(
         if not isinstance(metadata, Mapping):
             raise names["_P3GPUStackingError"](f"the GPU returned metadata of type {type(metadata).__name__}")
         counted = metadata.get("coverage")
-        coverage = counted if getattr(counted, "shape", None) == frames[0].source.shape else None
-        fault = result_fault(image, frames[0].source.shape, coverage, partial(_rows, frames, spec, reference))
+        shape = result_shape(frames[0].source, spec)
+        coverage = counted if getattr(counted, "shape", None) == shape else None
+        fault = result_fault(image, shape, coverage, partial(_rows, frames, spec, reference))
         if fault:
             raise names["_P3GPUStackingError"](fault)
         return image, dict(metadata)

@@ -47,6 +47,7 @@ class TileRequest:
     center_out: CenterOutSpec | None = None
     context: Context | None = None  # of the centre-out normalisation
     slots: Any = None  # a semaphore: how many tiles are read, aligned and stacked at a time
+    pad_canvas: bool = False  # the tile holds what any frame shows, not only what the reference does
     load_cache: Callable[..., Any] | None = None  # reads a cache in place of this library
 
     def __post_init__(self) -> None:
@@ -176,6 +177,7 @@ def request_of(call: SimpleNamespace, slots: Any) -> TileRequest:
         center_out=center_out_spec(call.center_out_settings),
         context=call.center_out_context,
         slots=slots,
+        pad_canvas=as_bool(call.pad_canvas, False),
     )
 
 
