@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -16,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from zemosaic_phase3.compat.finish import _apply_lecropper_pipeline, _evaluate_quality_gate_metrics
-from zemosaic_phase3.compat.master_tile import TileResult, make_master_tile, request_of, working
+from zemosaic_phase3.compat.master_tile import TileResult, make_master_tile, working
 from zemosaic_phase3.compat.mode_c import load_cache as _safe_load_cache
 from zemosaic_phase3.compat.mode_c import stack_auto, stacker_through
 from zemosaic_phase3.compat.parallel_plan import forbids_gpu
 from zemosaic_phase3.compat.stack_cpu import stack_descriptors
+from zemosaic_phase3.compat.tile_request import request_of
 from zemosaic_phase3.errors import GPUStackingError as _P3GPUStackingError
 from zemosaic_phase3.pipeline.device_policy import LOCK as _P3_GPU_LOCK
 from zemosaic_phase3.pipeline.device_policy import OWN, DevicePolicy
@@ -71,8 +73,11 @@ Descriptors = Sequence[Any]
 _P3_GPU_STATE: dict[str, Any] = OWN["_P3_GPU_STATE"]
 """What the tiles of one run know of the GPU; read and changed under ``_P3_GPU_LOCK``."""
 
-_POLICY = DevicePolicy(globals())
-_OWN_GPU_STACKER = _p3_gpu_stack_from_paths
+_NAMES: ChainMap[str, Any] = ChainMap(globals())
+"""Where replaced names are looked up; in an attached checkout those of its own module come first."""
+
+_POLICY = DevicePolicy(_NAMES)
+_OWN_GPU_STACKER, _OWN_LOAD_CACHE = _p3_gpu_stack_from_paths, _safe_load_cache
 
 
 def reset_phase3_gpu_state() -> None:
@@ -177,7 +182,7 @@ def _stack_master_tile_auto(
         Bad input, found before a device is chosen; or ``require_gpu`` and the GPU did not stack the tile.
     """
     return stack_auto(
-        globals(),
+        _NAMES,
         _OWN_GPU_STACKER,
         image_descriptors,
         stacking_params,
@@ -246,6 +251,7 @@ def create_master_tile(
     abort_event: object = None,
     heartbeat_callback: Callback | None = None,
     zconfig: object = None,
+    pad_canvas: bool = False,
 ) -> TileResult:
     """Make one master tile from a group of cached frames, as ZeMosaic's Phase 3 calls it.
 
@@ -276,6 +282,9 @@ def create_master_tile(
         With ``is_set()``; stops the tile cleanly.
     zconfig : object, optional
         Configuration, a mapping or by attribute: ``wsc_impl``, ``extreme_group_threshold``.
+    pad_canvas : bool
+        The tile goes on around its reference, by a quarter of a side at most, where other frames show more; its WCS
+        follows. Off, it has the reference's size.
 
     Returns
     -------
@@ -290,8 +299,10 @@ def create_master_tile(
         a progress key tells them, and no path is returned.
     """
     request = request_of(SimpleNamespace(**locals()), _PH3_CONCURRENCY_SEMAPHORE)
+    load_cache = _NAMES["_safe_load_cache"]
+    request.load_cache = None if load_cache is _OWN_LOAD_CACHE else load_cache
     stacker = stacker_through(
-        globals(), working.memory_share, parallel_plan=parallel_plan, pcb_tile=progress_callback, zconfig=zconfig,
-        tile_id=tile_id, progress_callback=request.step,
+        _NAMES, working.memory_share, parallel_plan=parallel_plan, logger=LOGGER, pcb_tile=progress_callback,
+        zconfig=zconfig, tile_id=tile_id, progress_callback=request.step,
     )  # fmt: skip
     return make_master_tile(request, stacker)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkout_case import checkout, groups  # noqa: F401 - fixtures: a stand-in for a ZeMosaic checkout, frames for it
 from host_cupy import HostCupy, installed
 from places import DATA
 from tile_case import entries, make, session  # noqa: F401 - fixtures: the call of create_master_tile and its groups

@@ -98,10 +98,13 @@ class FrameTable:
     notes: list[str] = field(default_factory=list)
     normalize_method: str = ""  # what was applied, where the specification left the choice; "" is what it names
     distortion: list[np.ndarray] = field(default_factory=list)
+    own_grid: bool = False  # the result's grid has another size than the frames, so that none lies on it
 
     @property
     def in_place(self) -> np.ndarray:
         """Which frames lie on the reference grid already, ``(N,) bool``."""
+        if self.own_grid:
+            return np.zeros(len(self.transform), bool)
         lies = (self.transform == IDENTITY).all(axis=(1, 2))
         return lies & [field.size == 0 for field in self.distortion] if self.distortion else lies
 

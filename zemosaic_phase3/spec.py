@@ -53,6 +53,8 @@ class StackSpec:
     radial_floor: float = 0.05
     interpolation: InterpolationName = "lanczos3"
     flatten: bool = False  # make the frames' backgrounds alike, by a low-order surface each
+    grid: tuple[int, int] | None = None  # (H, W) of the result, which the frames' transforms start from; None: theirs
+    bounded_by_stars: bool = False  # linear_fit only: where a frame's stars contradict its scale, they decide
 
     def __post_init__(self) -> None:  # noqa: D105
         put = object.__setattr__
@@ -68,6 +70,9 @@ class StackSpec:
         high = default[1] if self.kappa_high is None else self.kappa_high
         put(self, "kappa_low", in_range("kappa (low)", low, 0.0, 1000.0))
         put(self, "kappa_high", in_range("kappa (high)", high, 0.0, 1000.0))
+        if self.grid is not None:
+            height, width = (int(in_range("grid (height, width)", n, 1, 1e6)) for n in self.grid)
+            put(self, "grid", (height, width))
         put(self, "line_fit", canonical("line fit", self.line_fit, LineFit))
         store_number(self, "gesd_fraction", "GESD fraction", 0.0, 0.5)
         store_number(self, "gesd_alpha", "GESD alpha", 1e-9, 0.5)
@@ -93,7 +98,13 @@ class StackSpec:
     @property
     def needs_stars(self) -> bool:
         """True when weights, gains or backgrounds are measured where the frames' stars are or are not."""
-        return self.frame_weight in STAR_WEIGHTS or self.normalize in STAR_NORMALISATIONS or self.flatten
+        by_stars = self.normalize in STAR_NORMALISATIONS or self.is_bounded_by_stars
+        return self.frame_weight in STAR_WEIGHTS or by_stars or self.flatten
+
+    @property
+    def is_bounded_by_stars(self) -> bool:
+        """True when scales from percentiles are checked by the stars."""
+        return self.bounded_by_stars and self.normalize == "linear_fit"
 
     @property
     def needs_levels(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from astropy.wcs import WCS, Sip
 from center_out_case import Run
 
 import zemosaic_worker as worker
-from zemosaic_phase3.compat.center_out import CenterOutSpec, center_out_spec, luminance_preview, match_tile
-from zemosaic_phase3.errors import SpecError
+from zemosaic_phase3.compat import center_out
+from zemosaic_phase3.compat.center_out import CenterOutSpec, center_out_spec, luminance_preview, match_tile, matching
+from zemosaic_phase3.errors import SpecError, StackCancelled
 
 SHAPE = (120, 160)
 SCALE = 6e-4  # degrees per pixel
@@ -139,6 +141,73 @@ def test_tile_that_cannot_be_matched_stays_as_it_is(why: str):
     assert out is image
     assert (found.gain, found.offset, found.mode, found.is_applied) == (1.0, 0.0, "unmatched", False)
     assert run.entries[5].mode == "unmatched"
+
+
+ORDERS = [(0, 1, 2, 3, 4, 5), (5, 4, 3, 2, 1, 0), (3, 5, 0, 4, 2, 1), (1, 0, 5, 2, 4, 3)]
+
+
+def _matched_in_threads(order: tuple[int, ...], lost: tuple[int, ...] = ()) -> dict[int, tuple[float, float, str]]:
+    """Corrections of six tiles in a row, each started a little after the one before it in ``order``."""
+    run, found = Run(0, tiles=6), {}
+
+    def one(tile: int) -> None:
+        wcs = shifted(0.42 * tile)  # overlaps with the two tiles on either side
+        with matching(run, tile):
+            if tile in lost:
+                return
+            _, made = match_tile(
+                view(wcs, tile, gain=1.0 + 0.1 * tile, offset=40.0 * tile, relief=150.0), wcs, tile, run, SPEC
+            )
+            found[tile] = made.gain, made.offset, made.mode
+
+    with ThreadPoolExecutor(len(order)) as pool:
+        futures = []
+        for tile in order:
+            futures.append(pool.submit(one, tile))
+            time.sleep(0.02)
+        for future in futures:
+            future.result(timeout=60)
+    return found
+
+
+def test_levels_do_not_depend_on_which_tile_is_finished_first():
+    expected = _matched_in_threads(ORDERS[0])
+    assert [expected[k][2] for k in range(6)] == ["anchor"] + ["overlap"] * 5
+    for order in ORDERS[1:]:
+        assert _matched_in_threads(order) == expected
+
+
+@pytest.mark.parametrize("lost", [(0,), (1, 2), (2, 3)])
+def test_tile_that_fails_keeps_nobody_waiting_and_decides_nothing(lost: tuple[int, ...]):
+    expected = _matched_in_threads(ORDERS[0], lost)
+    assert sorted(expected) == [k for k in range(6) if k not in lost]
+    for order in ORDERS[1:]:
+        assert _matched_in_threads(order, lost) == expected
+
+
+def test_tile_that_never_comes_is_waited_for_no_longer_than_the_run_waits_for_its_anchor(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(center_out, "PATIENCE_S", 0.2)
+    run = Run(0, tiles=4)
+    match_tile(view(field(), 0), field(), 0, run, SPEC)
+    wcs, beats = shifted(3.0), []
+    _, found = match_tile(view(wcs, 3), wcs, 3, run, SPEC, pulse=lambda: beats.append(1))
+    assert found.mode == "anchor_fallback"
+    assert beats
+    assert "tiles [1, 2] did not come" in caplog.text
+
+
+def test_wait_ends_when_the_run_is_stopped():
+    run = Run(0, tiles=4)
+    match_tile(view(field(), 0), field(), 0, run, SPEC)
+    wcs = shifted(3.0)
+
+    def stop() -> None:
+        raise StackCancelled("stopped on request")
+
+    with pytest.raises(StackCancelled):
+        match_tile(view(wcs, 3), wcs, 3, run, SPEC, pulse=stop)
 
 
 def test_settings_of_existing_runs():

@@ -24,8 +24,9 @@ class Entry:
 class Run:
     """What a run offers its tiles (the names are those of existing runs)."""
 
-    def __init__(self, anchor: int, patience: float = 120.0) -> None:
+    def __init__(self, anchor: int, patience: float = 120.0, tiles: int = 0) -> None:
         self.anchor_original_id = anchor
+        self.ordered_tile_ids = list(range(tiles))
         self.entries: dict[int, Entry] = {}
         self.ready = threading.Event()
         self.patience = patience

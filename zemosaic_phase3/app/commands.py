@@ -207,6 +207,8 @@ def run_attach(args: argparse.Namespace, _console: Console) -> None:
     facts.append(("takes effect", "at the next start of ZeMosaic; none of its files was changed"))
     if done.missing:
         facts.append(("attention", f"the Python that runs ZeMosaic needs {', '.join(done.missing)} too"))
+    elif done.trouble:
+        facts.append(("attention", f"as it is, ZeMosaic's own code would run: {done.trouble}"))
     facts.append(("to undo", f"{PROGRAM} detach {done.checkout}"))
     if not args.quiet:
         summary.print_facts(console_module.make_console(sys.stdout), facts)

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from zemosaic_phase3.compat.attached import ESSENTIAL, LIBRARY, REPLACED, incompatibility, missing_packages
+from zemosaic_phase3.compat.attached import ESSENTIAL, LIBRARY, REPLACED, missing_packages, trouble
+from zemosaic_phase3.compat.forwarding import incompatibility
 from zemosaic_phase3.errors import OutputError, ZeMosaicError
 
 MARK: Final = '"""Put here by `zemosaic-phase3 attach`, removed by `zemosaic-phase3 detach`.'
@@ -55,10 +56,13 @@ def run_original(namespace):
                     raise
             attached = importlib.import_module("zemosaic_phase3.compat.attached")
             attached.complete(module)
-        except (ImportError, OSError, SyntaxError) as exc:
-            logging.getLogger("ZeMosaicWorker").warning(
-                "[zemosaic-phase3] not used, the checkout's own code runs: %s: %s", type(exc).__name__, exc
-            )
+        except Exception as exc:  # whatever it is, ZeMosaic must start
+            log = logging.getLogger("ZeMosaicWorker")
+            if not getattr(log, "told_by_zemosaic_phase3", False):
+                log.told_by_zemosaic_phase3 = True  # up to three folders, one reason
+                log.warning(
+                    "[zemosaic-phase3] not used, the checkout's own code runs: %s: %s", type(exc).__name__, exc
+                )
 
     name = namespace["__name__"]
     source = Path(namespace["__file__"]).parent.with_suffix(".py")
@@ -109,7 +113,8 @@ class Attachment:
     """What :func:`attach` or :func:`detach` did to a checkout.
 
     ``folders`` are those put there or removed; ``replaced`` and, with the reason, ``kept`` are names such as
-    ``zemosaic_worker.create_master_tile``; ``missing`` are packages this interpreter lacks.
+    ``zemosaic_worker.create_master_tile``; ``missing`` are packages this interpreter lacks, ``trouble`` says why
+    stacking would not work with it, and the checkout's own code would run.
     """
 
     checkout: Path
@@ -117,6 +122,7 @@ class Attachment:
     replaced: list[str] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
+    trouble: str = ""
 
 
 def attach(checkout: str | Path) -> Attachment:
@@ -139,7 +145,7 @@ def attach(checkout: str | Path) -> Attachment:
         A folder could not be written; what was written before is removed again.
     """
     root = Path(checkout)
-    done = Attachment(root, missing=missing_packages())
+    done = Attachment(root, missing=missing_packages(), trouble=trouble())
     modules: list[Path] = []
     for home in _homes(root):
         modules += _understand(home, done)

@@ -11,6 +11,7 @@ the package ``zemosaic_phase3`` alone. Neither side ever sees the other's module
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.util
 import inspect
 import logging
@@ -18,8 +19,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any, Final
+
+from zemosaic_phase3.compat.forwarding import forwarding, incompatibility
+from zemosaic_phase3.errors import ZeMosaicError
 
 logger = logging.getLogger("ZeMosaicWorker")
 
@@ -27,6 +31,7 @@ logger = logging.getLogger("ZeMosaicWorker")
 DOORS: Final = "zemosaic_phase3_doors"
 LIBRARY: Final = Path(__file__).resolve().parents[2]
 NEEDED: Final = ("numpy", "astropy", "numba", "scipy", "psutil")  # packages that stacking imports
+KERNELS: Final = "zemosaic_phase3.combine.block"  # a file of kernels, imported with all that compiling them takes
 
 REPLACED: Final[Mapping[str, tuple[str, ...]]] = {
     "zemosaic_worker": (
@@ -85,125 +90,6 @@ def door(name: str) -> ModuleType:
         return module
 
 
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-
-
-def _named(signature: inspect.Signature) -> dict[str, inspect.Parameter]:
-    return {name: p for name, p in signature.parameters.items() if p.kind not in _VARIADIC}
-
-
-def _is_private_option(parameter: inspect.Parameter) -> bool:
-    """Tell a parameter by which a function of the checkout talks to itself, such as ``_depth=0``."""
-    return parameter.name.startswith("_") and parameter.default is not inspect.Parameter.empty
-
-
-def _takes_any(signature: inspect.Signature, kind: Any) -> str:
-    """Name of the ``*args`` or ``**keywords`` of a signature; empty where it has none."""
-    return next((p.name for p in signature.parameters.values() if p.kind is kind), "")
-
-
-def incompatibility(theirs: inspect.Signature, ours: inspect.Signature) -> str:
-    """Return why calls of one function cannot be handed to the other; empty if they can.
-
-    Calls are bound to the checkout's own signature and passed on by name, so order and defaults may differ, but every
-    parameter of theirs must be one of ours, and whatever ours requires must be one of theirs. Where theirs takes any
-    number of positional arguments, those it names must be our first ones in our order.
-    """
-    given, known = _named(theirs), _named(ours)
-    unknown = [name for name, p in given.items() if name not in known and not _is_private_option(p)]
-    if unknown:
-        return f"it has parameters that are unknown here: {', '.join(unknown)}"
-    if _takes_any(theirs, inspect.Parameter.VAR_POSITIONAL):
-        first = [name for name, p in given.items() if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-        return "" if first == list(known)[: len(first)] else "its positional arguments are in another order"
-    missing = [name for name, p in known.items() if p.default is inspect.Parameter.empty and name not in given]
-    if missing and not _takes_any(theirs, inspect.Parameter.VAR_KEYWORD):
-        return f"it lacks parameters that are needed here: {', '.join(missing)}"
-    return ""
-
-
-def _handed_on(
-    theirs: inspect.Signature, ours: inspect.Signature, args: tuple[Any, ...], keywords: dict[str, Any]
-) -> inspect.BoundArguments:
-    """Bind a call of theirs to our signature.
-
-    Raises
-    ------
-    TypeError
-        It carries what is unknown here, or lacks what is needed.
-    """
-    known = _named(ours)
-    private = {name for name, p in _named(theirs).items() if name not in known and _is_private_option(p)}
-    if _takes_any(theirs, inspect.Parameter.VAR_POSITIONAL):
-        return ours.bind(*args, **{name: value for name, value in keywords.items() if name not in private})
-    bound = theirs.bind(*args, **keywords)
-    bound.apply_defaults()
-    arguments = dict(bound.arguments)
-    arguments |= arguments.pop(_takes_any(theirs, inspect.Parameter.VAR_KEYWORD), {})
-    return ours.bind(**{name: value for name, value in arguments.items() if name not in private})
-
-
-def forwarding(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function with the signature of theirs that calls ours.
-
-    A call that does not fit ours (where theirs takes any keyword, say) goes to theirs, with a warning.
-    """
-    signature, own = inspect.signature(theirs), inspect.signature(ours)
-    told: set[str] = set()
-
-    @functools.wraps(theirs)
-    def call(*args: Any, **keywords: Any) -> Any:
-        try:
-            bound = _handed_on(signature, own, args, keywords)
-        except TypeError as exc:
-            if str(exc) not in told:
-                told.add(str(exc))
-                logger.warning("[zemosaic-phase3] %s: %s; the checkout's own code runs", theirs.__name__, exc)
-            return theirs(*args, **keywords)
-        return ours(*bound.args, **bound.kwargs)
-
-    return call
-
-
-def _configuration(worker: ModuleType) -> SimpleNamespace:
-    """Return the checkout's configuration, as its own ``create_master_tile`` reads it; empty where it is unreadable."""
-    load = getattr(getattr(worker, "zemosaic_config", None), "load_config", None)
-    if load is None:
-        return SimpleNamespace()
-    try:
-        return SimpleNamespace(**load())
-    except Exception as exc:  # noqa: BLE001 - the checkout's code; its defaults serve then, as they do there
-        logger.warning("[zemosaic-phase3] the configuration cannot be read (%s); defaults are used", exc)
-        return SimpleNamespace()
-
-
-def master_tile_in(worker: ModuleType, ours: ModuleType) -> Callable[..., Any]:
-    """Return our ``create_master_tile`` with what the checkout's own takes from its module, not from its arguments.
-
-    These are its configuration, its limit of tiles at a time, the exception it stops with, and its list of the tiles
-    that were made.
-    """
-    signature = inspect.signature(ours.create_master_tile)
-
-    @functools.wraps(ours.create_master_tile)
-    def create_master_tile(*args: Any, **keywords: Any) -> Any:
-        arguments = signature.bind(*args, **keywords).arguments
-        slots = getattr(worker, "_PH3_CONCURRENCY_SEMAPHORE", None)
-        if slots is not None:  # the run assigns a new one when it changes its limit
-            ours._PH3_CONCURRENCY_SEMAPHORE = slots  # type: ignore[attr-defined]
-        result = ours.create_master_tile(**{"zconfig": _configuration(worker), **arguments})
-        stopped = getattr(worker, "Phase3TileAbortRequested", None)
-        event = arguments.get("abort_event")
-        if result[0][0] is None and stopped is not None and event is not None and event.is_set():
-            raise stopped(f"tile={arguments.get('tile_id')}")
-        remember = getattr(worker, "_register_master_tile_identity", None)
-        if result[0][0] is not None and remember is not None:
-            remember(result[0][0], f"tile:{int(arguments['tile_id']):04d}")  # the form in which later phases ask for it
-        return result
-
-    return create_master_tile
-
-
 def missing_packages(names: Iterable[str] = NEEDED) -> list[str]:
     """Return which of the packages that stacking needs this interpreter does not have."""
     return [name for name in names if importlib.util.find_spec(name) is None]
@@ -211,10 +97,35 @@ def missing_packages(names: Iterable[str] = NEEDED) -> list[str]:
 
 _completing = threading.Lock()
 _opening = threading.RLock()
+_told: set[str] = set()
+
+
+def trouble() -> str:
+    """Return why stacking cannot work with this interpreter, empty if nothing speaks against it.
+
+    Numba is really imported, and a file of kernels with it: one that is there and broken ("Numba needs NumPy 2.3 or
+    less") is only found so. That takes 0.3 s, once a process, of the several seconds that ZeMosaic takes to start, and
+    the process that stacks needs it anyway.
+    """
+    if sys.version_info < (3, 11):  # noqa: UP036 - the checkout chooses its interpreter
+        return f"{sys.executable} is older than Python 3.11"
+    missing = missing_packages()
+    if missing:
+        return f"{sys.executable} has no {missing}; install them there, or detach"
+    for name in (*NEEDED, KERNELS):
+        try:
+            importlib.import_module(name)
+        except Exception as exc:  # noqa: BLE001 - a broken package may raise anything
+            return (
+                f"{name} cannot be imported with {sys.executable} ({type(exc).__name__}: {exc}); repair it, or detach"
+            )
+    return ""
 
 
 def complete(module: ModuleType) -> list[str]:
-    """Replace in a module of a checkout what we do better; whatever does not fit stays as it is, with a warning.
+    """Replace in a module of a checkout what we do better; whatever does not fit stays as it is.
+
+    Nothing is replaced where anything goes wrong: the checkout's own code stays in charge, and one warning says why.
 
     Parameters
     ----------
@@ -227,41 +138,78 @@ def complete(module: ModuleType) -> list[str]:
     list of str
         The names replaced.
     """
-    if sys.version_info < (3, 11):  # noqa: UP036 - the checkout chooses its interpreter
-        logger.warning("[zemosaic-phase3] not used: %s is older than Python 3.11", sys.executable)
-        return []
-    missing = missing_packages()
-    if missing:
-        logger.warning(
-            "[zemosaic-phase3] not used: %s has no %s; install them there, or detach", sys.executable, missing
-        )
-        return []
-    stem = module.__name__.rpartition(".")[2]
-    with _completing:
-        try:
-            ours = door(stem)
-        except ModuleNotFoundError as exc:
-            if exc.name != f"{DOORS}.{stem}":
-                raise
-            return []  # this version has no such door
-        names = [name for name in REPLACED[stem] if _replace(module, ours, name)]
-        if _SHARING_STATE.intersection(names) and hasattr(module, "_P3_GPU_STATE"):
-            # Whoever reads or resets it there means ours: a GPU that one side has given up, the other must not try.
-            module._P3_GPU_STATE = ours._P3_GPU_STATE  # type: ignore[attr-defined]
-    logger.info("[zemosaic-phase3] %s: %s", module.__name__, ", ".join(names) or "nothing replaced")
+    try:
+        with _completing:
+            reason = trouble()
+            names = [] if reason else _complete(module)
+    except Exception as exc:  # noqa: BLE001 - whatever it is, ZeMosaic must start
+        reason, names = f"{type(exc).__name__}: {exc}", []
+        logger.debug("[zemosaic-phase3] %s", module.__name__, exc_info=exc)
+    if reason and reason not in _told:
+        _told.add(reason)
+        logger.warning("[zemosaic-phase3] not used, the checkout's own code runs: %s", reason)
     return names
 
 
-def _replace(module: ModuleType, ours: ModuleType, name: str) -> bool:
-    theirs, mine = getattr(module, name, None), getattr(ours, name, None)
-    if mine is None or not inspect.isfunction(theirs):
-        return False
-    reason = incompatibility(inspect.signature(theirs), inspect.signature(mine))
-    if reason:
-        logger.warning("[zemosaic-phase3] %s.%s stays as it is: %s", module.__name__, name, reason)
-        return False
-    served = mine
-    if (module.__name__.rpartition(".")[2], name) == ESSENTIAL:
-        served = master_tile_in(module, ours)
-    setattr(module, name, forwarding(theirs, served))
-    return True
+def _complete(module: ModuleType) -> list[str]:
+    """Replace what fits, all of it or nothing."""
+    stem = module.__name__.rpartition(".")[2]
+    try:
+        ours = door(stem)
+    except ModuleNotFoundError as exc:
+        if exc.name != f"{DOORS}.{stem}":
+            raise
+        return []  # this version has no such door
+    served, kept = {}, {}
+    for name in REPLACED[stem]:
+        theirs, mine = getattr(module, name, None), getattr(ours, name, None)
+        if mine is None or not inspect.isfunction(theirs):
+            continue
+        reason = incompatibility(inspect.signature(theirs), inspect.signature(mine))
+        if reason:
+            kept[name] = reason
+        else:
+            served[name] = _served(module, ours, name)
+    _say_what_stays(module, kept)
+    vars(module).update(served)
+    if stem == ESSENTIAL[0]:
+        _share(module, ours, served)
+    logger.info("[zemosaic-phase3] %s: %s", module.__name__, ", ".join(served) or "nothing replaced")
+    return list(served)
+
+
+def _say_what_stays(module: ModuleType, kept: Mapping[str, str]) -> None:
+    """Tell what was not replaced: a warning for the one that matters, a line for those who look for it."""
+    for name, reason in kept.items():
+        if (module.__name__.rpartition(".")[2], name) == ESSENTIAL:
+            logger.warning("[zemosaic-phase3] %s.%s stays as it is: %s", module.__name__, name, reason)
+    if kept:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in kept.items())
+        logger.debug("[zemosaic-phase3] %s: as they are stay %s", module.__name__, reasons)
+
+
+def _served(module: ModuleType, ours: ModuleType, name: str) -> Callable[..., Any]:
+    """Return our function under the signature of the checkout's."""
+    from zemosaic_phase3.compat.checkout import drop_steps, master_tile_in
+
+    theirs, mine = getattr(module, name), getattr(ours, name)
+    if (module.__name__.rpartition(".")[2], name) != ESSENTIAL:
+        return forwarding(theirs, mine, prepare=drop_steps)
+    return forwarding(theirs, master_tile_in(module, ours), is_our_fault=functools.partial(_costs_no_tile, module))
+
+
+def _costs_no_tile(worker: ModuleType, exc: Exception) -> bool:
+    """Tell an error after which the checkout makes a tile itself: any but a wrong option and a request to stop."""
+    stopped = getattr(worker, "Phase3TileAbortRequested", None)
+    asked = (ZeMosaicError, stopped) if isinstance(stopped, type) else (ZeMosaicError,)
+    return not isinstance(exc, asked)
+
+
+def _share(module: ModuleType, ours: ModuleType, served: Iterable[str]) -> None:
+    """Let the checkout's worker and our door know of the GPU, and of replaced names, what the other one knows."""
+    from zemosaic_phase3.compat.checkout import ReplacedNames
+
+    if _SHARING_STATE.intersection(served) and hasattr(module, "_P3_GPU_STATE"):
+        # Whoever reads or resets it there means ours: a GPU that one side has given up, the other must not try.
+        module._P3_GPU_STATE = ours._P3_GPU_STATE  # type: ignore[attr-defined]
+    ours._NAMES.maps[:] = [ReplacedNames(module), vars(ours)]

@@ -1,15 +1,23 @@
 """Centre-out normalisation: the levels of a tile matched to tiles made before it, outward from an anchor tile.
 
 The run owns a context that collects a small luminance preview of every finished tile. The anchor keeps its levels. Any
-other tile waits for the anchor, then takes gain and offset from the sky of the tile it overlaps most with; where it
-overlaps with none, its median is brought to the anchor's. Tiles are matched to corrected tiles, so levels spread from
-the centre outward.
+other tile takes gain and offset from the anchor's sky where the two overlap; else from the first tile, in the run's
+order of work, that it overlaps with and for which it waits. Where it overlaps with none, its median is brought to the
+anchor's.
+Tiles are matched to corrected tiles, so levels spread from the centre outward.
+
+The order in which tiles happen to be finished therefore decides nothing, as long as nobody has to wait for longer than
+``PATIENCE_S`` for a tile that no thread of this process is at work on.
 """
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -25,12 +33,20 @@ if TYPE_CHECKING:
     from astropy.wcs import WCS
 
 
+logger = logging.getLogger("ZeMosaicWorker")
+
 LUMINANCE: Final = (0.299, 0.587, 0.114)
 FILLED_FRACTION: Final = 0.5  # of the pixels behind one of the preview; fewer give no level
+PATIENCE_S: Final = 60.0  # waited for a tile that nobody is seen to work on; as long as runs wait for their anchor
+POLL_S: Final = 0.05
 
 
 class Context(Protocol):
-    """What a run offers; ZeMosaic's own object has these names. All of it may be called from several threads."""
+    """What a run offers; ZeMosaic's own object has these names. All of it may be called from several threads.
+
+    It may have a list ``ordered_tile_ids``, all tiles in the order of work; without it no tile but the anchor is waited
+    for.
+    """
 
     anchor_original_id: int
 
@@ -198,8 +214,55 @@ def _overlap(preview: np.ndarray, wcs: WCS, other: np.ndarray, other_wcs: WCS) -
     return levels[both], other[y, x][both].astype(np.float64)
 
 
+class _AtWork:
+    """Tiles that threads of this process are making, each with its run."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tiles: list[tuple[int, int]] = []
+
+    def start(self, context: Context, tile_id: int) -> None:
+        """Note that a tile is being made."""
+        with self._lock:
+            self._tiles.append((id(context), tile_id))
+
+    def end(self, context: Context, tile_id: int) -> None:
+        """Note that it no longer is."""
+        with self._lock:
+            self._tiles.remove((id(context), tile_id))
+
+    def any_of(self, context: Context, tiles: set[int]) -> bool:
+        """Return True if one of the tiles is being made."""
+        with self._lock:
+            return any((id(context), tile) in self._tiles for tile in tiles)
+
+
+_at_work: Final = _AtWork()
+
+
+@contextlib.contextmanager
+def matching(context: Context | None, tile_id: int) -> Iterator[None]:
+    """Make a tile of a run in this block; whatever happens to it, nobody waits for it afterwards."""
+    if context is None:
+        yield
+        return
+    _at_work.start(context, tile_id)
+    try:
+        yield
+    finally:
+        _at_work.end(context, tile_id)
+        if all(entry.tile_id != tile_id for entry in context.get_processed_tiles()):
+            context.register_tile(tile_id, None, None, None, 1.0, 0.0, "failed")
+
+
 def match_tile(
-    image: np.ndarray, wcs: WCS | None, tile_id: int, context: Context, spec: CenterOutSpec
+    image: np.ndarray,
+    wcs: WCS | None,
+    tile_id: int,
+    context: Context,
+    spec: CenterOutSpec,
+    *,
+    pulse: Callable[[], None] = lambda: None,
 ) -> tuple[np.ndarray, Correction]:
     """Bring a tile to the anchor's levels and register it with the run.
 
@@ -210,8 +273,11 @@ def match_tile(
     wcs : astropy.wcs.WCS or None
     tile_id : int
     context : Context
-        Waited for: the anchor has to be registered first.
+        Waited for: the anchor has to be registered first, and where the tile does not overlap with it the tiles
+        before this one.
     spec : CenterOutSpec
+    pulse : callable
+        Called now and then while the tile waits; what it raises ends the wait.
 
     Returns
     -------
@@ -225,8 +291,8 @@ def match_tile(
     if tile_id == context.anchor_original_id:
         context.register_tile(tile_id, preview, preview_wcs, sky, 1.0, 0.0, "anchor")
         return image, Correction(1.0, 0.0, "anchor", preview.size)
-    context.wait_for_anchor()
-    found = _from_overlaps(preview, preview_wcs, tile_id, context, spec)
+    _wait_for_anchor(context, pulse)
+    found = _from_overlaps(preview, preview_wcs, tile_id, context, spec, pulse)
     if found is None:
         found = _from_anchor(sky, context.get_anchor_stats())
     if found.is_applied:
@@ -237,23 +303,75 @@ def match_tile(
     return image, found
 
 
+def _wait_for_anchor(context: Context, pulse: Callable[[], None]) -> None:
+    """Wait as long as the run does, and on while the anchor is being made."""
+    anchor = {int(context.anchor_original_id)}
+    while not context.wait_for_anchor() and _at_work.any_of(context, anchor):
+        pulse()
+
+
+def _wait_for(tiles: set[int], context: Context, pulse: Callable[[], None]) -> None:
+    """Wait until tiles are registered; for those that nobody makes until nothing has come for ``PATIENCE_S``."""
+    missing, deadline = tiles, time.monotonic() + PATIENCE_S
+    while True:
+        before = missing
+        missing = tiles - {int(entry.tile_id) for entry in context.get_processed_tiles()}
+        if not missing:
+            return
+        if missing != before or _at_work.any_of(context, missing):
+            deadline = time.monotonic() + PATIENCE_S
+        elif time.monotonic() > deadline:
+            logger.warning("centre-out: tiles %s did not come; tiles further out do without them", sorted(missing))
+            return
+        pulse()
+        time.sleep(POLL_S)
+
+
 def _from_overlaps(
-    preview: np.ndarray, wcs: WCS | None, tile_id: int, context: Context, spec: CenterOutSpec
+    preview: np.ndarray,
+    wcs: WCS | None,
+    tile_id: int,
+    context: Context,
+    spec: CenterOutSpec,
+    pulse: Callable[[], None],
 ) -> Correction | None:
-    """Match to the tile with which most of the sky is shared; None where no overlap suffices."""
-    best = None
+    """Match to the anchor, else to the first tile in the order of work that shares enough sky; None without any."""
     if wcs is None:
         return None
-    for entry in context.get_processed_tiles(exclude_tile_id=tile_id):
-        if entry.preview is None or entry.wcs is None:
-            continue
-        here, there = _overlap(preview, wcs, entry.preview, entry.wcs)
-        if here.size < max(1, spec.min_overlap_fraction * entry.preview.size):
-            continue
-        fit = estimate_sky_affine_to_ref(here, there, *spec.sky_percentile, spec.clip_sigma)
-        if fit is not None and (best is None or fit[2] > best.samples):
-            best = Correction(fit[0], fit[1], "overlap", fit[2])
-    return best
+    found = _match_to(context.anchor_original_id, preview, wcs, context, spec)
+    if found is not None:
+        return found
+    rank = context.get_rank(tile_id)  # None for one that is made once more: all others come before it
+    before = [t for t in getattr(context, "ordered_tile_ids", ()) if _comes_before(t, rank, context)]
+    if rank is not None:
+        _wait_for({int(t) for t in before}, context, pulse)
+    for other in _in_order(tile_id, rank, context):
+        if (found := _match_to(other, preview, wcs, context, spec)) is not None:
+            return found
+    return None
+
+
+def _comes_before(tile_id: int, rank: int | None, context: Context) -> bool:
+    theirs = context.get_rank(tile_id)
+    return theirs is not None and (rank is None or theirs < rank)
+
+
+def _in_order(tile_id: int, rank: int | None, context: Context) -> list[int]:
+    """Tiles registered that come before this one, in the order of work."""
+    tiles = [int(entry.tile_id) for entry in context.get_processed_tiles(exclude_tile_id=tile_id)]
+    return sorted((t for t in tiles if _comes_before(t, rank, context)), key=lambda t: (context.get_rank(t), t))
+
+
+def _match_to(other: int, preview: np.ndarray, wcs: WCS, context: Context, spec: CenterOutSpec) -> Correction | None:
+    """Match to one tile; None where it is not there, shares too little sky, or has nothing to match with."""
+    entry = next((e for e in context.get_processed_tiles() if int(e.tile_id) == int(other)), None)
+    if entry is None or entry.preview is None or entry.wcs is None:
+        return None
+    here, there = _overlap(preview, wcs, entry.preview, entry.wcs)
+    if here.size < max(1, spec.min_overlap_fraction * entry.preview.size):
+        return None
+    fit = estimate_sky_affine_to_ref(here, there, *spec.sky_percentile, spec.clip_sigma)
+    return None if fit is None else Correction(fit[0], fit[1], "overlap", fit[2])
 
 
 def _from_anchor(sky: Mapping[str, float] | None, anchor: Mapping[str, float] | None) -> Correction:

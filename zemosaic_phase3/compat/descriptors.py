@@ -10,7 +10,7 @@ import numpy as np
 
 from zemosaic_phase3.compat.finish import equalization_info
 from zemosaic_phase3.compat.parameters import stack_spec_from_params
-from zemosaic_phase3.engine.job import Job, StackResult, empty_result, make_job
+from zemosaic_phase3.engine.job import Job, StackResult, empty_result, make_job, result_shape
 from zemosaic_phase3.errors import NoFramesError, SpecError
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.io.open_frame import open_source
@@ -140,7 +140,7 @@ def result_of(image: np.ndarray, metadata: Mapping[str, Any], frames: Sequence[F
             weight_method=str(metadata.get("weight_method") or spec.weight),
             normalize_method=str(metadata.get("normalize_method") or spec.normalize),
         )  # fmt: skip
-        job = Job([f.source for f in frames], table, spec, frames[0].source.shape)
+        job = Job([f.source for f in frames], table, spec, result_shape(frames[0].source, spec))
         result = empty_result(job, 0)
         result.image = image
         result.coverage[...] = metadata.get("coverage", np.isfinite(image))

@@ -18,8 +18,8 @@ from zemosaic_phase3.compat.descriptors import Metadata, checked, result_of
 from zemosaic_phase3.compat.parallel_plan import forbids_gpu, tighter
 from zemosaic_phase3.compat.parameters import params_from_stack_spec
 from zemosaic_phase3.engine import cpu
-from zemosaic_phase3.engine.gpu_result import result_fault
-from zemosaic_phase3.engine.job import Job, StackResult, make_job
+from zemosaic_phase3.engine.job import Job, StackResult, make_job, result_shape
+from zemosaic_phase3.engine.result_check import result_fault
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.pipeline.device_policy import DevicePolicy, DeviceRequest
 from zemosaic_phase3.pipeline.tile import Stacker
@@ -77,6 +77,7 @@ def stack_auto(
         As the door was called.
     """
     frames, spec, reference = checked(descriptors, params, keywords.get("zconfig"))
+    asked_for_cpu = str(params.get("device") or "auto").lower() == "cpu"
 
     def on_gpu(less_memory: bool) -> tuple[np.ndarray, Mapping[str, Any]]:
         gpu_stacker = names["_p3_gpu_stack_from_paths"]
@@ -89,8 +90,9 @@ def stack_auto(
         if not isinstance(metadata, Mapping):
             raise names["_P3GPUStackingError"](f"the GPU returned metadata of type {type(metadata).__name__}")
         counted = metadata.get("coverage")
-        coverage = counted if getattr(counted, "shape", None) == frames[0].source.shape else None
-        fault = result_fault(image, frames[0].source.shape, coverage, partial(_rows, frames, spec, reference))
+        shape = result_shape(frames[0].source, spec)
+        coverage = counted if getattr(counted, "shape", None) == shape else None
+        fault = result_fault(image, shape, coverage, partial(_rows, frames, spec, reference))
         if fault:
             raise names["_P3GPUStackingError"](fault)
         return image, metadata
@@ -103,10 +105,11 @@ def stack_auto(
         return image, {} if metadata is None else metadata
 
     request = DeviceRequest(
-        wants_cpu=str(params.get("device") or "auto").lower() == "cpu",
+        wants_cpu=asked_for_cpu or names["_p3_gpu_stack_from_paths"] is None,
         plan_allows=not forbids_gpu(parallel_plan),
         require_gpu=as_bool(params.get("require_gpu"), False),
         logger=logger,
+        candidate=partial(names["_phase3_gpu_candidate"], parallel_plan, logger),
     )
     (image, metadata), used = DevicePolicy(names).stack(on_gpu, on_cpu, request)
     told = {**metadata, **_device_keys(used)}

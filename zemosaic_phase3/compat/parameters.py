@@ -31,7 +31,7 @@ def stack_spec_from_params(params: Mapping[str, Any], zconfig: object = None) ->
     Absent keys, and numbers that are None or empty text, take the defaults of the ZeMosaic entry points (no
     normalisation, weight or rejection, kappa 3/3, limits 0.05/0.05, mean, RGB equalised). Keys of ours, all optional:
     ``wsc_impl``, ``apply_rewinsor``, ``min_radial_weight_floor``, ``interpolation``, ``line_fit``, ``gesd_fraction``,
-    ``gesd_alpha``, ``flatten``.
+    ``gesd_alpha``, ``flatten``, ``bounded_by_stars``, ``grid``.
 
     Raises
     ------
@@ -68,6 +68,8 @@ def stack_spec_from_params(params: Mapping[str, Any], zconfig: object = None) ->
         radial_floor=number("min_radial_weight_floor", 0.05),
         interpolation=get("interpolation") or "lanczos3",
         flatten=as_bool(get("flatten"), False),
+        grid=get("grid"),
+        bounded_by_stars=as_bool(get("bounded_by_stars"), False),
     )
 
 
@@ -93,4 +95,6 @@ def params_from_stack_spec(spec: StackSpec) -> dict[str, Any]:
         "min_radial_weight_floor": spec.radial_floor,
         "interpolation": spec.interpolation,
         "flatten": spec.flatten,
+        "grid": spec.grid,
+        "bounded_by_stars": spec.bounded_by_stars,
     }

@@ -211,15 +211,15 @@ class Card:
         pixels = (slab.rows.stop - slab.rows.start) * route.width
         frames = slab.frames[batch.first : batch.last]
         common = (
-            _pointer(self._frames[k]), np.int32(batch.first), np.int32(route.height), np.int32(route.width),
-            np.int32(route.channels),
+            _pointer(self._frames[k]), np.int32(batch.first), np.int32(route.frame_height),
+            np.int32(route.frame_width), np.int32(route.channels),
         )  # fmt: skip
         samples = (_pointer(self._samples[k]), np.int64(pixels * route.channels))
         highest = int((frames["last"] - frames["first"]).max(initial=0))
         if highest > 0:
             kernel = kernel_of(RESAMPLE_CUDA, "open_rows")
             arguments = (_pointer(staged), *common, _pointer(self._blocks), *samples)
-            self._launch(kernel, len(frames), highest * route.width, arguments)
+            self._launch(kernel, len(frames), highest * route.frame_width, arguments)
         if not route.in_place[batch.first : batch.last].all():
             self._resample(slab, len(frames), pixels, common, samples)
 

@@ -135,6 +135,7 @@ def source_spans(
 class Route:
     """What a tile's frames ask of the way to the card: the facts a plan is made of.
 
+    ``height``, ``width``: of the result; ``frame_height``, ``frame_width``: of every frame.
     ``wires``: one per frame. ``in_place (N,) bool``: the frame lies on the reference grid already. ``is_direct``: the
     bytes of all frames are the samples themselves, and go straight to where rejection reads them. ``where``: "memory"
     if all are arrays, "files" if all are plain files, whose bytes travel as they are; else "mixed". ``margin``: rows of
@@ -145,6 +146,8 @@ class Route:
     n_frames: int
     height: int
     width: int
+    frame_height: int
+    frame_width: int
     channels: int
     wires: tuple[Wire, ...]
     in_place: np.ndarray
@@ -163,12 +166,17 @@ class Route:
 
     @property
     def row_elements(self) -> int:
-        """Samples of one frame in one row of the reference grid."""
+        """Samples of one frame in one row of the result's grid."""
         return self.width * self.channels
+
+    @property
+    def frame_row_elements(self) -> int:
+        """Samples in one row of a frame."""
+        return self.frame_width * self.channels
 
     def source_rows(self, rows: int) -> int:
         """Most rows of one frame that a slab of ``rows`` rows needs."""
-        return min(math.ceil(rows * self.stretch) + self.margin, self.height)
+        return min(math.ceil(rows * self.stretch) + self.margin, self.frame_height)
 
 
 def route_of(job: Job) -> Route:
@@ -192,6 +200,8 @@ def route_of(job: Job) -> Route:
         n_frames=len(job.sources),
         height=height,
         width=width,
+        frame_height=job.sources[0].height,
+        frame_width=job.sources[0].width,
         channels=job.channels,
         wires=wires,
         in_place=in_place,
@@ -283,7 +293,7 @@ def _batch_bytes(route: Route, rows: int) -> int:
 def _block_bytes(route: Route, rows: int) -> int:
     if route.in_place.all():
         return 0
-    frame = 4 * route.source_rows(rows) * route.row_elements
+    frame = 4 * route.source_rows(rows) * route.frame_row_elements
     return max(frame, min(BLOCK_BYTES, frame * route.n_frames))
 
 
@@ -416,15 +426,15 @@ def cut(job: Job, route: Route, plan: GpuPlan) -> Iterator[Slab]:
         moved = ~route.in_place
         if moved.any():
             edges = np.array([rows.start]), np.array([rows.stop])
-            spans = source_spans(job.table.transform[moved], *edges, route.width, route.height, reach_px[moved])
+            spans = source_spans(job.table.transform[moved], *edges, route.width, route.frame_height, reach_px[moved])
             first[moved], last[moved] = spans[0][0], spans[1][0]
         margin = np.where(is_mosaic & (last > first), _cfa_margin(), 0)
-        top, bottom = np.maximum(first - margin, 0), np.minimum(last + margin, route.height)
+        top, bottom = np.maximum(first - margin, 0), np.minimum(last + margin, route.frame_height)
         frames["first"], frames["last"] = first, last
         frames["raw_first"], frames["raw_rows"] = top, bottom - top
         frames["place"] = np.where(route.in_place, IN_PLACE, np.where(last > first, RESAMPLED, OUTSIDE))
         sizes = (bottom - top) * row_bytes
-        blocks = np.where(moved, 4 * (last - first) * route.row_elements, 0)
+        blocks = np.where(moved, 4 * (last - first) * route.frame_row_elements, 0)
         if packed is None or not (np.array_equal(sizes, packed[0]) and np.array_equal(blocks, packed[1])):
             packed = sizes, blocks, *_pack(sizes, blocks, plan, is_direct=route.is_direct)
         _, _, batches, frames["raw_at"], frames["block_at"] = packed

@@ -117,6 +117,11 @@ class StackResult:
         return (100.0 * rejected).tolist()
 
 
+def result_shape(source: FrameSource, spec: StackSpec) -> tuple[int, ...]:
+    """Return the shape of a result: (H, W) or (H, W, 3)."""
+    return source.shape if spec.grid is None else (*spec.grid, *source.shape[2:])
+
+
 def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) -> Job:
     """Measure what has not been measured and compute the frame table."""
     unmeasured = measure_levels(np.zeros((1, 1, frames[0].source.channels), np.float32))
@@ -130,10 +135,12 @@ def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) ->
     )  # fmt: skip
     sources = [frames[i].source for i in used]
     height, width = frames[0].source.shape[:2]
-    table = replace(table, distortion=checked_fields([frames[i].distortion for i in used], height, width))
+    fields = checked_fields([frames[i].distortion for i in used], height, width)
+    shape = result_shape(frames[0].source, spec)
+    table = replace(table, distortion=fields, own_grid=shape != frames[0].source.shape)
     if spec.flatten:
         sources = flattened_sources(sources, [stats[i] for i in used], table, used.index(reference))
-    return Job(sources, table, spec, frames[0].source.shape, dropped)
+    return Job(sources, table, spec, shape, dropped)
 
 
 def empty_result(job: Job, rows_per_slab: int) -> StackResult:

@@ -24,6 +24,10 @@ THIN_RIM_PX: Final = 2  # what frames that were never moved lose at a border by 
 KEEP_WHOLE_FRACTION: Final = 0.97  # a crop that would keep this much of the area is not worth a new WCS
 LEAST_KEPT_FRACTION: Final = 0.25  # a crop that would leave less says more about the evidence than about the tile
 NOISE_PER_K: Final = 0.25  # a block is noisy above 1 + 0.25 k_sigma times the typical noise
+LEAST_BLOCKS: Final = 8  # along a side, for a band along another one to stand out
+WIDEST_BAND: Final = 0.25  # of the rows of blocks
+ALONG_FRACTION: Final = 0.8  # of a side, along which a band is dark
+STEEPER: Final = 3.0  # a step, than the slopes beside it
 RECTANGLE_CELLS: Final = 256  # the exact search for the largest rectangle is done on a mask of about this size
 
 
@@ -41,11 +45,15 @@ def detect_autocrop_rgb(
     """Find the part of a tile that is worth keeping.
 
     The largest axis-aligned rectangle without poor pixels, less ``margin_px`` on the sides that were cut. Poor is what
-    touches the border (through other poor pixels) and, if ``coverage`` is given, has less than half of the largest
-    coverage; otherwise is not finite, or lies in a block of ``band_px / 2`` pixels that is constant, or darker than a
-    smooth sky by ``k_sigma`` noise in a channel (dark or coloured), or not brighter than the sky and noisier than
-    ``1 + k_sigma / 4`` times the typical noise. Bad blocks count in groups of ``min_run`` or more. The pixels
-    can mislead (a nebula as large as the tile, strong vignetting): give the coverage where there is one.
+    touches the border, through other poor pixels too.
+
+    With ``coverage`` that is what has less than half of the largest coverage, or lies in a band along a side that a
+    step sets off and that is darker by ``k_sigma`` noise in a channel: a shadow on the sensor is in every frame.
+
+    Without it, that is what is not finite, or lies in a block of ``band_px / 2`` pixels that is constant, or darker
+    than a smooth sky by ``k_sigma`` noise in a channel (dark or coloured), or not brighter than the sky and noisier
+    than ``1 + k_sigma / 4`` times the typical noise. Bad blocks count in groups of ``min_run`` or more. The pixels can
+    mislead (a nebula as large as the tile, strong vignetting): give the coverage where there is one.
 
     Parameters
     ----------
@@ -80,6 +88,8 @@ def detect_autocrop_rgb(
         sound = _sound_pixels(lum2d, (R, G, B), band_px, k_sigma, min_run)
     else:
         sound = ~poorly_covered_border(coverage_2d(coverage, lum2d.shape), WELL_COVERED_FRACTION)
+        for plane in {id(plane): plane for plane in (R, G, B)}.values():  # of a mono tile all three are one
+            sound &= ~_dark_bands(plane, band_px, k_sigma)
     y0, x0, y1, x1 = _largest_rectangle(sound)
     if coverage is not None and _is_clean((y0, x0, y1, x1), height, width):
         return 0, 0, height, width
@@ -124,6 +134,46 @@ def _sound_pixels(
             bad |= _side_of_sky(np.where(constant, np.nan, channel), k_sigma, typical) < 0
     bad = touching_border(bad, max(1, int(min_run)))
     return sound & ~_whole_blocks(bad, block, lum.shape)
+
+
+def _dark_bands(plane: np.ndarray, band_px: int, k_sigma: float) -> np.ndarray:
+    """Pixels of bands along the sides that are darker than what follows, set off by a step, ``(H, W) bool``."""
+    band = np.zeros(plane.shape, bool)
+    block = max(8, int(band_px) // 2)
+    if min(plane.shape) < LEAST_BLOCKS * block or not np.isfinite(plane).any():
+        return band  # too few blocks to know what is typical
+    for turns in range(4):  # each side in turn becomes the upper one
+        turned = np.rot90(plane, turns)
+        widest = int(WIDEST_BAND * turned.shape[0] / block)
+        strip = turned[: (widest + 5) * block]
+        noise = _block_noise(strip, block)
+        limit = k_sigma * finite_median(noise[noise > 0])
+        rows = block * _dark_rows(block_medians(strip, block), widest, limit)
+        np.rot90(band, turns)[:rows] = True  # a view: the pixels marked are the band's
+    return band
+
+
+def _dark_rows(level: np.ndarray, widest: int, limit: float) -> int:
+    """Count the rows of blocks above the steepest step, if it is one from dark to bright along the whole side.
+
+    A step rises by more than ``limit``, ADU, in ``ALONG_FRACTION`` of the columns, from one row to the next but one, so
+    that its edge may lie anywhere; and by far more than the levels change before and after it, as gradients and
+    vignetting do.
+    """
+    best, found = 0.0, 0
+    for k in range(widest):
+        before, after, further = level[k], level[k + 2], level[k + 4]
+        rise = after - before
+        known = np.isfinite(rise)
+        if np.count_nonzero(known & (rise > limit)) < ALONG_FRACTION * max(1, level.shape[1]):
+            continue
+        step, smooth = finite_median(rise), abs(finite_median(further - after))
+        if k >= 2:
+            smooth = max(smooth, abs(finite_median(before - level[k - 2])))
+        if step > max(limit, STEEPER * smooth, best):
+            is_dark = finite_median(level[k + 1] - before) < 0.5 * step  # the row with the edge in it
+            best, found = step, k + 1 + int(is_dark)
+    return found
 
 
 def _whole_blocks(grid: np.ndarray, block: int, shape: tuple[int, ...]) -> np.ndarray:

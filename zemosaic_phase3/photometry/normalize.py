@@ -14,6 +14,8 @@ from zemosaic_phase3.records import FrameStats
 from zemosaic_phase3.spec import StackSpec
 
 MIN_SPAN: Final = 1e-5  # ADU; a percentile span below this has no slope to match
+MAX_STAR_SIGMAS: Final = 3.0  # standard errors of a star gain, that a scale from percentiles may be off
+MAX_STAR_MISFIT: Final = 0.02  # and at least by this much
 MAX_POOR_SHARE: Final = 0.1  # of the frames, that normalisation auto leaves out for having no gain
 
 
@@ -152,6 +154,8 @@ def match_levels(
     distortion: Sequence[np.ndarray | None],
 ) -> _Match:
     """Apply the normalisation asked for; ``auto`` is photometric where the stars support it, else additive_scaling."""
+    if spec.is_bounded_by_stars:
+        return _bounded_by_stars(spec, stats, transforms, reference, distortion)
     if spec.normalize not in STAR_NORMALISATIONS:
         return _Match(*normalisation(spec, stats, reference), spec.normalize, [], {})
     scale, offset, gains = photometric(stats, transforms, reference, distortion)
@@ -169,6 +173,37 @@ def match_levels(
         lowest, highest = np.nanmin(scale), np.nanmax(scale)
         notes = [f"normalisation auto took photometric: {stars} stars a frame, gains {lowest:.3f} to {highest:.3f}"]
     return _Match(scale, offset, "photometric", notes, reasons)
+
+
+def _bounded_by_stars(
+    spec: StackSpec,
+    stats: Sequence[FrameStats],
+    transforms: Sequence[np.ndarray],
+    reference: int,
+    distortion: Sequence[np.ndarray | None],
+) -> _Match:
+    """Normalise by percentiles, but take a frame's scale and offset from its stars where they contradict.
+
+    They do where, in a channel, the two scales differ by more than ``MAX_STAR_SIGMAS`` errors of the star gain and
+    ``MAX_STAR_MISFIT``. A frame whose stars give no gain keeps what the percentiles say.
+    """
+    scale, offset = normalisation(spec, stats, reference)
+    by_stars, star_offset, gains = photometric(stats, transforms, reference, distortion)
+    corrected = []
+    for i, gain in enumerate(gains):
+        if i == reference or not gain.supported or not np.isfinite(star_offset[i]).all():
+            continue
+        misfit = np.abs(scale[i] / by_stars[i] - 1.0)
+        if np.any(misfit > np.maximum(MAX_STAR_SIGMAS * gain.error, MAX_STAR_MISFIT)):
+            corrected.append(float(misfit.max()))
+            scale[i], offset[i] = by_stars[i], star_offset[i]
+    notes = []
+    if corrected:
+        notes = [
+            f"normalisation {spec.normalize}: the stars contradict the scales of {len(corrected)} of {len(stats)} "
+            f"frames, by up to {100 * max(corrected):.0f} %; those take gain and offset from the stars"
+        ]
+    return _Match(scale, offset, spec.normalize, notes, {})
 
 
 def why_no_gain(gain: Gain) -> str:

@@ -15,6 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from zemosaic_phase3.errors import StackCancelled, ZeMosaicError
@@ -46,13 +47,15 @@ class DeviceRequest:
     """What the caller says about the device of a tile.
 
     ``wants_cpu``: the GPU is not to be tried. ``plan_allows``: the plan of the run does not forbid the GPU.
-    ``require_gpu``: a fall back to the CPU is an error.
+    ``require_gpu``: a fall back to the CPU is an error. ``candidate``: who tells whether to try the GPU; None: the
+    policy itself.
     """
 
     wants_cpu: bool = False
     plan_allows: bool = True
     require_gpu: bool = False
     logger: logging.Logger = LOGGER
+    candidate: Callable[[], bool] | None = None
 
 
 class DevicePolicy:
@@ -168,7 +171,8 @@ class DevicePolicy:
         """
         result: Result | None = None
         failures: list[Failure] = []
-        if not request.wants_cpu and self.candidate(request.plan_allows, request.logger):
+        ask = request.candidate or partial(self.candidate, request.plan_allows, request.logger)
+        if not request.wants_cpu and ask():
             if self._is_first("candidate_announced"):
                 request.logger.info("[P3][GPU] Phase 3 GPU auto mode enabled (mode=C, candidate=True)")
             result, failures = self._try_gpu(on_gpu, request.logger)

@@ -43,6 +43,7 @@ Opener = Callable[[Any], FrameSource]
 """Opens one descriptor, or raises FrameError."""
 
 LOOK_ROWS: Final = 16  # of the middle of a frame: nearly always enough to see that it is not blank
+FEW_STARS: Final = 0.5  # of the stars that a typical frame shows; fewer are next to none
 MOST_REFERENCES: Final = 3  # frames tried as reference before the run settles for the best of them
 
 
@@ -334,6 +335,30 @@ def scan_group(
             group.rows[i].scan = found
 
 
+def drop_starless(group: Group, spec: RegisterSpec) -> None:
+    """Leave out frames that show next to no stars where most of the others do: clouds, not a field without stars.
+
+    Such a frame would be placed by its header's WCS alone, and stacked as if it showed the field. A field where nobody
+    finds stars is registered by the WCS as before. The reference that was named stays.
+    """
+    if spec.mode != "auto":  # by stars alone it cannot be registered, by the WCS alone it is wanted
+        return
+    counts = {i: len(found) for i in group.usable if (found := group.scan(i).stars) is not None}
+    if not counts:
+        return
+    typical = float(np.median(list(counts.values())))
+    if typical < spec.min_matched:
+        return
+    for i, count in counts.items():
+        if count < min(spec.min_matched, FEW_STARS * typical) and i != group.reference:
+            reason = (
+                f"{count} {'star' if count == 1 else 'stars'} in the frame, at least {spec.min_matched} are needed, "
+                f"and the others show {typical:.0f}: clouds? Registration by the WCS would take it"
+            )
+            group.rows[i].registration = Registration(ok=False, method="stars", reason=reason)
+            group.rows[i].drop(f"not registered: {reason}")
+
+
 def register_group(group: Group, spec: RegisterSpec, *, workers: int = 1, progress: Callback | None = None) -> None:
     """Register every frame on the reference, choosing one where none was named; fills the rows' registrations.
 
@@ -352,6 +377,7 @@ def register_group(group: Group, spec: RegisterSpec, *, workers: int = 1, progre
         raise NoFramesError(f"the reference {row.name} cannot be used: {row.reason}")
     if spec.mode == "wcs" and len(usable) > 1:  # a frame alone needs none
         _require_wcs(group)
+    drop_starless(group, spec)
     if group.reference >= 0:
         verdicts = _register_on(group, group.reference, spec, workers, progress)
     else:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from zemosaic_phase3.engine import cpu
-from zemosaic_phase3.engine.gpu_result import result_fault
 from zemosaic_phase3.engine.job import Job, StackResult, make_job
 from zemosaic_phase3.engine.resources import Resources
+from zemosaic_phase3.engine.result_check import result_fault
 from zemosaic_phase3.errors import GPUStackingError, PlanError
 from zemosaic_phase3.finish.equalize import equalize_if
 from zemosaic_phase3.io.atomic_write import remove_strays

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,11 @@ from zemosaic_phase3.engine.slab import frame_block, source_pixel_bytes
 from zemosaic_phase3.engine.slab_plan import plan_slabs
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.finish.alpha import alpha_from_coverage
+from zemosaic_phase3.finish.crop import shift_wcs
 from zemosaic_phase3.finish.noise import measure_noise, noise_rows, typical_noise
 from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.pipeline.canvas import Canvas, canvas_around
 from zemosaic_phase3.pipeline.group import FrameRow, Group, open_group, register_group, scan_group
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
 from zemosaic_phase3.pipeline.tile_header import tile_header
@@ -55,6 +57,7 @@ class Tile:
     report: TileReport
     rows: list[FrameRow]
     equalization: Equalization = Equalization()
+    canvas: Canvas | None = None  # None: the grid is the reference's
 
 
 def build_tile(
@@ -136,8 +139,19 @@ def _check_memory(group: Group, stack: StackSpec, register: RegisterSpec, worker
     )  # fmt: skip
 
 
-def stack_group(group: Group, stacker: Stacker, stack: StackSpec, report: TileReport, *, workers: int = 1) -> Tile:
+def stack_group(
+    group: Group,
+    stacker: Stacker,
+    stack: StackSpec,
+    report: TileReport,
+    *,
+    workers: int = 1,
+    most_beyond: float = 0.0,
+) -> Tile:
     """Stack the registered frames of a group and finish the tile, on the grid of the reference.
+
+    With ``most_beyond`` the grid goes on around the reference where other frames show more, by as much of its width and
+    height on each side at most.
 
     What is wanted of the reference's file is read before the stack, so that a reference that vanishes meanwhile is one
     frame lost and not the tile. What it tells is found out beside the stack, which for the most part is done by threads
@@ -147,10 +161,18 @@ def stack_group(group: Group, stacker: Stacker, stack: StackSpec, report: TileRe
     usable = group.usable
     reference = group.source(group.reference)
     registered = [_registration(group, i) for i in usable]
+    canvas = canvas_around(registered, reference.shape, most_beyond)
     frames = [
-        Frame(group.source(i), r.transform, group.scan(i).stats, r.distortion)
+        Frame(
+            group.source(i),
+            r.transform if canvas is None else canvas.to_frame(r.transform),
+            group.scan(i).stats,
+            r.distortion,
+        )
         for i, r in zip(usable, registered, strict=True)
     ]
+    if canvas is not None:
+        stack = replace(stack, grid=canvas.shape)
     with ThreadPoolExecutor(1, thread_name_prefix="zemosaic") as beside:
         with timed(report, "finish"):
             about_reference = beside.submit(_describe_reference, *_read_reference(reference))
@@ -158,6 +180,8 @@ def stack_group(group: Group, stacker: Stacker, stack: StackSpec, report: TileRe
             result = stacker(frames, stack, usable.index(group.reference))
     with timed(report, "finish"):
         header, wcs, report.noise_before = about_reference.result()
+        if canvas is not None:
+            wcs = shift_wcs(wcs, -canvas.top, -canvas.left, canvas.shape)
         _note_in_rows(group, result)
         _fill_report(report, group, result, workers)
         tile = Tile(
@@ -169,6 +193,7 @@ def stack_group(group: Group, stacker: Stacker, stack: StackSpec, report: TileRe
             report=report,
             rows=group.rows,
             equalization=result.equalization,
+            canvas=canvas,
         )
     report.peak_rss_bytes = peak_rss_bytes()
     return tile

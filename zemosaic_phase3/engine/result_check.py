@@ -1,4 +1,4 @@
-"""Whether a tile that a GPU engine returned can be right."""
+"""Whether a tile that the GPU made can be right. Needs no GPU, nor the engine of one."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def result_fault(
 ) -> str:
     """Return what is wrong with an image that a GPU engine returned, empty if it can be a stack of the frames.
 
-    A tile may rightly hold no valid pixel, or zeros alone. What the engine counted says whether there was something to
-    see; where that is not known, or the image is all zeros, a few rows are stacked by the CPU and compared.
+    A tile may rightly hold no valid pixel, or zeros alone. The CPU stacks a few rows of such a one, to compare. What
+    the engine counted speaks against it, but not for it: frames that never reached the card count nothing.
 
     Parameters
     ----------
@@ -37,8 +37,8 @@ def result_fault(
     if not only_zeros and finite.any():
         return ""
     what = "zeros only" if only_zeros else "no valid pixel"
-    if coverage is not None and not only_zeros:
-        return f"the GPU returned {what}, although it counted valid samples" if coverage.any() else ""
+    if coverage is not None and not only_zeros and coverage.any():
+        return f"the GPU returned {what}, although it counted valid samples"
     for row in np.unique(np.linspace(0, shape[0] - 1, COMPARED_ROWS).astype(int)).tolist():
         rows = slice(row, row + 1)
         if not np.array_equal(rows_by_cpu(rows), image[rows], equal_nan=True):
