@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cuda_host
 import cupy as cp
 import numpy as np
+from zemosaic_phase3.combine.sorting_cuda import AHEAD, LEVELS, RUN_ROWS
 
 from zemosaic_phase3.combine import cuda
 from zemosaic_phase3.combine.kernel_arguments import COMBINE_CODES, METHOD_CODES
-from zemosaic_phase3.combine.sorting_cuda import AHEAD, LEVELS, RUN_ROWS
 
 CONSTANTS = ("METHOD", "COMBINE", "REWINSOR", "PLACE", "RUN")
 IMAGE = 1080 * 1920 * 3

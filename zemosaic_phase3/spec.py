@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from zemosaic_phase3.errors import SpecError
 from zemosaic_phase3.methods import (
-    DEFAULT_KAPPA,
     STAR_NORMALISATIONS,
     STAR_WEIGHTS,
     CombineName,
@@ -18,11 +17,13 @@ from zemosaic_phase3.methods import (
     LineFit,
     NormalizeName,
     RegisterMode,
+    Rejection,
     RejectName,
     TransformName,
     WeightName,
     WscImpl,
     canonical,
+    rejection_row,
 )
 from zemosaic_phase3.settings import in_range, store_number, winsor_limits
 
@@ -65,7 +66,8 @@ class StackSpec:
         put(self, "combine", canonical("combination", self.combine, CombineName))
         put(self, "interpolation", canonical("interpolation", self.interpolation, InterpolationName))
         put(self, "winsor_limits", winsor_limits(self.winsor_limits))
-        default = (3.0, 3.0) if self.is_legacy_winsor else DEFAULT_KAPPA[self.reject]
+        put(self, "line_fit", canonical("line fit", self.line_fit, LineFit))
+        default = self.rejection.limits
         low = default[0] if self.kappa_low is None else self.kappa_low
         high = default[1] if self.kappa_high is None else self.kappa_high
         put(self, "kappa_low", in_range("kappa (low)", low, 0.0, 1000.0))
@@ -73,7 +75,6 @@ class StackSpec:
         if self.grid is not None:
             height, width = (int(in_range("grid (height, width)", n, 1, 1e6)) for n in self.grid)
             put(self, "grid", (height, width))
-        put(self, "line_fit", canonical("line fit", self.line_fit, LineFit))
         store_number(self, "gesd_fraction", "GESD fraction", 0.0, 0.5)
         store_number(self, "gesd_alpha", "GESD alpha", 1e-9, 0.5)
         for name, label, highest in (
@@ -86,9 +87,14 @@ class StackSpec:
             store_number(self, name, label, *limits)
 
     @property
+    def rejection(self) -> Rejection:
+        """The row of the table of methods that is asked for."""
+        return rejection_row(self.reject, self)
+
+    @property
     def is_legacy_winsor(self) -> bool:
         """True when rejection is ZeMosaic's quantile winsorizing."""
-        return self.reject == "winsorized_sigma_clip" and self.wsc_impl == "legacy_quantile"
+        return self.rejection.replaces
 
     @property
     def frame_weight(self) -> WeightName:

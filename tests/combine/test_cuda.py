@@ -13,30 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zemosaic_phase3.combine import block, cuda, kernel_arguments
-from zemosaic_phase3.combine.sorting_cuda import AHEAD, LEVELS, RUN_ROWS
-from zemosaic_phase3.resample.cuda import RESAMPLE_CUDA
+from zemosaic_phase3.combine.cuda import AHEAD, RUN_ROWS
+from zemosaic_phase3.methods import COMBINATIONS, KERNELS
+from zemosaic_phase3.resample.cuda import source as resample_source
 from zemosaic_phase3.runtime.llvm import LANES
 
-METHODS = list(kernel_arguments.METHOD_CODES)
-COMBINES = list(kernel_arguments.COMBINE_CODES)
+METHODS = list(KERNELS)
+COMBINES = list(COMBINATIONS)
 COUNTS = [1, 2, 3, 5, 9, 10, 64, 65, 200, 1000]
 OUTPUTS = ("image", "coverage", "weight", "low", "high", "hits", "lost")
-MOST_FRAMES = cuda.MERGED_FRAMES  # of the tests: the memory of one column
-# What is fixed when the text is compiled for a device is set before each call here.
-CONSTANTS = ("METHOD", "COMBINE", "REWINSOR", "PLACE", "RUN")
-SETTERS = "".join(
-    f'static int {name};\nextern "C" void set_{name}(int value) {{ {name} = value; }}\n' for name in CONSTANTS
-)
-
-
-def host_text() -> str:
-    fixed = f"constexpr int LANES = 1, ROW = 1, RUN_ROWS = {RUN_ROWS}, LEVELS = {LEVELS}, AHEAD = {AHEAD};\n"
-    return f"{fixed}{SETTERS}{cuda.TEXT}\nfloat tile_memory[{MOST_FRAMES}];\n"
 
 
 @pytest.fixture(scope="session")
-def strict(tmp_path_factory) -> ctypes.CDLL:
-    return cuda_host.build(host_text(), "strict", tmp_path_factory.mktemp("cuda_text"))
+def strict() -> tuple[str, ...]:
+    """How g++ is to compile: as the device's compiler does with ``--fmad=false``."""
+    return cuda_host.STRICT
 
 
 @dataclass
@@ -58,8 +49,15 @@ class Case:
 
     def __post_init__(self) -> None:
         self.parameters = np.array([*self.par, 0.05, 0.1, 0.3, 0.05])
-        if self.method == "percentile_clip":
+        if KERNELS[self.method].unit == "fraction":
             self.parameters[:2] *= 0.01
+
+    @property
+    def arguments(self) -> kernel_arguments.KernelArguments:
+        critical = kernel_arguments.gesd_table(len(self.cube), self.parameters[5])
+        return kernel_arguments.KernelArguments(
+            self.method, self.combine, self.rewinsor, self.uniform, self.parameters, critical, self.frame_weight
+        )
 
     @property
     def uniform(self) -> bool:
@@ -91,15 +89,14 @@ def on_numba(case: Case) -> dict[str, np.ndarray]:
     lanes = np.ascontiguousarray(np.tile(case.frame_weight, (1, LANES // case.channels)))
     samples = np.empty((0, 0), np.float32) if case.sample_weights is None else case.sample_weights
     out["lost"][0] = block.combine_block(
-        cube, 0, p, kernel_arguments.METHOD_CODES[case.method], case.parameters, kernel_arguments.gesd_table(n, case.parameters[5]),
-        case.rewinsor, kernel_arguments.COMBINE_CODES[case.combine], case.uniform, lanes, samples, case.step,
+        cube, 0, p, case.arguments, lanes, samples, case.step,
         [out[name] for name in ("image", "coverage", "weight", "low", "high")], out["hits"],
     )  # fmt: skip
     return out
 
 
 def on_host(
-    library: ctypes.CDLL, case: Case, *, gap: int = 0, start: int = 0, stop: int | None = None
+    flags: tuple[str, ...], case: Case, *, gap: int = 0, start: int = 0, stop: int | None = None
 ) -> dict[str, np.ndarray]:
     """Run the CUDA text over pixels ``start .. stop - 1``; between the frames lie ``gap`` other elements."""
     n, p = case.cube.shape
@@ -107,13 +104,10 @@ def on_host(
     cube = np.full((n, p + gap), 55, case.cube.dtype)
     cube[:, :p] = case.cube
     out = outputs(n, p)
-    values = (
-        kernel_arguments.METHOD_CODES[case.method], kernel_arguments.COMBINE_CODES[case.combine], int(case.rewinsor), case.place,
-        case.run,
-    )  # fmt: skip
-    for name, value in zip(CONSTANTS, values, strict=True):
-        getattr(library, f"set_{name}")(value)
-    critical = kernel_arguments.gesd_table(n, case.parameters[5])
+    text = cuda.source(case.method, case.combine, rewinsor=case.rewinsor, in_shared=True, n_frames=n)
+    library = cuda_host.combine_library(text, flags)
+    cuda_host.set_constants(library, text, PLACE=case.place, RUN=case.run)
+    critical = case.arguments.critical
     samples = case.sample_weights
     scratch = np.empty(2 * n, np.float32)
     weight = np.ascontiguousarray(case.frame_weight)
@@ -156,8 +150,8 @@ def weights_for(n: int, columns: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).uniform(0.2, 1.0, (n, columns))
 
 
-def check(library: ctypes.CDLL, case: Case) -> None:
-    assert differences(on_host(library, case, gap=5), on_numba(case)) == {}
+def check(flags: tuple[str, ...], case: Case) -> None:
+    assert differences(on_host(flags, case, gap=5), on_numba(case)) == {}
 
 
 @pytest.mark.parametrize("n", COUNTS)
@@ -170,7 +164,7 @@ def test_every_method_and_combination_has_the_bits_of_numba(strict, method, n):
             for weights, samples in ((None, None), (weights_for(n, 3, 1), None),
                                      (None, weights_for(n, p // 3, 2).astype(np.float32))):  # fmt: skip
                 check(strict, Case(cube, method, combine, channels=3, weights=weights, sample_weights=samples, step=3))
-            if method == "legacy_quantile":
+            if KERNELS[method].replaces:
                 check(strict, Case(cube, method, combine, channels=3, weights=weights_for(n, 3, 1), rewinsor=True))
 
 
@@ -186,7 +180,7 @@ def test_random_stacks_in_any_pieces_have_the_bits_of_the_whole(strict, method, 
         cube, method, data.draw(st.sampled_from(COMBINES)), par=data.draw(st.sampled_from([(3.0, 3.0), (0.6, 2.0)])),
         channels=channels, weights=weights_for(n, channels, seed) if data.draw(st.booleans()) else None,
         sample_weights=weights_for(n, pixels, seed + 1).astype(np.float32) if data.draw(st.booleans()) else None,
-        step=channels, rewinsor=method == "legacy_quantile" and data.draw(st.booleans()),
+        step=channels, rewinsor=KERNELS[method].replaces and data.draw(st.booleans()),
         place=data.draw(st.sampled_from([cuda.SHARED, cuda.MERGED, cuda.SCRATCH])),
         run=data.draw(st.sampled_from([r for r in (8, 16, 32) if n <= r or r == 32])),
     )  # fmt: skip
@@ -202,7 +196,7 @@ def test_random_stacks_in_any_pieces_have_the_bits_of_the_whole(strict, method, 
 
 def test_winsorizing_that_ends_without_deviation_keeps_the_median_alone(strict):
     samples = np.float32([-75, -50, *4 * [-25], *4 * [0], 25, 25, *5 * [50]])
-    case = Case(samples[:, None], "pixinsight", par=(0.6, 2.0))
+    case = Case(samples[:, None], "winsorized_huber", par=(0.6, 2.0))
     assert on_host(strict, case)["image"][0] == 50.0
     check(strict, case)
 
@@ -220,7 +214,7 @@ def test_winsorizing_that_ends_without_deviation_keeps_the_median_alone(strict):
 )  # fmt: skip
 def test_lines_through_any_numbers_have_the_bits_of_numba(strict, samples, par):
     with np.errstate(over="ignore"):
-        check(strict, Case(np.float32(samples)[:, None], "linear_fit_lad", par=par))
+        check(strict, Case(np.float32(samples)[:, None], "least_absolute_line", par=par))
 
 
 @pytest.mark.parametrize("step", [0.0, 1.0, 8.0, 100.0])
@@ -228,7 +222,7 @@ def test_lines_through_samples_on_a_grid_have_the_bits_of_numba(strict, step):
     for n in (5, 33, 150):
         cube = 1000.0 + 30.0 * np.random.default_rng(n).standard_normal((n, 192))
         cube = np.round(cube / step) * step if step else np.full_like(cube, 7.0)
-        check(strict, Case(cube.astype(np.float32), "linear_fit_lad", par=(2.0, 1.5)))
+        check(strict, Case(cube.astype(np.float32), "least_absolute_line", par=(2.0, 1.5)))
 
 
 @pytest.mark.parametrize("place", [cuda.MERGED, cuda.SCRATCH])
@@ -247,7 +241,7 @@ def test_the_largest_tournament_and_what_is_beyond(strict):
 def test_where_all_weights_are_zero_the_mean_is_plain(strict, rewinsor):
     weights = np.zeros((30, 3))
     weights[0, 1] = 1.0  # one channel has one frame that counts, which some of its pixels reject
-    case = Case(stack(30, 60, 8), "legacy_quantile", channels=3, weights=weights, rewinsor=rewinsor, par=(1.0, 1.0))
+    case = Case(stack(30, 60, 8), "winsorized_quantile", channels=3, weights=weights, rewinsor=rewinsor, par=(1.0, 1.0))
     result = on_host(strict, case)
     assert np.isfinite(result["image"][4:]).all() and (result["weight"][4:] == 0.0).any()
     check(strict, case)
@@ -261,13 +255,12 @@ def test_pixels_that_lose_all_samples_are_counted_and_keep_their_median(strict, 
     check(strict, case)
 
 
-def test_with_contraction_some_bits_differ(strict, tmp_path):
+def test_with_contraction_some_bits_differ(strict):
     if not cuda_host.has_fma():
         pytest.skip("this processor has no fused multiply-add, or not g++'s -mfma")
-    contracted = cuda_host.build(host_text(), "contracted", tmp_path, cuda_host.CONTRACTED)
     pairs = np.repeat(weights_for(15, 3, 2), 2, axis=0)  # a sample and its opposite have the same weight: 0 in all
     case = Case(np.tile(np.float32([[1000.0], [-1000.0]]), (15, 960)), channels=3, weights=pairs)
-    assert differences(on_host(contracted, case), on_numba(case)).get("image", 0) > 900
+    assert differences(on_host(cuda_host.CONTRACTED, case), on_numba(case)).get("image", 0) > 900
     check(strict, case)
 
 
@@ -294,7 +287,7 @@ def test_a_plan_for_nothing_is_refused(n_frames, n_elements):
 
 def test_the_text_follows_the_number_of_frames():
     def constant(name: str, n: int, in_shared: bool = True) -> int:
-        lines = cuda.source(5, 0, n_frames=n, in_shared=in_shared).splitlines()
+        lines = cuda.source("sigma_clip", "mean", n_frames=n, in_shared=in_shared).splitlines()
         return int(next(line for line in lines if f" {name} " in line).split()[-1][:-1])
 
     assert [constant("RUN", n) for n in (1, 8, 9, 16, 17, 10**6)] == [8, 8, 16, 16, 32, 32]
@@ -326,12 +319,12 @@ def compiled(nvrtc: ctypes.CDLL, text: str, architecture: str) -> str:
 
 @pytest.mark.parametrize("architecture", ["sm_70", "sm_75", "sm_80", "sm_90"])
 def test_the_text_compiles_for_every_architecture(nvrtc, architecture):
-    assert compiled(nvrtc, cuda.source(4, 0, in_shared=True, n_frames=200), architecture) == ""
+    assert compiled(nvrtc, cuda.source("winsorized_huber", "mean", in_shared=True, n_frames=200), architecture) == ""
 
 
 @pytest.mark.parametrize("architecture", ["sm_70", "sm_75", "sm_80", "sm_90"])
 def test_the_text_of_resampling_compiles(nvrtc, architecture):
-    assert compiled(nvrtc, RESAMPLE_CUDA, architecture) == ""
+    assert compiled(nvrtc, resample_source(), architecture) == ""
 
 
 def test_what_the_compiler_complains_of_is_seen(nvrtc):
@@ -340,5 +333,4 @@ def test_what_the_compiler_complains_of_is_seen(nvrtc):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_compiles(nvrtc, method):
-    code = kernel_arguments.METHOD_CODES[method]
-    assert compiled(nvrtc, cuda.source(code, 1, rewinsor=True, in_shared=False, n_frames=1000), "sm_80") == ""
+    assert compiled(nvrtc, cuda.source(method, "median", rewinsor=True, in_shared=False, n_frames=1000), "sm_80") == ""

@@ -13,15 +13,12 @@ import numpy as np
 import pytest
 
 from zemosaic_phase3.combine.kernel_arguments import (
-    COMBINE_CODES,
-    METHOD_CODES,
     NO_TABLE,
     gesd_table,
-    method_code,
 )
 from zemosaic_phase3.compat.descriptors import as_frames
 from zemosaic_phase3.engine.job import Job, make_job
-from zemosaic_phase3.methods import CombineName, LineFit, RejectName, WscImpl
+from zemosaic_phase3.methods import KERNELS, REJECTIONS, LineFit, RejectName, WscImpl
 from zemosaic_phase3.spec import StackSpec
 
 N, SHAPE = 12, (6, 7, 3)
@@ -32,14 +29,14 @@ def job_of(spec: StackSpec, **changes: object) -> Job:
     return replace(make_job(as_frames(list(frames)), replace(spec, normalize="none", weight="none")), **changes)
 
 
-def test_every_rejection_has_a_number_of_its_own_and_every_number_is_asked_for() -> None:
+def test_every_kernel_is_asked_for_and_every_rejection_has_one() -> None:
     asked = {
-        method_code(StackSpec(reject=reject, wsc_impl=wsc, line_fit=fit))
+        job_of(StackSpec(reject=reject, wsc_impl=wsc, line_fit=fit)).kernel_arguments().method
         for reject, wsc, fit in itertools.product(get_args(RejectName), get_args(WscImpl), get_args(LineFit))
     }
-    asked.add(method_code(StackSpec(reject="kappa_sigma"), clipped_kappa=True))
-    assert asked == set(METHOD_CODES.values()) == set(range(len(METHOD_CODES)))
-    assert set(COMBINE_CODES) == set(get_args(CombineName))
+    asked.add(job_of(StackSpec(reject="kappa_sigma"), clipped_kappa=True).kernel_arguments().method)
+    assert asked == set(KERNELS)
+    assert set(get_args(RejectName)) == {rejection.name for rejection in REJECTIONS}
 
 
 @pytest.mark.parametrize("rewinsor", [True, False])

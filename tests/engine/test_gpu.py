@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -30,9 +31,8 @@ from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.errors import FrameError, NoFramesError, SpecError, StackCancelled, ZeMosaicError
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.io.open_frame import open_source
-from zemosaic_phase3.methods import RejectName
+from zemosaic_phase3.methods import KERNELS, RejectName
 from zemosaic_phase3.pipeline import device_policy
-from zemosaic_phase3.rejection.cuda import MOST_LAD_FRAMES
 from zemosaic_phase3.runtime import cuda, cuda_failure
 from zemosaic_phase3.runtime.threads import Crew
 from zemosaic_phase3.spec import StackSpec
@@ -244,8 +244,10 @@ def test_frames_bent_in_perspective(launched):
 
 
 def test_more_frames_than_lad_can_count_go_to_the_cpu(cupy, monkeypatch, caplog):
-    assert MOST_LAD_FRAMES * (MOST_LAD_FRAMES - 1) // 2 < 2**31 <= (MOST_LAD_FRAMES + 1) * MOST_LAD_FRAMES // 2
-    monkeypatch.setattr(gpu, "MOST_LAD_FRAMES", 10)
+    most = KERNELS["least_absolute_line"].most_on_gpu
+    assert most * (most - 1) // 2 < 2**31 <= (most + 1) * most // 2
+    fewer = property(lambda spec: dataclasses.replace(KERNELS["least_absolute_line"], most_on_gpu=10))
+    monkeypatch.setattr(StackSpec, "rejection", fewer)
     worker.reset_phase3_gpu_state()
     plan = ParallelPlan(2, False, 0, use_gpu=True)
     lad = params_from_stack_spec(StackSpec(normalize="none", weight="none", **REJECTIONS["lad"]))

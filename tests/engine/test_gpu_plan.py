@@ -24,7 +24,7 @@ INTERPOLATIONS = ("lanczos3", "bicubic", "bilinear", "nearest")
 
 @pytest.fixture(scope="session")
 def strict(tmp_path_factory):
-    return build(cuda.RESAMPLE_CUDA, "resample", tmp_path_factory.mktemp("cuda"), STRICT)
+    return build(cuda.source(), "resample", tmp_path_factory.mktemp("cuda"), STRICT)
 
 
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)

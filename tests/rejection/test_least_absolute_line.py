@@ -110,7 +110,7 @@ def test_many_frames_reject_as_a_line_found_anew():
     rng = np.random.default_rng(9)
     cube = (1000.0 + 30.0 * rng.standard_normal((1000, 6))).astype(np.float32)
     cube[:40] += rng.exponential(500.0, (40, 6)).astype(np.float32)
-    out = run(cube, "linear_fit_lad", par=(5.0, 2.5, 0, 0))
+    out = run(cube, "least_absolute_line", par=(5.0, 2.5, 0, 0))
     for j in range(6):
         y = np.sort(cube[:, j])
         first, last = 0, len(y)

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rejection_case import printed_with_and_without_compiler, run
 
-from zemosaic_phase3.combine import block, kernel_arguments
+from zemosaic_phase3 import methods
+from zemosaic_phase3.combine import block
 from zemosaic_phase3.combine.frame_sums import sums_of_kept, weighted_sums_of_kept
 from zemosaic_phase3.rejection.lockstep import count_outside
 from zemosaic_phase3.runtime.llvm import LANES
@@ -25,19 +26,19 @@ from zemosaic_phase3.runtime.vector import nearest_inside
 METHODS = {  # kernel method -> oracle name and how the parameters translate
     "none": ("none", lambda p: {}),
     "kappa_sigma": ("kappa_sigma", lambda p: {"kappa_low": p[0], "kappa_high": p[1]}),
-    "legacy_quantile": (
+    "winsorized_quantile": (
         "winsorized_legacy",
         lambda p: {"kappa_low": p[0], "kappa_high": p[1], "limits": (p[2], p[3]), "apply_rewinsor": False},
     ),
-    "pixinsight": ("winsorized_pixinsight", lambda p: {"kappa_low": p[0], "kappa_high": p[1]}),
+    "winsorized_huber": ("winsorized_pixinsight", lambda p: {"kappa_low": p[0], "kappa_high": p[1]}),
     "sigma_clip": ("sigma_clip", lambda p: {"kappa_low": p[0], "kappa_high": p[1]}),
     "averaged_sigma": ("averaged_sigma", lambda p: {"kappa_low": p[0], "kappa_high": p[1]}),
     "percentile_clip": ("percentile_clip", lambda p: {"low": 0.01 * p[0], "high": 0.01 * p[1]}),
     "gesd": ("gesd", lambda p: {"fraction": 0.3, "alpha": 0.05}),
-    "linear_fit_ols": ("linear_fit_clip", lambda p: {"kappa_low": p[0], "kappa_high": p[1], "fit": "ols"}),
-    "linear_fit_lad": ("linear_fit_clip", lambda p: {"kappa_low": p[0], "kappa_high": p[1], "fit": "lad"}),
+    "least_squares_line": ("linear_fit_clip", lambda p: {"kappa_low": p[0], "kappa_high": p[1], "fit": "ols"}),
+    "least_absolute_line": ("linear_fit_clip", lambda p: {"kappa_low": p[0], "kappa_high": p[1], "fit": "lad"}),
 }
-NAMES = list(kernel_arguments.METHOD_CODES)
+NAMES = list(methods.KERNELS)
 SET_A = (145, 125, 190, 135, 220, 130, 210, 3, 165, 165, 150, 350, 170, 180, 195, 440, 215, 135, 410, 40, 140, 175)
 
 
@@ -55,10 +56,10 @@ def sample_stack(n, pixels, seed, *, holes=0.05, ties=False):
 
 def test_reference_values_of_set_a():
     cube = np.array(SET_A, np.float32)[:, None]
-    wide = run(cube, "pixinsight", par=(4, 3, 0, 0))
+    wide = run(cube, "winsorized_huber", par=(4, 3, 0, 0))
     assert wide["image"][0] == pytest.approx(160.277778, rel=1e-7)
     assert sorted(cube[wide["hits"][:, :2].sum(axis=1) > 0, 0]) == [3, 350, 410, 440]
-    narrow = run(cube, "pixinsight", par=(3, 3, 0, 0))
+    narrow = run(cube, "winsorized_huber", par=(3, 3, 0, 0))
     assert narrow["image"][0] == pytest.approx(167.352941, rel=1e-7)
     assert (narrow["low"][0], narrow["high"][0]) == (2, 3)
 
@@ -70,7 +71,7 @@ def rejected_of_set_a(method, par):
 
 
 def test_reference_values_of_linear_fit_and_gesd():
-    assert rejected_of_set_a("linear_fit_lad", (5, 2.5, 0, 0)) == ([350, 410, 440], pytest.approx(152.0, rel=1e-7))
+    assert rejected_of_set_a("least_absolute_line", (5, 2.5, 0, 0)) == ([350, 410, 440], pytest.approx(152.0, rel=1e-7))
     fraction = run(np.array(SET_A, np.float32)[:, None], "gesd")  # 0.3 of 22 samples: 6 steps
     assert fraction["low"][0] + fraction["high"][0] == 5
     assert rejected_of_set_a("gesd", (3, 3, 0, 0))[0] == [3, 40, 350, 410, 440]
@@ -80,7 +81,7 @@ def test_reference_values_of_linear_fit_and_gesd():
 def test_false_rejection_of_pure_noise(n, percent):
     pixels = 400_000 // n
     cube = np.random.default_rng(n).standard_normal((n, pixels)).astype(np.float32)
-    out = run(cube, "pixinsight")
+    out = run(cube, "winsorized_huber")
     rejected = 100.0 * (out["low"].sum() + out["high"].sum()) / cube.size
     # The recorded table lies 4 to 14 % below what the definition gives with the oracle and the kernel alike.
     assert 0.95 * percent < rejected < 1.17 * percent
@@ -90,8 +91,8 @@ def test_false_rejection_of_pure_noise(n, percent):
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 16, 64])
 def test_equals_the_oracle(method, ties, n):
-    slow = method == "linear_fit_lad"  # the oracle tries all pairs of samples
-    few = slow or (method == "pixinsight" and ties and n < 10)  # where its inner rounds hardly end
+    slow = method == "least_absolute_line"  # the oracle tries all pairs of samples
+    few = slow or (method == "winsorized_huber" and ties and n < 10)  # where its inner rounds hardly end
     cube = sample_stack(n, 40 if few else 210, seed=n + 100 * ties, ties=ties)
     weights = np.linspace(0.2, 1.0, n)
     par = (2.0, 2.5, 0.05, 0.1)
@@ -119,7 +120,7 @@ def test_equals_the_oracle(method, ties, n):
 @pytest.mark.parametrize("n", [1000])
 def test_many_frames_equal_the_oracle(n):
     cube = sample_stack(n, 24, seed=7)
-    for method in ("kappa_sigma", "pixinsight", "legacy_quantile"):
+    for method in ("kappa_sigma", "winsorized_huber", "winsorized_quantile"):
         name, translate = METHODS[method]
         expected = oracle.stack(cube.astype(float), None, name, **translate((3, 3, 0.05, 0.05)))
         got = run(cube, method)
@@ -136,7 +137,7 @@ def test_rewinsorised_samples_keep_their_clipped_value(combine):
         cube.astype(float), None, "winsorized_legacy", combine,
         kappa_low=2.0, kappa_high=2.0, limits=(0.05, 0.05), apply_rewinsor=True,
     )  # fmt: skip
-    got = run(cube, "legacy_quantile", combine, par, rewinsor=True)
+    got = run(cube, "winsorized_quantile", combine, par, rewinsor=True)
     np.testing.assert_allclose(got["image"], expected.value.astype(np.float32), rtol=3e-7, equal_nan=True)
     np.testing.assert_allclose(got["weight"], expected.weight_sum, rtol=1e-6)
 
@@ -148,7 +149,7 @@ def test_pixels_whose_only_frame_weighs_nothing(n):
     weights = np.ones(n)
     weights[0] = 0.0
     for rewinsor in (False, True):
-        got = run(cube, "legacy_quantile", "mean", weights=weights, rewinsor=rewinsor)
+        got = run(cube, "winsorized_quantile", "mean", weights=weights, rewinsor=rewinsor)
         np.testing.assert_array_equal(got["image"][100:], cube[0, 100:])
 
 
@@ -170,7 +171,7 @@ def test_constant_stack_returns_the_constant_exactly(method):
 
 
 @pytest.mark.parametrize("method", NAMES)
-@pytest.mark.parametrize("combine", kernel_arguments.COMBINE_CODES)
+@pytest.mark.parametrize("combine", methods.COMBINATIONS)
 def test_no_valid_sample_gives_nan_and_nothing_else(method, combine):
     cube = np.full((6, 3), np.nan, np.float32)
     cube[:, 1] = 1000 + np.arange(6)
@@ -183,7 +184,7 @@ def test_no_valid_sample_gives_nan_and_nothing_else(method, combine):
 
 def test_zero_and_negative_samples_are_data():
     cube = np.array([[0.0, -5.0], [0.0, -7.0], [0.0, -6.0], [0.0, -6.0]], np.float32)
-    out = run(cube, "pixinsight")
+    out = run(cube, "winsorized_huber")
     np.testing.assert_array_equal(out["image"], np.float32([0.0, -6.0]))
     np.testing.assert_array_equal(out["coverage"], [4, 4])
 
@@ -205,7 +206,7 @@ def test_all_weights_zero_give_the_plain_mean():
 
 def test_weights_do_not_change_what_is_rejected():
     cube = sample_stack(30, 300, seed=11)
-    plain, weighted = (run(cube, "pixinsight", weights=w) for w in (None, np.linspace(0.01, 1.0, 30)))
+    plain, weighted = (run(cube, "winsorized_huber", weights=w) for w in (None, np.linspace(0.01, 1.0, 30)))
     np.testing.assert_array_equal(plain["low"], weighted["low"])
     np.testing.assert_array_equal(plain["high"], weighted["high"])
 
@@ -214,7 +215,7 @@ def test_rejected_samples_are_counted_per_frame():
     cube = np.full((12, 200), 100.0, np.float32) + np.random.default_rng(0).normal(0, 1, (12, 200)).astype(np.float32)
     cube[4, :50] = 900.0
     cube[7, 10:20] = -900.0
-    out = run(cube, "pixinsight", par=(5, 5, 0, 0))
+    out = run(cube, "winsorized_huber", par=(5, 5, 0, 0))
     assert out["hits"][4, 1] >= 50
     assert out["hits"][7, 0] >= 10
     np.testing.assert_array_equal(out["hits"].sum(axis=0), [out["low"].sum(), out["high"].sum(), cube.size])
@@ -225,8 +226,8 @@ def test_a_huge_outlier_does_not_disturb_the_sums():
     cube = (1000 + 30 * rng.standard_normal((50, 400))).astype(np.float32)
     spoiled = cube.copy()
     spoiled[-1] = 3e37
-    clean = run(cube[:-1], "pixinsight")
-    dirty = run(spoiled, "pixinsight")
+    clean = run(cube[:-1], "winsorized_huber")
+    dirty = run(spoiled, "winsorized_huber")
     agree = (dirty["high"] - 1 == clean["high"]) & (dirty["low"] == clean["low"])
     assert agree.mean() > 0.95
     np.testing.assert_allclose(dirty["image"][agree], clean["image"][agree], rtol=2e-7)
@@ -238,7 +239,7 @@ def test_a_huge_outlier_does_not_disturb_the_sums():
     blocks=st.integers(1, 5),
     cut=st.integers(1, 4),
     method=st.sampled_from(NAMES),
-    combine=st.sampled_from(list(kernel_arguments.COMBINE_CODES)),
+    combine=st.sampled_from(list(methods.COMBINATIONS)),
     seed=st.integers(0, 2**31),
 )
 def test_any_split_equals_the_whole(n, blocks, cut, method, combine, seed):
@@ -254,9 +255,9 @@ def test_any_split_equals_the_whole(n, blocks, cut, method, combine, seed):
 
 def test_a_pixel_does_not_depend_on_its_neighbours():
     cube = sample_stack(40, 300, seed=9)
-    whole = run(cube, "pixinsight")["image"]
+    whole = run(cube, "winsorized_huber")["image"]
     for p in (0, 1, 95, 96, 199, 299):
-        np.testing.assert_array_equal(run(cube[:, p : p + 1], "pixinsight")["image"], whole[p : p + 1])
+        np.testing.assert_array_equal(run(cube[:, p : p + 1], "winsorized_huber")["image"], whole[p : p + 1])
 
 
 def test_limits_are_rounded_to_numbers_no_sample_can_tell_apart():
@@ -319,7 +320,7 @@ def test_sums_over_the_frames_leave_out_and_count_what_is_rejected(n):
 def test_compiled_kernels_equal_their_uncompiled_text():
     """The same Python text, run by the interpreter, gives the same bits."""
     program = (
-        "import sys; sys.path[:0] = ['tests/support']\n"
+        "import sys; sys.path[:0] = ['tests/support', 'tests/rejection']\n"
         "import numpy as np, test_rejection as t\n"
         "c = t.sample_stack(7, 40, 1)\n"
         "for m in t.NAMES:\n"
@@ -332,7 +333,7 @@ def test_compiled_kernels_equal_their_uncompiled_text():
     assert len(texts[0].splitlines()) == len(NAMES)
 
 
-@pytest.mark.parametrize("method", ["pixinsight", "linear_fit_ols", "none"])
+@pytest.mark.parametrize("method", ["winsorized_huber", "least_squares_line", "none"])
 def test_limits_mark_the_same_samples(method):
     cube = sample_stack(25, 150, seed=2)
     out = run(cube, method, limits=True)
@@ -343,15 +344,15 @@ def test_limits_mark_the_same_samples(method):
 def test_no_kernel_reads_or_writes_beyond_its_arrays():
     """Numba does not check bounds; compiled with checks, odd sizes of everything run through every method."""
     program = (
-        "import sys; sys.path[:0] = ['tests/support']\n"
+        "import sys; sys.path[:0] = ['tests/support', 'tests/rejection']\n"
         "import numpy as np, test_rejection as t\n"
         "for n in (1, 2, 5, 11, 97):\n"
         "    c = t.sample_stack(n, 101, n, holes=0.2)\n"
         "    c[:, 7] = np.nan\n"
         "    for m in t.NAMES:\n"
-        "        for combine in t.recipe.COMBINE_CODES:\n"
+        "        for combine in t.methods.COMBINATIONS:\n"
         "            for w in (None, np.zeros(n)):\n"
-        "                t.run(c, m, combine, (0.3, 0.3, 0.1, 0.1), w, rewinsor=m == 'legacy_quantile')\n"
+        "                t.run(c, m, combine, (0.3, 0.3, 0.1, 0.1), w, rewinsor=m == 'winsorized_quantile')\n"
         "print('within')\n"
     )
     done = subprocess.run(

@@ -6,13 +6,19 @@ square root is the IEEE one, as ``nvcc --fmad=false`` has it. So the bits can be
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import functools
 import platform
+import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import numpy as np
+
+from zemosaic_phase3.combine import cuda
 
 STRICT = ("-O2", "-ffp-contract=off")
 CONTRACTED = ("-O2", "-ffp-contract=fast", "-mfma")
@@ -81,6 +87,39 @@ def build(text: str, name: str, folder: Path, flags: tuple[str, ...] = STRICT) -
     done = subprocess.run([*command, str(source), "-o", str(library)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[:4000]
     return ctypes.CDLL(str(library))
+
+
+VARIED = ("BY_MEAN", "HALVES", "REWINSOR", "PLACE", "RUN")  # set before each call; a device has a text for each
+_CONSTANT = re.compile(r"^constexpr int (\w+) = (\d+);$", re.MULTILINE)
+
+
+def combine_library(text: str, flags: tuple[str, ...] = STRICT) -> ctypes.CDLL:
+    """Build what :func:`combine.cuda.source` returns, once for each rejection: one thread to a block.
+
+    What is ``VARIED`` of the constants is a variable here, which :func:`set_constants` sets.
+    """
+
+    def host_constant(found: re.Match[str]) -> str:
+        name = found[1]
+        if name in VARIED:
+            return f'static int {name};\nextern "C" void set_{name}(int value) {{ {name} = value; }}'
+        return f"constexpr int {name} = 1;" if name in ("LANES", "ROW") else found[0]
+
+    return _built(_CONSTANT.sub(host_constant, text) + f"\nfloat tile_memory[{cuda.MERGED_FRAMES}];\n", flags)
+
+
+def set_constants(library: ctypes.CDLL, text: str, **others: int) -> None:
+    """Set what varies to what a text for a device says, or to other values."""
+    values = {name: int(value) for name, value in _CONSTANT.findall(text) if name in VARIED}
+    for name, value in (values | others).items():
+        getattr(library, f"set_{name}")(value)
+
+
+@functools.cache
+def _built(text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
+    folder = Path(tempfile.mkdtemp(prefix="cuda-host-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return build(text, "combine", folder, flags)
 
 
 def address(array: np.ndarray | None) -> ctypes.c_void_p:

@@ -9,34 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import re
 import threading
 import types
 import weakref
 from pathlib import Path
 
 import numpy as np
-from cuda_host import build
+from cuda_host import build, combine_library, set_constants
 
 from zemosaic_phase3.combine import cuda
-from zemosaic_phase3.resample.cuda import RESAMPLE_CUDA
-
-MOST_FRAMES = 4096  # whose column fits in what stands in for shared memory
-
-
-VARIED = ("METHOD", "COMBINE", "REWINSOR", "PLACE", "RUN")  # set before each call; a device has a text for each
-
-
-def constants_of(text: str) -> dict[str, int]:
-    """What is fixed when the text of rejection is compiled for a device."""
-    return {n: int(v) for n, v in re.findall(r"^constexpr int (\w+) = (\d+);$", text, re.MULTILINE)}
-
-
-def _rejection_text() -> str:
-    constants = constants_of(cuda.source(0, 0, in_shared=True, n_frames=1)) | {"LANES": 1, "ROW": 1}
-    fixed = "".join(f"constexpr int {n} = {v};\n" for n, v in constants.items() if n not in VARIED)
-    setters = "".join(f'static int {n};\nextern "C" void set_{n}(int value) {{ {n} = value; }}\n' for n in VARIED)
-    return f"{fixed}{setters}{cuda.TEXT}\nfloat tile_memory[{MOST_FRAMES}];"
+from zemosaic_phase3.resample.cuda import source as resample_source
 
 
 class Data:
@@ -86,8 +68,9 @@ class Event:
 
 
 class Kernel:
-    def __init__(self, owner: HostCupy, library: ctypes.CDLL, name: str, constants: dict[str, int]) -> None:
-        self.owner, self.library, self.name, self.constants = owner, library, name, constants
+    def __init__(self, owner: HostCupy, name: str, code: str) -> None:
+        self.owner, self.name, self.code = owner, name, code
+        self.library = combine_library(code) if name == cuda.KERNEL else owner.resample
         self.max_dynamic_shared_size_bytes = 48 << 10
         self.kernel = self
 
@@ -102,8 +85,8 @@ class Kernel:
             raise failure
 
     def _run(self, grid, arguments) -> None:
-        for name, value in self.constants.items():
-            getattr(self.library, f"set_{name}")(value)
+        if self.name == cuda.KERNEL:
+            set_constants(self.library, self.code)
         values = [_C_TYPES[type(a)](a.item()) for a in arguments]
         rows = grid[1] if len(grid) > 1 else 1
         for y in range(rows):  # the kernels share their elements among however many blocks there are
@@ -121,8 +104,7 @@ class HostCupy(types.ModuleType):
 
     def __init__(self, folder: Path) -> None:
         super().__init__("cupy")
-        self.rejection = build(_rejection_text(), "host_rejection", folder)
-        self.resample = build(RESAMPLE_CUDA, "host_resample", folder)
+        self.resample = build(resample_source(), "host_resample", folder)
         self.one_at_a_time = threading.Lock()
         self.reset()
         self.cuda = types.SimpleNamespace(
@@ -175,9 +157,7 @@ class HostCupy(types.ModuleType):
 
     def RawModule(self, code: str, options: tuple[str, ...]) -> types.SimpleNamespace:  # noqa: N802
         assert "--fmad=false" in options
-        constants = {n: v for n, v in constants_of(code).items() if n in VARIED}
-        library = self.rejection if constants else self.resample
-        return types.SimpleNamespace(get_function=lambda name: Kernel(self, library, name, constants))
+        return types.SimpleNamespace(get_function=lambda name: Kernel(self, name, code))
 
     def get_default_memory_pool(self) -> types.SimpleNamespace:
         return types.SimpleNamespace(

@@ -30,10 +30,13 @@ def run(
     per_frame = np.ones(n) if weights is None else np.asarray(weights, float)
     lanes = np.repeat(per_frame[:, None], LANES, axis=1)
     out["kept_low"], out["kept_high"] = np.empty(p, np.float32), np.empty(p, np.float32)
+    arguments = kernel_arguments.KernelArguments(
+        method, combine, rewinsor, weights is None, parameters(method, par), kernel_arguments.gesd_table(n, 0.05),
+        np.ascontiguousarray(per_frame[:, None]),
+    )  # fmt: skip
     out["lost"] = block.combine_block(
-        cube, start, p if stop is None else stop, kernel_arguments.METHOD_CODES[method], parameters(method, par),
-        kernel_arguments.gesd_table(n, 0.05), rewinsor, kernel_arguments.COMBINE_CODES[combine], weights is None, lanes,
-        np.empty((0, 0), np.float32), 1, [out[k] for k in ("image", "coverage", "weight", "low", "high")], out["hits"],
+        cube, start, p if stop is None else stop, arguments, lanes, np.empty((0, 0), np.float32), 1,
+        [out[k] for k in ("image", "coverage", "weight", "low", "high")], out["hits"],
         **({"kept": (out["kept_low"], out["kept_high"])} if limits else {}),
     )  # fmt: skip
     return out

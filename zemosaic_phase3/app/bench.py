@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -42,7 +42,7 @@ from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS, stack_bytes
 from zemosaic_phase3.errors import OutputError, PlanError, SpecError
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.io.open_frame import open_source
-from zemosaic_phase3.methods import ALIASES, LineFit, RejectName, WscImpl
+from zemosaic_phase3.methods import ALIASES, REJECTIONS
 from zemosaic_phase3.progress import Callback, notify
 from zemosaic_phase3.runtime.jit import kernel
 from zemosaic_phase3.runtime.limits import available_memory, memory_text, usable_cpus
@@ -74,24 +74,19 @@ def methods() -> dict[str, StackSpec]:
     A rejection has its own default limits, but Huber's winsorizing 3 and 3, as other programs are usually timed. Frames
     are neither normalised nor weighted.
     """
-    kinds: dict[str, tuple[str, str, object]] = {
-        "winsorized_sigma_clip": ("winsorized", "wsc_impl", WscImpl),
-        "linear_fit_clip": ("linear_fit", "line_fit", LineFit),
-    }
     plain = StackSpec(normalize="none", weight="none", reject="none")
     found = {"mean": plain, "median": replace(plain, combine="median")}
-    for name in get_args(RejectName):
-        if name == "none":
+    for row in REJECTIONS:
+        if row.name == "none":
             continue
-        clipping = StackSpec(normalize="none", weight="none", reject=name)
-        if name not in kinds:
-            found[name] = clipping
-            continue
-        short, option, allowed = kinds[name]
-        for kind in get_args(allowed):
-            limits = {"kappa_low": 3.0, "kappa_high": 3.0} if kind == "pixinsight" else {}
-            chosen: dict[str, Any] = {"normalize": "none", "weight": "none", "reject": name, option: kind, **limits}
-            found[f"{short}:{kind}"] = StackSpec(**chosen)
+        options: dict[str, Any] = {"reject": row.name}
+        kind = row.name
+        if row.choice is not None:
+            options |= [row.choice]
+            kind = f"{next(short for short, name in ALIASES.items() if name == row.name)}:{row.choice[1]}"
+        if row.kernel == "winsorized_huber":
+            options |= {"kappa_low": 3.0, "kappa_high": 3.0}
+        found[kind] = replace(plain, **options)
     return found
 
 

@@ -11,6 +11,7 @@ from zemosaic_phase3.errors import SpecError
 from zemosaic_phase3.io.fits_header import BAYER_PATTERNS
 from zemosaic_phase3.methods import (
     DEFAULT_KAPPA,
+    REJECTIONS,
     CombineName,
     DeviceName,
     InterpolationName,
@@ -158,18 +159,27 @@ def _add_registration(group: Group) -> None:
     )  # fmt: skip
 
 
+def _users(option: str) -> str:
+    """Say which rejections read an option of ``StackSpec``, as they are asked for on the command line."""
+    users = [row for row in REJECTIONS if option in row.options]
+    return ", ".join(
+        f"--reject {row.name}" if row.choice is None else f"--{row.choice[0].replace('_', '-')} {row.choice[1]}"
+        for row in users
+    )
+
+
 def _add_stacking(group: Group) -> None:
     default = StackSpec
     _add_choice(group, "--reject", "rejection", RejectName, default.reject, "outlier rejection")
     for side, at in (("low", 0), ("high", 1)):
-        own = ", ".join(
-            f"{limits[at]:g} {name}" for name, limits in DEFAULT_KAPPA.items() if name not in ("none", "gesd")
-        )
-        text = f"rejection limit on the {side} side, sigma; a fraction for percentile_clip (default: {own})"
+        limited = {row.name: row.unit for row in REJECTIONS if row.unit != "none"}
+        own = ", ".join(f"{DEFAULT_KAPPA[name][at]:g} {name}" for name in limited)
+        fractions = ", ".join(name for name, unit in limited.items() if unit == "fraction")
+        text = f"rejection limit on the {side} side, sigma; a fraction for {fractions} (default: {own})"
         group.add_argument(f"--kappa-{side}", type=float, metavar="K", help=text)
     group.add_argument(
         "--winsor-limits", type=_limits, metavar="L,H",
-        help="fractions winsorized at each end; only for --wsc-impl legacy_quantile (default: 0.05,0.05)",
+        help=f"fractions winsorized at each end; only for {_users('winsor_limits')} (default: 0.05,0.05)",
     )  # fmt: skip
     _add_choice(group, "--wsc-impl", "winsorizing (wsc_impl)", WscImpl, default.wsc_impl, "kind of winsorizing")
     _add_choice(group, "--line-fit", "line fit", LineFit, default.line_fit, "how linear_fit_clip fits its line")

@@ -1,7 +1,6 @@
-"""What a job asks of rejection and combination, as numbers: decided once, taken by both engines.
+"""What a job asks of rejection and combination, as kernels take it: decided once, taken by both engines.
 
-The kernels of the CPU and the CUDA text know methods by number and options by position. Which numbers a specification
-means is said here and nowhere else.
+Kernels know the options of a rejection by position. Which numbers a specification means is said here and nowhere else.
 """
 
 from __future__ import annotations
@@ -12,24 +11,8 @@ from typing import Final
 
 import numpy as np
 
+from zemosaic_phase3.methods import KAPPA_SIGMA_CLIPPED
 from zemosaic_phase3.spec import StackSpec
-
-# Numbers the kernels use for the methods. They are written out in the kernels, because a compiled cache does not
-# notice a changed global.
-METHOD_CODES: Final = {
-    "none": 0,
-    "kappa_sigma": 1,
-    "kappa_sigma_clipped": 2,
-    "legacy_quantile": 3,
-    "pixinsight": 4,
-    "sigma_clip": 5,
-    "averaged_sigma": 6,
-    "percentile_clip": 7,
-    "gesd": 8,
-    "linear_fit_ols": 9,
-    "linear_fit_lad": 10,
-}
-COMBINE_CODES: Final = {"mean": 0, "median": 1, "min": 2, "max": 3}
 
 NO_TABLE: Final = np.empty(0)
 NO_TABLE.flags.writeable = False  # like the table of GESD, so that no kernel is compiled twice for the difference
@@ -37,14 +20,16 @@ NO_TABLE.flags.writeable = False  # like the table of GESD, so that no kernel is
 
 @dataclass(frozen=True)
 class KernelArguments:
-    """What the rejection kernels are built and called with.
+    """What the kernels of rejection and combination are built and called with.
 
     Attributes
     ----------
-    method, combine : int
-        From ``METHOD_CODES`` and ``COMBINE_CODES``.
+    method : str
+        Name of the rejection's files, a key of :data:`methods.KERNELS`.
+    combine : str
+        A key of :data:`methods.COMBINATIONS`.
     rewinsor : bool
-        Replace rejected samples by their clipped values (legacy winsorizing only) instead of dropping them.
+        Replace rejected samples by their clipped values instead of leaving them out; for methods that have such values.
     uniform : bool
         All weights are 1, those of frames and those of samples.
     parameters : ndarray (6,) float64
@@ -55,8 +40,8 @@ class KernelArguments:
         Of the frames, contiguous.
     """
 
-    method: int
-    combine: int
+    method: str
+    combine: str
     rewinsor: bool
     uniform: bool
     parameters: np.ndarray
@@ -67,7 +52,7 @@ class KernelArguments:
 def kernel_arguments(
     spec: StackSpec, weights: np.ndarray, *, sample_weights: bool, clipped_kappa: bool = False
 ) -> KernelArguments:
-    """Return the numbers of a job's rejection and combination.
+    """Return what a specification means to the kernels.
 
     Parameters
     ----------
@@ -78,34 +63,19 @@ def kernel_arguments(
     sample_weights : bool
         Samples have weights of their own.
     clipped_kappa : bool
-        See :func:`method_code`.
+        ``kappa_sigma`` takes its limits from sigma-clipped statistics, as ``stack_aligned_images`` does.
     """
     weights = np.ascontiguousarray(weights, np.float64)
+    rejection = KAPPA_SIGMA_CLIPPED if clipped_kappa else spec.rejection
     return KernelArguments(
-        method=method_code(spec, clipped_kappa=clipped_kappa),
-        combine=COMBINE_CODES[spec.combine],
-        rewinsor=spec.is_legacy_winsor and spec.apply_rewinsor,
+        method=rejection.kernel,
+        combine=spec.combine,
+        rewinsor=rejection.replaces and spec.apply_rewinsor,
         uniform=not sample_weights and bool((weights == 1.0).all()),
         parameters=method_parameters(spec),
-        critical=gesd_table(len(weights), spec.gesd_alpha) if spec.reject == "gesd" else NO_TABLE,
+        critical=gesd_table(len(weights), spec.gesd_alpha) if "critical" in rejection.needs else NO_TABLE,
         weights=weights,
     )
-
-
-def method_code(spec: StackSpec, *, clipped_kappa: bool = False) -> int:
-    """Return the kernels' number for the rejection that ``spec`` asks for.
-
-    Parameters
-    ----------
-    spec : StackSpec
-        What is asked for.
-    clipped_kappa : bool
-        ``kappa_sigma`` takes its bounds from sigma-clipped statistics, as ``stack_aligned_images`` does.
-    """
-    if clipped_kappa:
-        return METHOD_CODES["kappa_sigma_clipped"]
-    names = {"winsorized_sigma_clip": spec.wsc_impl, "linear_fit_clip": f"linear_fit_{spec.line_fit}"}
-    return METHOD_CODES[names.get(spec.reject, spec.reject)]
 
 
 def method_parameters(spec: StackSpec) -> np.ndarray:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Any, Final
 
-from zemosaic_phase3.methods import DEFAULT_KAPPA, RejectName, WscImpl, canonical
+from zemosaic_phase3.methods import DEFAULT_KAPPA, REJECTIONS, RejectName, WscImpl, canonical
 from zemosaic_phase3.settings import as_bool, as_number, setting
 from zemosaic_phase3.spec import StackSpec
 
@@ -47,7 +47,8 @@ def stack_spec_from_params(params: Mapping[str, Any], zconfig: object = None) ->
         return default if is_absent else as_number(key, value)
 
     reject = canonical("rejection", get("stack_reject_algo", "none"), RejectName)
-    kappas = DEFAULT_KAPPA[reject] if reject == "percentile_clip" else (3.0, 3.0)  # whose limits are no sigmas
+    in_sigma = {row.name for row in REJECTIONS if row.unit != "fraction"}
+    kappas = (3.0, 3.0) if reject in in_sigma else DEFAULT_KAPPA[reject]
     return StackSpec(
         normalize=get("stack_norm_method", "none"),
         weight=get("stack_weight_method", "none"),

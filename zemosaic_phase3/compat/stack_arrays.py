@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from zemosaic_phase3.combine.kernel_arguments import NO_TABLE, method_code, method_parameters
+from zemosaic_phase3.combine.kernel_arguments import kernel_arguments
 from zemosaic_phase3.compat.descriptors import as_frames, describe
 from zemosaic_phase3.compat.finish import _poststack_rgb_equalization
 from zemosaic_phase3.compat.parallel_plan import resources_of
@@ -374,11 +374,11 @@ def _kept_mask(stack: np.ndarray, spec: StackSpec, *, clipped_kappa: bool = Fals
     cube = np.ascontiguousarray(stack.reshape(stack.shape[0], -1), dtype=np.float32)
     n_frames, size = cube.shape
     low, high = (np.empty(size, np.float32) for _ in range(2))
-    code = method_code(spec, clipped_kappa=clipped_kappa)
+    equal = np.ones((n_frames, LANES))
+    arguments = kernel_arguments(spec, equal, sample_weights=False, clipped_kappa=clipped_kappa)
     maps = [np.empty(size, kind) for kind in (np.float32, np.int32, np.float32, np.int32, np.int32)]
     combine_block(
-        cube, 0, size, code, method_parameters(spec), NO_TABLE, False, 0, True,
-        np.ones((n_frames, LANES)), np.empty((0, 0), np.float32), 1, maps,
+        cube, 0, size, arguments, equal, np.empty((0, 0), np.float32), 1, maps,
         np.zeros((n_frames, 3), np.int64), kept=(low, high),
     )  # fmt: skip
     return ((cube >= low) & (cube <= high)).reshape(stack.shape)
@@ -416,6 +416,7 @@ def _reject_outliers_winsorized_sigma_clip(
         kappa_low=sigma_low,
         kappa_high=sigma_high,
         winsor_limits=winsor_limits_tuple,  # type: ignore[arg-type]
+        apply_rewinsor=False,  # the mask is the same
     )
     keep = _kept_mask(stack, spec)
     replaced: Any = np.float32(np.nan)

@@ -76,9 +76,8 @@ def combine_slab(job: Job, arguments: KernelArguments, slab: Slab, result: Stack
         hits, lost = np.zeros((n_frames, 3), np.int64), 0
         for cube, start, stop, offset in slab.pieces(LANES * share.start, min(LANES * share.stop, size)):
             lost += combine_block(
-                cube, start, stop, arguments.method, arguments.parameters, arguments.critical, arguments.rewinsor,
-                arguments.combine, arguments.uniform, lanes, sample_weight, step, [a[offset:] for a in out], hits,
-            )  # fmt: skip
+                cube, start, stop, arguments, lanes, sample_weight, step, [a[offset:] for a in out], hits
+            )
         return int(lost), hits
 
     for lost, hits in parallel_map(combine, shares(-(-size // LANES), workers * SHARES_PER_WORKER), workers):

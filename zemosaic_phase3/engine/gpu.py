@@ -35,8 +35,8 @@ from zemosaic_phase3.engine.gpu_plan import (
 from zemosaic_phase3.engine.job import SUMMED, GpuFigures, Job, StackResult, empty_result, stack_what_can_be_read
 from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.errors import PlanError, UnsuitedTileError
+from zemosaic_phase3.methods import REJECTIONS, Rejection
 from zemosaic_phase3.progress import Callback, notify
-from zemosaic_phase3.rejection.cuda import MOST_LAD_FRAMES
 from zemosaic_phase3.runtime import cuda, cuda_failure
 from zemosaic_phase3.runtime.threads import Crew
 
@@ -162,12 +162,18 @@ def _stack_once(job: Job, resources: Resources, progress: Callback | None) -> St
 
 def _check_suited(job: Job) -> None:
     """Raise UnsuitedTileError if the kernels could not give the CPU's result, whatever the card."""
-    n_frames, spec = len(job.sources), job.spec
-    if spec.reject == "linear_fit_clip" and spec.line_fit == "lad" and n_frames > MOST_LAD_FRAMES:
+    n_frames, rejection = len(job.sources), job.spec.rejection
+    if rejection.most_on_gpu is not None and n_frames > rejection.most_on_gpu:
+        others = [row for row in REJECTIONS if row.name == rejection.name and row.most_on_gpu is None]
+        remedy = "".join(f", and so does {row.name}{_chosen(row)} on either" for row in others)
         raise UnsuitedTileError(
-            f"linear_fit_clip by least absolute deviations takes at most {MOST_LAD_FRAMES} frames on the GPU, these "
-            f"are {n_frames}; the CPU takes any number, and so does line_fit 'ols' on either"
+            f"{rejection.name}{_chosen(rejection)} takes at most {rejection.most_on_gpu} frames on the GPU, these are "
+            f"{n_frames}; the CPU takes any number{remedy}"
         )
+
+
+def _chosen(rejection: Rejection) -> str:
+    return "" if rejection.choice is None else f" with {rejection.choice[0]} {rejection.choice[1]!r}"
 
 
 def _result_bytes(job: Job) -> int:

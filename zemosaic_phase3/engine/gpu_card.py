@@ -20,7 +20,8 @@ import numpy as np
 from zemosaic_phase3.combine import cuda as combine_cuda
 from zemosaic_phase3.engine.gpu_plan import STAGING_BUFFERS, Batch, GpuPlan, Route, Slab
 from zemosaic_phase3.engine.job import SUMMED, Job, StackResult, channel_sums
-from zemosaic_phase3.resample.cuda import FRAME_ROWS, RESAMPLE_CUDA
+from zemosaic_phase3.resample.cuda import FRAME_ROWS
+from zemosaic_phase3.resample.cuda import source as resample_source
 from zemosaic_phase3.runtime import cuda, cuda_failure
 
 MAPS: Final = ("image", "coverage", "weight", "rejected_low", "rejected_high")
@@ -217,7 +218,7 @@ class Card:
         samples = (_pointer(self._samples[k]), np.int64(pixels * route.channels))
         highest = int((frames["last"] - frames["first"]).max(initial=0))
         if highest > 0:
-            kernel = kernel_of(RESAMPLE_CUDA, "open_rows")
+            kernel = kernel_of(resample_source(), "open_rows")
             arguments = (_pointer(staged), *common, _pointer(self._blocks), *samples)
             self._launch(kernel, len(frames), highest * route.frame_width, arguments)
         if not route.in_place[batch.first : batch.last].all():
@@ -235,7 +236,7 @@ class Card:
             np.int32(self._route.width), *samples, _pointer(radial), np.int64(pixels), _pointer(radial_table),
             np.int32(self._nodes),
         )  # fmt: skip
-        self._launch(kernel_of(RESAMPLE_CUDA, "resample_rows"), n_frames, pixels, arguments)
+        self._launch(kernel_of(resample_source(), "resample_rows"), n_frames, pixels, arguments)
 
     def _launch(self, kernel: Any, n_frames: int, pixels: int, arguments: tuple[Any, ...]) -> None:
         grid = (min(-(-pixels // THREADS), BLOCKS), n_frames)

@@ -10,18 +10,19 @@ from typing import Final
 
 from zemosaic_phase3.errors import PlanError
 from zemosaic_phase3.runtime.limits import memory_text
+from zemosaic_phase3.runtime.llvm import LANES
 
-KERNEL_PIXELS: Final = 96  # pixels one worker rejects at a time
-# Per sample of those: a sorted copy (float32, up to twice the rows), two running sums and a product of weights
+KERNEL_PIXELS: Final = LANES  # pixels one worker rejects at a time
+# Per sample of those: a sorted copy (float32, up to twice the rows), two prefix sums and a product of weights
 # (float64), the samples of a block that is not whole and those of a lane side by side (float32), columns.
 KERNEL_SAMPLE_BYTES: Final = 41
-FRAME_BYTES: Final = 96 * 8 + 64  # per frame: its weight for every lane, counts
+FRAME_BYTES: Final = 8 * KERNEL_PIXELS + 64  # per frame: its weight for every lane, counts
 TILE_BYTES: Final = 4 << 20  # samples opened at a time: few enough for the processor's caches, enough for a call
 OUTPUT_MAPS: Final = 5  # image, coverage, weight, rejected low, rejected high; four bytes each
 
 
 def tile_elements(n_frames: int) -> int:
-    """Return how many elements (pixel times channel) of all frames are opened at a time; a multiple of 96."""
+    """Return how many elements (pixel times channel) of all frames are opened at a time; a multiple of ``LANES``."""
     return max(1, TILE_BYTES // (4 * n_frames * KERNEL_PIXELS)) * KERNEL_PIXELS
 
 

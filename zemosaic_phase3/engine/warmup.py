@@ -37,10 +37,11 @@ def kernels_compiled_beside(stack: StackSpec) -> Iterator[None]:
     stack : StackSpec
         What will be done in the block.
     """
-    from zemosaic_phase3.combine.block import combine_block
+    from zemosaic_phase3.combine.average import mean_strips
+    from zemosaic_phase3.rejection.judge import compile_judge
     from zemosaic_phase3.runtime.jit import PACKAGE, cache_folder, compile_beside, is_cold
 
-    cache = cache_folder(combine_block)
+    cache = cache_folder(mean_strips)
     if cache is None or usable_cpus() < 2 or getattr(sys, "frozen", False) or not is_cold(cache):
         yield
         return
@@ -48,10 +49,7 @@ def kernels_compiled_beside(stack: StackSpec) -> Iterator[None]:
     # which would look in this folder first.
     program = f"import sys; sys.path[0] = {str(PACKAGE.parent)!r}; from {__name__} import main; main(sys.argv[1:])"
     with compile_beside([sys.executable, "-c", program, json.dumps(asdict(stack))]):
-        if stack.reject == "winsorized_sigma_clip" and stack.wsc_impl == "pixinsight":
-            from zemosaic_phase3.rejection.winsorized_huber import compile_huber_rounds
-
-            compile_huber_rounds()  # the other process has the longer way, and needs them later than this takes
+        compile_judge(stack.rejection)  # the other process has the longer way, and needs it later than this takes
         yield
 
 

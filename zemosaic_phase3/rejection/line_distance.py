@@ -1,20 +1,52 @@
-"""Linear fit clipping, first half: how far samples are from a line through the sorted samples."""
+"""Distances from a line through a pixel's sorted samples: what both kinds of ``linear_fit_clip`` share.
+
+A line is ``level + slope i`` with i the rank among all valid samples, and heights relative to the median. sigma = 2
+mean(abs(residual)); reject ``residual >= k_high sigma`` or ``residual <= -k_low sigma``; fit again to the survivors,
+until nothing falls or fewer than 5 are left. What lies beyond a rejected sample, seen from the middle, is rejected with
+it; samples equal to one that is kept are kept. Source: PixInsight's linear fit clipping.
+
+NOTE: Siril's sigma has no factor 2, and its line keeps the ranks of removed samples.
+
+In lockstep ``scratch.numbers`` holds by lane: centre, level, slope, sum of the distances, smallest and largest residual
+(rows 0 to 5). ``scratch.counters``: a list of the lanes at work, then how many samples of each lane are valid.
+"""
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
+from zemosaic_phase3.rejection.judge import Limits, Samples, Scratch
 from zemosaic_phase3.rejection.window import with_equals
-from zemosaic_phase3.runtime.jit import inner_kernel
+from zemosaic_phase3.runtime.jit import inlined, inner_kernel
+from zemosaic_phase3.runtime.llvm import LANES
+
+FEWEST: Final = 5  # samples through which a line is fitted; also in the table of methods
+FEW: Final = 24  # lanes, below which the distances are added lane by lane
 
 
-@inner_kernel
-def _fall_from_line(t, centre, j, first, last, level, slope, total, k_low, k_high, calm, calm_end, smallest, largest):
+@inlined
+def distance_from_line(
+    t: np.ndarray, centre: float, j: int, first: int, last: int, level: float, slope: float
+) -> float:
+    """Sum of the distances of ranks first .. last - 1 from a line, in their order."""
+    total = 0.0
+    for i in range(first, last):
+        total += abs((np.float64(t[i, j]) - centre) - (level + slope * i))
+    return total
+
+
+@inlined
+def clip_by_line(
+    t: np.ndarray, centre: float, j: int, first: int, last: int, level: float, slope: float, total: float,
+    k_low: float, k_high: float, inner: int, inner_end: int, smallest: float, largest: float,
+) -> tuple[int, int]:  # fmt: skip
     """Return the window left when the samples too far from a line fall, and what lies beyond them with them.
 
-    ``total``: the sum of the distances of ranks first .. last - 1. The residuals of ranks ``calm .. calm_end - 1`` are
-    known to lie within ``smallest .. largest``; none are where ``calm >= calm_end``. The window stays as it is where
-    nothing falls or all lies on the line.
+    ``total``: the sum of the distances of ranks first .. last - 1. The residuals of ranks ``inner .. inner_end - 1``
+    are known to lie within ``smallest .. largest``; none are where ``inner >= inner_end``. The window stays as it is
+    where nothing falls or all lies on the line.
     """
     sigma = 2.0 * total / (last - first)
     height = max(abs(np.float64(t[first, j])), abs(np.float64(t[last - 1, j])))
@@ -25,9 +57,9 @@ def _fall_from_line(t, centre, j, first, last, level, slope, total, k_low, k_hig
     half = first + (last - first) // 2
     start = half
     stop = half
-    if calm <= half and half <= calm_end and largest < above and smallest > below:
-        start = max(calm, first)
-        stop = min(calm_end, last)
+    if inner <= half and half <= inner_end and largest < above and smallest > below:
+        start = max(inner, first)
+        stop = min(inner_end, last)
     f = first
     for i in range(start - 1, first - 1, -1):
         r = (np.float64(t[i, j]) - centre) - (level + slope * i)
@@ -44,29 +76,19 @@ def _fall_from_line(t, centre, j, first, last, level, slope, total, k_low, k_hig
 
 
 @inner_kernel
-def _distance_from_line(t, centre, j, first, last, level, slope) -> float:
-    """Sum of the distances of ranks first .. last - 1 from a line, in their order."""
-    total = 0.0
-    for i in range(first, last):
-        total += abs((np.float64(t[i, j]) - centre) - (level + slope * i))
-    return total
-
-
-@inner_kernel
-def _distances_from_lines(flat, start, stop, work) -> None:
-    """Add to every lane's total the distances of rows start .. stop - 1 from its line, and note the extreme residuals.
-
-    In ``work``: centre, level, slope, total, smallest and largest residual.
-    """
-    centre, level, slope = work[0:96], work[96:192], work[192:288]
-    total, smallest, largest = work[288:384], work[384:480], work[480:576]
-    for j in range(96):
+def _add_distances(flat: np.ndarray, start: int, stop: int, numbers: np.ndarray) -> None:
+    """Add to every lane's total the distances of rows start .. stop - 1 from its line; note the extreme residuals."""
+    centre, level, slope = numbers[0:LANES], numbers[LANES : 2 * LANES], numbers[2 * LANES : 3 * LANES]
+    total, smallest, largest = (
+        numbers[3 * LANES : 4 * LANES], numbers[4 * LANES : 5 * LANES], numbers[5 * LANES : 6 * LANES],
+    )  # fmt: skip
+    for j in range(LANES):
         smallest[j] = np.inf
         largest[j] = -np.inf
     for i in range(start, stop):
-        x = flat[i * 96 : (i + 1) * 96]
+        x = flat[i * LANES : (i + 1) * LANES]
         rank = np.float64(i)
-        for j in range(96):
+        for j in range(LANES):
             r = (np.float64(x[j]) - centre[j]) - (level[j] + slope[j] * rank)
             total[j] += abs(r)
             smallest[j] = r if r < smallest[j] else smallest[j]
@@ -74,96 +96,87 @@ def _distances_from_lines(flat, start, stop, work) -> None:
 
 
 @inner_kernel
-def _distances_inside(flat, start, stop, first, last, work) -> None:
+def _add_distances_inside(
+    flat: np.ndarray, start: int, stop: int, first: np.ndarray, last: np.ndarray, numbers: np.ndarray
+) -> None:
     """Add the distances of rows that are inside the windows ``first, last (LANES,) int64`` of some lanes only."""
-    centre, level, slope, total = work[0:96], work[96:192], work[192:288], work[288:384]
+    centre, level, slope, total = (
+        numbers[0:LANES], numbers[LANES : 2 * LANES], numbers[2 * LANES : 3 * LANES], numbers[3 * LANES : 4 * LANES],
+    )  # fmt: skip
     for i in range(start, stop):
-        x = flat[i * 96 : (i + 1) * 96]
+        x = flat[i * LANES : (i + 1) * LANES]
         rank = np.float64(i)
-        for j in range(96):
+        for j in range(LANES):
             r = (np.float64(x[j]) - centre[j]) - (level[j] + slope[j] * rank)
             total[j] += abs(r) if i >= first[j] and i < last[j] else 0.0
 
 
-@inner_kernel
-def fall_from_lines(t, n_frames, first, last, lane, n_lanes, k_low, k_high, work) -> int:
-    """Narrow the windows of the listed lanes by the distances from their lines; in ``work``: centre, level, slope.
-
-    On the list, whose new length is returned, stay the lanes that lost samples and have 5 left. The distances of many
-    lanes are added in lockstep, those of few lane by lane.
-    """
-    centre, level, slope = work[0:96], work[96:192], work[192:288]
-    total, smallest, largest = work[288:384], work[384:480], work[480:576]
-    calm = np.int64(n_frames // 8)  # rows from here on are inside all windows: their residuals need no second look
-    calm_end = np.int64(n_frames - n_frames // 8)
-    if n_lanes >= 24:
-        flat = t.reshape(-1)
-        for q in range(n_lanes):
-            calm = max(calm, first[lane[q]])
-            calm_end = min(calm_end, last[lane[q]])
-        calm_end = max(calm, calm_end)
-        for j in range(96):
-            total[j] = 0.0
-        _distances_inside(flat, 0, calm, first, last, work)
-        _distances_from_lines(flat, calm, calm_end, work)
-        _distances_inside(flat, calm_end, n_frames, first, last, work)
-    else:
-        calm = np.int64(n_frames)
-        for q in range(n_lanes):
-            j = lane[q]
-            total[j] = _distance_from_line(t, centre[j], j, first[j], last[j], level[j], slope[j])
-    n_left = np.int64(0)
-    for q in range(n_lanes):
-        j = lane[q]
-        f, g = _fall_from_line(
-            t, centre[j], j, first[j], last[j], level[j], slope[j], total[j], k_low, k_high,
-            calm, calm_end, smallest[j], largest[j],
-        )  # fmt: skip
-        if f != first[j] or g != last[j]:
-            first[j] = f
-            last[j] = g
-            lane[n_left] = j
-            n_left += 1 if g - f >= 5 else 0
-    return n_left
-
-
-@inner_kernel
-def list_of_five(centre, first, last, lane, n_valid, work) -> int:
-    """Fill ``lane`` with the lanes that have at least 5 samples, all of which are valid; returns how many they are."""
-    n_lanes = np.int64(0)
-    for j in range(96):
-        n_valid[j] = last[j]
-        work[j] = centre[j]
-        work[96 + j] = 0.0
-        work[192 + j] = 0.0
-        if last[j] - first[j] >= 5:
+@inlined
+def begin_lines(samples: Samples, scratch: Scratch) -> int:
+    """Fill the list with the lanes that have enough samples; returns how many they are."""
+    lane, n_valid, numbers = scratch.counters[0:LANES], scratch.counters[LANES : 2 * LANES], scratch.numbers
+    n_lanes = 0
+    for j in range(LANES):
+        n_valid[j] = samples.last[j]
+        numbers[j] = samples.centre[j]
+        numbers[LANES + j] = 0.0
+        numbers[2 * LANES + j] = 0.0
+        if samples.last[j] - samples.first[j] >= FEWEST:
             lane[n_lanes] = j
             n_lanes += 1
     return n_lanes
 
 
 @inner_kernel
-def keep_equals(t, n_valid, first, last) -> None:
+def clip_by_lines(samples: Samples, limits: Limits, scratch: Scratch, n_lanes: int) -> int:
+    """Narrow the windows of the listed lanes by the distances from their lines, whose level and slope are known.
+
+    On the list, whose new length is returned, stay the lanes that lost samples and have enough left. The distances of
+    many lanes are added in lockstep, those of few lane by lane.
+    """
+    t, n_frames, first, last = samples.table, samples.n_frames, samples.first, samples.last
+    lane, numbers = scratch.counters[0:LANES], scratch.numbers
+    centre, level, slope = numbers[0:LANES], numbers[LANES : 2 * LANES], numbers[2 * LANES : 3 * LANES]
+    total, smallest, largest = (
+        numbers[3 * LANES : 4 * LANES], numbers[4 * LANES : 5 * LANES], numbers[5 * LANES : 6 * LANES],
+    )  # fmt: skip
+    inner = n_frames // 8  # rows from here on are inside all windows: their residuals need no second look
+    inner_end = n_frames - n_frames // 8
+    if n_lanes >= FEW:
+        flat = t.reshape(-1)
+        for q in range(n_lanes):
+            inner = max(inner, first[lane[q]])
+            inner_end = min(inner_end, last[lane[q]])
+        inner_end = max(inner, inner_end)
+        for j in range(LANES):
+            total[j] = 0.0
+        _add_distances_inside(flat, 0, inner, first, last, numbers)
+        _add_distances(flat, inner, inner_end, numbers)
+        _add_distances_inside(flat, inner_end, n_frames, first, last, numbers)
+    else:
+        inner = n_frames
+        for q in range(n_lanes):
+            j = lane[q]
+            total[j] = distance_from_line(t, centre[j], j, first[j], last[j], level[j], slope[j])
+    n_left = 0
+    for q in range(n_lanes):
+        j = lane[q]
+        f, g = clip_by_line(
+            t, centre[j], j, first[j], last[j], level[j], slope[j], total[j], limits.low, limits.high,
+            inner, inner_end, smallest[j], largest[j],
+        )  # fmt: skip
+        if f != first[j] or g != last[j]:
+            first[j] = f
+            last[j] = g
+            lane[n_left] = j
+            n_left += 1 if g - f >= FEWEST else 0
+    return n_left
+
+
+@inlined
+def keep_equals(samples: Samples, scratch: Scratch) -> None:
     """Widen the windows of all lanes that were judged to samples that equal one inside."""
-    for j in range(96):
-        if n_valid[j] >= 5:
-            first[j], last[j] = with_equals(t, j, n_valid[j], first[j], last[j])
-
-
-#
-# A line of least absolute deviations passes through two samples at least. About one of them, z, it can be turned: each
-# other sample i pulls by its weight abs(i - z) towards its own slope from z, so the best slope is a weighted median.
-# A line is best of all if it cannot be turned to advantage about any sample on it, which is arithmetic of integers:
-# with S0 the sum of the signs of all residuals and S1 that of rank times sign, the pull about z is S1 - z S0, and
-# the samples on the line hold it with their weights, the sum of abs(c - z).
-#
-# A column holds the sorted samples of one pixel, ``x (64 k,) float32``. What is known of a lane's line lies in ``line
-# (5 LANES,) int64``: the ranks p < q of two samples on it, S0, S1, and how many samples lie on it; p is -1 where
-# nothing is known.
-# Source: P. Bloomfield, W. Steiger, "Least absolute deviations: theory, applications, and algorithms", 1983.
-
-
-@inner_kernel
-def slope_between(x, i, k) -> float:
-    """Slope from sample k to sample i of a column; sorted, so that none is negative."""
-    return (np.float64(x[i]) - np.float64(x[k])) / np.float64(i - k)
+    n_valid, first, last = scratch.counters[LANES : 2 * LANES], samples.first, samples.last
+    for j in range(LANES):
+        if n_valid[j] >= FEWEST:
+            first[j], last[j] = with_equals(samples.table, j, n_valid[j], first[j], last[j])

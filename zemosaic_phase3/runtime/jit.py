@@ -17,6 +17,7 @@ import hashlib
 import logging
 import subprocess
 import threading
+import types
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -90,10 +91,15 @@ def _remove_stale(folder: Path) -> None:
                 file.unlink()
 
 
+# Strict arithmetic; and nothing in C calls a kernel, so none gets an entry for it, which would have to be compiled too.
+_STRICT: Final = {"nogil": True, "fastmath": False, "error_model": "numpy", "no_cfunc_wrapper": True}
+# Numba's name for this is not a public one: where it is unknown, references are counted.
+_UNCOUNTED: Final = {"_nrt": False} if hasattr(getattr(numba.core.options, "DefaultOptions", None), "_nrt") else {}
+
+
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a kernel with strict IEEE arithmetic: nothing contracted or reordered, x / 0 is inf or nan."""
-    # Nothing in C calls a kernel, so none gets an entry for it, which would have to be compiled as well.
-    return _compile(function, nogil=True, fastmath=False, error_model="numpy", no_cfunc_wrapper=True)
+    return _compile(function, **_STRICT)
 
 
 def inner_kernel(function: Callable[..., Any]) -> Any:
@@ -102,9 +108,35 @@ def inner_kernel(function: Callable[..., Any]) -> Any:
     It does not count references to its arrays, which its caller holds. The counters are atomic: where a kernel is
     called once a pixel they would take most of its time.
     """
-    # Numba's name for this is not a public one: where it is unknown, references are counted.
-    options = {"_nrt": False} if hasattr(getattr(numba.core.options, "DefaultOptions", None), "_nrt") else {}
-    return _compile(function, nogil=True, fastmath=False, error_model="numpy", no_cfunc_wrapper=True, **options)
+    return _compile(function, **_STRICT, **_UNCOUNTED)
+
+
+def inlined(function: Callable[..., Any]) -> Any:
+    """Compile a part of an inner kernel into every kernel that calls it, as if it stood there.
+
+    A function of its own takes two or three tenths of a second to compile, most of all where it is given tuples.
+    """
+    return _compile(function, inline="always", **_STRICT, **_UNCOUNTED)
+
+
+def kernel_with(template: Callable[..., Any], name: str, **parts: object) -> Any:
+    """Compile an inner kernel from a function in which some global names are still to be bound.
+
+    Numba's cache finds such a kernel again in another process, which it does not with one that encloses other kernels:
+    their pickles differ from process to process.
+
+    Parameters
+    ----------
+    template : function
+        Undecorated, on the level of its module.
+    name : str
+        Says everything that the parts do: kernels of one name are one to the cache.
+    **parts
+        What the names mean in this kernel, other kernels and constants.
+    """
+    bound = types.FunctionType(template.__code__, {**template.__globals__, **parts}, template.__name__)
+    bound.__doc__, bound.__qualname__ = template.__doc__, name
+    return inner_kernel(bound)
 
 
 _compiler: list[subprocess.Popen[bytes]] = []

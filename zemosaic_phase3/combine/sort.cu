@@ -1,36 +1,21 @@
-"""The CUDA text of a column of samples: loaded and sorted by one thread.
+// A column of samples: loaded and sorted by one thread.
+//
+// t is the column of a thread's pixel: rank i is t[i * ROW]. The LANES threads of a block are neighbouring pixels, so
+// that a warp reads consecutive words, in shared memory and in global memory alike. In shared memory a row has one
+// word more, so that a warp can as well read consecutive ranks of one pixel.
+//
+// Runs of 8, 16 or 32 frames (RUN) are sorted in registers as they are loaded, by Batcher's odd-even merge sort.
+// Bitonic merges follow, four stages to a pass: 16 rows come into registers, meet, and go back, so that the samples of
+// 200 frames are moved six times. Every comparison leaves the larger value in the higher row, and rows that do not
+// exist count as largest, so any number of frames will do.
+//
+// A column too long for shared memory is sorted in runs of RUN_ROWS, which are merged all at once in global memory by
+// a tournament; one too long for that is sorted in global memory like a short one (PLACE).
+//
+// Sorting only moves values: what is sorted is the same whatever sorts it, here and in combine/sorting.py.
 
-``t`` is the column of a thread's pixel: rank ``i`` is ``t[i * ROW]``. The ``LANES`` threads of a block are
-neighbouring pixels, so that a warp reads consecutive words, in shared memory and in global memory alike. In shared
-memory a row has one word more, so that a warp can as well read consecutive ranks of one pixel.
-
-Runs of 8, 16 or 32 frames are sorted in registers as they are loaded, by Batcher's odd-even merge sort. Bitonic merges
-follow, four stages to a pass: 16 rows come into registers, meet, and go back, so that the samples of 200 frames are
-moved six times. Every comparison leaves the larger value in the higher row, and rows that do not exist count as
-largest, so any number of frames will do.
-
-A column too long for shared memory is sorted in runs of ``RUN_ROWS``, which are merged all at once in global memory by
-a tournament; one too long for that (16,384 frames) is sorted in global memory like a short one.
-
-Sorting only moves values: what is sorted is the same whatever sorts it, here and in the Numba text.
-"""
-
-from __future__ import annotations
-
-from typing import Final
-
-RUN_ROWS: Final = 256  # sorted in shared memory where a column does not fit
-LEVELS: Final = 6  # of the tournament that merges such runs
-AHEAD: Final = 4  # rows of each run read before their turn: so long does global memory take
-
-_SAMPLES: Final = r"""
-#define DEVICE __device__ __forceinline__
-#define EVERYONE 0xffffffffu
-#define BIG 3.4028235e38f
-#define PAST_ALL 1e300  // above every sample
-#define BIGGER __int_as_float(0x7f800000)  // infinity
-
-enum { SHARED, MERGED, SCRATCH };  // PLACE: where a column is sorted
+#include "rejection/window.cu"
+#include "runtime/device.cu"
 
 struct Cube {  // the samples of one pixel
     const float* samples;
@@ -38,8 +23,6 @@ struct Cube {  // the samples of one pixel
     long long p;       // this pixel
     int channels, channel;
 };
-
-struct Window { int first, last; };  // ranks first .. last - 1
 
 DEVICE float sample(const Cube& cube, int i) { return cube.samples[(long long)i * cube.stride + cube.p]; }
 
@@ -56,12 +39,6 @@ DEVICE void samples_of(const Cube& cube, int first, int stop, float rest, float 
     }
 }
 
-DEVICE bool finite(float v) { return fabsf(v) <= BIG; }  // false for NaN and infinity
-
-DEVICE double at(const float* t, int i) { return (double)t[i * ROW]; }
-"""
-
-_SORTING: Final = r"""
 DEVICE void order(float& a, float& b) {
     const float x = a, y = b;
     a = fminf(x, y);
@@ -170,18 +147,18 @@ DEVICE void sort_rows(float* t, int n) {
     }
 }
 
-// Returns 1 for an invalid sample of frame i; all those of the warp are taken from the frame's count, hits[i][2].
-DEVICE int count_invalid(float x, bool active, int i, unsigned long long* hits) {
+// Returns 1 for an invalid sample of frame i; all those of the warp are taken from the frame's count, counts[i][2].
+DEVICE int count_invalid(float x, bool active, int i, unsigned long long* counts) {
     const bool invalid = !finite(x);
     const unsigned lanes = __ballot_sync(EVERYONE, invalid && active);
-    if (threadIdx.x == 0 && lanes != 0) atomicAdd(hits + 3 * i + 2, 0ull - (unsigned long long)__popc(lanes));
+    if (threadIdx.x == 0 && lanes != 0) atomicAdd(counts + 3 * i + 2, 0ull - (unsigned long long)__popc(lanes));
     return invalid ? 1 : 0;
 }
 
 // Copies the samples of frames first .. first + n - 1 into t, in sorted runs of COUNT; invalid ones become the largest
 // number. Returns how many are valid.
 template <int COUNT>
-DEVICE int load(const Cube& cube, int first, int n, float* t, bool active, unsigned long long* hits) {
+DEVICE int load(const Cube& cube, int first, int n, float* t, bool active, unsigned long long* counts) {
     int n_valid = n;
 #pragma unroll 1
     for (int start = 0; start < n; start += COUNT) {
@@ -193,7 +170,7 @@ DEVICE int load(const Cube& cube, int first, int n, float* t, bool active, unsig
         if (__any_sync(EVERYONE, !all)) {
 #pragma unroll
             for (int k = 0; k < COUNT; k++) {
-                const int invalid = count_invalid(v[k], active, first + start + k, hits);
+                const int invalid = count_invalid(v[k], active, first + start + k, counts);
                 n_valid -= invalid;
                 v[k] = invalid != 0 ? BIG : v[k];
             }
@@ -279,10 +256,10 @@ struct Memory {
 // Loads the samples of a pixel and sorts them; t is where they are then. Returns how many are valid.
 template <int COUNT>
 DEVICE int load_sorted(
-    const Cube& cube, int n, const Memory& memory, bool active, unsigned long long* hits, const float*& t) {
+    const Cube& cube, int n, const Memory& memory, bool active, unsigned long long* counts, const float*& t) {
     if (PLACE != MERGED) {
         float* column = PLACE == SHARED ? memory.shared : memory.scratch;
-        const int n_valid = load<COUNT>(cube, 0, n, column, active, hits);
+        const int n_valid = load<COUNT>(cube, 0, n, column, active, counts);
         sort_rows(column, n);
         t = column;
         return n_valid;
@@ -291,7 +268,7 @@ DEVICE int load_sorted(
 #pragma unroll 1
     for (int first = 0; first < n; first += RUN_ROWS) {
         const int rows = min(RUN_ROWS, n - first);
-        n_valid += load<COUNT>(cube, first, rows, memory.shared, active, hits);
+        n_valid += load<COUNT>(cube, first, rows, memory.shared, active, counts);
         sort_rows(memory.shared, rows);
 #pragma unroll 8
         for (int i = 0; i < rows; i++) memory.scratch[(first + i) * ROW] = memory.shared[i * ROW];
@@ -306,6 +283,3 @@ DEVICE int load_sorted(
 DEVICE double centre_of(const float* t, int n) {
     return n > 0 ? 0.5 * (at(t, (n - 1) / 2) + at(t, n / 2)) : 0.0;
 }
-"""
-
-SORTING_TEXT: Final = _SAMPLES + _SORTING
