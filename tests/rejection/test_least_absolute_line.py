@@ -141,8 +141,8 @@ def test_ranges_of_bits(first, last):
 def test_compiled_lines_equal_their_uncompiled_text():
     """The same Python text, run by the interpreter, finds the same lines, in columns of several words too."""
     program = (
-        "import sys; sys.path[:0] = ['tests/support']\n"
-        "import numpy as np, test_linear_fit as t\n"
+        "import sys; sys.path[:0] = ['tests/support', 'tests/rejection']\n"
+        "import numpy as np, test_least_absolute_line as t\n"
         "for kind, samples in t.SAMPLES.items():\n"
         "    for n in (5, 64, 150):\n"
         "        y = np.sort(samples(np.random.default_rng(n), n).astype(np.float32))\n"

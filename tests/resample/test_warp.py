@@ -7,17 +7,19 @@ import subprocess
 import sys
 
 EVERYTHING = """
-import sys; sys.path[:0] = ["tests/support"]
-import numpy as np, test_resample as t
+import sys; sys.path[:0] = ["tests/support", "tests/resample"]
+import numpy as np, resample_case as t
+from test_demosaic import demosaic
+from test_interpolation import NAMES
 rng = np.random.default_rng(0)
 for h, w in ((9, 8), (23, 31)):
     raw = rng.normal(1000.0, 300.0, (h, w)).astype(np.float32)
     for pattern in ("RGGB", "GRBG"):
-        print(t.demosaic(raw, pattern).tobytes().hex())
-    colour = t.demosaic(raw, "BGGR").copy()
+        print(demosaic(raw, pattern).tobytes().hex())
+    colour = demosaic(raw, "BGGR").copy()
     colour[4, 5] = np.nan
     for image in (raw, colour):
-        for name in t.NAMES:
+        for name in NAMES:
             for matrix in (t.similarity(11.0, 2.3, -1.7), np.array([[1, 0.01, 0.3], [0, 1, 0.2], [1e-3, 1e-3, 1.0]])):
                 out, weights = t.warp(image, matrix, name, radial=(0.8, 2.0, 0.05))
                 print(out.tobytes().hex(), weights.tobytes().hex())

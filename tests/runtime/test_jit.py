@@ -65,14 +65,15 @@ def test_only_a_first_run_with_a_core_to_spare_starts_one(
 
 
 def test_the_share_of_this_process_is_what_the_other_one_looks_for() -> None:
-    from zemosaic_phase3.rejection.winsorized_huber import compile_huber_rounds, windows_pixinsight
+    from zemosaic_phase3.rejection.judge import compile_judge
+    from zemosaic_phase3.rejection.winsorized_huber import judge_block
 
     if kernel_cache() is None:
         pytest.skip("nothing is compiled, or no folder for compiled code")
-    folder = kernels.cache_folder(windows_pixinsight)
+    folder = kernels.cache_folder(judge_block)
     warmup.warm_up(StackSpec())
-    compile_huber_rounds()
-    files = folder.glob(f"winsorized_huber.*.windows_pixinsight.{kernels._stamp()}-*.nbc")
+    compile_judge(StackSpec().rejection)
+    files = folder.glob(f"winsorized_huber.*.judge_block.{kernels._stamp()}-*.nbc")
     assert len(list(files)) == 1, "one more has been compiled for arguments of other types"
 
 
