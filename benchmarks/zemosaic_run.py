@@ -287,7 +287,7 @@ def main() -> None:
     try:
         truth, sky = write_subs(folder, args.frames)
         results = {}
-        for name in ("as it is", "attached, first run", "attached"):
+        for name in ("as it is", "attached", "attached, again"):
             here = folder / name.replace(" ", "_").replace(",", "")
             here.mkdir()
             copy = here / "zemosaic"
