@@ -126,7 +126,7 @@ STICKY = textwrap.dedent("""
     logging.basicConfig(level=logging.INFO)
     import zemosaic_worker as worker
     from zemosaic_phase3.engine import gpu_card as card
-    from zemosaic_phase3.runtime import cuda
+    from zemosaic_phase3.runtime import cuda, cuda_failure
     from zemosaic_phase3.compat.parallel_plan import ParallelPlan
     frames = list(np.random.default_rng(0).normal(100, 3, (5, 40, 50, 3)).astype(np.float32))
     plan, params = ParallelPlan(2, False, 0, use_gpu=True), {"stack_reject_algo": "kappa_sigma"}
@@ -141,10 +141,10 @@ STICKY = textwrap.dedent("""
             bad((1,), (1,), (cupy.zeros(1, cupy.int32),))
     card.Card.combine = poisoned
     bad.compile()
-    runtime.cuda.leave_alone(bad.kernel)  # the engine does so with its own
+    cuda.leave_alone(bad.kernel)  # the engine does so with its own
     second, facts, used = worker._stack_master_tile_auto(frames, params, plan)
     assert not used and facts["phase3_gpu_attempts"] == 1, facts
-    assert runtime.cuda_failure.is_poisoned()
+    assert cuda_failure.is_poisoned()
     third, facts, used = worker._stack_master_tile_auto(frames, params, plan)
     assert not used and facts["phase3_gpu_attempts"] == 0
     assert (first == second).all() and (first == third).all()

@@ -233,10 +233,13 @@ def test_the_process_keeps_to_its_memory(tmp_path: Path) -> None:
     options = "--register none --normalize none --weight none --reject none --preview none --maps --quiet --workers 2"
     command = ["-o", str(tmp_path / "o.fits"), *options.split(), "--overwrite", "--memory"]
     program = f"""
-import sys, zemosaic_phase3.app.cli, zemosaic_phase3.engine.cpu
-engine.cpu.SLAB_BYTES = 1 << 40
-status = app.cli.main(["stack", sys.argv[1], *{command!r}, "{limit}"])
-print(status, runtime.limits.peak_rss_bytes())
+import sys
+from zemosaic_phase3.app import cli
+from zemosaic_phase3.engine import cpu
+from zemosaic_phase3.runtime import limits
+cpu.SLAB_BYTES = 1 << 40
+status = cli.main(["stack", sys.argv[1], *{command!r}, "{limit}"])
+print(status, limits.peak_rss_bytes())
 """
     measured(program, tmp_path)  # compiles what is not in the cache yet
     status, peak = measured(program, tmp_path)
