@@ -61,7 +61,7 @@ def test_every_rejection_and_variant_is_timed_plain():
 def test_names_choose_methods():
     assert bench.chosen_methods(None) == tuple(bench.methods())
     assert bench.chosen_methods(["sigma-clip", " Mean"]) == ("mean", "sigma_clip")  # in the order of the table
-    both = ("winsorized:legacy_quantile", "winsorized:pixinsight")
+    both = ("winsorized:pixinsight", "winsorized:legacy_quantile")
     for name in ("winsorized", "winsor", "winsorized_sigma_clip"):
         assert bench.chosen_methods([name]) == both
     assert bench.chosen_methods([both[1]]) == both[1:]

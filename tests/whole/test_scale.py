@@ -17,7 +17,9 @@ import pytest
 from tile_case import FakeGpu, Make, pixels
 
 import zemosaic_worker as worker
-from zemosaic_phase3.runtime import limits
+from zemosaic_phase3.compat import master_tile
+from zemosaic_phase3.engine import cpu
+from zemosaic_phase3.pipeline import group
 
 TILES, FRAMES, THREADS = 12, 24, 4
 AVAILABLE = 6 << 20  # bytes that the machine is said to have; half of it holds less than the frames of one tile
@@ -26,7 +28,8 @@ LIMIT_S = 90.0
 
 @pytest.fixture
 def _small_machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(limits, "available_memory", lambda: AVAILABLE)
+    for module in (master_tile, group, cpu):
+        monkeypatch.setattr(module, "available_memory", lambda: AVAILABLE)
     monkeypatch.setattr(worker, "_PH3_CONCURRENCY_SEMAPHORE", threading.BoundedSemaphore(2))
     yield
     worker.reset_phase3_gpu_state()

@@ -20,7 +20,7 @@ import numpy as np
 
 from zemosaic_phase3.detection.star_finder import StarList, choose_reference
 from zemosaic_phase3.detection.star_finder import find_stars as stars_of
-from zemosaic_phase3.errors import FrameError, NoFramesError, StackCancelled
+from zemosaic_phase3.errors import FrameError, NoFramesError, SpecError, StackCancelled
 from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.photometry.levels import measure_levels
@@ -262,12 +262,12 @@ def frame_fault(error: Exception, name: str) -> FrameError:
     Parameters
     ----------
     error : Exception
-        A :class:`FrameError` stays as it is. What the caller asked for (:class:`StackCancelled`) and a lack of memory,
+        A :class:`FrameError` stays as it is. What the caller asked for (to stop, an unknown option) and a lack of memory,
         which is no fault of the frame, are raised again.
     name : str
         Of the frame.
     """
-    if isinstance(error, StackCancelled | MemoryError):
+    if isinstance(error, StackCancelled | MemoryError | SpecError):
         raise error
     if isinstance(error, FrameError):
         return error
