@@ -14,10 +14,10 @@ import numpy as np
 
 from zemosaic_phase3.rejection.judge import Limits, Samples
 from zemosaic_phase3.rejection.window import deviation_of, with_equals
-from zemosaic_phase3.runtime.jit import inner_kernel
+from zemosaic_phase3.runtime.jit import inlined
 
 
-@inner_kernel
+@inlined
 def judge(samples: Samples, limits: Limits, j: int) -> tuple[int, int]:
     """Return the ranks that pixel j keeps."""
     t, sum1, sum2, n = samples.table, samples.sum1, samples.sum2, samples.n_valid[j]

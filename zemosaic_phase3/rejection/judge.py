@@ -27,7 +27,7 @@ import numpy as np
 
 from zemosaic_phase3.methods import Rejection
 from zemosaic_phase3.rejection.prefix_sums import prefix_sums
-from zemosaic_phase3.runtime.jit import inlined
+from zemosaic_phase3.runtime.jit import inlined, inner_kernel
 from zemosaic_phase3.runtime.llvm import LANES
 
 
@@ -176,7 +176,7 @@ def fill_squares(samples: Samples, full: bool, depth: int) -> int:
     return n_frames
 
 
-@inlined
+@inner_kernel
 def fill_ranks(samples: Samples, full: bool, depth: int) -> int:
     """Fill prefix sums of d and of ``rank * d``, in the same order, all rows of them."""
     n_frames, n_valid, centre = samples.n_frames, samples.n_valid, samples.centre

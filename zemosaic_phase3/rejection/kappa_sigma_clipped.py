@@ -11,12 +11,12 @@ from typing import Final
 
 from zemosaic_phase3.rejection.judge import Limits, Samples
 from zemosaic_phase3.rejection.window import median_of, skip_above, skip_below, window_deviation
-from zemosaic_phase3.runtime.jit import inner_kernel
+from zemosaic_phase3.runtime.jit import inlined
 
 PASSES: Final = 5
 
 
-@inner_kernel
+@inlined
 def judge(samples: Samples, limits: Limits, j: int) -> tuple[int, int]:
     """Return the ranks that pixel j keeps."""
     t, sum1, sum2, n = samples.table, samples.sum1, samples.sum2, samples.n_valid[j]

@@ -35,7 +35,7 @@ def _line(sum1: np.ndarray, sum3: np.ndarray, j: int, first: int, last: int) -> 
     return s1 / k - slope * middle, slope
 
 
-@inner_kernel
+@inlined
 def judge(samples: Samples, limits: Limits, j: int) -> tuple[int, int]:
     """Return the ranks that pixel j keeps."""
     t, centre, n = samples.table, samples.centre[j], samples.n_valid[j]

@@ -12,10 +12,10 @@ import numpy as np
 
 from zemosaic_phase3.rejection.judge import Limits, Samples
 from zemosaic_phase3.rejection.window import median_of
-from zemosaic_phase3.runtime.jit import inner_kernel
+from zemosaic_phase3.runtime.jit import inlined
 
 
-@inner_kernel
+@inlined
 def judge(samples: Samples, limits: Limits, j: int) -> tuple[int, int]:
     """Return the ranks that pixel j keeps."""
     t, n = samples.table, samples.n_valid[j]

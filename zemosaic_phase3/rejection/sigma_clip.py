@@ -40,7 +40,7 @@ def _clip_once(
     return f, skip_above(t, j, f, last, m + k_high * s)
 
 
-@inner_kernel
+@inlined
 def judge(samples: Samples, limits: Limits, j: int) -> tuple[int, int]:
     """Return the ranks that pixel j keeps."""
     first = 0

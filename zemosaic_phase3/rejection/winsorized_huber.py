@@ -34,7 +34,7 @@ PASSES: Final = 200  # inner ones at most; also a number of rejection.lockstep.h
 FEW: Final = 24  # lanes, below which each looks for its own ranks
 
 
-@inner_kernel
+@inlined
 def judge(samples: Samples, limits: Limits, j: int) -> tuple[int, int]:
     """Return the ranks that pixel j keeps."""
     t, sum1, sum2 = samples.table, samples.sum1, samples.sum2

@@ -14,7 +14,7 @@ import numpy as np
 
 from zemosaic_phase3.rejection.judge import Limits, Samples
 from zemosaic_phase3.rejection.window import clipped, clipped_deviation, skip_above, skip_below
-from zemosaic_phase3.runtime.jit import inner_kernel
+from zemosaic_phase3.runtime.jit import inlined, inner_kernel
 from zemosaic_phase3.runtime.llvm import LANES
 
 PASSES: Final = 5
@@ -36,7 +36,7 @@ def _clipped_sample(t: np.ndarray, j: int, i: int, low: float, high: float) -> f
     return clipped(np.float64(t[i, j]), low, high)
 
 
-@inner_kernel
+@inlined
 def judge(samples: Samples, limits: Limits, j: int) -> tuple[int, int]:
     """Return the ranks that pixel j keeps; the values its samples are clipped to go into ``samples.clip``."""
     t, n = samples.table, samples.n_valid[j]
