@@ -262,7 +262,7 @@ def frame_fault(error: Exception, name: str) -> FrameError:
     Parameters
     ----------
     error : Exception
-        A :class:`FrameError` stays as it is. What the caller asked for (to stop, an unknown option) and a lack of memory,
+        A :class:`FrameError` stays as it is. What the caller asked for (to stop, an unknown option) and lack of memory,
         which is no fault of the frame, are raised again.
     name : str
         Of the frame.

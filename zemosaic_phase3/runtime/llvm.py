@@ -22,6 +22,7 @@ INF: Final = float("inf")
 
 
 def all_lanes(kind: Any, value: float) -> Any:
+    """Return a vector of one number in every lane."""
     return ir.Constant(kind, [value] * SIMD)
 
 
@@ -31,4 +32,5 @@ def load(builder: Any, data: Any, at: Any, kind: Any = WIDE) -> Any:
 
 
 def store(builder: Any, value: Any, data: Any, at: Any) -> None:
+    """Write neighbouring numbers of an array."""
     builder.store(value, builder.bitcast(builder.gep(data, [at]), value.type.as_pointer()), align=4)
