@@ -23,7 +23,8 @@ from zemosaic_phase3.combine.sorting import BIG
 from zemosaic_phase3.resample.interpolation import PAD, weight_table
 from zemosaic_phase3.resample.vector import SPARE
 from zemosaic_phase3.runtime.jit import PACKAGE, stamped_files
-from zemosaic_phase3.runtime.llvm import LANES, SIMD, Array, Emitter
+from zemosaic_phase3.runtime.lanes import LANES, SIMD
+from zemosaic_phase3.runtime.llvm import Array, Emitter
 from zemosaic_phase3.runtime.twin import HAND_WRITTEN, Int, hand_written
 
 for file in stamped_files():  # those that may hold hand-written code

@@ -7,21 +7,8 @@ from typing import Any
 import numpy as np
 
 from zemosaic_phase3.runtime.jit import inner_kernel
-from zemosaic_phase3.runtime.llvm import (
-    BOOL,
-    F64,
-    I64,
-    INF,
-    LANES,
-    SIMD,
-    Array,
-    Emitter,
-    Value,
-    Variable,
-    any_of,
-    count,
-    where,
-)
+from zemosaic_phase3.runtime.lanes import LANES, SIMD
+from zemosaic_phase3.runtime.llvm import BOOL, F64, I64, INF, Array, Emitter, Value, Variable, any_of, count, where
 from zemosaic_phase3.runtime.twin import Flag, Int, hand_written
 
 

@@ -21,11 +21,10 @@ from typing import Any, Final
 import numpy as np
 
 from zemosaic_phase3.runtime.jit import inner_kernel
+from zemosaic_phase3.runtime.lanes import LANES, SIMD
 from zemosaic_phase3.runtime.llvm import (
     F32,
     I32,
-    LANES,
-    SIMD,
     Array,
     Emitter,
     Value,

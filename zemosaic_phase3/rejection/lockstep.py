@@ -11,13 +11,12 @@ from typing import Final
 import numpy as np
 
 from zemosaic_phase3.runtime.jit import inner_kernel
+from zemosaic_phase3.runtime.lanes import LANES, SIMD
 from zemosaic_phase3.runtime.llvm import (
     BOOL,
     F64,
     I32,
     I64,
-    LANES,
-    SIMD,
     Array,
     Emitter,
     Value,

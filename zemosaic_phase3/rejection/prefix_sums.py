@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from zemosaic_phase3.runtime.jit import inner_kernel
-from zemosaic_phase3.runtime.llvm import F64, LANES, SIMD, Array, Emitter, Value, Variable, maximum
+from zemosaic_phase3.runtime.lanes import LANES, SIMD
+from zemosaic_phase3.runtime.llvm import F64, Array, Emitter, Value, Variable, maximum
 from zemosaic_phase3.runtime.twin import Int, hand_written
 
 

@@ -20,8 +20,7 @@ from typing import Any, Final
 from llvmlite import ir
 from numba.core import cgutils
 
-LANES: Final = 96  # pixels sorted at once; a multiple of 3 (colour) and of 16 (SIMD), sized for the L2 cache at N = 200
-SIMD: Final = 16  # pixels per instruction; where the processor's registers are shorter the compiler splits them
+from zemosaic_phase3.runtime.lanes import SIMD
 
 BOOL, I8, I32, I64 = (ir.IntType(width) for width in (1, 8, 32, 64))
 F32, F64 = ir.FloatType(), ir.DoubleType()

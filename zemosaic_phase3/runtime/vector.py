@@ -8,12 +8,11 @@ from __future__ import annotations
 import numpy as np
 
 from zemosaic_phase3.runtime.jit import inner_kernel
+from zemosaic_phase3.runtime.lanes import LANES, SIMD
 from zemosaic_phase3.runtime.llvm import (
     F32,
     I64,
     INF,
-    LANES,
-    SIMD,
     Array,
     Emitter,
     Value,
