@@ -16,7 +16,7 @@ from zemosaic_phase3.combine import block, cuda, kernel_arguments
 from zemosaic_phase3.combine.cuda import AHEAD, RUN_ROWS
 from zemosaic_phase3.methods import COMBINATIONS, KERNELS
 from zemosaic_phase3.resample.cuda import source as resample_source
-from zemosaic_phase3.runtime.llvm import LANES
+from zemosaic_phase3.runtime.lanes import LANES
 
 METHODS = list(KERNELS)
 COMBINES = list(COMBINATIONS)

@@ -7,7 +7,7 @@ import pytest
 from sorting_case import block_of, sorted_into
 
 from zemosaic_phase3.combine.sorting import BIG, new_table
-from zemosaic_phase3.runtime.llvm import LANES
+from zemosaic_phase3.runtime.lanes import LANES
 
 
 @pytest.mark.parametrize("n", [*range(1, 68), 127, 128, 129, 200, 257, 513, 1000, 2049])

@@ -13,7 +13,7 @@ from zemosaic_phase3.combine.sorting import new_table
 from zemosaic_phase3.methods import KERNELS, Rejection
 from zemosaic_phase3.rejection.judge import Samples, new_limits, new_samples, new_scratch
 from zemosaic_phase3.rejection.prefix_sums import prefix_sums
-from zemosaic_phase3.runtime.llvm import LANES
+from zemosaic_phase3.runtime.lanes import LANES
 
 METHODS = {name: import_module(f"zemosaic_phase3.rejection.{name}") for name in KERNELS if name != "none"}
 TOGETHER = [name for name, method in METHODS.items() if hasattr(method, "judge") and hasattr(method, "judge_block")]

@@ -20,7 +20,7 @@ from zemosaic_phase3 import methods
 from zemosaic_phase3.combine import block
 from zemosaic_phase3.combine.frame_sums import sums_of_kept, weighted_sums_of_kept
 from zemosaic_phase3.rejection.lockstep import count_outside
-from zemosaic_phase3.runtime.llvm import LANES
+from zemosaic_phase3.runtime.lanes import LANES
 from zemosaic_phase3.runtime.vector import nearest_inside
 
 METHODS = {  # kernel method -> oracle name and how the parameters translate

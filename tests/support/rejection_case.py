@@ -9,7 +9,7 @@ import sys
 import numpy as np
 
 from zemosaic_phase3.combine import block, kernel_arguments
-from zemosaic_phase3.runtime.llvm import LANES
+from zemosaic_phase3.runtime.lanes import LANES
 
 
 def run(

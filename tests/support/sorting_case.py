@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from zemosaic_phase3.combine.sorting import sort_block
-from zemosaic_phase3.runtime.llvm import LANES
+from zemosaic_phase3.runtime.lanes import LANES
 
 
 def block_of(n, seed=0, *, ties=True):

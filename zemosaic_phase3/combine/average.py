@@ -21,7 +21,7 @@ from zemosaic_phase3.combine.frame_sums import sums_of_kept, weighted_sums_of_ke
 from zemosaic_phase3.rejection.judge import Samples
 from zemosaic_phase3.rejection.window import clipped
 from zemosaic_phase3.runtime.jit import inlined, inner_kernel
-from zemosaic_phase3.runtime.llvm import LANES
+from zemosaic_phase3.runtime.lanes import LANES
 
 STRIP: Final = 1536  # pixels averaged at once where nothing is rejected: long runs of a frame
 

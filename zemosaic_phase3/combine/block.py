@@ -48,7 +48,7 @@ from zemosaic_phase3.rejection.judge import (
     new_scratch,
 )
 from zemosaic_phase3.runtime.jit import inlined, kernel_with
-from zemosaic_phase3.runtime.llvm import LANES
+from zemosaic_phase3.runtime.lanes import LANES
 
 NOWHERE: Final = (np.empty(0, np.float32), np.empty(0, np.float32))
 LARGEST: Final = np.finfo(np.float32).max

@@ -369,7 +369,7 @@ def _compute_quality_weights(
 def _kept_mask(stack: np.ndarray, spec: StackSpec, *, clipped_kappa: bool = False) -> np.ndarray:
     """Boolean mask of the samples that a rejection keeps, of the stack's shape."""
     from zemosaic_phase3.combine.block import combine_block
-    from zemosaic_phase3.runtime.llvm import LANES
+    from zemosaic_phase3.runtime.lanes import LANES
 
     cube = np.ascontiguousarray(stack.reshape(stack.shape[0], -1), dtype=np.float32)
     n_frames, size = cube.shape

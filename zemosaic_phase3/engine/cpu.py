@@ -62,7 +62,7 @@ def combine_slab(job: Job, arguments: KernelArguments, slab: Slab, result: Stack
     """Reject and combine the samples of one slab into the rows of the result."""
     from zemosaic_phase3.combine.block import combine_block
     from zemosaic_phase3.runtime.jit import wait_for_compiler
-    from zemosaic_phase3.runtime.llvm import LANES
+    from zemosaic_phase3.runtime.lanes import LANES
 
     wait_for_compiler()
     n_frames, line = len(job.sources), job.shape[1] * job.channels

@@ -13,65 +13,59 @@ Files are read by ``open``, ``pread`` and ``close`` of the C library, which is w
 
 from __future__ import annotations
 
+import ctypes
 import os
-from typing import Any
 
 import numba
-from llvmlite import ir
-from numba.extending import intrinsic
 
 from zemosaic_phase3.runtime.jit import kernel
+from zemosaic_phase3.runtime.llvm import I8, I64, Emitter
+from zemosaic_phase3.runtime.twin import Address, Int, hand_written
 
-_BYTE, _WORD = ir.IntType(8), ir.IntType(64)
-_LINE = ir.VectorType(_WORD, 8)
-_VOID = numba.void(numba.uint64, numba.uint64)
-
-
-def _copier(kind: Any, source_align: int, align: int, *, past_caches: bool) -> Any:
-    """Return what generates the copy of one value of an LLVM type between two addresses."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        to, start = (builder.inttoptr(address, kind.as_pointer()) for address in arguments)
-        store = builder.store(builder.load(start, align=source_align), to, align=align)
-        if past_caches:
-            store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
-        return context.get_dummy_value()
-
-    return generate
+LINE = 8  # int64 that are copied at once, the 64 bytes of a line of the caches
 
 
-@intrinsic
-def _copy_line(typingctx: Any, target: Any, source: Any) -> Any:  # noqa: ARG001
+def _plain_copy_line(target: int, source: int) -> None:
     """Copy 64 bytes between addresses, past the caches; ``target`` is a multiple of 64."""
-    return _VOID, _copier(_LINE, 1, 64, past_caches=True)
+    ctypes.memmove(target, source, 8 * LINE)
 
 
-@intrinsic
-def _copy_byte(typingctx: Any, target: Any, source: Any) -> Any:  # noqa: ARG001
-    return _VOID, _copier(_BYTE, 1, 1, past_caches=False)
+@hand_written(_plain_copy_line)
+def _copy_line(emit: Emitter, target: Address, source: Address) -> None:
+    line = emit.memory(source, I64).load(0, LINE, align=1)
+    emit.memory(target, I64).store(0, line, align=64, past_caches=True)
 
 
-@intrinsic
-def _fetch_add(typingctx: Any, address: Any, value: Any) -> Any:  # noqa: ARG001
+def _plain_copy_byte(target: int, source: int) -> None:
+    ctypes.memmove(target, source, 1)
+
+
+@hand_written(_plain_copy_byte)
+def _copy_byte(emit: Emitter, target: Address, source: Address) -> None:
+    emit.memory(target, I8)[0] = emit.memory(source, I8)[0]
+
+
+def _plain_fetch_add(address: int, value: int) -> int:
     """Add to the number at an address and return what it was; nothing written before it is seen after it."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        builder.fence("seq_cst")  # stores past the caches are in no order of their own
-        place = builder.inttoptr(arguments[0], _WORD.as_pointer())
-        return builder.atomic_rmw("add", place, arguments[1], ordering="seq_cst")
-
-    return numba.int64(numba.uint64, numba.int64), generate
+    number = ctypes.c_int64.from_address(address)
+    before = number.value
+    number.value += value
+    return before
 
 
-@intrinsic
-def _look(typingctx: Any, address: Any) -> Any:  # noqa: ARG001
+@hand_written(_plain_fetch_add)
+def _fetch_add(emit: Emitter, address: Address, value: Int) -> Int:
+    return emit.memory(address, I64).fetch_add(0, value)
+
+
+def _plain_look(address: int) -> int:
     """Return the number at an address as it is now."""
+    return ctypes.c_int64.from_address(address).value
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        place = builder.inttoptr(arguments[0], _WORD.as_pointer())
-        return builder.load_atomic(place, ordering="acquire", align=8)
 
-    return numba.int64(numba.uint64), generate
+@hand_written(_plain_look)
+def _look(emit: Emitter, address: Address) -> Int:
+    return emit.memory(address, I64).load_atomic(0)
 
 
 @kernel

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from zemosaic_phase3.errors import PlanError
+from zemosaic_phase3.runtime.lanes import LANES
 from zemosaic_phase3.runtime.limits import memory_text
-from zemosaic_phase3.runtime.llvm import LANES
 
 KERNEL_PIXELS: Final = LANES  # pixels one worker rejects at a time
 # Per sample of those: a sorted copy (float32, up to twice the rows), two prefix sums and a product of weights

@@ -28,7 +28,7 @@ import numpy as np
 from zemosaic_phase3.methods import Rejection
 from zemosaic_phase3.rejection.prefix_sums import prefix_sums
 from zemosaic_phase3.runtime.jit import inlined, inner_kernel
-from zemosaic_phase3.runtime.llvm import LANES
+from zemosaic_phase3.runtime.lanes import LANES
 
 
 class Samples(NamedTuple):

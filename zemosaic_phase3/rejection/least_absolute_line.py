@@ -21,7 +21,7 @@ import numpy as np
 from zemosaic_phase3.rejection.judge import Limits, Samples, Scratch
 from zemosaic_phase3.rejection.line_distance import begin_lines, clip_by_lines, keep_equals
 from zemosaic_phase3.runtime.jit import inlined, inner_kernel
-from zemosaic_phase3.runtime.llvm import LANES
+from zemosaic_phase3.runtime.lanes import LANES
 from zemosaic_phase3.runtime.vector import first_to_reach, lowest_one, ones, slopes_within, without_lowest
 
 

@@ -18,7 +18,7 @@ from zemosaic_phase3.rejection.line_distance import (
 )
 from zemosaic_phase3.rejection.window import with_equals
 from zemosaic_phase3.runtime.jit import inlined, inner_kernel
-from zemosaic_phase3.runtime.llvm import LANES
+from zemosaic_phase3.runtime.lanes import LANES
 
 
 @inlined

@@ -20,7 +20,7 @@ import numpy as np
 from zemosaic_phase3.rejection.judge import Limits, Samples, Scratch
 from zemosaic_phase3.rejection.window import with_equals
 from zemosaic_phase3.runtime.jit import inlined, inner_kernel
-from zemosaic_phase3.runtime.llvm import LANES
+from zemosaic_phase3.runtime.lanes import LANES
 
 FEWEST: Final = 5  # samples through which a line is fitted; also in the table of methods
 FEW: Final = 24  # lanes, below which the distances are added lane by lane

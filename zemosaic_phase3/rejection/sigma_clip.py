@@ -21,7 +21,7 @@ from zemosaic_phase3.rejection.window import (
     window_deviation,
 )
 from zemosaic_phase3.runtime.jit import inlined, inner_kernel
-from zemosaic_phase3.runtime.llvm import LANES
+from zemosaic_phase3.runtime.lanes import LANES
 from zemosaic_phase3.runtime.vector import nearest_inside
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from zemosaic_phase3.rejection.judge import Samples
 from zemosaic_phase3.runtime.jit import inlined
-from zemosaic_phase3.runtime.llvm import LANES
+from zemosaic_phase3.runtime.lanes import LANES
 
 
 @inlined

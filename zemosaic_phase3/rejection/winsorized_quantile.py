@@ -15,7 +15,7 @@ import numpy as np
 from zemosaic_phase3.rejection.judge import Limits, Samples
 from zemosaic_phase3.rejection.window import clipped, clipped_deviation, skip_above, skip_below
 from zemosaic_phase3.runtime.jit import inlined, inner_kernel
-from zemosaic_phase3.runtime.llvm import LANES
+from zemosaic_phase3.runtime.lanes import LANES
 
 PASSES: Final = 5
 

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from zemosaic_phase3.resample.vector import LANES, demosaic_run
+from zemosaic_phase3.resample.vector import VECTOR_WIDTH, demosaic_run
 from zemosaic_phase3.runtime.jit import kernel
 
 CFA_MARGIN: Final = 2  # rows the demosaicing needs above and below
@@ -111,7 +111,7 @@ def demosaic_rows(raw, row0, height, width, y0, y1, red_row, red_col, columns, o
         stop = columns[y - y0, 1]
         if stop <= first:
             continue
-        mirrored = y < 2 or y >= height - 2 or end < LANES + 2
+        mirrored = y < 2 or y >= height - 2 or end < VECTOR_WIDTH + 2
         left = width if mirrored else 2 if first < 2 else 0
         right = end if stop > end and not mirrored else width
         _demosaic_mirrored(raw, row0, height, width, y, left, right, red_row, red_col, out, o)
@@ -121,11 +121,13 @@ def demosaic_rows(raw, row0, height, width, y0, y1, red_row, red_col, columns, o
             continue
         on_red_row = ((y ^ red_row) & 1) == 0
         own = red_col if on_red_row else red_col + 1  # the columns of this parity are not green
-        last = first + (stop - first) // LANES * LANES
+        last = first + (stop - first) // VECTOR_WIDTH * VECTOR_WIDTH
         demosaic_run(raw, y - row0, width, first, last, ((own ^ first) & 1) == 0, on_red_row, out, o)
         if last < stop:  # what is left, and before it pixels done already
-            first = max(stop - LANES, 2)
-            demosaic_run(raw, y - row0, width, first, first + LANES, ((own ^ first) & 1) == 0, on_red_row, out, o)
+            first = max(stop - VECTOR_WIDTH, 2)
+            demosaic_run(
+                raw, y - row0, width, first, first + VECTOR_WIDTH, ((own ^ first) & 1) == 0, on_red_row, out, o
+            )
 
 
 @kernel

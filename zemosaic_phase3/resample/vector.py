@@ -1,4 +1,4 @@
-"""Demosaicing and interpolation of a run of pixels, as LLVM vector instructions (``numba.extending.intrinsic``).
+"""Demosaicing and interpolation of a run of pixels, in vector registers.
 
 Interpolation: a pixel of the result is a weighted sum of 6x6 pixels of the frame. The 6 pixels of a row lie one behind
 the other, their channels interleaved: few registers hold all of them, and the sums down the columns are a handful of
@@ -6,213 +6,106 @@ instructions. Only the sum along the row has to take registers apart.
 
 Demosaicing: what each pixel would be as either kind of sample is computed for 8 pixels at once, the right one is
 chosen, and the colours are interleaved in registers.
-
-Without compilation (NUMBA_DISABLE_JIT) the same runs in plain Python.
 """
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any, Final
 
-import numba
 import numpy as np
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
+
+from zemosaic_phase3.runtime.llvm import (
+    F32,
+    F64,
+    I32,
+    I64,
+    Array,
+    Emitter,
+    Value,
+    Variable,
+    bit_mask,
+    maximum,
+    minimum,
+    total,
+    where,
+)
+from zemosaic_phase3.runtime.twin import Flag, Int, hand_written
 
 TAPS: Final = 6  # pixels per axis that an interpolation may use
-LANES: Final = 8  # numbers in a register; where the processor's are shorter the compiler splits them
+VECTOR_WIDTH: Final = 8  # numbers in a register; where the processor's are shorter the compiler splits them
 AHEAD: Final = 8  # rows from the first of a block to one that a later row of the result will need
 SPARE: Final = 4  # numbers behind a run of the result that are overwritten
 
-FLOAT: Final = ir.FloatType()
-DOUBLE: Final = ir.DoubleType()
-I64: Final = ir.IntType(64)
-I32: Final = ir.IntType(32)
-VECTOR: Final = ir.VectorType(FLOAT, LANES)
+Rows = list[list[Value]]
+"""Rows of 6 pixels, each in registers of 2 pixels of 3 channels, or in one register."""
 
 
-class _Emitter:
-    """The instructions for one pixel of 1 or 3 channels.
+class _Pixels:
+    """How the 6 pixels of a row, of 1 or 3 channels, lie in registers: ``together`` of them in each.
 
-    The 6 pixels of a row are held in registers of ``together`` pixels each. A pixel taken out of them has
-    ``width`` lanes: of four lanes for three channels nobody looks at the last.
+    A pixel taken out of them has ``width`` lanes: of four lanes for three channels nobody looks at the last.
     """
 
-    def __init__(self, builder: Any, channels: int) -> None:
-        self.builder, self.channels = builder, channels
+    def __init__(self, emit: Emitter, channels: int) -> None:
+        self.emit, self.channels = emit, channels
         self.together = 2 if channels == 3 else TAPS
         self.width = 4 if channels == 3 else 1
 
-    def shuffle(self, vector: Any, lanes: list[int]) -> Any:
-        pattern = ir.Constant(ir.VectorType(I32, len(lanes)), lanes)
-        return self.builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), pattern)
+    def rows(self, src: Array, at: Value, stride: Value) -> Rows:
+        """Load 6 rows of 6 pixels."""
+        starts = range(0, TAPS * self.channels, self.together * self.channels)
+        return [[src.load(at + stride * k + start, VECTOR_WIDTH) for start in starts] for k in range(TAPS)]
 
-    def load(self, data: Any, at: Any, kind: Any) -> Any:
-        return self.builder.load(self.builder.bitcast(self.builder.gep(data, [at]), kind.as_pointer()), align=4)
-
-    def prefetch(self, data: Any, at: Any) -> None:
-        """Ask for a number that will be read soon; past the end of its array it does no harm."""
-        byte = ir.IntType(8).as_pointer()
-        ask = self.builder.module.declare_intrinsic(
-            "llvm.prefetch", [byte], ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
-        )
-        place = self.builder.bitcast(self.builder.gep(data, [at]), byte)
-        self.builder.call(ask, [place, I32(0), I32(2), I32(1)])  # to read, into the second-level cache
-
-    def spread(self, value: Any, lanes: int) -> Any:
-        """Return one number in every lane."""
-        kind = ir.VectorType(FLOAT, lanes)
-        single = self.builder.insert_element(ir.Constant(kind, ir.Undefined), value, I32(0))
-        return self.shuffle(single, [0] * lanes)
-
-    def pixel(self, registers: list[Any], k: int) -> Any:
+    def one(self, registers: list[Value], k: int) -> Value:
         """Take pixel k out of the registers of a row."""
         first = (k % self.together) * self.channels
-        return self.shuffle(registers[k // self.together], [(first + c) % LANES for c in range(self.width)])
+        return registers[k // self.together].shuffle([(first + c) % VECTOR_WIDTH for c in range(self.width)])
 
-    def block(self, src: Any, at: Any, stride: Any) -> list[list[Any]]:
-        """Load 6 rows."""
-        starts = range(0, TAPS * self.channels, self.together * self.channels)
-        rows = [self.builder.add(at, self.builder.mul(stride, I64(k))) for k in range(TAPS)]
-        return [[self.load(src, self.builder.add(row, I64(start)), VECTOR) for start in starts] for row in rows]
-
-    def down_weights(self, table: Any, phase: Any) -> list[Any]:
-        first = self.builder.mul(phase, I64(TAPS))
-        return [
-            self.spread(self.builder.load(self.builder.gep(table, [self.builder.add(first, I64(k))])), LANES)
-            for k in range(TAPS)
-        ]
-
-    def along_weights(self, table: Any, phase: Any) -> list[Any]:
+    def weights_along(self, table: Array, phase: Value) -> list[Value]:
         """Weights as the registers of a row hold the pixels; in two loads, because 8 would leave the table."""
-        first = self.builder.mul(phase, I64(TAPS))
-        four = ir.VectorType(FLOAT, 4)
-        low = self.load(table, first, four)
-        high = self.load(table, self.builder.add(first, I64(TAPS - 4)), four)
+        low, high = table.load(phase * TAPS, 4), table.load(phase * TAPS + (TAPS - 4), 4)
         registers = []
         for start in range(0, TAPS, self.together):
-            taps = [min(start + lane // self.channels, TAPS - 1) for lane in range(LANES)]
-            pattern = [tap if tap < 4 else tap - (TAPS - 4) + 4 for tap in taps]
-            registers.append(self.builder.shuffle_vector(low, high, ir.Constant(ir.VectorType(I32, LANES), pattern)))
+            taps = [min(start + lane // self.channels, TAPS - 1) for lane in range(VECTOR_WIDTH)]
+            registers.append(low.shuffle([tap if tap < 4 else tap - (TAPS - 4) + 4 for tap in taps], high))
         return registers
 
-    def channel_numbers(self, data: Any) -> Any:
+    def numbers(self, array: Array) -> Value:
         """Return a vector of one number per channel, float64."""
-        numbers = ir.Constant(ir.VectorType(DOUBLE, self.width), [0.0] * self.width)
-        for c in range(self.channels):
-            number = self.builder.load(self.builder.gep(data, [I64(c)]))
-            numbers = self.builder.insert_element(numbers, number, I32(c))
-        return numbers
+        zero = self.emit.constant(F64, 0.0)
+        return self.emit.vector([array[c] if c < self.channels else zero for c in range(self.width)])
 
-    def sum(self, factors: list[Any], terms: list[Any]) -> Any:
-        products = [self.builder.fmul(factor, term) for factor, term in zip(factors, terms, strict=True)]
-        return self.total(products)
-
-    def total(self, terms: list[Any]) -> Any:
-        """Add in the order given."""
-        total = terms[0]
-        for term in terms[1:]:
-            total = self.builder.fadd(total, term)
-        return total
-
-    def pick(self, sign: str, *values: Any) -> Any:
-        """Return the largest (``>``) or smallest (``<``), lane by lane."""
-        best = values[0]
-        for value in values[1:]:
-            best = self.builder.select(self.builder.fcmp_ordered(sign, best, value), best, value)
-        return best
-
-    def value(self, block: list[list[Any]], down: list[Any], along: list[Any]) -> Any:
+    def value(self, rows: Rows, down: list[Value], along: list[Value]) -> Value:
         """Sum down the columns, then along the row."""
-        columns = [self.sum(down, [row[g] for row in block]) for g in range(len(along))]
-        weighted = [self.builder.fmul(weight, column) for weight, column in zip(along, columns, strict=True)]
-        return self.total([self.pixel(weighted, k) for k in range(TAPS)])
+        columns = [total([w * row[g] for w, row in zip(down, rows, strict=True)]) for g in range(len(along))]
+        weighted = [weight * column for weight, column in zip(along, columns, strict=True)]
+        return total([self.one(weighted, k) for k in range(TAPS)])
 
-    def extremes(self, sign: str, block: list[list[Any]]) -> tuple[Any, Any]:
+    def extreme(self, larger: Any, rows: Rows) -> tuple[Value, Value]:
         """Return the largest or smallest of the inner 2x2 pixels, and of the ring around them."""
         if self.together == 2:  # pixels 2 and 3 share a register: put 4 and 1 into another
-            lanes = ir.Constant(ir.VectorType(I32, LANES), [8, 9, 10, 3, 4, 5, 3, 4])
-            sides = [self.builder.shuffle_vector(row[0], row[2], lanes) for row in block[1:5]]
-            core = [self.pick(sign, block[2][1], block[3][1])]
-            ring = [self.pick(sign, *sides, block[1][1], block[4][1])]
-            return (
-                self.pick(sign, self.pixel(core, 0), self.pixel(core, 1)),
-                self.pick(sign, self.pixel(ring, 0), self.pixel(ring, 1)),
-            )
-        outer, inner = [self.pick(sign, block[1][0], block[4][0])], [self.pick(sign, block[2][0], block[3][0])]
-        every = [self.pick(sign, outer[0], inner[0])]
-        sides = [self.pixel(every, 1), self.pixel(outer, 2), self.pixel(outer, 3), self.pixel(every, 4)]
-        return self.pick(sign, self.pixel(inner, 2), self.pixel(inner, 3)), self.pick(sign, *sides)
+            sides = [row[0].shuffle([8, 9, 10, 3, 4, 5, 3, 4], row[2]) for row in rows[1:5]]
+            core = [larger(rows[2][1], rows[3][1])]
+            ring = [reduce(larger, [*sides, rows[1][1], rows[4][1]])]
+            return larger(self.one(core, 0), self.one(core, 1)), larger(self.one(ring, 0), self.one(ring, 1))
+        outer, inner = [larger(rows[1][0], rows[4][0])], [larger(rows[2][0], rows[3][0])]
+        every = [larger(outer[0], inner[0])]
+        ring = [self.one(every, 1), self.one(outer, 2), self.one(outer, 3), self.one(every, 4)]
+        return larger(self.one(inner, 2), self.one(inner, 3)), reduce(larger, ring)
 
-    def held(self, value: Any, block: list[list[Any]]) -> Any:
-        """Clamp a value to the 4x4 pixels around it."""
-        half = self.spread(FLOAT(0.5), self.width)
-        for sign, apart in ((">", self.builder.fadd), ("<", self.builder.fsub)):
-            core, ring = self.extremes(sign, block)
-            high, low = (core, ring) if sign == ">" else (ring, core)
-            beyond = apart(core, self.builder.fmul(half, self.builder.fsub(high, low)))
-            bound = self.builder.select(self.builder.fcmp_ordered(sign, ring, core), ring, beyond)
-            value = self.builder.select(self.builder.fcmp_ordered(sign, value, bound), bound, value)
-        return value
+    def clamped(self, value: Value, rows: Rows) -> Value:
+        """Hold a value to the range of the 4x4 pixels around it."""
+        core, ring = self.extreme(maximum, rows)
+        upper = where(ring > core, ring, core + 0.5 * (core - ring))
+        value = where(value > upper, upper, value)
+        core, ring = self.extreme(minimum, rows)
+        lower = where(ring < core, ring, core - 0.5 * (ring - core))
+        return where(value < lower, lower, value)
 
 
-def _interpolation(channels: int) -> Any:
-    """Return the compiled interpolation of a run of pixels; see :func:`_plain_interpolation`."""
-
-    @intrinsic
-    def run(
-        typingctx: Any, src: Any, row0: Any, stride: Any, xq: Any, yq: Any, count: Any,
-        table: Any, clamp: Any, scale: Any, offset: Any, line: Any,
-    ) -> Any:  # fmt: skip
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            emit = _Emitter(builder, channels)
-            data = {
-                k: context.make_array(signature.args[k])(context, builder, args[k]).data for k in (0, 3, 4, 6, 8, 9, 10)
-            }
-            factors, terms = (emit.channel_numbers(data[k]) for k in (8, 9))
-            many = ir.VectorType(FLOAT, emit.width)
-            doubles = ir.VectorType(DOUBLE, emit.width)
-            flags = ir.VectorType(I32, emit.width)
-            invalid = cgutils.alloca_once_value(builder, ir.Constant(flags, [0] * emit.width))
-
-            def one_pixel(i: Any, x: Any, y: Any) -> None:
-                top = builder.sub(builder.ashr(y, I64(10)), builder.add(args[1], I64(2)))
-                left = builder.mul(builder.sub(builder.ashr(x, I64(10)), I64(2)), I64(channels))
-                block = emit.block(data[0], builder.add(builder.mul(top, args[2]), left), args[2])
-                emit.prefetch(data[0], builder.add(builder.mul(builder.add(top, I64(AHEAD)), args[2]), left))
-                down = emit.down_weights(data[6], builder.and_(y, I64(1023)))
-                along = emit.along_weights(data[6], builder.and_(x, I64(1023)))
-                held = cgutils.alloca_once_value(builder, emit.value(block, down, along))
-                with builder.if_then(context.cast(builder, args[7], signature.args[7], types.boolean)):
-                    builder.store(emit.held(builder.load(held), block), held)
-                value = builder.load(held)
-                nan = builder.sext(builder.fcmp_unordered("uno", value, value), flags)
-                builder.store(builder.or_(builder.load(invalid), nan), invalid)
-                wide = builder.fadd(builder.fmul(builder.fpext(value, doubles), factors), terms)
-                place = builder.gep(data[10], [builder.mul(i, I64(channels))])
-                builder.store(builder.fptrunc(wide, many), builder.bitcast(place, many.as_pointer()), align=4)
-
-            with cgutils.for_range_slice(builder, I64(0), args[5], I64(1), I64) as (i, _):
-                x, y = (builder.sext(builder.load(builder.gep(data[k], [i])), I64) for k in (3, 4))
-                with builder.if_then(builder.icmp_signed(">=", x, I64(0)), likely=True):
-                    one_pixel(i, x, y)
-            found = builder.load(invalid)
-            lanes = [builder.extract_element(found, I32(c)) for c in range(channels)]
-            total = lanes[0]
-            for lane in lanes[1:]:
-                total = builder.or_(total, lane)
-            return builder.icmp_signed("!=", total, I32(0))
-
-        whole = types.int64
-        kinds = (src, whole, whole, xq, yq, whole, table, types.boolean, scale, offset, line)
-        return types.boolean(*kinds), generate
-
-    return run
-
-
-def _plain_interpolation(channels: int) -> Any:
-    """Return the interpolation of a run of pixels in Python.
+def _interpolation(name: str, channels: int) -> Any:
+    """Return the interpolation of a run of pixels of 1 or 3 channels.
 
     ``run(src, row0, stride, xq, yq, count, table, clamp, scale, offset, line)`` writes the first ``count`` pixels of
     ``line``, which has :data:`SPARE` numbers more than it needs, and returns True if one of them is NaN. ``xq, yq (n,)
@@ -245,7 +138,7 @@ def _plain_interpolation(channels: int) -> Any:
             value = np.where(value < lower, lower, value)
         return value
 
-    def run(
+    def plain(
         src: np.ndarray, row0: int, stride: int, xq: np.ndarray, yq: np.ndarray, count: int,
         table: np.ndarray, clamp: bool, scale: np.ndarray, offset: np.ndarray, line: np.ndarray,
     ) -> bool:  # fmt: skip
@@ -258,93 +151,48 @@ def _plain_interpolation(channels: int) -> Any:
             line[i * channels : (i + 1) * channels] = value * scale + offset
         return invalid
 
+    @hand_written(plain, name=name)
+    def run(
+        emit: Emitter, src: Array, row0: Int, stride: Int, xq: Array, yq: Array, count: Int, table: Array, clamp: Flag,
+        scale: Array, offset: Array, line: Array,
+    ) -> Flag:  # fmt: skip
+        pixels = _Pixels(emit, channels)
+        factors, terms = pixels.numbers(scale), pixels.numbers(offset)
+        invalid = Variable(emit.constant(I64, 0))
+
+        def one_pixel(i: Value, x: Value, y: Value) -> None:
+            top, left = (y >> 10) - (row0 + 2), ((x >> 10) - 2) * channels
+            rows = pixels.rows(src, top * stride + left, stride)
+            src.prefetch((top + AHEAD) * stride + left)
+            down = [table[(y & 1023) * TAPS + k].spread(VECTOR_WIDTH) for k in range(TAPS)]
+            value = Variable(pixels.value(rows, down, pixels.weights_along(table, x & 1023)))
+            with emit.when(clamp):
+                value.now = pixels.clamped(value.now, rows)
+            found = value.now
+            invalid.now |= bit_mask(found != found)
+            line.store(i * channels, (found.to(F64) * factors + terms).to(F32))
+
+        with emit.range(0, count) as i:
+            x, y = xq[i].to(I64), yq[i].to(I64)
+            with emit.when(x >= 0, likely=True):
+                one_pixel(i, x, y)
+        return (invalid.now & (2**channels - 1)) != 0  # the last of four lanes is no channel
+
     return run
 
 
-# The interpolation of a run of pixels of 1 or 3 channels.
-interpolate_grey, interpolate_rgb = (
-    (_plain_interpolation if numba.config.DISABLE_JIT else _interpolation)(channels) for channels in (1, 3)
-)
-
-
-@intrinsic
-def _demosaic_run(
-    typingctx: Any, raw: Any, row: Any, width: Any, start: Any, stop: Any, own_first: Any, on_red_row: Any,
-    out: Any, place: Any,
-) -> Any:  # fmt: skip
-    """Demosaic a run of pixels; see :func:`_plain_demosaic_run`."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        raw_data, out_data = (context.make_array(signature.args[k])(context, builder, args[k]).data for k in (0, 7))
-        row, width, start, stop = args[1:5]
-        i1 = ir.IntType(1)
-        bits = ir.VectorType(i1, LANES)
-        even = ir.Constant(bits, [k % 2 == 0 for k in range(LANES)])
-        odd = ir.Constant(bits, [k % 2 == 1 for k in range(LANES)])
-        own_first = context.cast(builder, args[5], signature.args[5], types.boolean)
-        red_row = context.cast(builder, args[6], signature.args[6], types.boolean)
-        is_own = builder.select(own_first, even, odd)
-        starts = {dy: builder.mul(builder.add(row, I64(dy)), width) for dy in range(-2, 3)}
-
-        def constant(value: float) -> Any:
-            return ir.Constant(VECTOR, [value] * LANES)
-
-        def times(vector: Any, value: float) -> Any:
-            return builder.fmul(vector, constant(value))
-
-        with cgutils.for_range_slice(builder, start, stop, I64(LANES), I64) as (x, _):
-
-            def at(dy: int, dx: int) -> Any:
-                place = builder.gep(raw_data, [builder.add(builder.add(starts[dy], x), I64(dx))])
-                return builder.load(builder.bitcast(place, VECTOR.as_pointer()), align=4)
-
-            c = at(0, 0)
-            vertical1, horizontal1 = builder.fadd(at(-1, 0), at(1, 0)), builder.fadd(at(0, -1), at(0, 1))
-            vertical2, horizontal2 = builder.fadd(at(-2, 0), at(2, 0)), builder.fadd(at(0, -2), at(0, 2))
-            diagonal = builder.fadd(builder.fadd(at(-1, -1), at(-1, 1)), builder.fadd(at(1, -1), at(1, 1)))
-            crosswise2 = builder.fadd(vertical2, horizontal2)
-
-            def along(near: Any, far: Any, beside: Any) -> Any:
-                total = builder.fadd(times(c, 5.0), times(near, 4.0))
-                total = builder.fsub(total, builder.fadd(far, diagonal))
-                return times(builder.fadd(total, times(beside, 0.5)), 0.125)
-
-            total = builder.fadd(times(c, 4.0), times(builder.fadd(vertical1, horizontal1), 2.0))
-            green = times(builder.fsub(total, crosswise2), 0.125)
-            total = builder.fadd(times(c, 6.0), times(diagonal, 2.0))
-            other = times(builder.fsub(total, times(crosswise2, 1.5)), 0.125)
-            own = builder.select(is_own, c, along(horizontal1, horizontal2, vertical2))
-            green = builder.select(is_own, green, c)
-            far = builder.select(is_own, other, along(vertical1, vertical2, horizontal2))
-            red, blue = builder.select(red_row, own, far), builder.select(red_row, far, own)
-            both = builder.shuffle_vector(
-                red, green, ir.Constant(ir.VectorType(I32, 2 * LANES), list(range(2 * LANES)))
-            )
-            rest = builder.shuffle_vector(
-                blue, blue, ir.Constant(ir.VectorType(I32, 2 * LANES), list(range(2 * LANES)))
-            )
-            for third in range(3):
-                numbers = range(third * LANES, (third + 1) * LANES)
-                order = [(n % 3) * LANES + n // 3 for n in numbers]  # place of channel n % 3 of pixel n // 3
-                piece = builder.shuffle_vector(both, rest, ir.Constant(ir.VectorType(I32, LANES), order))
-                offset = builder.add(builder.mul(builder.add(args[8], x), I64(3)), I64(third * LANES))
-                builder.store(piece, builder.bitcast(builder.gep(out_data, [offset]), VECTOR.as_pointer()), align=4)
-        return context.get_dummy_value()
-
-    whole = types.int64
-    kinds = (raw, whole, whole, whole, whole, types.boolean, types.boolean, out, whole)
-    return types.void(*kinds), generate
+interpolate_grey, interpolate_rgb = _interpolation("interpolate_grey", 1), _interpolation("interpolate_rgb", 3)
 
 
 def _plain_demosaic_run(
     raw: np.ndarray, row: int, width: int, start: int, stop: int, own_first: bool, on_red_row: bool,
     out: np.ndarray, place: int,
 ) -> None:  # fmt: skip
-    """Demosaic pixels ``start`` to ``stop - 1``, a multiple of :data:`LANES`, of a row of ``raw (rows, W) float32``.
+    """Demosaic pixels ``start`` to ``stop - 1`` of a row of ``raw (rows, W) float32``.
 
-    None of them may be within 2 pixels of an edge. ``own_first``: pixel ``start`` is not green; ``on_red_row``: the
-    other colour of this row is red. Pixel x goes to elements ``3 (place + x) ...`` of ``out``. The sums are those of
-    ``resample.demosaic.demosaic_rows``.
+    Their number is a multiple of :data:`VECTOR_WIDTH`, and none of them is within 2 pixels of an edge. ``own_first``:
+    pixel ``start`` is not green; ``on_red_row``: the other colour of this row is red. Pixel x goes to elements ``3
+    (place + x) ...`` of ``out``. The sums are those of ``resample.demosaic.demosaic_rows``.
     """
     a, b, m, d, e = (raw[row + k] for k in range(-2, 3))
     x = np.arange(start, stop)
@@ -352,16 +200,41 @@ def _plain_demosaic_run(
     vertical1, horizontal1 = b[x] + d[x], m[x - 1] + m[x + 1]
     vertical2, horizontal2 = a[x] + e[x], m[x - 2] + m[x + 2]
     diagonal = (b[x - 1] + b[x + 1]) + (d[x - 1] + d[x + 1])
-    two, four, five, six = (np.float32(k) for k in (2, 4, 5, 6))
-    half, eighth, three_halves = np.float32(0.5), np.float32(0.125), np.float32(1.5)
-    green = (c * four + (vertical1 + horizontal1) * two - (vertical2 + horizontal2)) * eighth
-    other = (c * six + diagonal * two - (vertical2 + horizontal2) * three_halves) * eighth
-    across = (c * five + horizontal1 * four - (horizontal2 + diagonal) + vertical2 * half) * eighth
-    along = (c * five + vertical1 * four - (vertical2 + diagonal) + horizontal2 * half) * eighth
+    green = (c * 4.0 + (vertical1 + horizontal1) * 2.0 - (vertical2 + horizontal2)) * 0.125
+    other = (c * 6.0 + diagonal * 2.0 - (vertical2 + horizontal2) * 1.5) * 0.125
+    across = (c * 5.0 + horizontal1 * 4.0 - (horizontal2 + diagonal) + vertical2 * 0.5) * 0.125
+    along = (c * 5.0 + vertical1 * 4.0 - (vertical2 + diagonal) + horizontal2 * 0.5) * 0.125
     is_own = (x - start) % 2 == (0 if own_first else 1)
     own, far = np.where(is_own, c, across), np.where(is_own, other, along)
     colours = (own, np.where(is_own, green, c), far) if on_red_row else (far, np.where(is_own, green, c), own)
     out[3 * (place + start) : 3 * (place + stop)] = np.stack(colours, axis=1).reshape(-1)
 
 
-demosaic_run = _plain_demosaic_run if numba.config.DISABLE_JIT else _demosaic_run
+@hand_written(_plain_demosaic_run)
+def demosaic_run(  # noqa: D103 - its twin says what it does
+    emit: Emitter, raw: Array, row: Int, width: Int, start: Int, stop: Int, own_first: Flag, on_red_row: Flag,
+    out: Array, place: Int,
+) -> None:  # fmt: skip
+    parity = emit.constants(I32, [k % 2 for k in range(VECTOR_WIDTH)])
+    is_own = where(own_first, parity == 0, parity == 1)
+    starts = {dy: (row + dy) * width for dy in range(-2, 3)}
+    with emit.range(start, stop, VECTOR_WIDTH) as x:
+
+        def at(dy: int, dx: int) -> Value:
+            return raw.load(starts[dy] + x + dx, VECTOR_WIDTH)
+
+        c = at(0, 0)
+        vertical1, horizontal1 = at(-1, 0) + at(1, 0), at(0, -1) + at(0, 1)
+        vertical2, horizontal2 = at(-2, 0) + at(2, 0), at(0, -2) + at(0, 2)
+        diagonal = (at(-1, -1) + at(-1, 1)) + (at(1, -1) + at(1, 1))
+        green = (c * 4.0 + (vertical1 + horizontal1) * 2.0 - (vertical2 + horizontal2)) * 0.125
+        other = (c * 6.0 + diagonal * 2.0 - (vertical2 + horizontal2) * 1.5) * 0.125
+        across = (c * 5.0 + horizontal1 * 4.0 - (horizontal2 + diagonal) + vertical2 * 0.5) * 0.125
+        along = (c * 5.0 + vertical1 * 4.0 - (vertical2 + diagonal) + horizontal2 * 0.5) * 0.125
+        own, far, green = where(is_own, c, across), where(is_own, other, along), where(is_own, green, c)
+        red, blue = where(on_red_row, own, far), where(on_red_row, far, own)
+        both, rest = red.shuffle(range(2 * VECTOR_WIDTH), green), blue.shuffle(range(2 * VECTOR_WIDTH), blue)
+        for third in range(3):
+            numbers = range(third * VECTOR_WIDTH, (third + 1) * VECTOR_WIDTH)
+            order = [(n % 3) * VECTOR_WIDTH + n // 3 for n in numbers]  # place of channel n % 3 of pixel n // 3
+            out.store((place + x) * 3 + third * VECTOR_WIDTH, both.shuffle(order, rest))
