@@ -59,3 +59,13 @@ def test_bits_are_found_one_by_one_and_their_places_added_up(word):
         found.append(lowest_one(word))
         word = without_lowest(word)
     assert found == places
+
+
+@pytest.mark.parametrize("word", [1, 5, 0x123456789ABCDEF, -1, -2, -(2**63), 2**63 - 1])
+def test_bits_are_found_in_numbers_of_python_too(word):
+    places = [k for k in range(64) if word >> k & 1]
+    assert ones.py_func(word) == len(places)
+    for place in places:  # a search that takes no bit away would not end
+        assert lowest_one.py_func(word) == place
+        word = without_lowest.py_func(word)
+    assert word == 0

@@ -118,7 +118,8 @@ def lowest_one(mask: int) -> int:
 @inner_kernel
 def without_lowest(mask: int) -> int:
     """Return a bit mask with its lowest bit that is 1 made 0."""
-    return mask & (mask - 1)
+    # Numbers of Python have no last bit: there the smallest int64 would lose none. Compiled, nothing is compared.
+    return mask & (mask - 1) if mask != -(1 << 63) else 0
 
 
 @inner_kernel
