@@ -128,14 +128,14 @@ def nearest_inside(low: np.ndarray, high: np.ndarray, limits: np.ndarray) -> Non
 
     ``low, high (LANES,) float64``, ``limits (2 LANES or more,) float32``.
     """
-    bits = limits.view(np.int32)
-    for j in range(LANES):
-        limits[j] = np.float32(low[j])
-        limits[LANES + j] = np.float32(high[j])
     # The next number up has the next integer up, or, below 0, the next down.
-    none = np.int32(0)
     for j in range(LANES):
-        up = np.int32(-1) if bits[j] < 0 else np.int32(1)
-        bits[j] += up if np.float64(limits[j]) < low[j] else none
-        down = np.int32(1) if bits[LANES + j] < 0 else np.int32(-1)
-        bits[LANES + j] += down if np.float64(limits[LANES + j]) > high[j] else none
+        near = np.float32(low[j])
+        bits = near.view(np.int32)
+        up = np.int32(-1) if bits < 0 else np.int32(1)
+        limits[j] = np.int32(bits + up).view(np.float32) if np.float64(near) < low[j] else near
+    for j in range(LANES):
+        near = np.float32(high[j])
+        bits = near.view(np.int32)
+        down = np.int32(1) if bits < 0 else np.int32(-1)
+        limits[LANES + j] = np.int32(bits + down).view(np.float32) if np.float64(near) > high[j] else near
