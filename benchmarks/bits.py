@@ -22,23 +22,19 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import zemosaic_worker as worker
+from zemosaic_phase3 import methods
 from zemosaic_phase3.app.cli import main as program
 from zemosaic_phase3.spec import StackSpec
 
-REJECTIONS = {
-    "none": {},
-    "kappa_sigma": {},
+REJECTIONS = {row.name: {} for row in methods.REJECTIONS if row.choice is None} | {
     "winsorized legacy": {"stack_reject_algo": "winsorized_sigma_clip", "wsc_impl": "legacy_quantile"},
     "winsorized legacy dropped": {
         "stack_reject_algo": "winsorized_sigma_clip", "wsc_impl": "legacy_quantile", "apply_rewinsor": False,
     },
     "winsorized pixinsight": {"stack_reject_algo": "winsorized_sigma_clip", "wsc_impl": "pixinsight"},
-    "sigma_clip": {},
     "linear_fit lad": {"stack_reject_algo": "linear_fit_clip", "line_fit": "lad"},
     "linear_fit ols": {"stack_reject_algo": "linear_fit_clip", "line_fit": "ols"},
-    "averaged_sigma": {},
     "percentile_clip": {"stack_kappa_low": 0.2, "stack_kappa_high": 0.1},
-    "gesd": {},
 }  # fmt: skip
 COMBINES = ("mean", "median", "min", "max")
 WEIGHTS = ("none", "noise_variance", "radial")

@@ -10,6 +10,7 @@ import pytest
 from align_stack_case import cube
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rejection_case import what_the_oracle_calls
 
 from zemosaic_phase3.compat.descriptors import as_frames
 from zemosaic_phase3.engine import cpu
@@ -18,7 +19,7 @@ from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.errors import PlanError
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.io.open_frame import open_source
-from zemosaic_phase3.methods import RejectName
+from zemosaic_phase3.methods import RejectName, rejection_row
 from zemosaic_phase3.spec import StackSpec
 
 
@@ -51,16 +52,7 @@ def test_slabs_and_workers_never_show(rows, workers, reject, channels, radial, c
     assert parts.rows_per_slab <= rows
 
 
-LIMITS = {"percentile_clip": ("low", "high")}  # what the oracle calls them
-TEN_THOUSAND = {
-    "none": ("none", {}),
-    "kappa_sigma": ("kappa_sigma", {}),
-    "sigma_clip": ("sigma_clip", {}),
-    "winsorized_sigma_clip": ("winsorized_pixinsight", {}),
-    "linear_fit_clip": ("linear_fit_clip", {"fit": "ols"}),
-    "averaged_sigma": ("averaged_sigma", {}),
-    "percentile_clip": ("percentile_clip", {}),
-}
+TEN_THOUSAND = [name for name in get_args(RejectName) if name != "gesd"]  # whose oracle takes a sample a step
 
 
 @pytest.mark.parametrize(("reject", "weighted"), [("sigma_clip", False), *((name, True) for name in TEN_THOUSAND)])
@@ -80,11 +72,10 @@ def test_ten_thousand_frames_are_good_to_two_ulp(reject, weighted, rng):
     weights = rng.uniform(0.2, 1.0, n) if weighted else None
     if weighted:
         job.table.weight[:] = weights[:, None]
-    method, more = TEN_THOUSAND[reject]
-    limits = (
-        {} if reject == "none" else dict(zip(LIMITS.get(reject, ("kappa_low", "kappa_high")), spec.kappas, strict=True))
-    )
-    expected = oracle.stack(frames.astype(np.float64), weights, method, **limits, **more)
+    row = rejection_row(reject, spec)
+    scale = 100.0 if row.unit == "fraction" else 1.0
+    method, limits = what_the_oracle_calls(row.kernel, [scale * kappa for kappa in spec.kappas] + [0.0, 0.0])
+    expected = oracle.stack(frames.astype(np.float64), weights, method, **limits)
     result = cpu.stack(job, Resources(workers=2))
     np.testing.assert_array_equal(result.coverage, expected.coverage)
     np.testing.assert_array_equal(result.rejected_low, expected.n_low)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from resample_case import some_field
 
 import zemosaic_worker as worker
+from zemosaic_phase3 import methods
 from zemosaic_phase3.compat import stack_cpu, stack_gpu
 from zemosaic_phase3.compat.descriptors import as_frames
 from zemosaic_phase3.compat.parallel_plan import ParallelPlan
@@ -38,17 +39,15 @@ from zemosaic_phase3.runtime.threads import Crew
 from zemosaic_phase3.spec import StackSpec
 
 MAPS = ("coverage", "weight_map", "rejected_low", "rejected_high")
+LIMITS = {  # that reject much
+    "sigma": {"kappa_low": 1.7, "kappa_high": 1.5},
+    "mad": {"kappa_low": 2.5, "kappa_high": 2.2},
+    "fraction": {"kappa_low": 0.02, "kappa_high": 0.02},
+    "none": {},
+}
 REJECTIONS = {
-    "none": {"reject": "none"},
-    "kappa": {"reject": "kappa_sigma", "kappa_low": 1.5, "kappa_high": 1.2},
-    "legacy": {"reject": "winsorized_sigma_clip", "wsc_impl": "legacy_quantile", "kappa_low": 1.5, "kappa_high": 1.2},
-    "pixinsight": {"reject": "winsorized_sigma_clip", "wsc_impl": "pixinsight", "kappa_low": 2.0, "kappa_high": 1.8},
-    "sigma_clip": {"reject": "sigma_clip", "kappa_low": 2.0, "kappa_high": 1.8},
-    "averaged": {"reject": "averaged_sigma", "kappa_low": 2.0, "kappa_high": 2.0},
-    "percentile": {"reject": "percentile_clip", "kappa_low": 0.02, "kappa_high": 0.02},
-    "gesd": {"reject": "gesd"},
-    "ols": {"reject": "linear_fit_clip", "line_fit": "ols", "kappa_low": 1.5, "kappa_high": 1.5},
-    "lad": {"reject": "linear_fit_clip", "line_fit": "lad", "kappa_low": 1.5, "kappa_high": 1.5},
+    row.kernel: {"reject": row.name, **dict([row.choice] if row.choice else []), **LIMITS[row.unit]}
+    for row in methods.REJECTIONS
 }
 
 
@@ -102,7 +101,7 @@ def test_registered_frames(launched, interpolation, radial):
     frames = [Frame(open_source(a), turned(0.4 * i, 0.7 * i - 3, 1.1 * i)) for i, a in enumerate(arrays)]
     spec = StackSpec(
         normalize="additive", weight="noise_variance", radial_weight=radial, interpolation=interpolation,
-        **REJECTIONS["pixinsight"],
+        **REJECTIONS["winsorized_huber"],
     )  # fmt: skip
     both(frames, spec, rows=6)
 
@@ -157,7 +156,7 @@ def test_files_and_mosaics(launched, tmp_path):
 
 def test_weights_of_every_sample(launched):
     arrays = np.stack(stack_of())
-    spec = StackSpec(normalize="none", weight="none", **REJECTIONS["kappa"])
+    spec = StackSpec(normalize="none", weight="none", **REJECTIONS["kappa_sigma"])
     job = make_job(as_frames(arrays), spec)
     rng = np.random.default_rng(3)
     job = type(job)(**{**job.__dict__, "sample_weight": rng.uniform(0, 2, arrays.shape), "clipped_kappa": True})
@@ -250,7 +249,7 @@ def test_more_frames_than_lad_can_count_go_to_the_cpu(cupy, monkeypatch, caplog)
     monkeypatch.setattr(StackSpec, "rejection", fewer)
     worker.reset_phase3_gpu_state()
     plan = ParallelPlan(2, False, 0, use_gpu=True)
-    lad = params_from_stack_spec(StackSpec(normalize="none", weight="none", **REJECTIONS["lad"]))
+    lad = params_from_stack_spec(StackSpec(normalize="none", weight="none", **REJECTIONS["least_absolute_line"]))
     arrays = stack_of()
     for _ in range(2):
         image, metadata, used_gpu = worker._stack_master_tile_auto(arrays, lad, plan)

@@ -14,7 +14,7 @@ import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rejection_case import printed_with_and_without_compiler, run
+from rejection_case import printed_with_and_without_compiler, run, what_the_oracle_calls
 
 from zemosaic_phase3 import methods
 from zemosaic_phase3.combine import block
@@ -23,21 +23,7 @@ from zemosaic_phase3.rejection.lockstep import count_outside
 from zemosaic_phase3.runtime.lanes import LANES
 from zemosaic_phase3.runtime.vector import nearest_inside
 
-METHODS = {  # kernel method -> oracle name and how the parameters translate
-    "none": ("none", lambda p: {}),
-    "kappa_sigma": ("kappa_sigma", lambda p: {"kappa_low": p[0], "kappa_high": p[1]}),
-    "winsorized_quantile": (
-        "winsorized_legacy",
-        lambda p: {"kappa_low": p[0], "kappa_high": p[1], "limits": (p[2], p[3]), "apply_rewinsor": False},
-    ),
-    "winsorized_huber": ("winsorized_pixinsight", lambda p: {"kappa_low": p[0], "kappa_high": p[1]}),
-    "sigma_clip": ("sigma_clip", lambda p: {"kappa_low": p[0], "kappa_high": p[1]}),
-    "averaged_sigma": ("averaged_sigma", lambda p: {"kappa_low": p[0], "kappa_high": p[1]}),
-    "percentile_clip": ("percentile_clip", lambda p: {"low": 0.01 * p[0], "high": 0.01 * p[1]}),
-    "gesd": ("gesd", lambda p: {"fraction": 0.3, "alpha": 0.05}),
-    "least_squares_line": ("linear_fit_clip", lambda p: {"kappa_low": p[0], "kappa_high": p[1], "fit": "ols"}),
-    "least_absolute_line": ("linear_fit_clip", lambda p: {"kappa_low": p[0], "kappa_high": p[1], "fit": "lad"}),
-}
+METHODS = [row.kernel for row in methods.REJECTIONS]
 NAMES = list(methods.KERNELS)
 SET_A = (145, 125, 190, 135, 220, 130, 210, 3, 165, 165, 150, 350, 170, 180, 195, 440, 215, 135, 410, 40, 140, 175)
 
@@ -96,11 +82,9 @@ def test_equals_the_oracle(method, ties, n):
     cube = sample_stack(n, 40 if few else 210, seed=n + 100 * ties, ties=ties)
     weights = np.linspace(0.2, 1.0, n)
     par = (2.0, 2.5, 0.05, 0.1)
-    name, translate = METHODS[method]
+    name, limits = what_the_oracle_calls(method, par)
     for combine in ("mean", "median", "min", "max"):
-        expected = oracle.stack(
-            cube.astype(float), weights if combine == "mean" else None, name, combine, **translate(par)
-        )
+        expected = oracle.stack(cube.astype(float), weights if combine == "mean" else None, name, combine, **limits)
         got = run(cube, method, combine, par, weights if combine == "mean" else None)
         np.testing.assert_array_equal(got["coverage"], expected.coverage)
         # A limit computed in another order may fall on the other side of a sample that equals it.
@@ -121,8 +105,8 @@ def test_equals_the_oracle(method, ties, n):
 def test_many_frames_equal_the_oracle(n):
     cube = sample_stack(n, 24, seed=7)
     for method in ("kappa_sigma", "winsorized_huber", "winsorized_quantile"):
-        name, translate = METHODS[method]
-        expected = oracle.stack(cube.astype(float), None, name, **translate((3, 3, 0.05, 0.05)))
+        name, limits = what_the_oracle_calls(method, (3, 3, 0.05, 0.05))
+        expected = oracle.stack(cube.astype(float), None, name, **limits)
         got = run(cube, method)
         np.testing.assert_array_equal(got["low"], expected.n_low)
         np.testing.assert_array_equal(got["high"], expected.n_high)

@@ -1,8 +1,9 @@
 """The definitions of ``docs/algorithms.md``, in float64 NumPy, one pixel at a time: slow, obvious and independent.
 
 Nothing of the library is imported here, so an agreement between the two means something. Each rejection is a function
-``reject_<name>(x, **limits) -> (keep, substituted)`` of the valid samples of one pixel: ``keep`` is a boolean mask and
-``substituted`` is either None (rejected samples are dropped) or the samples with the rejected ones replaced.
+``side_<name>(x, **limits)`` of the valid samples of one pixel, and a row of ``SIDES``. ``reject(name, x, **limits)``
+returns ``keep``, a boolean mask, and ``substituted``: None (rejected samples are dropped) or the samples with the
+rejected ones replaced.
 ``combine_pixel`` and ``stack`` add the rules that hold for every method (validity, minimum counts, weights).
 """
 
@@ -251,16 +252,6 @@ def sides(method: str, x: np.ndarray, **limits: object) -> Side:
 Rejected = tuple[np.ndarray, np.ndarray | None]
 
 
-def reject_none(x: np.ndarray) -> Rejected:
-    """See :func:`side_none`."""
-    return sides("none", x) == 0, None
-
-
-def reject_kappa_sigma(x: np.ndarray, **limits: object) -> Rejected:
-    """See :func:`side_kappa_sigma`."""
-    return sides("kappa_sigma", x, **limits) == 0, None
-
-
 def reject_winsorized_legacy(x: np.ndarray, apply_rewinsor: bool = True, **limits: object) -> Rejected:
     """See :func:`side_winsorized_legacy`; with ``apply_rewinsor`` a rejected sample becomes its clipped value."""
     keep = sides("winsorized_legacy", x, **limits) == 0
@@ -269,47 +260,11 @@ def reject_winsorized_legacy(x: np.ndarray, apply_rewinsor: bool = True, **limit
     return keep, np.where(keep, x, quantile_clipped(x, limits.get("limits", (0.05, 0.05))))
 
 
-def reject_winsorized_pixinsight(x: np.ndarray, **limits: object) -> Rejected:
-    """See :func:`side_winsorized_pixinsight`."""
-    return sides("winsorized_pixinsight", x, **limits) == 0, None
-
-
-def reject_sigma_clip(x: np.ndarray, **limits: object) -> Rejected:
-    """See :func:`side_sigma_clip`."""
-    return sides("sigma_clip", x, **limits) == 0, None
-
-
-def reject_linear_fit_clip(x: np.ndarray, **limits: object) -> Rejected:
-    """See :func:`side_linear_fit_clip`."""
-    return sides("linear_fit_clip", x, **limits) == 0, None
-
-
-def reject_gesd(x: np.ndarray, **limits: object) -> Rejected:
-    """See :func:`side_gesd`."""
-    return sides("gesd", x, **limits) == 0, None
-
-
-def reject_averaged_sigma(x: np.ndarray, **limits: object) -> Rejected:
-    """See :func:`side_averaged_sigma`."""
-    return sides("averaged_sigma", x, **limits) == 0, None
-
-
-def reject_percentile_clip(x: np.ndarray, **limits: object) -> Rejected:
-    """See :func:`side_percentile_clip`."""
-    return sides("percentile_clip", x, **limits) == 0, None
-
-
-REJECT: Mapping[str, Callable[..., Rejected]] = {
-    "none": reject_none,
-    "kappa_sigma": reject_kappa_sigma,
-    "winsorized_legacy": reject_winsorized_legacy,
-    "winsorized_pixinsight": reject_winsorized_pixinsight,
-    "sigma_clip": reject_sigma_clip,
-    "linear_fit_clip": reject_linear_fit_clip,
-    "gesd": reject_gesd,
-    "averaged_sigma": reject_averaged_sigma,
-    "percentile_clip": reject_percentile_clip,
-}
+def reject(method: str, x: np.ndarray, **limits: object) -> Rejected:
+    """Which samples a method keeps, and what it replaces the others by, if it does."""
+    if method == "winsorized_legacy":
+        return reject_winsorized_legacy(x, **limits)
+    return sides(method, x, **limits) == 0, None
 
 
 # ------------------------------------------------------------------ combination
@@ -348,7 +303,7 @@ def combine_pixel(
     weights : ndarray (n,) or None
         One weight per sample, None = all 1. They enter the mean alone.
     method, combine : str
-        A key of ``REJECT``; "mean", "median", "min" or "max".
+        A key of ``SIDES``; "mean", "median", "min" or "max".
     **limits
         Passed to the rejection.
     """
@@ -358,7 +313,7 @@ def combine_pixel(
     w = np.ones(x.size) if weights is None else np.asarray(weights, float)[valid]
     if x.size == 0:
         return Pixel(np.nan, 0, 0.0, 0, 0)
-    keep, substituted = REJECT[method](x, **limits)
+    keep, substituted = reject(method, x, **limits)
     side = sides(method, x, **{k: v for k, v in limits.items() if k != "apply_rewinsor"})
     n_low, n_high = int((side < 0).sum()), int((side > 0).sum())
     if substituted is None and not keep.any():

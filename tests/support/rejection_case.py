@@ -9,6 +9,7 @@ import sys
 import numpy as np
 
 from zemosaic_phase3.combine import block, kernel_arguments
+from zemosaic_phase3.methods import KERNELS
 from zemosaic_phase3.runtime.lanes import LANES
 
 
@@ -43,11 +44,27 @@ def run(
 
 
 def parameters(method, par):
-    """The kernels' parameters; the fractions of percentile_clip are a hundredth of the kappas."""
+    """The kernels' parameters; limits that are fractions are a hundredth of the kappas."""
     par = np.array([*par, 0.3, 0.05], float)
-    if method == "percentile_clip":
+    if KERNELS[method].unit == "fraction":
         par[:2] *= 0.01
     return par
+
+
+def what_the_oracle_calls(method, par):
+    """The oracle's name of a kernel, and its limits, for the parameters that :func:`run` takes."""
+    low, high = (float(number) for number in parameters(method, par)[:2])
+    kappas = {"kappa_low": low, "kappa_high": high}
+    special = {
+        "none": ("none", {}),
+        "winsorized_quantile": ("winsorized_legacy", {**kappas, "limits": tuple(par[2:4]), "apply_rewinsor": False}),
+        "winsorized_huber": ("winsorized_pixinsight", kappas),
+        "percentile_clip": ("percentile_clip", {"low": low, "high": high}),
+        "gesd": ("gesd", {"fraction": 0.3, "alpha": 0.05}),
+        "least_squares_line": ("linear_fit_clip", {**kappas, "fit": "ols"}),
+        "least_absolute_line": ("linear_fit_clip", {**kappas, "fit": "lad"}),
+    }
+    return special.get(method, (method, kappas))
 
 
 def printed_with_and_without_compiler(program):

@@ -174,8 +174,8 @@ def _add_stacking(group: Group) -> None:
     for side, at in (("low", 0), ("high", 1)):
         limited = {row.name: row.unit for row in REJECTIONS if row.unit != "none"}
         own = ", ".join(f"{DEFAULT_KAPPA[name][at]:g} {name}" for name in limited)
-        fractions = ", ".join(name for name, unit in limited.items() if unit == "fraction")
-        text = f"rejection limit on the {side} side, sigma; a fraction for {fractions} (default: {own})"
+        others = "".join(f"; {unit} for {name}" for name, unit in limited.items() if unit != "sigma")
+        text = f"rejection limit on the {side} side, sigma{others} (default: {own})"
         group.add_argument(f"--kappa-{side}", type=float, metavar="K", help=text)
     group.add_argument(
         "--winsor-limits", type=_limits, metavar="L,H",

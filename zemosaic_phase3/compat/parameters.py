@@ -47,7 +47,7 @@ def stack_spec_from_params(params: Mapping[str, Any], zconfig: object = None) ->
         return default if is_absent else as_number(key, value)
 
     reject = canonical("rejection", get("stack_reject_algo", "none"), RejectName)
-    in_sigma = {row.name for row in REJECTIONS if row.unit != "fraction"}
+    in_sigma = {row.name for row in REJECTIONS if row.unit in ("sigma", "none")}
     kappas = (3.0, 3.0) if reject in in_sigma else DEFAULT_KAPPA[reject]
     return StackSpec(
         normalize=get("stack_norm_method", "none"),
