@@ -23,6 +23,7 @@ RejectName = Literal[
     "gesd",
     "averaged_sigma",
     "percentile_clip",
+    "mad_clip",
 ]
 WscImpl = Literal["legacy_quantile", "pixinsight"]
 LineFit = Literal["lad", "ols"]
@@ -47,7 +48,7 @@ RegisterMode = Literal["auto", "stars", "wcs", "none"]
 TransformName = Literal["similarity", "affine", "homography", "auto"]
 DeviceName = Literal["auto", "cpu", "gpu"]
 
-Unit = Literal["sigma", "fraction", "none"]
+Unit = Literal["sigma", "MAD", "fraction", "none"]
 Need = Literal["squares", "ranks", "critical", "columns"]
 
 
@@ -65,7 +66,7 @@ class Rejection:
     limits : tuple of float
         Low and high limit where none are given.
     unit : str
-        Of the limits: sigma, a fraction of the median, or none where the method has no limits.
+        Of the limits: sigma, MAD (median absolute deviation), a fraction of the median, or none: it has no limits.
     fewest : int
         Valid samples of a pixel that can be judged; with fewer all are kept.
     needs : tuple of str
@@ -143,6 +144,7 @@ REJECTIONS: Final[tuple[Rejection, ...]] = (
     Rejection("gesd", unit="none", fewest=10, needs=("squares", "critical"), options=("gesd_fraction", "gesd_alpha")),
     Rejection("averaged_sigma", limits=(4.0, 3.0), needs=("squares",)),
     Rejection("percentile_clip", limits=(0.2, 0.1), unit="fraction", fewest=2),
+    Rejection("mad_clip", limits=(4.5, 4.5), unit="MAD"),  # 3 sigma of Gaussian noise
 )
 """Every rejection, in the order in which they are listed to a user."""
 

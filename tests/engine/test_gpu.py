@@ -41,7 +41,7 @@ from zemosaic_phase3.spec import StackSpec
 MAPS = ("coverage", "weight_map", "rejected_low", "rejected_high")
 LIMITS = {  # that reject much
     "sigma": {"kappa_low": 1.7, "kappa_high": 1.5},
-    "mad": {"kappa_low": 2.5, "kappa_high": 2.2},
+    "MAD": {"kappa_low": 2.5, "kappa_high": 2.2},
     "fraction": {"kappa_low": 0.02, "kappa_high": 0.02},
     "none": {},
 }

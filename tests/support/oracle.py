@@ -227,6 +227,17 @@ def side_percentile_clip(x: np.ndarray, low: float = 0.2, high: float = 0.1) -> 
     return ((x - m) / m > high).astype(int) - ((m - x) / m > low).astype(int)
 
 
+def side_mad_clip(x: np.ndarray, kappa_low: float = 4.5, kappa_high: float = 4.5) -> Side:
+    """Median-centred clipping with the median absolute deviation, not scaled, repeated on the survivors."""
+
+    def one_round(kept: np.ndarray) -> Side:
+        m = np.median(kept)
+        s = np.median(np.abs(kept - m))
+        return outside(kept, m - kappa_low * s, m + kappa_high * s) if s > 0 else side_none(kept)
+
+    return reject_until_stable(x, 3, one_round)
+
+
 SIDES: Mapping[str, tuple[Callable[..., Side], int]] = {
     "none": (side_none, 1),
     "kappa_sigma": (side_kappa_sigma, 3),
@@ -237,6 +248,7 @@ SIDES: Mapping[str, tuple[Callable[..., Side], int]] = {
     "gesd": (side_gesd, 10),
     "averaged_sigma": (side_averaged_sigma, 3),
     "percentile_clip": (side_percentile_clip, 2),
+    "mad_clip": (side_mad_clip, 3),
 }
 """Name -> (function, smallest number of valid samples it can judge)."""
 

@@ -30,16 +30,19 @@ def siril_stack(frames, folder, command):
         return np.asarray(hdus[0].data, np.float32) * np.float32(65535.0)
 
 
-@pytest.mark.parametrize(("command", "reject"), [("rej s 3 3", "sigma_clip"), ("rej w 3 3", "winsorized_sigma_clip")])
-def test_agrees_to_rounding(command, reject, tmp_path):
+@pytest.mark.parametrize(
+    ("command", "reject", "limit"),
+    [("s", "sigma_clip", 3.0), ("w", "winsorized_sigma_clip", 3.0), ("a", "mad_clip", 12.0)],
+)
+def test_agrees_to_rounding(command, reject, limit, tmp_path):
     rng = np.random.default_rng(6)
     frames = 1000 + 30 * rng.standard_normal((24, 96, 128))
     frames[rng.random(frames.shape) < 0.01] += 4000
     frames = frames.astype(np.float32)
-    theirs = siril_stack(frames, tmp_path, command)
+    theirs = siril_stack(frames, tmp_path, f"rej {command} {limit:g} {limit:g}")
     ours, _ = stack_descriptors(
         list(frames),
-        {"stack_reject_algo": reject, "wsc_impl": "pixinsight", "stack_kappa_low": 3.0, "stack_kappa_high": 3.0},
+        {"stack_reject_algo": reject, "wsc_impl": "pixinsight", "stack_kappa_low": limit, "stack_kappa_high": limit},
     )
     same = np.isclose(ours, theirs, rtol=3e-7 * 4, atol=0)
     # A limit that falls on a sample is decided by the rounding of the sums, and Siril's are float32.
