@@ -22,7 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
+from zemosaic_phase3.simulate.scene import simulate
+from zemosaic_phase3.simulate.session import SimulationSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 SIRIL = shutil.which("siril-cli") or shutil.which("siril")

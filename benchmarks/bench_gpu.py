@@ -116,7 +116,7 @@ def gather_seconds(frames: list[Frame], repeats: int = 4) -> float:
     best = np.inf
     for _ in range(repeats):
         start = time.perf_counter()
-        threads = gpu_module._gathering_threads(CORES)
+        threads = gpu_module.gathering_threads(CORES)
         with gatherer_of(job, route, partial(gpu_plan.cut, job, route, plan), buffers, threads) as gatherer:
             for _ in gatherer.filled():
                 gatherer.release()

@@ -11,7 +11,6 @@ import argparse
 import ctypes
 import statistics
 import sys
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cuda_host
 import cupy as cp
 import numpy as np
-from zemosaic_phase3.combine.sorting_cuda import AHEAD, LEVELS, RUN_ROWS
 
 from zemosaic_phase3.combine import cuda
-from zemosaic_phase3.combine.kernel_arguments import COMBINE_CODES, METHOD_CODES
+from zemosaic_phase3.methods import KERNELS
 
-CONSTANTS = ("METHOD", "COMBINE", "REWINSOR", "PLACE", "RUN")
 IMAGE = 1080 * 1920 * 3
 PLANNED = cuda.SHARED_BLOCKS
 CHECKED = 2000  # elements whose bits are compared
@@ -47,16 +44,16 @@ class Row:
 
 
 ROWS = (
-    *(Row(n, 1, m) for n in (10, 50) for m in ("sigma_clip", "pixinsight")),
-    *(Row(50, 8, m) for m in ("linear_fit_ols", "linear_fit_lad")),
-    *(Row(200, 1, m) for m in METHOD_CODES if not m.startswith("linear")),
+    *(Row(n, 1, m) for n in (10, 50) for m in ("sigma_clip", "winsorized_huber")),
+    *(Row(50, 8, m) for m in ("least_squares_line", "least_absolute_line")),
+    *(Row(200, 1, m) for m in KERNELS if not m.endswith("_line")),
     Row(200, 1, "none", "median"),
     Row(200, 1, "sigma_clip", "median"),
-    Row(200, 1, "pixinsight", weighted=True),
+    Row(200, 1, "winsorized_huber", weighted=True),
     Row(200, 1, "sigma_clip", in_shared=False),
-    *(Row(200, 8, m) for m in ("linear_fit_ols", "linear_fit_lad")),
+    *(Row(200, 8, m) for m in ("least_squares_line", "least_absolute_line")),
     *(Row(n, 8, "sigma_clip", in_shared=s) for n in (300, 400, 600, 1000) for s in (True, False)),
-    *(Row(n, 32, m) for n in (3000, 10_000) for m in ("none", "sigma_clip", "pixinsight")),
+    *(Row(n, 32, m) for n in (3000, 10_000) for m in ("none", "sigma_clip", "winsorized_huber")),
     *(Row(n, 32, "none", "median") for n in (3000, 10_000)),
 )
 
@@ -77,10 +74,8 @@ def arguments_for(row: Row, cube: cp.ndarray, scratch_bytes: int) -> list:
     n, p = cube.shape
     weight = np.linspace(0.5, 1.0, 3 * n).reshape(n, 3) if row.weighted else np.ones((n, 3))
     par = np.array([3.0, 3.0, 0.05, 0.05, 0.3, 0.05])
-    if row.method == "percentile_clip":
-        par[:2] = 0.2, 0.1
-    elif row.method.startswith("linear"):
-        par[:2] = 5.0, 2.5
+    if KERNELS[row.method].unit != "sigma":
+        par[:2] = KERNELS[row.method].limits
     numbers = [cp.asarray(a) for a in (par, np.full(n + 1, 3.5), weight)]
     maps = [cp.full(p, -77, t) for t in TYPES]
     counts = [cp.zeros((n, 3), np.uint64), cp.zeros(1, np.uint64)]
@@ -90,16 +85,14 @@ def arguments_for(row: Row, cube: cp.ndarray, scratch_bytes: int) -> list:
     ]  # fmt: skip
 
 
-def on_host(library: ctypes.CDLL, row: Row, arguments: list) -> list[np.ndarray]:
-    """Compute the maps of the first elements on the processor."""
+def on_host(text: str, row: Row, arguments: list) -> list[np.ndarray]:
+    """Compute the maps of the first elements on the processor, by the same text."""
+    library = cuda_host.combine_library(text, cuda_host.STRICT)
+    cuda_host.set_constants(library, text, PLACE=cuda.SHARED, RUN=32)
     cube = np.ascontiguousarray(arguments[0][:, :CHECKED].get())
     host = [a.get() if isinstance(a, cp.ndarray) else a for a in arguments[1:-1]]
     host = [cube, *host, np.empty(2 * row.n_frames, np.float32)]
     host[1] = host[3] = np.int64(cube.shape[1])
-    for name, value in zip(
-        CONSTANTS, (METHOD_CODES[row.method], COMBINE_CODES[row.combine], 0, cuda.SHARED, 32), strict=True
-    ):
-        getattr(library, f"set_{name}")(value)
     library.set_grid(0, 0, 0, 1, 1, 1)
     library.combine_block(*(
         cuda_host.address(a) if isinstance(a, np.ndarray)
@@ -109,7 +102,7 @@ def on_host(library: ctypes.CDLL, row: Row, arguments: list) -> list[np.ndarray]
     return host[12:17]
 
 
-def measure(row: Row, cube: cp.ndarray, library: ctypes.CDLL) -> str:
+def measure(row: Row, cube: cp.ndarray) -> str:
     device = cp.cuda.Device()
     n, p = cube.shape
     cuda.SHARED_BLOCKS = {None: PLANNED, True: 1, False: 1 << 20}[row.in_shared]
@@ -118,7 +111,7 @@ def measure(row: Row, cube: cp.ndarray, library: ctypes.CDLL) -> str:
         multiprocessors=device.attributes["MultiProcessorCount"],
     )  # fmt: skip
     begin = time.perf_counter()
-    text = cuda.source(METHOD_CODES[row.method], COMBINE_CODES[row.combine], in_shared=plan.in_shared, n_frames=n)
+    text = cuda.source(row.method, row.combine, in_shared=plan.in_shared, n_frames=n)
     kernel = cp.RawModule(code=text, options=cuda.COMPILE_OPTIONS).get_function(cuda.KERNEL)
     if plan.shared_bytes > 48 << 10:
         kernel.max_dynamic_shared_size_bytes = plan.shared_bytes
@@ -132,7 +125,7 @@ def measure(row: Row, cube: cp.ndarray, library: ctypes.CDLL) -> str:
         b.record()
         b.synchronize()
         times.append(cp.cuda.get_elapsed_time(a, b))
-    pairs = zip(arguments[12:17], on_host(library, row, arguments), strict=True)
+    pairs = zip(arguments[12:17], on_host(text, row, arguments), strict=True)
     differ = sum(int((d[:CHECKED].get().view("i4") != h[:CHECKED].view("i4")).sum()) for d, h in pairs)
     ms = statistics.median(times[1:])
     return (
@@ -147,10 +140,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="an eighth of the pixels")
     options = parser.parse_args()
-    setters = "".join(f'static int {n};\nextern "C" void set_{n}(int value) {{ {n} = value; }}\n' for n in CONSTANTS)
-    fixed = f"constexpr int LANES = 1, ROW = 1, RUN_ROWS = {RUN_ROWS}, LEVELS = {LEVELS}, AHEAD = {AHEAD};\n"
-    host = f"{fixed}{setters}{cuda.TEXT}\nfloat tile_memory[{cuda.MERGED_FRAMES}];\n"
-    library = cuda_host.build(host, "kernels", Path(tempfile.mkdtemp()))
     made, cube = None, None
     for row in sorted(ROWS, key=lambda r: (r.n_frames, r.part)):
         part = row.part * (8 if options.quick else 1)
@@ -158,7 +147,7 @@ def main() -> None:
             cube = None
             cp.get_default_memory_pool().free_all_blocks()
             cube, made = noise(row.n_frames, IMAGE // part), (row.n_frames, part)
-        print(measure(row, cube, library), flush=True)
+        print(measure(row, cube), flush=True)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,9 @@ from astropy.wcs import WCS
 
 from zemosaic_phase3.detection.star_finder import find_stars
 from zemosaic_phase3.registration.transform import fit_transform, transform_points
-from zemosaic_phase3.simulate.scene import SimulationSpec, SimulationTruth, map_points, simulate
+from zemosaic_phase3.simulate.paint import map_points
+from zemosaic_phase3.simulate.scene import simulate
+from zemosaic_phase3.simulate.session import SimulationSpec, SimulationTruth
 from zemosaic_phase3.simulate.truth import Figures, compare_with_truth
 from zemosaic_phase3.spec import RegisterSpec, StackSpec
 from zemosaic_worker import stack_files

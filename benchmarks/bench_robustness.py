@@ -22,7 +22,9 @@ from zemosaic_phase3.detection.star_finder import StarList
 from zemosaic_phase3.pipeline.group import Group, open_group, register_group, scan_group
 from zemosaic_phase3.registration.match import register_stars
 from zemosaic_phase3.registration.transform import transform_points
-from zemosaic_phase3.simulate.scene import SimulationSpec, SimulationTruth, map_points, simulate
+from zemosaic_phase3.simulate.paint import map_points
+from zemosaic_phase3.simulate.scene import simulate
+from zemosaic_phase3.simulate.session import SimulationSpec, SimulationTruth
 from zemosaic_phase3.spec import RegisterSpec
 
 SPEC = RegisterSpec()

@@ -32,7 +32,8 @@ from astropy.io import fits
 from astropy.wcs import WCS
 
 import zemosaic_worker as worker
-from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
+from zemosaic_phase3.simulate.scene import simulate
+from zemosaic_phase3.simulate.session import SimulationSpec
 
 SHAPE = (240, 320)
 HANGS_AFTER_S = 1800

@@ -29,7 +29,8 @@ from astropy.io import fits
 from astropy.wcs import WCS, FITSFixedWarning
 
 from zemosaic_phase3.compat.attach import attach
-from zemosaic_phase3.simulate.scene import SimulationSpec, SimulationTruth, simulate
+from zemosaic_phase3.simulate.scene import simulate
+from zemosaic_phase3.simulate.session import SimulationSpec, SimulationTruth
 
 FIELD = (480, 640)  # rows, columns of a sub
 STEP = (340, 460)  # between pointings, pixels; even, so that a sub begins with the same colour

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "zemosaic_phase3"
 FLOORS = [
-    "errors", "records", "methods", "settings", "progress", "spec",  # files: the ground floor
+    "errors", "records", "methods", "settings", "robust", "progress", "spec",  # files: the ground floor
     "runtime", "io", "detection", "registration", "photometry", "resample", "rejection", "combine", "engine", "finish",
     "pipeline", "compat", "simulate", "app", "api",
 ]  # fmt: skip
@@ -65,6 +65,29 @@ def test_doors_open_downward_only(file: Path) -> None:
     roots = {name.partition(".")[0] for name in imports(file)}
     assert "cupy" not in roots or name_of(file) == "runtime.cuda"
     assert not roots & set(DOORS), "inside the package a door is never imported"
+
+
+@pytest.mark.parametrize("file", [*FILES, *ROOT.glob("*.py")], ids=lambda path: path.stem)
+def test_files_and_functions_are_short(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert text.count("\n") <= 600, f"{file.name}: split it"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[1] if ast.get_docstring(node) and len(node.body) > 1 else node.body[0]
+            lines = (node.end_lineno or 0) - first.lineno + 1
+            assert lines <= 100, f"{file.name}: {node.name} has {lines} lines; split it"
+
+
+def test_the_worked_example_stands_in_the_files() -> None:
+    """The blocks of CONTRIBUTING.md that show a rejection are text of the files they name."""
+    guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    part = guide[guide.index("## Example: a rejection method") : guide.index("## Example: a file format")]
+    blocks = [block.partition("\n")[2].strip() for block in part.split("```")[1::2]]
+    files = ("rejection/mad_clip.py", "rejection/mad_clip.cu", "methods.py")
+    texts = [(PACKAGE / file).read_text() for file in files] + [(ROOT / "tests/support/oracle.py").read_text()]
+    assert len(blocks) == len(texts)
+    for block, text in zip(blocks, texts, strict=True):
+        assert block in text, block
 
 
 def test_no_circle_of_imports() -> None:

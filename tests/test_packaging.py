@@ -121,7 +121,8 @@ names += {sorted(door.removesuffix(".py") for door in DOORS)}
 files = [importlib.import_module(name).__file__ for name in names if not name.endswith('__main__')]
 print(zemosaic_phase3.__version__, *files, sep='\\n')
 
-from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
+from zemosaic_phase3.simulate.scene import simulate
+from zemosaic_phase3.simulate.session import SimulationSpec
 simulate(SimulationSpec(n_frames=3, height=64, width=64, bayer='none'), sys.argv[1])
 """
 STACK = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import os
@@ -22,7 +23,8 @@ from zemosaic_phase3.app import cli, demo
 from zemosaic_phase3.app import commands as commands_file
 from zemosaic_phase3.app import options as options_module
 from zemosaic_phase3.runtime import cuda
-from zemosaic_phase3.simulate.scene import SimulationSpec, load_truth, simulate
+from zemosaic_phase3.simulate.scene import simulate
+from zemosaic_phase3.simulate.session import SimulationSpec, load_truth
 from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
 
 SMALL = SimulationSpec(n_frames=6, height=128, width=192, seed=3, dither_px=4.0)
@@ -79,7 +81,7 @@ def test_stack_writes_image_and_preview_and_says_what_it_did(subs, tmp_path, cap
 
 def test_the_defaults_are_those_of_the_specification():
     args = cli.build_parser().parse_args(["stack", "x", "-o", "y.fits"])
-    stack, register, select = commands_file._specs(args)
+    stack, register, select = commands_file.specs_of(args)
     assert (stack, register, select) == (StackSpec(), RegisterSpec(), SelectSpec())
     assert (stack.reject, stack.wsc_impl, stack.kappas) == ("winsorized_sigma_clip", "pixinsight", (4.0, 3.0))
     assert (register.mode, args.reference, args.bayer, args.device) == ("auto", "auto", "auto", "auto")
@@ -366,9 +368,12 @@ def test_interrupted_run_leaves_nothing_behind(tmp_path):
     assert not any(out.iterdir())
 
 
+def actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    return parser._actions  # noqa: SLF001 - argparse has no other way to list them
+
+
 def commands() -> dict:
-    parser = cli.build_parser()
-    return next(action for action in parser._actions if action.choices).choices  # type: ignore[return-value]
+    return next(action.choices for action in actions(cli.build_parser()) if action.choices)  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize(
@@ -391,11 +396,11 @@ def test_help_gives_meaning_and_default_of_each_option():
         "--json --quiet --verbose"
     )
     stack = {action.option_strings[-1] if "--equalize-rgb" not in action.option_strings else "--equalize-rgb": action
-             for action in commands()["stack"]._actions if action.option_strings}  # fmt: skip
+             for action in actions(commands()["stack"]) if action.option_strings}  # fmt: skip
     assert set(wanted.split()) == set(stack) - {"--help"}
     for name in set(wanted.split()) - {"--output", "--quiet", "--verbose"}:
         assert "(default: " in stack[name].help, name
-    bench = {action.option_strings[-1]: action for action in commands()["bench"]._actions if action.option_strings}
+    bench = {action.option_strings[-1]: action for action in actions(commands()["bench"]) if action.option_strings}
     wanted = "--frames --size --channels --methods --files --repeat --workers --memory --json --overwrite"
     assert {*wanted.split(), "--quiet", "--verbose"} == set(bench) - {"--help"}
     for name in wanted.split():

@@ -30,7 +30,8 @@ from zemosaic_phase3.compat import align_arrays, stack_arrays
 from zemosaic_phase3.compat.parallel_plan import ParallelPlan
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.methods import RejectName
-from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
+from zemosaic_phase3.simulate.scene import simulate
+from zemosaic_phase3.simulate.session import SimulationSpec
 
 Entries = list[dict[str, Any]]
 QUIET = SimpleNamespace(poststack_equalize_rgb=False)

@@ -20,7 +20,8 @@ from tile_case import PLAIN, SHAPE, SKY, Make, cached, pixels
 import zemosaic_worker as worker
 from zemosaic_phase3.compat.parallel_plan import ParallelPlan
 from zemosaic_phase3.errors import SpecError, StackCancelled
-from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
+from zemosaic_phase3.simulate.scene import simulate
+from zemosaic_phase3.simulate.session import SimulationSpec
 
 
 def test_the_call_of_existing_runs_makes_a_tile(make: Make, entries: list[dict[str, Any]]) -> None:

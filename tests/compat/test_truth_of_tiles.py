@@ -15,7 +15,8 @@ from tile_case import PLAIN, Make, cached, pixels
 from zemosaic_phase3.photometry.frame_table import build_frame_table
 from zemosaic_phase3.pipeline.group import open_group, register_group, scan_group
 from zemosaic_phase3.records import FrameStats
-from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
+from zemosaic_phase3.simulate.scene import simulate
+from zemosaic_phase3.simulate.session import SimulationSpec
 from zemosaic_phase3.spec import RegisterSpec, StackSpec
 
 # --------------------------------------------------------------------------- clouds

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from zemosaic_phase3.detection.star_finder import StarList, _photometry, find_stars
-from zemosaic_phase3.simulate.scene import _moffat_stamps
+from zemosaic_phase3.simulate.paint import moffat_stamps
 from zemosaic_phase3.spec import RegisterSpec
 
 SPEC = RegisterSpec()
@@ -27,7 +27,7 @@ def field(fwhm, *, colours=(1.0, 1.0, 1.0), seed=0, noise=5.0, flux=150_000.0, s
     position = np.array([(x, y) for x in grid for y in grid]) + rng.uniform(-1.0, 1.0, (grid.size**2, 2))
     image = np.zeros((SIDE, SIDE), np.float32)
     pixel = np.rint(position).astype(int)
-    for (x, y), stamp in zip(pixel, _moffat_stamps(position - pixel, 16, fwhm), strict=True):
+    for (x, y), stamp in zip(pixel, moffat_stamps(position - pixel, 16, fwhm), strict=True):
         image[y - 16 : y + 17, x - 16 : x + 17] += flux * stamp
     frame = image[..., None] * np.array(colours) + np.array(sky) + rng.normal(0.0, noise, (SIDE, SIDE, 3))
     return frame.astype(np.float32), position

@@ -284,7 +284,7 @@ def test_out_of_memory_leaves_nothing_behind(cupy):
         stack_gpu.gpu_stack_from_arrays(stack_of(), {})
     device_policy.forget_frames(caught.value)  # as Mode C does before it tries again
     assert cupy.used == 0
-    assert not cuda._RESERVED
+    assert not cuda.RESERVED
     assert not Crew.at_work()
 
 
@@ -405,7 +405,7 @@ def test_reservations_wait_for_each_other(cupy):
         assert order == [], "the first tile has it all"
     thread.join(5)
     assert order == [500]
-    assert not cuda._RESERVED
+    assert not cuda.RESERVED
 
 
 def _reserve(order):

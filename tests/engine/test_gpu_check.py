@@ -78,8 +78,8 @@ def test_a_full_card_is_left_alone(cupy):
 def test_no_cupy_is_no_gpu(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setattr(gpu_check, "_KNOWN", [])
-    cuda._first_probe.cache_clear()
+    cuda.first_probe.cache_clear()
     found = gpu_check.usability()
-    cuda._first_probe.cache_clear()
+    cuda.first_probe.cache_clear()
     assert (found.usable, found.reason) == (False, "CuPy is not installed")
     assert "pip install" in found.remedy

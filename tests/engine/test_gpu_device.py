@@ -70,12 +70,12 @@ def test_many_frames(n, shape, reject):
 
 def test_memory_that_runs_out_is_retried_with_less(device, monkeypatch):
     arrays = frames(60, (200, 400, 3))  # 58 MB
-    take = cuda._vram_capacity
+    take = cuda.vram_capacity
 
     def hopeful():  # counts on memory that the pool will not give
         return take() + (64 << 20)
 
-    monkeypatch.setattr(cuda, "_vram_capacity", hopeful)
+    monkeypatch.setattr(cuda, "vram_capacity", hopeful)
     device.get_default_memory_pool().set_limit(size=30 << 20)
     plan = ParallelPlan(4, False, 0, use_gpu=True, gpu_max_chunk_bytes=50 << 20)
     image, metadata, used = worker._stack_master_tile_auto(arrays, PARAMS, plan)

@@ -108,7 +108,7 @@ def test_largest_rectangle_against_all_rectangles(seed, height, width, density):
                 x1 = np.arange(x0 + 1, width + 1)
                 sizes = (y1 - y0) * (x1 - x0)
                 best = max(best, int(sizes[count[x0 + 1 :] - count[x0] == sizes].max(initial=0)))
-    box = crop_file._largest_rectangle(good)
+    box = crop_file.largest_rectangle(good)
     assert area(box) == best
     assert inside(good, box).all()
 
@@ -116,7 +116,7 @@ def test_largest_rectangle_against_all_rectangles(seed, height, width, density):
 def test_largest_rectangle_of_a_large_mask_is_exact_to_the_pixel():
     good = np.zeros((1001, 1533), bool)
     good[37:911, 103:1402] = True
-    assert crop_file._largest_rectangle(good) == (37, 103, 911, 1402)
+    assert crop_file.largest_rectangle(good) == (37, 103, 911, 1402)
 
 
 def test_shapes_that_differ_are_refused():

@@ -46,7 +46,7 @@ def test_a_small_image_is_measured_whole():
 @given(st.integers(0, 9), st.integers(1, 30), st.integers(1, 30), st.integers(0, 2**32))
 def test_dilation_reaches_as_far_as_said(reach, height, width, seed):
     mask = np.random.default_rng(seed).random((height, width)) > 0.95
-    grown = noise_module._dilated(mask, reach)
+    grown = noise_module.dilated(mask, reach)
     set_y, set_x = np.nonzero(mask)
     for y, x in np.ndindex(mask.shape):
         assert grown[y, x] == bool(((abs(set_y - y) <= reach) & (abs(set_x - x) <= reach)).any())

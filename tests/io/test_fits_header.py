@@ -82,7 +82,7 @@ def test_cards_left_behind_the_end_do_not_count() -> None:
     header = b"".join(map(card, ("SIMPLE  = T", "GAIN    = 80", "END", "EXPTIME = 99.0", "NAXIS   = 7")))
     assert plain_values(header, ("GAIN", "EXPTIME")) == {"GAIN": 80, "EXPTIME": None}
     left = b"".join(map(card, ("SIMPLE  = T", "BITPIX  = 16", "NAXIS   = 0", "END", "NAXIS1  = -5", "PCOUNT  = -1")))
-    assert headers._scan_cards(left, "left") == {"SIMPLE": True, "BITPIX": 16, "NAXIS": 0}
+    assert headers.scan_cards(left, "left") == {"SIMPLE": True, "BITPIX": 16, "NAXIS": 0}
 
 
 @pytest.mark.parametrize("text", ["GAIN    = 80 80", "GAIN=     80", "GAIN    ="])

@@ -10,7 +10,8 @@ from photometry_case import CELL, SHAPE, shifted, stats
 
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.photometry.flatten import FlattenedSource, surface_of
-from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
+from zemosaic_phase3.simulate.scene import simulate
+from zemosaic_phase3.simulate.session import SimulationSpec
 from zemosaic_phase3.simulate.truth import compare_with_truth
 from zemosaic_phase3.spec import StackSpec
 from zemosaic_worker import stack_files

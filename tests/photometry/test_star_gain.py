@@ -11,7 +11,8 @@ from photometry_case import CELL, SHAPE, shifted, stats
 from zemosaic_phase3.photometry import star_gain
 from zemosaic_phase3.photometry.frame_table import build_frame_table
 from zemosaic_phase3.registration.distortion import displacement, make_field, nodes
-from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
+from zemosaic_phase3.simulate.scene import simulate
+from zemosaic_phase3.simulate.session import SimulationSpec
 from zemosaic_phase3.simulate.truth import compare_with_truth
 from zemosaic_phase3.spec import RegisterSpec, StackSpec
 from zemosaic_worker import stack_files
@@ -54,8 +55,8 @@ def test_few_or_poor_stars_are_no_gain():
 def test_channels_that_differ_by_noise_alone_are_drawn_together():
     error = np.full(3, 0.01)
     noise, colour = np.array([1.0, 1.006, 0.997]), np.array([1.0, 1.1, 0.9])
-    assert np.ptp(star_gain._drawn_together(noise, error)) < 1e-12
-    np.testing.assert_allclose(star_gain._drawn_together(colour, error), colour, rtol=0.01)
+    assert np.ptp(star_gain.drawn_together(noise, error)) < 1e-12
+    np.testing.assert_allclose(star_gain.drawn_together(colour, error), colour, rtol=0.01)
 
 
 def test_offset_is_the_skies_difference_wherever_the_nebula_lies():

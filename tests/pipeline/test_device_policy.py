@@ -756,7 +756,7 @@ def test_a_cache_is_mapped(tmp_path):
     assert isinstance(loaded, np.memmap)
     assert not loaded.flags.writeable
     np.testing.assert_array_equal(loaded, data)
-    loaded._mmap.close()
+    loaded.base.close()
 
 
 @pytest.mark.parametrize("pcb_raises", [False, True])

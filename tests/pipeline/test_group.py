@@ -19,7 +19,8 @@ from zemosaic_phase3.errors import FrameError, NoFramesError
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.pipeline.group import Group, open_group, register_group, scan_bytes, scan_frame, scan_group
 from zemosaic_phase3.registration.match import register_stars
-from zemosaic_phase3.simulate.scene import SimulationSpec, SimulationTruth, simulate
+from zemosaic_phase3.simulate.scene import simulate
+from zemosaic_phase3.simulate.session import SimulationSpec, SimulationTruth
 from zemosaic_phase3.spec import RegisterSpec
 from zemosaic_worker import stack_files
 

@@ -10,7 +10,8 @@ import pytest
 from zemosaic_phase3.errors import SpecError
 from zemosaic_phase3.pipeline.group import Group, open_group, register_group, scan_group
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, point_source_noise, rate_frames
-from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
+from zemosaic_phase3.simulate.scene import simulate
+from zemosaic_phase3.simulate.session import SimulationSpec
 from zemosaic_phase3.spec import RegisterSpec, SelectSpec
 from zemosaic_worker import stack_files
 

@@ -18,7 +18,7 @@ from real_sky import cut_subs
 from zemosaic_phase3.app.summary import json_text, report_document
 from zemosaic_phase3.errors import NoFramesError, OutputError, PlanError, SpecError, StackCancelled
 from zemosaic_phase3.pipeline.tile import Tile
-from zemosaic_phase3.simulate.scene import SimulationTruth
+from zemosaic_phase3.simulate.session import SimulationTruth
 from zemosaic_phase3.spec import RegisterSpec, StackSpec
 from zemosaic_worker import stack_files
 

@@ -34,7 +34,7 @@ def test_opening(fault: Exception) -> None:
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
 def test_measuring_and_registering(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     group = group_file.open_group(frames())
-    measure, register = group_file.scan_frame, group_file._register
+    measure, register = group_file.scan_frame, group_file.register_frame
     spoilt = group.source(2)
 
     def scan(source: object, *arguments: object, **keywords: object) -> object:
@@ -52,7 +52,7 @@ def test_measuring_and_registering(fault: Exception, monkeypatch: pytest.MonkeyP
             raise fault
         return register(group, i, *arguments)
 
-    monkeypatch.setattr(group_file, "_register", fail)
+    monkeypatch.setattr(group_file, "register_frame", fail)
     group.reference = 0
     group_file.register_group(group, RegisterSpec(mode="stars"), workers=2)
     assert "not registered" in group.rows[3].reason

@@ -31,7 +31,7 @@ def found_line(y):
     line = np.full(5 * 96, -1, np.int64)
     words, value, place = np.empty(n // 64 + 1, np.int64), np.empty(n + 8), np.empty(n + 8, np.int64)
     with np.errstate(all="ignore"):  # of numbers that are not used, without Numba
-        least_absolute_line._line_least_absolute(column, 7, 0, n, line, words, value, place)
+        least_absolute_line.line_least_absolute(column, 7, 0, n, line, words, value, place)
     return int(line[7]), int(line[96 + 7])
 
 
@@ -98,11 +98,11 @@ def test_what_is_known_of_a_line_follows_its_window():
         column[:70] = y
         p, q = found_line(y)
         line = np.zeros(5 * 96, np.int64)
-        line[0::96] = (p, q, *least_absolute_line._balance(column, 0, 70, p, q))
-        least_absolute_line._leave_line(column, 0, 0, 3, line)
-        least_absolute_line._leave_line(column, 0, 64, 70, line)
-        assert tuple(line[192::96]) == tuple(least_absolute_line._balance(column, 3, 64, p, q))
-        least_absolute_line._leave_line(column, 0, p, p + 1, line)
+        line[0::96] = (p, q, *least_absolute_line.balance_of(column, 0, 70, p, q))
+        least_absolute_line.leave_line(column, 0, 0, 3, line)
+        least_absolute_line.leave_line(column, 0, 64, 70, line)
+        assert tuple(line[192::96]) == tuple(least_absolute_line.balance_of(column, 3, 64, p, q))
+        least_absolute_line.leave_line(column, 0, p, p + 1, line)
         assert line[0] == -1
 
 
@@ -134,7 +134,7 @@ def test_many_frames_reject_as_a_line_found_anew():
     ("first", "last"), [(0, 64), (0, 1), (3, 3), (63, 64), (-70, 10), (60, 200), (70, 90), (-9, -2)]
 )
 def test_ranges_of_bits(first, last):
-    word = least_absolute_line._range_of_ones(64, 64 + first, 64 + last)
+    word = least_absolute_line.range_of_ones(64, 64 + first, 64 + last)
     assert [k for k in range(64) if word >> k & 1] == [k for k in range(64) if first <= k < last]
 
 

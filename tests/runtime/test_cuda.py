@@ -19,9 +19,9 @@ from zemosaic_phase3.runtime import cuda, cuda_failure
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
     monkeypatch.setattr(cuda_failure, "_POISONED", threading.Event())
-    cuda._first_probe.cache_clear()
+    cuda.first_probe.cache_clear()
     yield
-    cuda._first_probe.cache_clear()
+    cuda.first_probe.cache_clear()
 
 
 def test_probe_of_a_working_gpu(monkeypatch):

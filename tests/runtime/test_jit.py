@@ -22,7 +22,7 @@ def test_the_process_is_waited_for_and_ends_with_the_block(tmp_path: Path) -> No
         assert done.exists()
     start = time.monotonic()
     with kernels.compile_beside([sys.executable, "-c", "import time; time.sleep(60)"]):
-        process = kernels._compiler[0]
+        process = kernels.running_compiler[0]
     assert process.poll() is not None
     assert time.monotonic() - start < 30
     kernels.wait_for_compiler()
@@ -44,7 +44,7 @@ def test_a_process_that_cannot_start_or_is_slow_is_no_error(monkeypatch: pytest.
         kernels.wait_for_compiler()
 
 
-NOW, BEFORE = (f"x.zemosaic_phase3.x.f.{stamp}-1.py311.nbi" for stamp in (kernels._stamp(), "0123456789"))
+NOW, BEFORE = (f"x.zemosaic_phase3.x.f.{stamp}-1.py311.nbi" for stamp in (kernels.stamp(), "0123456789"))
 
 
 @pytest.mark.parametrize(
@@ -58,10 +58,10 @@ def test_only_a_first_run_with_a_core_to_spare_starts_one(
     monkeypatch.setattr(warmup, "usable_cpus", lambda: cores)
     monkeypatch.setattr(kernels, "cache_folder", lambda _: tmp_path)
     with warmup.kernels_compiled_beside(StackSpec()):
-        assert bool(kernels._compiler) == started
+        assert bool(kernels.running_compiler) == started
     monkeypatch.setattr(kernels, "cache_folder", lambda _: None)
     with warmup.kernels_compiled_beside(StackSpec()):
-        assert not kernels._compiler
+        assert not kernels.running_compiler
 
 
 def test_the_share_of_this_process_is_what_the_other_one_looks_for() -> None:
@@ -73,7 +73,7 @@ def test_the_share_of_this_process_is_what_the_other_one_looks_for() -> None:
     folder = kernels.cache_folder(judge_block)
     warmup.warm_up(StackSpec())
     compile_judge(StackSpec().rejection)
-    files = folder.glob(f"winsorized_huber.*.judge_block.{kernels._stamp()}-*.nbc")
+    files = folder.glob(f"winsorized_huber.*.judge_block.{kernels.stamp()}-*.nbc")
     assert len(list(files)) == 1, "one more has been compiled for arguments of other types"
 
 
@@ -82,7 +82,7 @@ def test_kernels_of_former_versions_are_removed(tmp_path: Path) -> None:
     for name in (NOW, BEFORE, BEFORE.replace(".nbi", ".1.nbc"), theirs):
         (tmp_path / name).touch()
     (tmp_path / BEFORE.replace("-1", "-2")).mkdir()  # what cannot be removed is no error
-    kernels._remove_stale(tmp_path)
+    kernels.remove_stale(tmp_path)
     assert {path.name for path in tmp_path.iterdir() if path.is_file()} == {NOW, theirs}
 
 
@@ -95,6 +95,6 @@ def test_the_process_takes_no_module_from_the_folder_it_is_started_in(
     monkeypatch.setattr(warmup, "usable_cpus", lambda: 2)
     monkeypatch.setattr(kernels, "cache_folder", lambda _: tmp_path)
     with warmup.kernels_compiled_beside(StackSpec()):
-        process = kernels._compiler[0]
+        process = kernels.running_compiler[0]
         kernels.wait_for_compiler()
     assert process.returncode == 0

@@ -81,7 +81,7 @@ def test_a_full_disk_means_no_cache(
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(kernel_cache._SealedFiles, "_open_for_write", full)
+    monkeypatch.setattr(kernel_cache.SealedFiles, "_open_for_write", full)
     assert compiled()(4) == 8
     assert files(tmp_path) == []
 

@@ -192,9 +192,9 @@ def test_peak_memory_is_that_of_the_process_alone():
 
 def test_capabilities_do_not_load_cupy_where_there_is_none(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    cuda._first_probe.cache_clear()
+    cuda.first_probe.cache_clear()
     try:
         caps = parallel_plan.detect_parallel_capabilities()
     finally:
-        cuda._first_probe.cache_clear()
+        cuda.first_probe.cache_clear()
     assert (caps.gpu_available, caps.gpu_name, caps.gpu_vram_total_bytes) == (False, None, None)

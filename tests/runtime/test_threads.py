@@ -50,7 +50,8 @@ def test_a_crew_stays_for_the_next_caller_and_serves_one_at_a_time():
         with threads_module.Crew(3) as second:
             assert second.submit(threading.get_ident).result() not in threads
     with threads_module.Crew(3) as again, threads_module.Crew(3) as once_more:
-        assert {again._pool, once_more._pool} == {first._pool, second._pool}
+        known = {crew._pool for crew in (first, second)}  # noqa: SLF001
+        assert {crew._pool for crew in (again, once_more)} == known  # noqa: SLF001
 
 
 def test_leaving_a_crew_waits_for_what_has_begun_and_cancels_the_rest():

@@ -52,7 +52,7 @@ def test_the_first_value_to_reach_a_weight(entries, need):
 @pytest.mark.parametrize("word", [0, 1, 5, 0x123456789ABCDEF, -1, -(2**63), 2**63 - 1])
 def test_bits_are_found_one_by_one_and_their_places_added_up(word):
     places = [k for k in range(64) if word >> k & 1]
-    assert least_absolute_line._sum_of_places(word) == sum(places)
+    assert least_absolute_line.sum_of_places(word) == sum(places)
     assert ones(word) == len(places)
     found = []
     while word:

@@ -18,7 +18,9 @@ from simulate_case import (
 )
 
 from zemosaic_phase3.errors import OutputError, SpecError
-from zemosaic_phase3.simulate.scene import FULL_SCALE, SimulationSpec, load_truth, map_points, simulate
+from zemosaic_phase3.simulate.paint import map_points
+from zemosaic_phase3.simulate.scene import simulate
+from zemosaic_phase3.simulate.session import FULL_SCALE, SimulationSpec, load_truth
 from zemosaic_phase3.simulate.truth import compare_with_truth
 
 

@@ -13,7 +13,8 @@ from simulate_case import (
     session,  # noqa: F401 - a fixture
 )
 
-from zemosaic_phase3.simulate.scene import map_points, simulate
+from zemosaic_phase3.simulate.paint import map_points
+from zemosaic_phase3.simulate.scene import simulate
 from zemosaic_phase3.simulate.truth import compare_with_truth
 
 

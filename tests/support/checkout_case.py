@@ -18,7 +18,8 @@ import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
 
-from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
+from zemosaic_phase3.simulate.scene import simulate
+from zemosaic_phase3.simulate.session import SimulationSpec
 
 SHAPE = (96, 128)
 TILES = 2

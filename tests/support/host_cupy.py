@@ -194,7 +194,7 @@ def installed(cupy: HostCupy, monkeypatch):
     from zemosaic_phase3.engine import gpu_check as engine
     from zemosaic_phase3.runtime import cuda, cuda_failure
 
-    caches = (cuda._first_probe, gpu_card._compiled, gpu_card.device_limits)
+    caches = (cuda.first_probe, gpu_card.compiled_kernel, gpu_card.device_limits)
     cupy.reset()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(cuda_failure, "_POISONED", threading.Event())

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from zemosaic_phase3.simulate.scene import SimulationSpec, SimulationTruth, simulate
+from zemosaic_phase3.simulate.scene import simulate
+from zemosaic_phase3.simulate.session import SimulationSpec, SimulationTruth
 
 SKY = SimulationSpec(
     n_frames=5, height=144, width=192, n_stars=60, flux_min=3000.0, bayer="none", dither_px=5.0, saturated_stars=0,

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from zemosaic_phase3.simulate.scene import SimulationSpec, SimulationTruth, simulate
+from zemosaic_phase3.simulate.scene import simulate
+from zemosaic_phase3.simulate.session import SimulationSpec, SimulationTruth
 
 SMALL = SimulationSpec(n_frames=4, height=240, width=320, seed=7)
 # no defects, so that every pixel must be the expected level plus the expected noise

@@ -16,7 +16,8 @@ from astropy.table import Table
 from astropy.wcs import WCS
 
 import zemosaic_worker as worker
-from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
+from zemosaic_phase3.simulate.scene import simulate
+from zemosaic_phase3.simulate.session import SimulationSpec
 
 SHAPE = (96, 128)
 SKY = SimulationSpec(

@@ -299,7 +299,7 @@ def timing(work: Callable[[], object], repeat: int) -> Timing:
 
 
 @kernel
-def _sum_words(words: np.ndarray) -> np.uint64:
+def sum_words(words: np.ndarray) -> np.uint64:
     """Sum of ``words (n,) uint64``, modulo 2**64."""
     total = np.uint64(0)
     for i in range(words.size):
@@ -325,7 +325,7 @@ def read_bandwidth(samples: np.ndarray, workers: int, repeat: int) -> float:
     step = -(-words.size // workers)
 
     def read() -> None:
-        parallel_map(lambda start: _sum_words(words[start : start + step]), range(0, words.size, step), workers)
+        parallel_map(lambda start: sum_words(words[start : start + step]), range(0, words.size, step), workers)
 
     return float(words.nbytes / timing(read, repeat).seconds)
 

@@ -15,7 +15,8 @@ from zemosaic_phase3.app.options import NO_PREVIEW, PROGRAM
 from zemosaic_phase3.errors import OutputError, SpecError
 from zemosaic_phase3.pipeline.outputs import check_output
 from zemosaic_phase3.progress import timed
-from zemosaic_phase3.simulate.scene import SimulationSpec, simulate
+from zemosaic_phase3.simulate.scene import simulate
+from zemosaic_phase3.simulate.session import SimulationSpec
 from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _outputs(args: argparse.Namespace) -> Outputs:
     return outputs
 
 
-def _specs(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectSpec]:
+def specs_of(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectSpec]:
     """Return what the options ask for; raises SpecError for a value out of range."""
     if args.require_gpu and args.device == "cpu":
         raise SpecError("--require-gpu and --device cpu contradict each other")
@@ -91,7 +92,7 @@ def run_stack(args: argparse.Namespace, console: Console) -> None:
     from zemosaic_phase3.engine.warmup import kernels_compiled_beside
     from zemosaic_phase3.pipeline.stack_files import stack_files
 
-    stack, register, select = _specs(args)
+    stack, register, select = specs_of(args)
     outputs = _outputs(args)
     console_module.announce_compilation(console, quiet=args.quiet)
     with (

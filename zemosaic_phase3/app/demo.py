@@ -12,7 +12,8 @@ from zemosaic_phase3.app import console as console_module
 from zemosaic_phase3.app import summary
 from zemosaic_phase3.errors import NoFramesError, OutputError
 from zemosaic_phase3.pipeline.stack_files import stack_files
-from zemosaic_phase3.simulate.scene import SimulationSpec, SimulationTruth, simulate
+from zemosaic_phase3.simulate.scene import simulate
+from zemosaic_phase3.simulate.session import SimulationSpec, SimulationTruth
 from zemosaic_phase3.simulate.truth import Figures, compare_with_truth
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from zemosaic_phase3.methods import (
     canonical,
 )
 from zemosaic_phase3.runtime import limits as limits_module
-from zemosaic_phase3.simulate.scene import SimulationSpec
+from zemosaic_phase3.simulate.session import SimulationSpec
 from zemosaic_phase3.spec import RegisterSpec, StackSpec
 
 PROGRAM: Final = "zemosaic-phase3"
@@ -113,7 +113,7 @@ def add_stack(parser: argparse.ArgumentParser) -> None:
     _add_messages(parser)
 
 
-Group = argparse._ArgumentGroup  # argparse gives its groups no public name
+Group = argparse._ArgumentGroup  # noqa: SLF001 - argparse gives its groups no public name
 
 
 def _add_choice(group: Group, option: str, kind: str, allowed: object, default: str, meaning: str) -> None:

@@ -14,10 +14,10 @@ from typing import Final
 import numpy as np
 
 from zemosaic_phase3.app.png import write_png
+from zemosaic_phase3.robust import MAD_TO_SIGMA
 
 SEPARATOR_PX: Final = 4  # width of the line between the two halves of a comparison
 SEPARATOR_GREY: Final = 255
-MAD_TO_SIGMA: Final = 1.4826  # of a Gaussian
 STATISTICS_SAMPLES: Final = 1_000_000  # pixels that medians are taken of, at most
 
 

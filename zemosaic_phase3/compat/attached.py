@@ -212,4 +212,4 @@ def _share(module: ModuleType, ours: ModuleType, served: Iterable[str]) -> None:
     if _SHARING_STATE.intersection(served) and hasattr(module, "_P3_GPU_STATE"):
         # Whoever reads or resets it there means ours: a GPU that one side has given up, the other must not try.
         module._P3_GPU_STATE = ours._P3_GPU_STATE  # type: ignore[attr-defined]
-    ours._NAMES.maps[:] = [ReplacedNames(module), vars(ours)]
+    ours._NAMES.maps[:] = [ReplacedNames(module), vars(ours)]  # noqa: SLF001 - a name in a door would be inherited

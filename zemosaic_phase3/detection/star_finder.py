@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from zemosaic_phase3.detection.sky_mesh import median_of_nine, mesh_at, sky_mesh, spread_mesh
+from zemosaic_phase3.robust import MAD_TO_SIGMA
 from zemosaic_phase3.spec import RegisterSpec
 
 FWHM_PER_SIGMA: Final = 2.0 * math.sqrt(2.0 * math.log(2.0))
@@ -311,7 +312,7 @@ def _pixel_noise(filtered: np.ndarray) -> float:
     step = max(1, round(math.sqrt(filtered.size / 60_000)))
     inner = filtered[1:-1, 1:-1]
     difference = inner[::step, RING_PX::step] - inner[::step, :-RING_PX:step]
-    return 1.4826 / math.sqrt(2.0) * float(np.median(np.abs(difference))) if difference.size else 0.0
+    return MAD_TO_SIGMA / math.sqrt(2.0) * float(np.median(np.abs(difference))) if difference.size else 0.0
 
 
 def _ring(filtered: np.ndarray, place: np.ndarray) -> np.ndarray:

@@ -68,7 +68,7 @@ def _stack_slabs(
 
     with (
         Card(job, route, plan, scratch_limit) as card,
-        gatherer_of(job, route, slabs, card.pinned, _gathering_threads(workers)) as gatherer,
+        gatherer_of(job, route, slabs, card.pinned, gathering_threads(workers)) as gatherer,
         Crew(len(MAPS)) as collectors,
         cuda_failure.noticing_sticky_errors(),  # before collectors that still wait call CUDA
     ):
@@ -92,7 +92,7 @@ def _stack_slabs(
         return result, card.bytes_h2d
 
 
-def _gathering_threads(workers: int) -> int:
+def gathering_threads(workers: int) -> int:
     """Return how many threads gather: one core is the driver's, one collects, where there are enough."""
     return max(1, workers - 2) if workers > 4 else workers
 

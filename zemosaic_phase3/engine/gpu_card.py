@@ -35,7 +35,8 @@ _COMPILING = threading.Lock()
 
 
 @functools.cache
-def _compiled(text: str, name: str) -> Any:
+def compiled_kernel(text: str, name: str) -> Any:
+    """Return a kernel of a CUDA text, compiled once a process."""
     cupy = cuda.cupy_module()
     kernel = cupy.RawModule(code=text, options=combine_cuda.COMPILE_OPTIONS).get_function(name)
     cuda.leave_alone(kernel.kernel)  # CuPy unloads modules when the process ends, even if CUDA is lost by then
@@ -45,7 +46,7 @@ def _compiled(text: str, name: str) -> Any:
 def kernel_of(text: str, name: str) -> Any:
     """Compile a text, once in a process and once on disk (CuPy's cache), and return one of its kernels."""
     with _COMPILING:
-        return _compiled(text, name)
+        return compiled_kernel(text, name)
 
 
 @functools.cache
@@ -90,7 +91,7 @@ class Card:
         self._runtime = self._cupy.cuda.runtime
         self._job, self._route, self._plan = job, route, plan
         self._scratch_limit = scratch_limit
-        self._recipe = job.kernel_arguments()
+        self._chosen = job.kernel_arguments()
         self._in_flight = min(2, plan.n_slabs)
         self._sent = 0  # batches
         self.bytes_h2d = 0
@@ -147,14 +148,14 @@ class Card:
         self._maps = [self._empty(len(MAPS) * elements, np.float32) for _ in range(self._in_flight)]
         self._pinned_maps = [self._pinned(4 * len(MAPS) * elements) for _ in range(self._in_flight)]
         self._arrived, self._maps_ready = self._events(1)[0], self._events(self._in_flight)
-        self._hits = self._cupy.zeros(3 * self._route.n_frames, np.uint64)
-        self._lost = self._cupy.zeros(1, np.uint64)
+        self._counts = self._cupy.zeros(3 * self._route.n_frames, np.uint64)
+        self._all_rejected = self._cupy.zeros(1, np.uint64)
 
     def _upload_numbers(self) -> None:
         from zemosaic_phase3.resample.interpolation import needs_clamp, weight_table
         from zemosaic_phase3.resample.warp import radial_weight_table
 
-        spec, recipe = self._job.spec, self._recipe
+        spec, chosen = self._job.spec, self._chosen
         self._clamp = needs_clamp(spec.interpolation)
         radial = radial_weight_table(spec.radial_feather, spec.radial_power, spec.radial_floor)
         self._nodes = radial.size - 2
@@ -162,7 +163,7 @@ class Card:
         fields = self._job.table.distortion
         self._fields = self._cupy.asarray(np.concatenate([f.reshape(-1) for f in fields])) if fields else None
         self._field_columns = max((f.shape[1] for f in fields), default=0)
-        self._numbers = [self._cupy.asarray(a) for a in (recipe.parameters, recipe.critical, recipe.weights)]
+        self._numbers = [self._cupy.asarray(a) for a in (chosen.parameters, chosen.critical, chosen.weights)]
 
     def wait_for_buffer(self, buffer: int) -> None:
         """Wait until the last batch in a pinned buffer has left it."""
@@ -248,13 +249,13 @@ class Card:
 
         The maps of the slab before the last must have been collected.
         """
-        route, recipe, k = self._route, self._recipe, slab.number % self._in_flight
+        route, chosen, k = self._route, self._chosen, slab.number % self._in_flight
         size = (slab.rows.stop - slab.rows.start) * route.row_elements
         launch = launch_plan(route.n_frames, size, self._scratch_limit)
         text = combine_cuda.source(
-            recipe.method,
-            recipe.combine,
-            rewinsor=recipe.rewinsor,
+            chosen.method,
+            chosen.combine,
+            rewinsor=chosen.rewinsor,
             in_shared=launch.in_shared,
             n_frames=route.n_frames,
         )
@@ -269,9 +270,9 @@ class Card:
         arguments = (
             _pointer(self._samples[k]), np.int64(size), np.int32(route.n_frames), np.int64(size),
             np.int32(route.channels), parameters, critical, weights, _pointer(self._sample_weights[k]),
-            np.int64(size // step), np.int32(step), np.int32(recipe.uniform),
+            np.int64(size // step), np.int32(step), np.int32(chosen.uniform),
             *(base + np.uint64(4 * size * m) for m in range(maps)),
-            _pointer(self._hits), _pointer(self._lost), _pointer(self._scratch),
+            _pointer(self._counts), _pointer(self._all_rejected), _pointer(self._scratch),
         )  # fmt: skip
         with self._combining:
             kernel((launch.blocks,), (launch.threads,), arguments, shared_mem=launch.shared_bytes)
@@ -303,10 +304,10 @@ class Card:
         return name, channel_sums(target, self._route.n_frames, channels)
 
     def counts(self) -> tuple[np.ndarray, int]:
-        """Return the hits of every frame, ``(N, 3) int64``, and how many elements lost all samples."""
+        """Return the counts of every frame, ``(N, 3) int64``, and how many elements lost all samples."""
         self._combining.synchronize()
-        hits = self._cupy.asnumpy(self._hits).astype(np.int64)
-        return hits.reshape(-1, 3), int(self._cupy.asnumpy(self._lost)[0])
+        counts = self._cupy.asnumpy(self._counts).astype(np.int64)
+        return counts.reshape(-1, 3), int(self._cupy.asnumpy(self._all_rejected)[0])
 
     def __enter__(self) -> Card:
         """Return the card."""

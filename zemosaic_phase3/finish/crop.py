@@ -90,7 +90,7 @@ def detect_autocrop_rgb(
         sound = ~poorly_covered_border(coverage_2d(coverage, lum2d.shape), WELL_COVERED_FRACTION)
         for plane in {id(plane): plane for plane in (R, G, B)}.values():  # of a mono tile all three are one
             sound &= ~_dark_bands(plane, band_px, k_sigma)
-    y0, x0, y1, x1 = _largest_rectangle(sound)
+    y0, x0, y1, x1 = largest_rectangle(sound)
     if coverage is not None and _is_clean((y0, x0, y1, x1), height, width):
         return 0, 0, height, width
     margin = max(0, int(margin_px))
@@ -215,7 +215,7 @@ def _side_of_sky(levels: np.ndarray, k_sigma: float, noise: float) -> np.ndarray
     return (excess > limit).astype(int) - dark
 
 
-def _largest_rectangle(good: np.ndarray) -> Box:
+def largest_rectangle(good: np.ndarray) -> Box:
     """Largest axis-aligned rectangle of True, exact to a cell of about 1/256 of the side, then grown to the pixel.
 
     The classic sweep over histograms of column heights, on cells that are wholly True.

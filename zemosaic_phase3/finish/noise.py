@@ -11,8 +11,7 @@ import numpy as np
 
 from zemosaic_phase3.detection.sky_mesh import median_of_nine
 from zemosaic_phase3.finish.equalize import finite_median, luminance
-
-MAD_TO_SIGMA: Final = 1.4826  # standard deviation of a Gaussian over its median absolute deviation
+from zemosaic_phase3.robust import MAD_TO_SIGMA
 
 # Noise, stars
 BACKGROUND_BLOCK_PX: Final = 64
@@ -128,11 +127,11 @@ def _near_stars(lum: np.ndarray) -> np.ndarray:
         sigma = sky_sigma(np.where(near, np.nan, lum), NOISE_PIXELS)
         if not sigma > 0:
             break
-        near = _dilated(signal > OBJECT_SIGMA * sigma, STAR_REACH_PX)
+        near = dilated(signal > OBJECT_SIGMA * sigma, STAR_REACH_PX)
     return near
 
 
-def _dilated(mask: np.ndarray, reach: int) -> np.ndarray:
+def dilated(mask: np.ndarray, reach: int) -> np.ndarray:
     """Set every pixel that is at most ``reach`` rows and ``reach`` columns from one that is set."""
     grown = np.pad(mask, reach)
     for _ in range(2):  # rows, then columns

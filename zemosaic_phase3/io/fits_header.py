@@ -121,7 +121,7 @@ def find_image(stream: BufferedIOBase, name: str) -> tuple[dict[str, Any], int, 
     seen: list[Hdu] = []
     offset = 0
     while raw := header_bytes(stream, name, offset):
-        hdu = Hdu(offset, offset + len(raw), _scan_cards(raw, name))
+        hdu = Hdu(offset, offset + len(raw), scan_cards(raw, name))
         seen.append(hdu)
         if hdu.is_image:
             _check_storage(hdu, name)
@@ -200,7 +200,7 @@ def card_value(header: Header, key: str) -> Any:
     return None if isinstance(value, Undefined) or str(value).strip() == "" else value
 
 
-def _scan_cards(raw: bytes, name: str) -> dict[str, Any]:
+def scan_cards(raw: bytes, name: str) -> dict[str, Any]:
     """Parse the few cards that say what the unit holds, and check the sizes among them."""
     cards: dict[str, Any] = {}
     for start in range(0, len(raw), FITS_CARD):

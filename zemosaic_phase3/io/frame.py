@@ -135,6 +135,10 @@ class FrameSource(abc.ABC):
         """The caller's array, as stored, if that is where the pixels are and its rows lie one after the other."""
         return None
 
+    def describe(self, header: Cards, wcs: WCS | None) -> None:
+        """Take a header and a WCS that the caller knows, instead of what the file says; None leaves the file's."""
+        self._header, self._wcs = header, wcs
+
     def read_header(self) -> Header:
         """Return the frame's FITS header, read afresh (empty when it has none).
 

@@ -88,7 +88,7 @@ def _open_mapping(descriptor: Mapping[str, Any], bayer: str) -> FrameSource:
             source = _open_array(value, str(label or descriptor.get("path") or "<array>"), bayer, header)
         else:
             source = _open_path(os.fspath(value), label, bayer, header)
-        source._header, source._wcs = header, descriptor.get("wcs")
+        source.describe(header, descriptor.get("wcs"))
         return source
     wanted, found = ", ".join((*_ARRAY_KEYS, *_PATH_KEYS)), ", ".join(map(str, descriptor))
     raise FrameError(str(label or "<dict>"), f"has none of the keys {wanted}; its keys are: {found}")

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from zemosaic_phase3.io.frame import FrameSource
-from zemosaic_phase3.photometry.star_gain import sky_difference, transformed
+from zemosaic_phase3.photometry.star_gain import sky_difference
 from zemosaic_phase3.records import FrameStats, FrameTable
+from zemosaic_phase3.registration.transform import transform_points
+from zemosaic_phase3.robust import MAD_TO_SIGMA
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +68,7 @@ def surface_of(
         patches is 0. All 0 where the frames share too little sky.
     """
     xy, missing = sky_difference(frame, reference, to_frame, scale)
-    u, v = _scaled(transformed(to_frame, xy), size)
+    u, v = _scaled(transform_points(to_frame, xy), size)
     terms = np.zeros((scale.size, TERMS))
     for c in range(scale.size):
         known = np.isfinite(missing[:, c])
@@ -79,7 +81,7 @@ def surface_of(
         for _ in range(ROUNDS):
             fit = np.linalg.lstsq(basis[kept], wanted[kept], rcond=None)[0]
             left = np.abs(wanted - basis @ fit)
-            inside = left <= CLIP * 1.4826 * np.median(left[kept]) + 1e-9
+            inside = left <= CLIP * MAD_TO_SIGMA * np.median(left[kept]) + 1e-9
             if np.array_equal(inside, kept) or np.count_nonzero(inside) < PLANE_CELLS:
                 break
             kept = inside

@@ -14,9 +14,9 @@ from typing import Final
 import numpy as np
 
 from zemosaic_phase3.records import FrameStats
+from zemosaic_phase3.robust import MAD_TO_SIGMA
 
 MAX_SAMPLES: Final = 1 << 17  # pixels per channel that are looked at
-MAD_TO_SIGMA: Final = 1.4826  # deviation of a Gaussian in units of its median absolute deviation
 LUMINANCE: Final = (0.299, 0.587, 0.114)  # Rec. 601
 REPEATS: Final = 8  # samples per level, on average, from which samples count as quantised
 MOST_LEVELS: Final = 1 << 16  # that samples are counted in; beyond, they are sorted

@@ -14,6 +14,7 @@ import numpy as np
 from zemosaic_phase3.detection.sky_mesh import mesh_at
 from zemosaic_phase3.records import FrameStats
 from zemosaic_phase3.registration.distortion import displacement
+from zemosaic_phase3.registration.transform import transform_points
 
 MATCH_FWHM: Final = 0.5  # distance at which two detections are one star, units of the FWHM
 MIN_MATCH_PX: Final = 1.0  # but not less
@@ -69,10 +70,10 @@ def frame_gain(frame: FrameStats, reference: FrameStats, to_frame: np.ndarray, f
         ratio = np.log(ours[good] / theirs[good])
         mean, error[c], pairs[c] = _robust_mean(ratio, snr[0][good] ** -2.0 + snr[1][good] ** -2.0 + SCATTER**2)
         factor[c] = np.exp(mean)
-    return Gain(_drawn_together(factor, error), error, pairs)
+    return Gain(drawn_together(factor, error), error, pairs)
 
 
-def _drawn_together(factor: np.ndarray, error: np.ndarray) -> np.ndarray:
+def drawn_together(factor: np.ndarray, error: np.ndarray) -> np.ndarray:
     """Shrink the channels' gains towards their weighted mean by (C - 1) / chi^2 of their differences (James-Stein)."""
     if factor.size == 1 or not np.all(np.isfinite(factor)):
         return factor
@@ -92,7 +93,7 @@ def _same_stars(
     if len(frame.star_xy) == 0 or len(reference.star_xy) == 0:
         return np.empty(0, np.intp), np.empty(0, np.intp)
     known = reference.star_xy.astype(np.float64)
-    expected = transformed(to_frame, known)
+    expected = transform_points(to_frame, known)
     if field is not None:
         expected += displacement(field, known)
     radius = max(MIN_MATCH_PX, MATCH_FWHM * frame.fwhm) if np.isfinite(frame.fwhm) else MIN_MATCH_PX
@@ -101,12 +102,6 @@ def _same_stars(
     _, back = cKDTree(expected).query(frame.star_xy[nearest[near]])
     mutual = near[back == near]
     return mutual, nearest[mutual]
-
-
-def transformed(matrix: np.ndarray, xy: np.ndarray) -> np.ndarray:
-    """Points (n, 2) px through a homogeneous transform (3, 3)."""
-    mapped = xy @ matrix[:, :2].T + matrix[:, 2]
-    return mapped[:, :2] / mapped[:, 2:]
 
 
 def _robust_mean(values: np.ndarray, variance: np.ndarray) -> tuple[float, float, int]:
@@ -155,7 +150,7 @@ def sky_difference(
     y, x = np.mgrid[:rows, :columns]
     cell = reference.sky_cell
     xy = np.column_stack((x.ravel(), y.ravel())) * cell + (cell - 1.0) / 2.0
-    there = transformed(to_frame, xy)
+    there = transform_points(to_frame, xy)
     size = np.array([frame.sky_mesh.shape[1], frame.sky_mesh.shape[0]]) * frame.sky_cell
     inside = np.all((there >= 0.25 * frame.sky_cell) & (there <= size - 0.25 * frame.sky_cell - 1.0), axis=1)
     theirs = mesh_at(frame.sky_mesh.astype(np.float64), frame.sky_cell, there[inside, 0], there[inside, 1])

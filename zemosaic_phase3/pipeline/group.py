@@ -458,7 +458,7 @@ def _register_on(
             verdict = Registration(ok=True)
         else:
             try:
-                verdict = _register(group, i, reference, wcs, spec)
+                verdict = register_frame(group, i, reference, wcs, spec)
             except Exception as exc:  # noqa: BLE001 - a wall: what goes wrong in one frame is that frame's reason
                 verdict = Registration(ok=False, reason=frame_fault(exc, group.rows[i].name).reason)
         notify(progress, "register", next(done), len(usable))
@@ -467,7 +467,7 @@ def _register_on(
     return dict(zip(usable, parallel_map(register, usable, workers), strict=True))
 
 
-def _register(group: Group, i: int, reference: int, reference_wcs: WCS | None, spec: RegisterSpec) -> Registration:
+def register_frame(group: Group, i: int, reference: int, reference_wcs: WCS | None, spec: RegisterSpec) -> Registration:
     """Register by the stars, seeded by the WCS; by the WCS alone where asked for, or where there are too few stars."""
     shape = group.source(i).shape
     wcs, by_wcs = group.scan(i).wcs, None

@@ -44,7 +44,7 @@ def _surely_above(slope: float) -> np.float32:
 
 
 @inner_kernel
-def _range_of_ones(start: int, first: int, last: int) -> int:
+def range_of_ones(start: int, first: int, last: int) -> int:
     """Return a mask whose bits are 1 for the ranks first .. last - 1, bit 0 standing for rank ``start``."""
     low = int(min(max(first - start, 0), 64))
     high = int(min(max(last - start, 0), 64))
@@ -52,7 +52,7 @@ def _range_of_ones(start: int, first: int, last: int) -> int:
 
 
 @inner_kernel
-def _sum_of_places(mask: int) -> int:
+def sum_of_places(mask: int) -> int:
     """Sum of the places of the bits that are 1."""
     return (
         ones(mask & (0x5555555555555555 << 1)) + 2 * ones(mask & (0x3333333333333333 << 2))
@@ -62,7 +62,7 @@ def _sum_of_places(mask: int) -> int:
 
 
 @inner_kernel
-def _balance(x: np.ndarray, first: int, last: int, p: int, q: int) -> tuple[int, int, int]:
+def balance_of(x: np.ndarray, first: int, last: int, p: int, q: int) -> tuple[int, int, int]:
     """Return S0, S1 and the number of samples on the line through samples p and q."""
     slope = slope_between(x, q, p)
     below, above = _surely_below(slope), _surely_above(slope)
@@ -70,8 +70,8 @@ def _balance(x: np.ndarray, first: int, last: int, p: int, q: int) -> tuple[int,
     s1 = 0
     on_line = 2
     for start in range(first // 64 * 64, last, 64):
-        two = _range_of_ones(start, p, p + 1) | _range_of_ones(start, q, q + 1)
-        inside = _range_of_ones(start, first, last) & ~two
+        two = range_of_ones(start, p, p + 1) | range_of_ones(start, q, q + 1)
+        inside = range_of_ones(start, first, last) & ~two
         over = slopes_within(x, start, p, above, np.float32(np.inf)) & inside
         under = slopes_within(x, start, p, np.float32(-1.0), below) & inside
         rest = inside ^ over ^ under
@@ -85,13 +85,13 @@ def _balance(x: np.ndarray, first: int, last: int, p: int, q: int) -> tuple[int,
                 sign = 1 if (s > slope) == (i > p) else -1
                 s0 += sign
                 s1 += sign * i
-        before = _range_of_ones(start, 0, p)  # where a smaller slope is a larger sample
+        before = range_of_ones(start, 0, p)  # where a smaller slope is a larger sample
         swap = (over ^ under) & before
         over ^= swap
         under ^= swap
         many = ones(over) - ones(under)
         s0 += many
-        s1 += start * many + (_sum_of_places(over) - _sum_of_places(under))
+        s1 += start * many + (sum_of_places(over) - sum_of_places(under))
     return s0, s1, on_line
 
 
@@ -117,14 +117,14 @@ def _mark_slopes(
     s1 = 0
     for k in range(first // 64, (last + 63) // 64):
         start = 64 * k
-        mask = slopes_within(x, start, z, low, high) & _range_of_ones(start, first, last)
-        after = mask & _range_of_ones(start, z + 1, last)
-        before = mask & _range_of_ones(start, first, z)
+        mask = slopes_within(x, start, z, low, high) & range_of_ones(start, first, last)
+        after = mask & range_of_ones(start, z + 1, last)
+        before = mask & range_of_ones(start, first, z)
         masks[k] = after | before
         n_after = ones(after)
         n_before = ones(before)
         more = n_after - n_before
-        ranks = start * more + (_sum_of_places(after) - _sum_of_places(before))
+        ranks = start * more + (sum_of_places(after) - sum_of_places(before))
         n += n_after + n_before
         s0 += more
         s1 += ranks
@@ -291,8 +291,8 @@ def _best_pivot(
     n = 0
     total = 0
     for start in range(first // 64 * 64, last, 64):
-        mask = slopes_within(x, start, p, below, above) & _range_of_ones(start, first, last)
-        mask |= _range_of_ones(start, p, p + 1)
+        mask = slopes_within(x, start, p, below, above) & range_of_ones(start, first, last)
+        mask |= range_of_ones(start, p, p + 1)
         while mask != 0:
             i = start + lowest_one(mask)
             mask = without_lowest(mask)
@@ -322,7 +322,7 @@ def _best_pivot(
 
 
 @inner_kernel
-def _line_least_absolute(
+def line_least_absolute(
     x: np.ndarray,
     j: int,
     first: int,
@@ -344,7 +344,7 @@ def _line_least_absolute(
         part = (last - first - 1) * 150 // 1024
         p = first + part
         q = last - 1 - part
-        s0, s1, on_line = _balance(x, first, last, p, q)
+        s0, s1, on_line = balance_of(x, first, last, p, q)
     for _ in range(100):
         slope = slope_between(x, q, p)
         z = p
@@ -382,7 +382,7 @@ def _line_least_absolute(
 
 
 @inner_kernel
-def _leave_line(x: np.ndarray, j: int, start: int, stop: int, line: np.ndarray) -> None:
+def leave_line(x: np.ndarray, j: int, start: int, stop: int, line: np.ndarray) -> None:
     """Take ranks start .. stop - 1, which left the window of lane j, out of what is known of its line."""
     p = line[j]
     q = line[LANES + j]
@@ -429,7 +429,7 @@ def judge_block(samples: Samples, limits: Limits, scratch: Scratch, filled: int)
         for q in range(n_lanes):
             j = lane[q]
             x = columns[j]
-            _line_least_absolute(x, j, first[j], last[j], line, scratch.masks, scratch.slopes, scratch.places)
+            line_least_absolute(x, j, first[j], last[j], line, scratch.masks, scratch.slopes, scratch.places)
             p = line[j]
             slope[j] = slope_between(x, line[LANES + j], p)
             level[j] = (np.float64(x[p]) - centre[j]) - slope[j] * np.float64(p)
@@ -438,6 +438,6 @@ def judge_block(samples: Samples, limits: Limits, scratch: Scratch, filled: int)
         n_lanes = clip_by_lines(samples, limits, scratch, n_lanes)
         for q in range(n_lanes):
             j = lane[q]
-            _leave_line(columns[j], j, old_first[j], first[j], line)
-            _leave_line(columns[j], j, last[j], old_last[j], line)
+            leave_line(columns[j], j, old_first[j], first[j], line)
+            leave_line(columns[j], j, last[j], old_last[j], line)
     keep_equals(samples, scratch)

@@ -129,7 +129,7 @@ def _describe_device(cupy: Any) -> GpuProbe:
 
 
 @functools.cache
-def _first_probe() -> GpuProbe:
+def first_probe() -> GpuProbe:
     """Look once; a CuPy that failed is never touched again."""
     if not _cupy_is_found():
         return GpuProbe(False, reason="CuPy is not installed", remedy=INSTALL_REMEDY)
@@ -162,7 +162,7 @@ def probe() -> GpuProbe:
         return GpuProbe(
             False, reason="an earlier CUDA error cannot be undone in this process", remedy="start a new process"
         )
-    first = _first_probe()
+    first = first_probe()
     if not first.usable_hint:
         return first
     info = memory_info()
@@ -212,7 +212,7 @@ def memory_info() -> tuple[int, int] | None:
 
     Free counts what CuPy's pool holds but does not use: the next allocation can have it.
     """
-    if is_poisoned() or not _first_probe().usable_hint:
+    if is_poisoned() or not first_probe().usable_hint:
         return None
     try:
         return _free_and_total(importlib.import_module("cupy"))
@@ -231,7 +231,7 @@ def cupy_module() -> Any:
     RuntimeError
         CUDA is lost to this process, or no GPU can be used; with reason and remedy.
     """
-    state = probe() if is_poisoned() else _first_probe()
+    state = probe() if is_poisoned() else first_probe()
     if not state.usable_hint:
         raise RuntimeError(f"no GPU can be used: {state.reason}; {state.remedy}")
     return importlib.import_module("cupy")
@@ -249,11 +249,12 @@ VRAM_SHARE: Final = 0.9  # of the free memory that tiles may plan with; the rest
 _FAIR_SHARE: Final = 4  # a tile that shares the card waits rather than take less than this part of what it wants
 
 _RESERVATIONS = threading.Condition()
-_RESERVED: dict[int, int] = {}  # bytes of the tiles that are on the card now
+RESERVED: dict[int, int] = {}  # bytes of the tiles that are on the card now
 _CAPACITY: list[int] = [0]  # what all of them may have, looked up when the card was empty
 
 
-def _vram_capacity() -> int:
+def vram_capacity() -> int:
+    """Return the bytes that tiles may take on the current card: what is free, and what CuPy's pool holds unused."""
     cupy = cupy_module()
     pool = cupy.get_default_memory_pool()
     free, _ = _free_and_total(cupy)
@@ -285,22 +286,22 @@ def reserve_vram(least: int, wanted: int) -> Iterator[int]:
     key = 0
     with _RESERVATIONS:
         while True:
-            if not _RESERVED:
-                _CAPACITY[0] = _vram_capacity()
-            left = _CAPACITY[0] - sum(_RESERVED.values())
-            if left >= max(least, min(wanted, _CAPACITY[0]) // _FAIR_SHARE) or (not _RESERVED and left >= least):
+            if not RESERVED:
+                _CAPACITY[0] = vram_capacity()
+            left = _CAPACITY[0] - sum(RESERVED.values())
+            if left >= max(least, min(wanted, _CAPACITY[0]) // _FAIR_SHARE) or (not RESERVED and left >= least):
                 break
-            if not _RESERVED:
+            if not RESERVED:
                 raise MemoryError(f"the tile needs {least} bytes of device memory, {left} can be had")
             _RESERVATIONS.wait()
         granted = min(left, wanted)
-        key = max(_RESERVED, default=0) + 1
-        _RESERVED[key] = granted
+        key = max(RESERVED, default=0) + 1
+        RESERVED[key] = granted
     try:
         yield granted
     finally:
         with _RESERVATIONS:
-            del _RESERVED[key]
+            del RESERVED[key]
             _RESERVATIONS.notify_all()
 
 
@@ -318,7 +319,7 @@ def initialize_pools(limit_bytes: int | None = None) -> bool:
     bool
         False if no GPU can be used.
     """
-    if is_poisoned() or not _first_probe().usable_hint:
+    if is_poisoned() or not first_probe().usable_hint:
         return False
     cupy = importlib.import_module("cupy")
     pool = cupy.get_default_memory_pool()

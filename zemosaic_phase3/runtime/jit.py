@@ -41,7 +41,7 @@ def stamped_files() -> list[Path]:
 
 
 @cache
-def _stamp() -> str:
+def stamp() -> str:
     """Return a short text that changes when any of the files of kernels does.
 
     Numba looks for a change only in the file of the function it is asked for, not in those of the functions that this
@@ -57,13 +57,12 @@ def _stamp() -> str:
 
 def _compile(function: Callable[..., Any], **options: Any) -> Any:
     # Numba names its cache files by source file and qualified name.
-    function.__qualname__ = f"{function.__module__}.{function.__qualname__}.{_stamp()}"
+    function.__qualname__ = f"{function.__module__}.{function.__qualname__}.{stamp()}"
     compiled: Any = numba.njit(**options)(function)
     if hasattr(compiled, "enable_caching"):  # a plain function when Numba is switched off
         with contextlib.suppress(RuntimeError):  # Numba found no folder for its cache
-            compiled._cache = KernelCache(
-                function, saved=_remove_stale
-            )  # what cache=True does, with a class of its own
+            # What cache=True does, with a class of its own.
+            compiled._cache = KernelCache(function, saved=remove_stale)  # noqa: SLF001
     return compiled
 
 
@@ -76,17 +75,17 @@ def cache_folder(compiled: Any) -> Path | None:
 
 def is_cold(folder: Path) -> bool:
     """Return True if a folder of compiled kernels holds none of ours as they are now."""
-    return not any(folder.glob(f"*.{_stamp()}-*.nbi"))
+    return not any(folder.glob(f"*.{stamp()}-*.nbi"))
 
 
 @cache
-def _remove_stale(folder: Path) -> None:
+def remove_stale(folder: Path) -> None:
     """Remove the files of our kernels as they were before a file changed, once a process: nothing would read them.
 
     A process that still runs the former kernels, and finds its files gone, compiles what it lacks.
     """
     for file in cached_files([folder]):
-        if f".{_stamp()}-" not in file.name:
+        if f".{stamp()}-" not in file.name:
             with contextlib.suppress(OSError):  # removed by another process, or in use (Windows)
                 file.unlink()
 
@@ -139,7 +138,7 @@ def kernel_with(template: Callable[..., Any], name: str, **parts: object) -> Any
     return inner_kernel(bound)
 
 
-_compiler: list[subprocess.Popen[bytes]] = []
+running_compiler: list[subprocess.Popen[bytes]] = []
 _compiler_lock = threading.Lock()
 
 
@@ -162,19 +161,19 @@ def compile_beside(command: Sequence[str]) -> Iterator[None]:
         return
     with process:  # waits for its end
         with _compiler_lock:
-            _compiler.append(process)
+            running_compiler.append(process)
         try:
             yield
         finally:
             with _compiler_lock:
-                _compiler.remove(process)
+                running_compiler.remove(process)
             process.kill()
 
 
 def wait_for_compiler() -> None:
     """Wait until the process of :func:`compile_beside`, if there is one, has compiled everything."""
     with _compiler_lock:
-        running = list(_compiler)
+        running = list(running_compiler)
     for process in running:
         try:
             status = process.wait(COMPILER_PATIENCE_S)

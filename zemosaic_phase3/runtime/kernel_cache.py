@@ -43,7 +43,7 @@ def _unsealed(data: bytes, path: str) -> bytes:
     return rest
 
 
-class _SealedFiles(IndexDataCacheFile):
+class SealedFiles(IndexDataCacheFile):
     """Numba's index and data files, each behind a digest of what follows, which is looked at before it is unpickled."""
 
     def _load_index(self) -> dict[Any, str]:
@@ -98,7 +98,7 @@ class KernelCache(FunctionCache):
     def __init__(self, function: Callable[..., Any], saved: Callable[[Path], None] | None = None) -> None:
         super().__init__(function)
         stamp = self._impl.locator.get_source_stamp()
-        self._files = self._cache_file = _SealedFiles(self._cache_path, self._impl.filename_base, stamp)
+        self._files = self._cache_file = SealedFiles(self._cache_path, self._impl.filename_base, stamp)
         self._saved = saved
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:

@@ -5,213 +5,48 @@ transparent the air was and what a noiseless exposure would show. :func:`simulat
 ``simulate.truth`` turns a finished tile into figures.
 
 Stars and nebula are evaluated afresh for every frame at their transformed positions: no pixel of a simulated frame was
-ever interpolated. The brightness model uses only ``+ - * / sqrt`` (a Moffat profile with exponent 3, polynomial
-blobs), so that the expected image is the same on every machine; the noise is the stream of numpy's PCG64 generator.
+ever interpolated. The noise is the stream of numpy's PCG64 generator.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from zemosaic_phase3.errors import OutputError, SpecError
+from zemosaic_phase3.errors import OutputError
+from zemosaic_phase3.simulate.paint import (
+    MOFFAT_FWHM_PER_ALPHA,
+    Nebula,
+    colour_map,
+    map_points,
+    paint_nebula,
+    paint_stars,
+    paint_trail,
+)
+from zemosaic_phase3.simulate.session import (
+    BAYER_PATTERNS,
+    FULL_SCALE,
+    TRUTH_ARRAYS,
+    TRUTH_TEXT,
+    SimulationSpec,
+    SimulationTruth,
+    write_truth,
+)
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
 
 
-BAYER_PATTERNS: Final = ("RGGB", "GRBG", "GBRG", "BGGR")
-FULL_SCALE: Final = 65535  # ADU, largest value of an unsigned 16-bit frame
 START: Final = datetime(2025, 1, 15, 21, 0, 0)  # noqa: DTZ001 - DATE-OBS is UTC by the FITS standard, written without zone
 FRAME_GAP_S: Final = 1.5  # seconds between the end of one exposure and the start of the next
-MOFFAT_FWHM_PER_ALPHA: Final = 1.0196490017862786  # 2 sqrt(2^(1/3) - 1), exponent 3
-STAMP_LIMIT_ADU: Final = 0.02  # a star's stamp ends where its profile falls below this
-STAMP_STEP: Final = 8  # stamp radii are multiples of this, pixels
-STAMP_MAX_RADIUS: Final = 96  # pixels
 SKY_MARGIN: Final = 48  # pixels beyond the frames in which there are stars
-STAMP_BATCH: Final = 512  # stars whose stamps are in memory at one time
-# Gauss-Legendre rule with 3 points on a pixel [-1/2, 1/2]: integrates the profile over the pixel to about 1e-6
-GAUSS_NODES: Final = (-0.3872983346207417, 0.0, 0.3872983346207417)
-GAUSS_WEIGHTS: Final = (5 / 18, 8 / 18, 5 / 18)
 _SUB_NAME: Final = re.compile(r"sub_\d{4,}\.fits")
-TRUTH_ARRAYS: Final = "truth.npz"
-TRUTH_TEXT: Final = "truth.json"
-
-
-@dataclass(frozen=True)
-class SimulationSpec:
-    """The session to simulate; lengths in pixels, levels in ADU, checked when made.
-
-    Raises
-    ------
-    SpecError
-        A value is not allowed; the message names it.
-    """
-
-    n_frames: int = 16
-    height: int = 1080
-    width: int = 1920
-    seed: int = 1
-    bayer: str = "GRBG"  # a 2x2 pattern, "none" (one channel) or "rgb" (float32 cube, three samples a pixel)
-    n_stars: int | None = None  # expected in one frame; None: one per 1,000 pixels
-    flux_min: float = 500.0  # total flux of the faintest star in green; counts follow N(>F) ~ 1/F
-    saturated_stars: int = 2  # brightest stars whose cores pass full scale
-    fwhm_px: float = 3.0  # mean seeing; Moffat profile, exponent 3
-    seeing_variation: float = 0.06  # each frame's FWHM is within this fraction of the mean
-    dither_px: float = 12.0  # shifts are uniform in +- this, both axes
-    rotation_deg: float = 2.0  # field rotation between the first and the last frame, steady as on an alt-az mount
-    sky: tuple[float, float, float] = (900.0, 1200.0, 800.0)  # red, green, blue; one channel uses green
-    sky_drift: float = 0.08  # relative rise of the sky between the first and the last frame
-    gradient: float = 60.0  # sky difference from the centre to a corner
-    gradient_turn_deg: float = 40.0  # how far the gradient's direction turns during the session
-    gain_range: tuple[float, float] = (0.95, 1.05)  # transparency of each frame, applied to stars and nebula
-    electrons_per_adu: float = 1.0
-    read_noise_e: float = 8.0
-    hot_fraction: float = 5e-4  # of the sensor's pixels, the same in every frame
-    cold_fraction: float = 1e-4
-    cosmic_rays: float = 10.0  # expected per frame and million pixels
-    trail_fraction: float = 0.2  # of the frames that a satellite crosses
-    trail_adu: tuple[float, float] = (250.0, 1500.0)  # brightness range on the axis of a trail
-    nebula: float = 350.0  # brightness of the nebula near its centre, about; 0 = none
-    exposure_s: float = 10.0
-    ra_deg: float = 83.82
-    dec_deg: float = -5.39
-    scale_arcsec: float = 2.393  # per pixel: 2.9 um at 250 mm
-    with_wcs: bool = True
-    wcs_error_px: float = 0.0  # standard deviation, per axis, of the header's pointing error
-
-    def __post_init__(self) -> None:
-        """Check every value; see Raises."""
-        pattern = self.bayer.upper() if self.bayer.upper() in BAYER_PATTERNS else self.bayer.lower()
-        if pattern not in (*BAYER_PATTERNS, "none", "rgb"):
-            raise SpecError(f"unknown bayer {self.bayer!r}; choose one of: {', '.join(BAYER_PATTERNS)}, none, rgb")
-        object.__setattr__(self, "bayer", pattern)
-        object.__setattr__(self, "sky", tuple(float(v) for v in self.sky))
-        object.__setattr__(self, "gain_range", tuple(float(v) for v in self.gain_range))
-        object.__setattr__(self, "trail_adu", tuple(float(v) for v in self.trail_adu))
-        if len(self.sky) != 3 or min(self.sky) <= 0:
-            raise SpecError(f"sky = {self.sky!r} must be three positive levels (red, green, blue)")
-        least = {"n_frames": 1, "height": 64, "width": 64, "fwhm_px": 1.0, "electrons_per_adu": 1e-3}
-        least |= {"flux_min": 1.0, "scale_arcsec": 1e-3, "sky_drift": -0.9}
-        for name, low in least.items():
-            if not getattr(self, name) >= low:
-                raise SpecError(f"{name} = {getattr(self, name)!r} must be at least {low:g}")
-        unsigned = ("saturated_stars", "dither_px", "read_noise_e", "cosmic_rays", "nebula", "wcs_error_px", "gradient")
-        for name in (*unsigned, *(("n_stars",) if self.n_stars is not None else ())):
-            if not getattr(self, name) >= 0:
-                raise SpecError(f"{name} = {getattr(self, name)!r} must not be negative")
-        for name in ("seeing_variation", "hot_fraction", "cold_fraction", "trail_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise SpecError(f"{name} = {getattr(self, name)!r} is outside [0, 1]")
-        if not 0 < self.gain_range[0] <= self.gain_range[1]:
-            raise SpecError(f"gain_range = {self.gain_range!r} must be two positive numbers, the smaller first")
-
-    @property
-    def channels(self) -> int:
-        """Channels of the sky that the frames record: 1 or 3."""
-        return 1 if self.bayer == "none" else 3
-
-    @property
-    def centre(self) -> tuple[float, float]:
-        """Centre (x, y) of a frame, pixels."""
-        return (self.width - 1) / 2, (self.height - 1) / 2
-
-    @property
-    def sample_fraction(self) -> tuple[float, ...]:
-        """Fraction of a frame's pixels that sample each channel."""
-        if self.bayer in BAYER_PATTERNS:
-            return tuple(self.bayer.count(colour) / 4 for colour in "RGB")
-        return (1.0,) * self.channels
-
-
-@dataclass(frozen=True)
-class SimulationTruth:
-    """Everything that is known of a simulated session. N frames, C channels, S stars, T trails.
-
-    The reference grid is frame 0's. ``transforms[k]`` maps a reference pixel (x, y, 1) to frame k's pixel.
-    What frame k expects in channel c at a pixel is
-    ``sky[k, c] + gradient[k] . (x - xc, y - yc) + gains[k] * signal``.
-
-    Attributes
-    ----------
-    spec : SimulationSpec
-    names : tuple of str
-        File names of the frames, in time order.
-    transforms : ndarray (N, 3, 3) float64
-    gains, fwhm : ndarray (N,) float64
-        Transparency; FWHM of the seeing profile in pixels (before the pixel's own width).
-    sky : ndarray (N, C) float64
-        Sky level at the frame's centre, ADU.
-    gradient : ndarray (N, 2) float64
-        Slope of the sky along x and y, ADU per pixel.
-    sample_sigma : ndarray (N, C) float64
-        Noise of one raw sample of plain sky, ADU: photons, read-out and rounding.
-    star_xy : ndarray (S, 2) float64
-        Positions on the reference grid, brightest first; some lie outside the reference frame.
-    star_flux : ndarray (S, C) float64
-        Total flux at transparency 1, ADU.
-    trail_frame : ndarray (T,) int64
-        Frame that each trail crosses.
-    trail_ends : ndarray (T, 2, 2) float64
-        Two points (x, y) of the trail's axis in that frame's own pixels.
-    trail_peak, trail_fwhm : ndarray (T,) float64
-        Brightness on the axis, ADU, and width, pixels.
-    image : ndarray (H, W) or (H, W, 3) float32
-        Noiseless signal (stars and nebula, no sky) on the reference grid at transparency 1 and the mean seeing, ADU.
-    """
-
-    spec: SimulationSpec
-    names: tuple[str, ...]
-    transforms: np.ndarray
-    gains: np.ndarray
-    fwhm: np.ndarray
-    sky: np.ndarray
-    gradient: np.ndarray
-    sample_sigma: np.ndarray
-    star_xy: np.ndarray
-    star_flux: np.ndarray
-    trail_frame: np.ndarray
-    trail_ends: np.ndarray
-    trail_peak: np.ndarray
-    trail_fwhm: np.ndarray
-    image: np.ndarray
-
-    def index(self, name: str | None) -> int:
-        """Return the number of the frame called ``name`` (a path will do); None is frame 0.
-
-        Raises
-        ------
-        ValueError
-            No frame has that name.
-        """
-        if name is None:
-            return 0
-        if Path(name).name not in self.names:
-            raise ValueError(f"{name!r} is not a frame of this simulation ({self.names[0]} ... {self.names[-1]})")
-        return self.names.index(Path(name).name)
-
-
-@dataclass(frozen=True)
-class _Nebula:
-    """Smooth blobs ``amplitude (1 - q)^3`` for q < 1, with q the quadratic form of the distance to the centre."""
-
-    centre: np.ndarray  # (B, 2)
-    form: np.ndarray  # (B, 2, 2), 1/pixel^2
-    amplitude: np.ndarray  # (B, C), ADU
-
-
-def map_points(transform: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Return points (n, 2) carried through a homogeneous transform (3, 3)."""
-    x, y = points[..., 0], points[..., 1]
-    u, v, w = (row[0] * x + row[1] * y + row[2] for row in np.asarray(transform, float))
-    return np.stack([u / w, v / w], axis=-1)
 
 
 def _session(spec: SimulationSpec, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -286,7 +121,7 @@ def _stars(spec: SimulationSpec, transforms: np.ndarray, rng: np.random.Generato
     return position[order], flux[order]
 
 
-def _nebula(spec: SimulationSpec, rng: np.random.Generator) -> _Nebula:
+def _nebula(spec: SimulationSpec, rng: np.random.Generator) -> Nebula:
     """Draw a red halo, a bluish core and knots: sizes relative to the frame's shorter side."""
     side = min(spec.height, spec.width)
     # blobs, their radius range, the scatter of their centres (all / side), the brightness of one, red green blue
@@ -307,105 +142,7 @@ def _nebula(spec: SimulationSpec, rng: np.random.Generator) -> _Nebula:
             form.append(along / (radius * rng.uniform(1.0, 2.5)) ** 2 + across / radius**2)
             tint = np.array(colour) * rng.uniform(0.8, 1.2, 3)
             amplitude.append(spec.nebula * bright * rng.uniform(0.5, 1.5) * (tint if spec.channels == 3 else tint[1:2]))
-    return _Nebula(np.array(centre), np.array(form), np.array(amplitude))
-
-
-def _colour_map(spec: SimulationSpec, height: int, width: int) -> np.ndarray | None:
-    """Channel that each pixel samples, (height, width) intp; None when every pixel samples all of them."""
-    if spec.bayer == "rgb":
-        return None
-    if spec.bayer == "none":
-        return np.zeros((height, width), np.intp)
-    cell = np.array(["RGB".index(colour) for colour in spec.bayer], np.intp).reshape(2, 2)
-    return np.tile(cell, (height // 2 + 1, width // 2 + 1))[:height, :width]
-
-
-def _moffat_stamps(offset: np.ndarray, radius: int, fwhm: float) -> np.ndarray:
-    """Return pixel-integrated profiles of unit flux, (n, 2 radius + 1, 2 radius + 1) float32.
-
-    ``offset`` (n, 2): the star's position relative to the centre of the stamp's middle pixel.
-    """
-    alpha = fwhm / MOFFAT_FWHM_PER_ALPHA
-    pixel = np.arange(-radius, radius + 1, dtype=np.float32)
-    square = [
-        [(((pixel + node) - offset[:, axis, None]) / alpha).astype(np.float32) ** 2 for node in GAUSS_NODES]
-        for axis in (0, 1)
-    ]
-    stamps = np.zeros((len(offset), pixel.size, pixel.size), np.float32)
-    for weight_x, square_x in zip(GAUSS_WEIGHTS, square[0], strict=True):
-        for weight_y, square_y in zip(GAUSS_WEIGHTS, square[1], strict=True):
-            term = square_x[:, None, :] + (square_y[:, :, None] + np.float32(1.0))
-            stamps += np.float32(weight_x * weight_y) / (term * term * term)
-    stamps *= np.float32(2.0 / (np.pi * alpha * alpha))
-    return stamps
-
-
-def _paint_stars(spec: SimulationSpec, position: np.ndarray, flux: np.ndarray, fwhm: float) -> np.ndarray:
-    """Return the stars alone: (H, W) as the sensor samples them, or (H, W, C) for ``bayer="rgb"``; float32, ADU."""
-    height, width = spec.height, spec.width
-    pixel = np.rint(position).astype(np.intp)
-    alpha = fwhm / MOFFAT_FWHM_PER_ALPHA
-    peak = flux.max(axis=1) * 2.0 / (np.pi * alpha * alpha)
-    reach = alpha * np.sqrt(np.maximum(np.cbrt(peak / STAMP_LIMIT_ADU) - 1.0, 1.0))
-    radius = np.minimum(STAMP_STEP * np.ceil(reach / STAMP_STEP), STAMP_MAX_RADIUS).astype(np.intp)
-    touches = np.all((pixel + radius[:, None] >= 0) & (pixel - radius[:, None] < [width, height]), axis=1)
-    # room for every stamp that touches the frame; a multiple of STAMP_STEP and so even: the mosaic keeps its phase
-    margin = 2 * int(radius.max(initial=0))
-    colours = _colour_map(spec, height + 2 * margin, width + 2 * margin)
-    canvas = np.zeros((height + 2 * margin, width + 2 * margin) + (() if colours is not None else (3,)), np.float32)
-    light = flux.astype(np.float32)
-    for reach_px in np.unique(radius[touches]):
-        members = np.flatnonzero(touches & (radius == reach_px))
-        for batch in np.split(members, range(STAMP_BATCH, members.size, STAMP_BATCH)):
-            stamps = _moffat_stamps(position[batch] - pixel[batch], int(reach_px), fwhm)
-            for star, stamp in zip(batch, stamps, strict=True):
-                x, y = pixel[star] + (margin - reach_px)
-                box = np.s_[y : y + stamp.shape[0], x : x + stamp.shape[1]]
-                canvas[box] += stamp[..., None] * light[star] if colours is None else stamp * light[star][colours[box]]
-    return canvas[margin : margin + height, margin : margin + width]
-
-
-def _paint_nebula(spec: SimulationSpec, nebula: _Nebula, transform: np.ndarray) -> np.ndarray:
-    """Return the nebula alone, shaped as :func:`_paint_stars` does; float32, ADU."""
-    height, width = spec.height, spec.width
-    colours = _colour_map(spec, height, width)
-    canvas = np.zeros((height, width) + (() if colours is not None else (3,)), np.float32)
-    back = np.linalg.inv(transform[:2, :2])  # a rotation: blobs turn with the sky
-    for (x, y), form, amplitude in zip(
-        map_points(transform, nebula.centre), nebula.form, nebula.amplitude.astype(np.float32), strict=True
-    ):
-        turned = back.T @ form @ back
-        half_x, half_y = np.sqrt(np.diag(np.linalg.inv(turned)))
-        x0, x1 = max(int(x - half_x), 0), min(int(x + half_x) + 2, width)
-        y0, y1 = max(int(y - half_y), 0), min(int(y + half_y) + 2, height)
-        if x0 >= x1 or y0 >= y1:
-            continue
-        dx = (np.arange(x0, x1) - x).astype(np.float32)[None, :]
-        dy = (np.arange(y0, y1) - y).astype(np.float32)[:, None]
-        xx, xy, yy = np.float32(turned[0, 0]), np.float32(2 * turned[0, 1]), np.float32(turned[1, 1])
-        inside = np.maximum(np.float32(1.0) - (xx * dx * dx + xy * dx * dy + yy * dy * dy), np.float32(0.0))
-        blob = inside * inside * inside
-        box = np.s_[y0:y1, x0:x1]
-        canvas[box] += blob[..., None] * amplitude if colours is None else blob * amplitude[colours[box]]
-    return canvas
-
-
-def _paint_trail(shape: tuple[int, int], ends: np.ndarray, peak: float, fwhm: float) -> np.ndarray:
-    """Return one trail, (H, W) float32 ADU: ``peak (1 + (d/a)^2)^-2`` with d the distance to its axis."""
-    distance = distance_to_line(shape, ends)
-    half = fwhm / (2.0 * 0.6435942529055826)  # sqrt(sqrt(2) - 1): half maximum of the profile
-    term = np.float32(1.0) + (distance / np.float32(half)) ** 2
-    return np.where(np.abs(distance) < 12 * fwhm, np.float32(peak) / (term * term), np.float32(0.0))
-
-
-def distance_to_line(shape: tuple[int, int], ends: np.ndarray) -> np.ndarray:
-    """Signed distance of every pixel to the line through two points (x, y); (H, W) float32, pixels."""
-    (x0, y0), (x1, y1) = ends
-    length = np.sqrt((x1 - x0) * (x1 - x0) + (y1 - y0) * (y1 - y0))
-    nx, ny = -(y1 - y0) / length, (x1 - x0) / length
-    along_x = (nx * (np.arange(shape[1]) - x0)).astype(np.float32)
-    along_y = (ny * (np.arange(shape[0]) - y0)).astype(np.float32)
-    return along_y[:, None] + along_x[None, :]
+    return Nebula(np.array(centre), np.array(form), np.array(amplitude))
 
 
 def _sensor(spec: SimulationSpec, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -430,7 +167,7 @@ def _add_cosmic_rays(adu: np.ndarray, spec: SimulationSpec, rng: np.random.Gener
 
 def _expose(
     truth: SimulationTruth,
-    nebula: _Nebula,
+    nebula: Nebula,
     sensor: tuple[np.ndarray, np.ndarray],
     k: int,
     rng: np.random.Generator,
@@ -438,18 +175,18 @@ def _expose(
     """Return frame k as the camera writes it: (H, W) uint16, or (H, W, 3) float32 for ``bayer="rgb"``."""
     spec = truth.spec
     transform = truth.transforms[k]
-    expected = _paint_stars(spec, map_points(transform, truth.star_xy), truth.star_flux, float(truth.fwhm[k]))
+    expected = paint_stars(spec, map_points(transform, truth.star_xy), truth.star_flux, float(truth.fwhm[k]))
     if spec.nebula > 0:
-        expected += _paint_nebula(spec, nebula, transform)
+        expected += paint_nebula(spec, nebula, transform)
     expected *= np.float32(truth.gains[k])
-    colours = _colour_map(spec, spec.height, spec.width)
+    colours = colour_map(spec, spec.height, spec.width)
     sky = truth.sky[k].astype(np.float32)
     expected += sky if colours is None else sky[colours]
     extra = np.zeros((spec.height, spec.width), np.float32)
     extra += (truth.gradient[k, 0] * (np.arange(spec.width) - spec.centre[0])).astype(np.float32)[None, :]
     extra += (truth.gradient[k, 1] * (np.arange(spec.height) - spec.centre[1])).astype(np.float32)[:, None]
     for t in np.flatnonzero(truth.trail_frame == k):
-        extra += _paint_trail(extra.shape, truth.trail_ends[t], float(truth.trail_peak[t]), float(truth.trail_fwhm[t]))
+        extra += paint_trail(extra.shape, truth.trail_ends[t], float(truth.trail_peak[t]), float(truth.trail_fwhm[t]))
     cold, hot = sensor
     extra += hot.reshape(extra.shape)
     expected += extra if colours is not None else extra[..., None]
@@ -545,7 +282,7 @@ def simulate(
             fits.PrimaryHDU(cube, header).writeto(target / truth.names[k], overwrite=True)
             if progress is not None:
                 progress("simulate", k + 1, spec.n_frames)
-        _write_truth(truth, target)
+        write_truth(truth, target)
     except OSError as exc:
         raise OutputError(f"cannot write the simulation into {target}: {exc}; choose a folder with room") from exc
     return truth
@@ -566,7 +303,7 @@ def _prepare_folder(target: Path, overwrite: bool) -> None:
 
 def _make(
     spec: SimulationSpec,
-) -> tuple[SimulationTruth, _Nebula, tuple[np.ndarray, np.ndarray], list[np.random.SeedSequence]]:
+) -> tuple[SimulationTruth, Nebula, tuple[np.ndarray, np.ndarray], list[np.random.SeedSequence]]:
     """Truth, nebula, sensor defects and one random stream per frame, all from the seed."""
     of_session, of_stars, of_nebula, of_sensor, *of_frames = _streams(spec)
     session = _session(spec, np.random.default_rng(of_session))
@@ -582,12 +319,12 @@ def _make(
 
 
 def _full_signal(
-    spec: SimulationSpec, star_xy: np.ndarray, flux: np.ndarray, nebula: _Nebula, transform: np.ndarray, fwhm: float
+    spec: SimulationSpec, star_xy: np.ndarray, flux: np.ndarray, nebula: Nebula, transform: np.ndarray, fwhm: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Stars and nebula of every channel at every pixel: two (H, W) or (H, W, 3) float32 images, ADU."""
     dense = spec if spec.bayer == "none" else replace(spec, bayer="rgb")
-    stars = _paint_stars(dense, map_points(transform, star_xy), flux, fwhm)
-    return np.ascontiguousarray(stars), _paint_nebula(dense, nebula, transform)
+    stars = paint_stars(dense, map_points(transform, star_xy), flux, fwhm)
+    return np.ascontiguousarray(stars), paint_nebula(dense, nebula, transform)
 
 
 def noiseless_signal(truth: SimulationTruth, transform: np.ndarray, fwhm: float) -> tuple[np.ndarray, np.ndarray]:
@@ -615,29 +352,3 @@ def noiseless_signal(truth: SimulationTruth, transform: np.ndarray, fwhm: float)
 def _streams(spec: SimulationSpec) -> list[np.random.SeedSequence]:
     """Seeds of the session, the stars, the nebula, the sensor and then of every frame."""
     return np.random.SeedSequence(spec.seed).spawn(4 + spec.n_frames)
-
-
-_ARRAYS: Final = tuple(f.name for f in fields(SimulationTruth) if f.name not in ("spec", "names"))
-
-
-def _write_truth(truth: SimulationTruth, target: Path) -> None:
-    np.savez(target / TRUTH_ARRAYS, **{name: getattr(truth, name) for name in _ARRAYS})
-    readable = ("transforms", "gains", "fwhm", "sky", "gradient", "sample_sigma")
-    text = {"spec": asdict(truth.spec), "names": truth.names, "stars": len(truth.star_xy)}
-    text |= {name: getattr(truth, name).tolist() for name in (*readable, *(n for n in _ARRAYS if "trail" in n))}
-    (target / TRUTH_TEXT).write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
-
-
-def load_truth(folder: Path | str) -> SimulationTruth:
-    """Read the truth that :func:`simulate` wrote into a folder.
-
-    Raises
-    ------
-    FileNotFoundError
-        The folder holds no truth.
-    """
-    source = Path(folder)
-    text = json.loads((source / TRUTH_TEXT).read_text(encoding="utf-8"))
-    with np.load(source / TRUTH_ARRAYS) as arrays:
-        values = {name: arrays[name] for name in _ARRAYS}
-    return SimulationTruth(spec=SimulationSpec(**text["spec"]), names=tuple(text["names"]), **values)

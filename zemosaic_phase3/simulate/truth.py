@@ -13,15 +13,10 @@ from typing import Final
 
 import numpy as np
 
-from zemosaic_phase3.simulate.scene import (
-    FULL_SCALE,
-    MOFFAT_FWHM_PER_ALPHA,
-    SimulationTruth,
-    distance_to_line,
-    load_truth,
-    map_points,
-    noiseless_signal,
-)
+from zemosaic_phase3.robust import MAD_TO_SIGMA
+from zemosaic_phase3.simulate.paint import MOFFAT_FWHM_PER_ALPHA, distance_to_line, map_points
+from zemosaic_phase3.simulate.scene import noiseless_signal
+from zemosaic_phase3.simulate.session import FULL_SCALE, SimulationTruth, load_truth
 
 APERTURE_FWHM: Final = 2.0  # radius of the photometric aperture, units of FWHM
 ANNULUS_FWHM: Final = (3.0, 5.0)  # its background annulus
@@ -134,7 +129,7 @@ def compare_with_truth(
 
 def _robust_sigma(values: np.ndarray) -> float:
     """1.4826 times the median absolute deviation; nan when empty."""
-    return float(1.4826 * np.median(np.abs(values - np.median(values)))) if values.size else float("nan")
+    return float(MAD_TO_SIGMA * np.median(np.abs(values - np.median(values)))) if values.size else float("nan")
 
 
 def _in_units_of(sigma: float, value: float) -> float:
