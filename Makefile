@@ -24,8 +24,10 @@ demo: $(READY)
 picture: demo
 	@cp $(DEMO)/before_after.png docs/before_after.png
 
+# On all cores; kernels first, because tests side by side would compile the same ones.
 test: $(READY)
-	@$(BIN)/python -m pytest -q $(ARGS)
+	@$(BIN)/python tests/support/compile_kernels.py
+	@$(BIN)/python -m pytest -q -n auto --dist worksteal $(ARGS)
 
 # The compiler of CUDA text (90 MB): with it the tests compile the kernels for every architecture, half a minute more.
 nvrtc: $(READY)

@@ -143,11 +143,11 @@ def line_least_absolute(y: np.ndarray) -> np.ndarray:
     rank = np.arange(y.size, dtype=float)
     best, best_cost = np.full(y.size, y[0]), np.inf
     for i in range(y.size - 1):
-        for j in range(i + 1, y.size):
-            line = y[i] + (y[j] - y[i]) / (j - i) * (rank - i)
-            cost = np.abs(y - line).sum()
-            if cost < best_cost:
-                best, best_cost = line, cost
+        j = np.arange(i + 1, y.size)
+        lines = y[i] + ((y[j] - y[i]) / (j - i))[:, None] * (rank - i)  # through point i and each later one
+        costs = np.abs(y - lines).sum(axis=1)
+        if costs.min() < best_cost:
+            best, best_cost = lines[np.argmin(costs)], costs.min()
     return best
 
 

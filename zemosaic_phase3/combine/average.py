@@ -133,7 +133,7 @@ def mark_kept(samples: Samples, lanes: Lanes) -> None:
             last[j] = first[j]
 
 
-@inlined
+@inner_kernel
 def plain_mean(
     source: np.ndarray, at: int, p0: int, width: int, samples: Samples, weights: Weights, lanes: Lanes, maps: Maps,
     counts: np.ndarray, n_rejected: int, halves: int,
@@ -209,7 +209,7 @@ def _divide_unweighted(p0: int, width: int, replaced: bool, samples: Samples, la
             maps.image[p0 + j] = np.float32(lanes.total[j] / counted)
 
 
-@inlined
+@inner_kernel
 def weighted_mean(
     source: np.ndarray, at: int, p0: int, width: int, samples: Samples, weights: Weights, lanes: Lanes, maps: Maps,
     counts: np.ndarray, n_rejected: int, halves: int,
@@ -257,7 +257,7 @@ def _sum_replaced(
             weight[j] += wj
 
 
-@inlined
+@inner_kernel
 def replaced_mean(
     source: np.ndarray, at: int, p0: int, width: int, samples: Samples, weights: Weights, lanes: Lanes, maps: Maps,
     counts: np.ndarray, n_rejected: int, halves: int,
@@ -274,7 +274,7 @@ def replaced_mean(
     return n_empty
 
 
-@inlined
+@inner_kernel
 def sample_of_rank(
     source: np.ndarray, at: int, p0: int, width: int, samples: Samples, weights: Weights, lanes: Lanes, maps: Maps,
     counts: np.ndarray, n_rejected: int, halves: int,
@@ -315,7 +315,7 @@ def _sort_replaced(samples: Samples, j: int, ordered: np.ndarray) -> None:
         ordered[k] = x
 
 
-@inlined
+@inner_kernel
 def replaced_of_rank(
     source: np.ndarray, at: int, p0: int, width: int, samples: Samples, weights: Weights, lanes: Lanes, maps: Maps,
     counts: np.ndarray, n_rejected: int, halves: int,
