@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +45,38 @@ def test_canvas_holds_what_any_frame_shows() -> None:
     np.testing.assert_allclose(
         transform_points(found.to_frame(matrix), xy + (3, 1)), transform_points(matrix, xy), atol=1e-9
     )
+
+
+@pytest.mark.parametrize("cut", [0.03, 0.1, 0.25])
+def test_what_is_cut_off_later_is_an_empty_margin(cut: float) -> None:
+    around = verdicts(np.eye(3), moved(3.4, -2.0), moved(-5.0, 1.2))
+    found, tight = canvas_around(around, (50, 80), 0.25, cut), canvas_around(around, (50, 80), 0.25)
+    assert int(cut * found.width) <= found.left - tight.left == (found.width - tight.width) / 2
+    assert int(cut * found.height) <= found.top - tight.top == (found.height - tight.height) / 2
+    assert canvas_around(verdicts(np.eye(3)), (50, 80), 0.25, cut) is None
+
+
+@pytest.mark.parametrize(
+    ("config", "part"),
+    [
+        ({"apply_master_tile_crop": True, "master_tile_crop_percent": 3.0}, 0.03),
+        ({"apply_master_tile_crop": True, "master_tile_crop_percent": "10"}, 0.1),
+        ({"apply_master_tile_crop": False, "master_tile_crop_percent": 3.0}, 0.0),
+        ({"apply_master_tile_crop": True, "master_tile_crop_percent": "x"}, 0.0),
+        ({"apply_master_tile_crop": True, "master_tile_crop_percent": float("nan")}, 0.0),
+        ({}, 0.0),
+    ],
+)
+def test_margin_is_what_the_configuration_cuts(
+    config: dict[str, Any], part: float, make: Make, entries: list[dict[str, Any]]
+) -> None:
+    tight, wide = (make(entries, **PLAIN, pad_canvas=True, zconfig=c).unit() for c in ({}, config))
+    margins = [math.ceil(size * part / (1 - 2 * part)) for size in tight.shape[:2]]
+    assert wide.shape[:2] == tuple(size + 2 * m for size, m in zip(tight.shape[:2], margins, strict=True))
+    top, left = margins
+    inner = wide[top : wide.shape[0] - top, left : wide.shape[1] - left]
+    np.testing.assert_array_equal(np.isnan(inner), np.isnan(tight))
+    assert np.isfinite(wide).sum() == np.isfinite(tight).sum()
 
 
 def test_canvas_is_the_references_grid_where_nothing_lies_beyond_or_may() -> None:

@@ -303,7 +303,15 @@ def _retry(entry: Entry, tile_id: int) -> dict[str, Any]:
 def _stack(request: TileRequest, group: Group, stacker: Stacker, report: TileReport) -> Tile:
     request.tell("info_stacking_started", "DEBUG_DETAIL", num_to_stack=len(group.usable))
     beyond = MOST_BEYOND if request.pad_canvas else 0.0
-    tile = stack_group(group, stacker, request.stack, report, workers=_workers(request), most_beyond=beyond)
+    tile = stack_group(
+        group,
+        stacker,
+        request.stack,
+        report,
+        workers=_workers(request),
+        most_beyond=beyond,
+        cut_later=request.cut_later,
+    )
     if tile.canvas is not None:
         frame = group.source(group.reference).shape[:2]
         dx, dy = tile.canvas.left, tile.canvas.top

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +48,7 @@ class TileRequest:
     center_out: CenterOutSpec | None = None
     context: Context | None = None  # of the centre-out normalisation
     slots: Any = None  # a semaphore: how many tiles are read, aligned and stacked at a time
+    cut_later: float = 0.0  # part of a side that the run cuts off each side of a tile after it is saved
     pad_canvas: bool = False  # the tile holds what any frame shows, not only what the reference does
     load_cache: Callable[..., Any] | None = None  # reads a cache in place of this library
 
@@ -178,7 +180,19 @@ def request_of(call: SimpleNamespace, slots: Any) -> TileRequest:
         context=call.center_out_context,
         slots=slots,
         pad_canvas=as_bool(call.pad_canvas, False),
+        cut_later=0.0 if crop.quality_crop else _cut_later(call.zconfig),
     )
+
+
+def _cut_later(config: object) -> float:
+    """Return the part of a side that existing runs cut off each side of a tile when they assemble it."""
+    if not as_bool(setting(config, "apply_master_tile_crop"), False):
+        return 0.0
+    try:
+        percent = float(setting(config, "master_tile_crop_percent") or 0.0)
+    except (TypeError, ValueError):
+        return 0.0
+    return min(max(percent, 0.0), 25.0) / 100.0 if math.isfinite(percent) else 0.0
 
 
 def _beat_without_tile(heartbeat: Callback | None) -> Callback | None:

@@ -33,7 +33,9 @@ class Canvas:
         return matrix / matrix[2, 2]
 
 
-def canvas_around(registered: Sequence[Registration], shape: tuple[int, ...], most: float) -> Canvas | None:
+def canvas_around(
+    registered: Sequence[Registration], shape: tuple[int, ...], most: float, cut: float = 0.0
+) -> Canvas | None:
     """Return the smallest canvas that holds the footprints of all frames; None where the reference's grid does.
 
     Parameters
@@ -45,6 +47,9 @@ def canvas_around(registered: Sequence[Registration], shape: tuple[int, ...], mo
     most : float
         Part of the width, or the height, that the canvas may have beyond the reference on each side. What lies further
         out is lost.
+    cut : float
+        Part of the width, or the height, that a later phase cuts off on each side; below 1/2. An empty margin is added
+        for it to take, so that it takes nothing that a frame shows.
 
     Notes
     -----
@@ -61,4 +66,6 @@ def canvas_around(registered: Sequence[Registration], shape: tuple[int, ...], mo
     if not (np.isfinite(seen).all() and (before.any() or after.any())):
         return None
     size = np.array([width, height]) + before + after
+    margin = np.ceil(size * cut / (1.0 - 2.0 * cut))
+    before, size = before + margin, size + 2 * margin
     return Canvas(int(before[0]), int(before[1]), math.floor(size[1]), math.floor(size[0]))

@@ -147,11 +147,12 @@ def stack_group(
     *,
     workers: int = 1,
     most_beyond: float = 0.0,
+    cut_later: float = 0.0,
 ) -> Tile:
     """Stack the registered frames of a group and finish the tile, on the grid of the reference.
 
     With ``most_beyond`` the grid goes on around the reference where other frames show more, by as much of its width and
-    height on each side at most.
+    height on each side at most, and has an empty margin for the part ``cut_later`` that is cut off it on each side.
 
     What is wanted of the reference's file is read before the stack, so that a reference that vanishes meanwhile is one
     frame lost and not the tile. What it tells is found out beside the stack, which for the most part is done by threads
@@ -161,7 +162,7 @@ def stack_group(
     usable = group.usable
     reference = group.source(group.reference)
     registered = [_registration(group, i) for i in usable]
-    canvas = canvas_around(registered, reference.shape, most_beyond)
+    canvas = canvas_around(registered, reference.shape, most_beyond, cut_later)
     frames = [
         Frame(
             group.source(i),
