@@ -27,7 +27,7 @@ class Metadata(dict[str, Any]):
 
 
 def as_frames(descriptors: Sequence[Any] | np.ndarray | None) -> list[Frame]:
-    """Open what a caller hands over as a stack; see :func:`zemosaic_utils.open_source` for what a descriptor may be.
+    """Open what a caller hands over as a stack; see :func:`io.open_frame.open_source` for what a descriptor may be.
 
     Raises
     ------

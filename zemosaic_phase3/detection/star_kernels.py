@@ -23,7 +23,7 @@ MEASURED: Final = 1.0  # of column STATE; 0: at the edge, on an invalid pixel, o
 
 
 @kernel
-def bin_frame(pixels, out) -> None:
+def bin_frame(pixels: np.ndarray, out: np.ndarray) -> None:
     """Mean of 2x2 pixels and all channels: ``pixels (H, W, C)`` into ``out (H // 2, W // 2)``, float32, ADU."""
     height, width = out.shape
     channels = pixels.shape[2]
@@ -39,7 +39,7 @@ def bin_frame(pixels, out) -> None:
 
 
 @kernel
-def _load_stamp(pixels, green, x0, y0, sky, stamp) -> None:
+def _load_stamp(pixels: np.ndarray, green: int, x0: int, y0: int, sky: float, stamp: np.ndarray) -> None:
     """Cut a stamp about (x0, y0): mean of the channels less the sky, ADU; NaN where invalid.
 
     ``green`` 0 or 1: of a mosaic only the pixels of that parity of row + column count, and the others are 0.
@@ -60,7 +60,7 @@ def _load_stamp(pixels, green, x0, y0, sky, stamp) -> None:
 
 
 @kernel
-def _moments(stamp, dx, dy, window, basis, moment) -> None:
+def _moments(stamp: np.ndarray, dx: float, dy: float, window: float, basis: np.ndarray, moment: np.ndarray) -> None:
     """Moments of a stamp under a Gaussian window: sum, then x, y, xx, yy, xy about (dx, dy), central; into ``moment``.
 
     ``basis (2, side)`` is scratch: the window is separable.
@@ -93,7 +93,7 @@ def _moments(stamp, dx, dy, window, basis, moment) -> None:
 
 
 @kernel
-def _without_window(moment, window) -> tuple[float, float]:
+def _without_window(moment: np.ndarray, window: float) -> tuple[float, float]:
     """Variances along the major and minor axis of a Gaussian whose windowed moments are given.
 
     Star times window is a Gaussian whose inverse covariance is the sum of both: subtract the window's.
@@ -105,12 +105,21 @@ def _without_window(moment, window) -> tuple[float, float]:
 
 
 @kernel
-def _limited(value, low, high) -> float:
+def _limited(value: float, low: float, high: float) -> float:
     return low if value < low else high if value > high else value
 
 
 @kernel
-def measure_stars(pixels, green, x, y, sky, sigma, peak_limit, out) -> None:
+def measure_stars(
+    pixels: np.ndarray,
+    green: int,
+    x: np.ndarray,
+    y: np.ndarray,
+    sky: np.ndarray,
+    sigma: float,
+    peak_limit: float,
+    out: np.ndarray,
+) -> None:
     """Windowed centroid, shape and width of stars: SExtractor's XWIN_IMAGE, the window fitted to each star.
 
     The width is measured again through a window of 0.65 of the star's own: for a Gaussian that changes nothing; a
@@ -185,7 +194,7 @@ def measure_stars(pixels, green, x, y, sky, sigma, peak_limit, out) -> None:
 
 
 @kernel
-def _peak_of(stamp, radius) -> tuple[float, float]:
+def _peak_of(stamp: np.ndarray, radius: float) -> tuple[float, float]:
     """Brightest pixel within ``radius`` of the middle, and its share of the 3x3 about it; share 0 if one is invalid."""
     side = stamp.shape[0]
     half = side // 2
@@ -208,7 +217,7 @@ def _peak_of(stamp, radius) -> tuple[float, float]:
 
 
 @kernel
-def _near_peak(stamp, peak) -> float:
+def _near_peak(stamp: np.ndarray, peak: float) -> float:
     """Pixels of a stamp within 3 % of its brightest."""
     n = 0.0
     for j in range(stamp.shape[0]):
@@ -218,7 +227,17 @@ def _near_peak(stamp, peak) -> float:
 
 
 @kernel
-def star_fluxes(pixels, colours, x, y, sigma, reach, flux, information, peak) -> None:
+def star_fluxes(
+    pixels: np.ndarray,
+    colours: np.ndarray,
+    x: np.ndarray,
+    y: np.ndarray,
+    sigma: np.ndarray,
+    reach: float,
+    flux: np.ndarray,
+    information: np.ndarray,
+    peak: np.ndarray,
+) -> None:
     """Flux of stars at known positions, per channel: a profile of known width and a constant, least squares.
 
     The profile is Moffat's with exponent 4. Works on the pixels of one colour wherever they lie, so that a mosaic needs

@@ -78,7 +78,7 @@ def build_tile(
     Parameters
     ----------
     descriptors : sequence
-        See :func:`zemosaic_utils.open_source`.
+        See :func:`io.open_frame.open_source`.
     stacker : callable
         The engine with its policy, see :mod:`pipeline.device_policy`.
     stack, register, select : StackSpec, RegisterSpec, SelectSpec

@@ -23,7 +23,7 @@ _FOREIGN_ORDER: Final = ">" if sys.byteorder == "little" else "<"  # byte order 
 
 
 @kernel
-def _number(word, swap, flip, bias) -> float:
+def _number(word: int | np.uint16, swap: bool, flip: int, bias: int) -> float:
     """Return what a 16-bit word means: its bytes swapped, bits flipped, less ``bias``."""
     if swap:
         word = np.uint16((word >> np.uint16(8)) | (word << np.uint16(8)))
@@ -31,7 +31,17 @@ def _number(word, swap, flip, bias) -> float:
 
 
 @kernel
-def open_words(words, first, plane, swap, flip, bias, scale, offset, out) -> None:
+def open_words(
+    words: np.ndarray,
+    first: int,
+    plane: int,
+    swap: bool,
+    flip: int,
+    bias: int,
+    scale: np.ndarray,
+    offset: np.ndarray,
+    out: np.ndarray,
+) -> None:
     """Turn 16-bit numbers of N frames into samples.
 
     Parameters
@@ -85,7 +95,7 @@ def open_words(words, first, plane, swap, flip, bias, scale, offset, out) -> Non
 
 
 @kernel
-def _swap_bytes(words) -> None:
+def _swap_bytes(words: np.ndarray) -> None:
     for i in range(words.size):
         w = words[i]
         ends = (w >> np.uint32(24)) | (w << np.uint32(24))
@@ -94,12 +104,14 @@ def _swap_bytes(words) -> None:
 
 
 @kernel
-def _finite(value, scale, offset) -> float:
+def _finite(value: float, scale: float, offset: float) -> np.float32:
     return np.float32(np.float64(value) * scale + offset) if value - value == np.float32(0.0) else np.float32(np.nan)
 
 
 @kernel
-def open_floats(words, first, plane, swap, scale, offset, out) -> None:
+def open_floats(
+    words: np.ndarray, first: int, plane: int, swap: bool, scale: np.ndarray, offset: np.ndarray, out: np.ndarray
+) -> None:
     """Do the same for float32, given as ``words (N, M) uint32``; those that are opened are used up."""
     channels = scale.shape[1]
     pixels = out.shape[1] // channels

@@ -38,7 +38,9 @@ def _at(raw: np.ndarray, row0: int, height: int, width: int, y: int, x: int) -> 
 
 
 @kernel
-def _demosaic_pixel(raw, row0, height, width, y, x, red_row, red_col, out) -> None:
+def _demosaic_pixel(
+    raw: np.ndarray, row0: int, height: int, width: int, y: int, x: int, red_row: int, red_col: int, out: np.ndarray
+) -> None:
     """Red, green, blue at one pixel (Malvar, He, Cutler 2004), into ``out[0..2]``."""
     eighth = np.float32(0.125)
     half = np.float32(0.5)
@@ -83,7 +85,18 @@ def _demosaic_pixel(raw, row0, height, width, y, x, red_row, red_col, out) -> No
 
 
 @kernel
-def demosaic_rows(raw, row0, height, width, y0, y1, red_row, red_col, columns, out) -> None:
+def demosaic_rows(
+    raw: np.ndarray,
+    row0: int,
+    height: int,
+    width: int,
+    y0: int,
+    y1: int,
+    red_row: int,
+    red_col: int,
+    columns: np.ndarray,
+    out: np.ndarray,
+) -> None:
     """Demosaic rows y0..y1 of a Bayer frame by the gradient-corrected linear method.
 
     Parameters
@@ -131,7 +144,19 @@ def demosaic_rows(raw, row0, height, width, y0, y1, red_row, red_col, columns, o
 
 
 @kernel
-def _demosaic_mirrored(raw, row0, height, width, y, left, right, red_row, red_col, out, o) -> None:
+def _demosaic_mirrored(
+    raw: np.ndarray,
+    row0: int,
+    height: int,
+    width: int,
+    y: int,
+    left: int,
+    right: int,
+    red_row: int,
+    red_col: int,
+    out: np.ndarray,
+    o: int,
+) -> None:
     """Demosaic the first ``left`` pixels of row y and those from ``right`` on, for which the frame is mirrored."""
     pixel = np.empty(3, np.float32)
     for k in range(left + width - right):

@@ -27,7 +27,18 @@ def _smaller(a: float, b: float) -> float:
 
 
 @kernel
-def _careful(src, row0, height, width, channels, c, xq, yq, table, clamp) -> float:
+def _careful(
+    src: np.ndarray,
+    row0: int,
+    height: int,
+    width: int,
+    channels: int,
+    c: int,
+    xq: int,
+    yq: int,
+    table: np.ndarray,
+    clamp: bool,
+) -> float | np.float32:
     """Interpolate near an edge or an invalid pixel: edge pixels repeated, invalid ones left out, the rest renormalised.
 
     NaN when one of the up to four nearest pixels, those with weight in the inner taps, is invalid. With ``clamp``
@@ -68,23 +79,23 @@ def _careful(src, row0, height, width, channels, c, xq, yq, table, clamp) -> flo
 
 @kernel
 def resample_rows(
-    src,
-    row0,
-    height,
-    width,
-    channels,
-    matrix,
-    field,
-    table,
-    clamp,
-    scale,
-    offset,
-    y0,
-    y1,
-    out_width,
-    out,
-    radial,
-    radial_table,
+    src: np.ndarray,
+    row0: int,
+    height: int,
+    width: int,
+    channels: int,
+    matrix: np.ndarray,
+    field: np.ndarray | None,
+    table: np.ndarray,
+    clamp: bool,
+    scale: np.ndarray,
+    offset: np.ndarray,
+    y0: int,
+    y1: int,
+    out_width: int,
+    out: np.ndarray,
+    radial: np.ndarray,
+    radial_table: np.ndarray,
 ) -> None:
     """Fill rows y0..y1 of the reference grid from one frame, normalised; NaN outside the frame's footprint.
 
@@ -145,7 +156,21 @@ def resample_rows(
 
 
 @kernel
-def _locate(matrix, field, row, start, count, width, height, row0, rows_held, x, y, xq, yq) -> int:
+def _locate(
+    matrix: np.ndarray,
+    field: np.ndarray | None,
+    row: int,
+    start: int,
+    count: int,
+    width: int,
+    height: int,
+    row0: int,
+    rows_held: int,
+    x: np.ndarray,
+    y: np.ndarray,
+    xq: np.ndarray,
+    yq: np.ndarray,
+) -> int | np.int32:
     """Map pixels ``start ...`` of a row of the reference grid into the frame.
 
     ``x, y float64``: positions, pixels. ``xq, yq int32``: the same in units of 1/1024 pixel, and ``xq`` tells what a
@@ -194,7 +219,7 @@ def _locate(matrix, field, row, start, count, width, height, row0, rows_held, x,
 
 
 @kernel
-def _displace(field, row, start, count, x, y) -> None:
+def _displace(field: np.ndarray, row: int, start: int, count: int, x: np.ndarray, y: np.ndarray) -> None:
     """Add the displacements of a field to mapped positions, bilinear between its nodes: along its rows first."""
     j = row // STEP
     g = float(row - j * STEP) / STEP
@@ -211,7 +236,21 @@ def _displace(field, row, start, count, x, y) -> None:
 
 
 @kernel
-def _mend(src, row0, height, width, channels, xq, yq, count, table, clamp, scale, offset, line) -> None:
+def _mend(
+    src: np.ndarray,
+    row0: int,
+    height: int,
+    width: int,
+    channels: int,
+    xq: np.ndarray,
+    yq: np.ndarray,
+    count: int,
+    table: np.ndarray,
+    clamp: bool,
+    scale: np.ndarray,
+    offset: np.ndarray,
+    line: np.ndarray,
+) -> None:
     """Fill in the pixels of a line that are outside the frame, near its edge, or spoiled by an invalid sample."""
     for i in range(count):
         at_edge = xq[i] < 0
@@ -226,7 +265,17 @@ def _mend(src, row0, height, width, channels, xq, yq, count, table, clamp, scale
 
 
 @kernel
-def _weigh(x, y, xq, count, width, height, radial_table, radial, place) -> None:
+def _weigh(
+    x: np.ndarray,
+    y: np.ndarray,
+    xq: np.ndarray,
+    count: int,
+    width: int,
+    height: int,
+    radial_table: np.ndarray,
+    radial: np.ndarray,
+    place: int,
+) -> None:
     """Fill in the radial weights of pixels at ``x, y`` in the frame."""
     centre_x = 0.5 * (width - 1)
     centre_y = 0.5 * (height - 1)
