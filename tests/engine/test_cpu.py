@@ -52,6 +52,35 @@ def test_slabs_and_workers_never_show(rows, workers, reject, channels, radial, c
     assert parts.rows_per_slab <= rows
 
 
+@pytest.mark.parametrize("failures", [1, 3])
+def test_memory_that_is_not_there_makes_slabs_smaller(failures, monkeypatch, caplog):
+    job = make_job(tilted(cube()), StackSpec())
+    whole = cpu.stack(job, Resources(memory=1 << 30))
+    left = iter(range(failures))
+    make = cpu.slab_for
+
+    def scarce(*arguments):
+        if next(left, None) is not None:
+            raise MemoryError
+        return make(*arguments)
+
+    monkeypatch.setattr(cpu, "slab_for", scarce)
+    with caplog.at_level("WARNING"):
+        smaller = cpu.stack(job, Resources(memory=1 << 30, workers=3))
+    assert sum("not enough memory" in text for text in caplog.messages) == failures
+    assert smaller.rows_per_slab < whole.rows_per_slab
+    np.testing.assert_array_equal(smaller.image, whole.image)
+
+
+def test_memory_for_not_even_one_row_is_an_error(monkeypatch):
+    def none(*_):
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(cpu, "slab_for", none)
+    with pytest.raises(MemoryError, match="no room"):
+        cpu.stack(make_job(tilted(cube()), StackSpec()), Resources(workers=4))
+
+
 TEN_THOUSAND = [name for name in get_args(RejectName) if name != "gesd"]  # whose oracle takes a sample a step
 
 

@@ -45,20 +45,23 @@ def test_slabs_without_rows_are_refused(height, rows):
     share=st.floats(0.0, 1.5),
     max_rows=st.none() | st.integers(-1, 4000),
 )
-def test_a_plan_is_the_best_that_fits(height, share, max_rows, **stack):
-    def bytes_of(rows):
-        return slab_plan.stack_bytes(rows, height=height, **stack)
+def test_a_plan_is_the_best_that_fits(height, share, max_rows, workers, **stack):
+    def bytes_of(rows, n_workers=workers):
+        return slab_plan.stack_bytes(rows, height=height, workers=n_workers, **stack)
 
     allowed = int(bytes_of(1) + share * (bytes_of(height) - bytes_of(1)))
-    plan = slab_plan.plan_slabs(height, allowed_bytes=allowed, max_rows=max_rows, **stack)
+    plan = slab_plan.plan_slabs(height, allowed_bytes=allowed, max_rows=max_rows, workers=workers, **stack)
     assert plan.allowed_bytes == allowed
-    assert plan.needed_bytes == bytes_of(plan.rows_per_slab) <= allowed
+    assert plan.needed_bytes == bytes_of(plan.rows_per_slab, plan.workers) <= allowed
+    few = min(slab_plan.FEW_ROWS, height)
+    if plan.workers < workers:  # one more would have made do with low slabs
+        assert bytes_of(few, plan.workers + 1) > allowed >= bytes_of(few, plan.workers)
     assert plan.n_slabs == len(list(slab_plan.row_slabs(height, plan.rows_per_slab)))
     if max_rows is not None and max_rows > 0:
         assert plan.rows_per_slab <= max_rows
     else:  # fewer slabs do not fit
         higher = -(-height // (plan.n_slabs - 1)) if plan.n_slabs > 1 else None
-        assert higher is None or bytes_of(higher) > allowed
+        assert higher is None or bytes_of(higher, plan.workers) > allowed
 
 
 def test_rows_beyond_the_tile_cost_nothing():
@@ -68,14 +71,23 @@ def test_rows_beyond_the_tile_cost_nothing():
 
 
 def test_a_stack_that_cannot_fit_is_refused_with_the_numbers():
-    needed = slab_plan.stack_bytes(1, height=30, workers=2, **STACK)
+    needed = slab_plan.stack_bytes(1, height=30, workers=1, **STACK)
     with pytest.raises(PlanError) as caught:
         slab_plan.plan_slabs(30, allowed_bytes=needed - 1, workers=2, **STACK)
     text = str(caught.value)
     assert str(needed) in text
     assert str(needed - 1) in text
     assert "--memory" in text
-    assert slab_plan.plan_slabs(30, allowed_bytes=needed, workers=2, **STACK).rows_per_slab == 1
+    plan = slab_plan.plan_slabs(30, allowed_bytes=needed, workers=2, **STACK)
+    assert (plan.rows_per_slab, plan.workers) == (1, 1)
+
+
+def test_fewer_workers_come_before_low_slabs():
+    rows, blocks = slab_plan.FEW_ROWS, {"source_margin": 1000, **STACK}
+    allowed = slab_plan.stack_bytes(rows, height=1000, workers=3, **blocks)
+    plan = slab_plan.plan_slabs(1000, allowed_bytes=allowed, workers=8, **blocks)
+    assert (plan.rows_per_slab, plan.workers) == (rows, 3)
+    assert slab_plan.plan_slabs(1000, allowed_bytes=10 * allowed, workers=8, **blocks).workers == 8
 
 
 def test_a_tile_without_rows_is_refused():
@@ -84,7 +96,8 @@ def test_a_tile_without_rows_is_refused():
 
 
 def test_a_slab_plan_prints_as_one_line():
-    assert str(slab_plan.SlabPlan(90, 12, 1_234_567_890, 4_000_000_000)) == "12 slab(s) of 90 rows, 1.23 GB of 4.00 GB"
+    plan = slab_plan.SlabPlan(90, 12, 4, 1_234_567_890, 4_000_000_000)
+    assert str(plan) == "12 slab(s) of 90 rows, 4 worker(s), 1.23 GB of 4.00 GB"
 
 
 def test_auto_tune_on_the_cpu():

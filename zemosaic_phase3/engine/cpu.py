@@ -12,7 +12,9 @@ import itertools
 import logging
 import threading
 import time
+import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -107,21 +109,39 @@ def stack(job: Job, resources: Resources, progress: Callback | None = None) -> S
     ------
     PlanError
         Not even one row fits; raised before a frame is read.
+    MemoryError
+        Not even one row fits, in spite of the plan.
     FrameError
         No frame can be read.
     """
-    return stack_what_can_be_read(job, lambda readable: _stack_once(readable, resources, progress))
+    return stack_what_can_be_read(job, lambda readable: _stack_in_memory(readable, resources, progress))
 
 
-def _stack_once(job: Job, resources: Resources, progress: Callback | None) -> StackResult:
-    plan = slab_plan(job, resources)
-    logger.debug("CPU stack: %s", plan)
+def _stack_in_memory(job: Job, resources: Resources, progress: Callback | None) -> StackResult:
+    """Stack with smaller slabs and fewer workers where the system gives less memory than it said it had."""
+    while True:
+        plan = slab_plan(job, resources)
+        logger.debug("CPU stack: %s", plan)
+        try:
+            return _stack_once(job, plan, progress)
+        except MemoryError as exc:
+            if plan.rows_per_slab == plan.workers == 1:
+                raise
+            traceback.clear_frames(exc.__traceback__)  # which hold the slabs
+        resources = replace(resources, rows=max(1, plan.rows_per_slab // 2), workers=max(1, plan.workers // 2))
+        logger.warning(
+            "not enough memory for slabs of %d rows; going on with %d rows and %d worker(s)",
+            plan.rows_per_slab, resources.rows, resources.workers,
+        )  # fmt: skip
+
+
+def _stack_once(job: Job, plan: SlabPlan, progress: Callback | None) -> StackResult:
     arguments, result = job.kernel_arguments(), empty_result(job, plan.rows_per_slab)
     slab, slabs = slab_for(job, plan.rows_per_slab), list(row_slabs(job.shape[0], plan.rows_per_slab))
     for done, rows in enumerate(slabs, 1):
-        waited = _fill_slab(job, slab, rows, resources.workers)
+        waited = _fill_slab(job, slab, rows, plan.workers)
         with _reading_ahead(job, slabs[done] if waited and done < len(slabs) else None):
-            combine_slab(job, arguments, slab, result, resources.workers)
+            combine_slab(job, arguments, slab, result, plan.workers)
         notify(progress, "stack", done, plan.n_slabs)
     return result
 

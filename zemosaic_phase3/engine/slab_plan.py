@@ -6,6 +6,7 @@ import bisect
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from zemosaic_phase3.errors import PlanError
@@ -18,6 +19,7 @@ KERNEL_PIXELS: Final = LANES  # pixels one worker rejects at a time
 KERNEL_SAMPLE_BYTES: Final = 41
 FRAME_BYTES: Final = 8 * KERNEL_PIXELS + 64  # per frame: its weight for every lane, counts
 TILE_BYTES: Final = 4 << 20  # samples opened at a time: few enough for the processor's caches, enough for a call
+FEW_ROWS: Final = 8  # of a slab: with less than these, fewer workers and higher slabs are better
 OUTPUT_MAPS: Final = 5  # image, coverage, weight, rejected low, rejected high; four bytes each
 
 
@@ -94,17 +96,18 @@ def stack_bytes(
 
 @dataclass(frozen=True)
 class SlabPlan:
-    """How a tile is cut into slabs of rows, and what one slab needs of what it may take (bytes)."""
+    """How a tile is cut into slabs of rows, by how many workers they are made, and the bytes needed and allowed."""
 
     rows_per_slab: int
     n_slabs: int
+    workers: int
     needed_bytes: int
     allowed_bytes: int
 
     def __str__(self) -> str:
         """Return the plan as one line."""
         return (
-            f"{self.n_slabs} slab(s) of {self.rows_per_slab} rows, "
+            f"{self.n_slabs} slab(s) of {self.rows_per_slab} rows, {self.workers} worker(s), "
             f"{memory_text(self.needed_bytes)} of {memory_text(self.allowed_bytes)}"
         )
 
@@ -132,6 +135,8 @@ def plan_slabs(
 ) -> SlabPlan:
     """Choose the slab height: as few slabs as the memory allows, all of nearly the same height.
 
+    Where slabs would be lower than ``FEW_ROWS``, or no row would fit, fewer workers are taken: each has a source block.
+
     Parameters
     ----------
     height : int
@@ -140,7 +145,9 @@ def plan_slabs(
         Memory the stack may take, bytes.
     max_rows : int, optional
         A hint: no slab is higher than this. None or not positive: no hint.
-    n_frames, width, channels, workers, weights_per_pixel, source_margin, source_stretch, raw_bytes
+    workers : int
+        As many as there may be.
+    n_frames, width, channels, weights_per_pixel, source_margin, source_stretch, raw_bytes
         As in :func:`stack_bytes`.
     stored_bytes, field_bytes
         As in :func:`stack_bytes`.
@@ -148,10 +155,10 @@ def plan_slabs(
     Raises
     ------
     PlanError
-        Not even one row fits; the message gives needed and allowed bytes and the remedy.
+        Not even one row fits with one worker; the message gives needed and allowed bytes and the remedy.
     """
 
-    def bytes_of(rows: int) -> int:
+    def bytes_of(rows: int, workers: int) -> int:
         return stack_bytes(
             rows,
             n_frames=n_frames,
@@ -169,18 +176,22 @@ def plan_slabs(
 
     if height < 1:
         raise PlanError(f"a tile of {height} rows cannot be stacked; frames need at least one row")
-    most = rows_that_fit(height, allowed_bytes, bytes_of)
+    fitting = {n: rows_that_fit(height, allowed_bytes, partial(bytes_of, workers=n)) for n in range(1, workers + 1)}
+    enough = [n for n, rows in fitting.items() if rows >= min(FEW_ROWS, height)]
+    workers = max(enough or [n for n, rows in fitting.items() if rows >= 1], default=1)
+    most = fitting[workers]
     if most < 1:
+        needed = bytes_of(1, 1)
         raise PlanError(
-            f"one row of {n_frames} frames, {width} pixels wide, needs {bytes_of(1)} bytes ({memory_text(bytes_of(1))})"
-            f" with {workers} worker(s), allowed are {allowed_bytes} ({memory_text(allowed_bytes)}); "
-            "allow more memory (--memory), use fewer workers (--workers) or stack fewer frames at a time"
+            f"one row of {n_frames} frames, {width} pixels wide, needs {needed} bytes ({memory_text(needed)}) with one "
+            f"worker, allowed are {allowed_bytes} ({memory_text(allowed_bytes)}); "
+            "allow more memory (--memory) or stack fewer frames at a time"
         )
     if max_rows is not None and max_rows > 0:
         most = min(most, max_rows)
     n_slabs = math.ceil(height / most)
     rows = math.ceil(height / n_slabs)
-    return SlabPlan(rows, math.ceil(height / rows), bytes_of(rows), allowed_bytes)
+    return SlabPlan(rows, math.ceil(height / rows), workers, bytes_of(rows, workers), allowed_bytes)
 
 
 def row_slabs(height: int, rows_per_slab: int) -> Iterator[slice]:
