@@ -29,8 +29,8 @@ FRAMES: Final = 12  # the fewest that every rejection judges
 ENDS_WITH_PARENT: Final = (
     "import os, sys, threading; threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start(); "
 )
-"""How a program begins that must not outlive its parent, not even where that was killed: its standard input is a pipe of
-the parent's, which the system closes. The same on all systems."""
+"""How a program begins that must not outlive its parent, not even where that was killed: its standard input is a pipe
+of the parent's, which the system closes. The same on all systems."""
 
 
 @contextlib.contextmanager

@@ -116,7 +116,7 @@ class FrameSource(abc.ABC):
         """Where :meth:`read_raw` reads, if that is a file."""
         return None
 
-    def require_unchanged(self) -> None:
+    def require_unchanged(self) -> None:  # noqa: B027 - most kinds of frame have nothing to look at
         """Make sure that the file is still the one that was opened; arrays have none. Whoever reads pixels calls it.
 
         Raises

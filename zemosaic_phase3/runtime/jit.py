@@ -152,7 +152,8 @@ def compile_beside(command: Sequence[str]) -> Iterator[None]:
     Parameters
     ----------
     command : sequence of str
-        Program and arguments; it ends when its standard input does. Where it cannot be started or fails, kernels are compiled here, when first called.
+        Program and arguments; it ends when its standard input does. Where it cannot be started or fails, kernels are
+        compiled here, when first called.
     """
     try:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module, no shell
