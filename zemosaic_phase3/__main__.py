@@ -1,5 +1,5 @@
 """``python -m zemosaic_phase3`` is the command line."""
 
-from zemosaic_phase3.app.cli import run_program
+from zemosaic_phase3.app.program import run_program
 
 run_program()

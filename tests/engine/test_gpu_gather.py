@@ -112,15 +112,17 @@ def test_plain_files_where_there_is_no_preadv(files, monkeypatch):
     check(job_of(files["planes"]), gpu_gather.FileGatherer)
 
 
-@pytest.mark.parametrize("end", ["cut", "gone"])
+@pytest.mark.parametrize("end", ["cut", "other", "gone"])
 def test_a_file_that_goes_names_itself(files, end):
     job = job_of(files["npy"])
     victim = files["npy"][3]
     if end == "cut":
         victim.write_bytes(victim.read_bytes()[:2000])
+    elif end == "other":  # a whole file of the same size
+        victim.write_bytes(files["npy"][4].read_bytes())
     else:
         victim.unlink()
-    with pytest.raises(FrameError, match="truncated" if end == "cut" else "no such file") as caught:
+    with pytest.raises(FrameError, match="no such file" if end == "gone" else "written or replaced") as caught:
         check(job, gpu_gather.PosixGatherer if hasattr(os, "preadv") else gpu_gather.FileGatherer)
     assert caught.value.name == str(victim)
     assert not Crew.at_work()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import psutil
 import pytest
 from places import ROOT
 
@@ -78,3 +81,21 @@ def test_kernels_run_where_no_folder_can_be_written(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout.split() == ["42", "None"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is a POSIX matter")
+def test_a_killed_run_leaves_no_compiler_behind() -> None:
+    helper = f"{warmup.ENDS_WITH_PARENT}import time; time.sleep(60)"
+    code = (
+        "import sys, time; from zemosaic_phase3.runtime import jit\n"
+        f"with jit.compile_beside([sys.executable, '-c', {helper!r}]):\n"
+        "    print(jit.running_compiler[0].pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        time.sleep(0.3)  # it may start in peace
+        assert child.is_running()
+        parent.send_signal(signal.SIGKILL)
+    psutil.wait_procs([child], timeout=10)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE  # in a container nobody may reap it

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import gc
-import logging
-import os
+import signal
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final, NoReturn
 
 from zemosaic_phase3 import __version__
@@ -22,21 +22,30 @@ from zemosaic_phase3.app.commands import (
     run_simulate,
     run_stack,
 )
-from zemosaic_phase3.app.options import PROGRAM, add_bench, add_checkout, add_demo, add_doctor, add_simulate, add_stack
+from zemosaic_phase3.app.options import add_bench, add_checkout, add_demo, add_doctor, add_simulate, add_stack
+from zemosaic_phase3.app.printable import printable
+from zemosaic_phase3.app.signals import PROGRAM, stopped_status
 from zemosaic_phase3.errors import SpecError, ZeMosaicError
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE = 1, 2
 GARBAGE_OBJECTS: Final = 5000  # made since the last look for garbage, until the next; Python's own limit is 700
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser, and with it those of the commands, whose messages may go to a terminal."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line; ``args.run`` is the command, ``args.parser`` its own parser."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=PROGRAM,
         allow_abbrev=False,
         description="Turns a folder of astronomical sub-frames into one master image.",
         epilog=f"'{PROGRAM} COMMAND --help' lists the options of a command. Exit status: 0 done, 1 nothing stacked or "
-        "failed, 2 wrong usage, 130 interrupted.",
+        "failed, 2 wrong usage, 130 interrupted (143 by SIGTERM, 129 by SIGHUP).",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -72,7 +81,8 @@ def _printable_streams() -> Iterator[None]:
         yield
     finally:
         for stream, errors in zip(streams, before, strict=True):
-            stream.reconfigure(errors=errors)
+            with suppress(OSError, ValueError):  # it writes out what is left, and nobody may be there to read it
+                stream.reconfigure(errors=errors)
 
 
 @contextmanager
@@ -100,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0 done, 1 failed, 130 interrupted.
+        The exit status: 0 done, 1 failed, 130 interrupted (143 by SIGTERM, 129 by SIGHUP).
 
     Raises
     ------
@@ -115,34 +125,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args.run(args, console)
         except SpecError as exc:
             args.parser.error(str(exc))
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as exc:
             console.print(f"{PROGRAM}: interrupted", soft_wrap=True)
-            return INTERRUPTED
+            return stopped_status(exc.args[0] if exc.args else signal.SIGINT)
         except (ZeMosaicError, OSError, MemoryError) as exc:
             if args.verbose:
-                console.print_exception()
+                console.print(printable(traceback.format_exc(), lines=True), soft_wrap=True)
             text = f"out of memory ({exc}); use a smaller --memory" if isinstance(exc, MemoryError) else str(exc)
-            console.print(f"{PROGRAM}: error: {text}", style="red", soft_wrap=True)
+            console.print(f"{PROGRAM}: error: {printable(text)}", style="red", soft_wrap=True)
             return FAILED
     return 0
-
-
-def run_program() -> NoReturn:
-    """Run the command line as a program of its own, and end the process at once.
-
-    All files are closed when :func:`main` returns, and the system takes back the memory faster than Python gives up
-    every object of every package, which takes 0.03 s, and 0.3 s where it looks for garbage among them.
-    """
-    status = main()
-    try:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:  # as under pythonw
-                stream.flush()
-    except (OSError, ValueError):  # a closed pipe, a full disk: Python's own way out reports it
-        sys.exit(status)
-    logging.shutdown()
-    os._exit(status)
-
-
-if __name__ == "__main__":
-    run_program()

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 from zemosaic_phase3.app import console as console_module
 from zemosaic_phase3.app import doctor, summary
-from zemosaic_phase3.app.options import NO_PREVIEW, PROGRAM
+from zemosaic_phase3.app.options import NO_PREVIEW
+from zemosaic_phase3.app.signals import PROGRAM
 from zemosaic_phase3.errors import OutputError, SpecError
+from zemosaic_phase3.io.inputs import real_paths
 from zemosaic_phase3.pipeline.outputs import check_output
 from zemosaic_phase3.progress import timed
 from zemosaic_phase3.simulate.scene import simulate
@@ -53,7 +55,7 @@ def _outputs(args: argparse.Namespace) -> Outputs:
     preview = args.output.with_suffix(".png") if args.preview is None else args.preview
     outputs = Outputs(args.output, None if preview == NO_PREVIEW else preview, args.json)
     files = [path for path in (outputs.image, outputs.preview, outputs.report) if path not in (None, STANDARD_OUTPUT)]
-    if len({path.resolve() for path in files}) < len(files):
+    if len(set(real_paths(files))) < len(files):
         raise SpecError(f"output, preview and report must be different files, not {', '.join(map(str, files))}")
     for path in files:
         check_output(path, overwrite=args.overwrite)
@@ -122,13 +124,31 @@ def run_stack(args: argparse.Namespace, console: Console) -> None:
     if outputs.report is not None:
         text = summary.json_text(summary.report_document(tile, outputs.as_dict()))
         if wants_stdout:
-            sys.stdout.write(text)
+            print_report(text, f"the stack is written to {outputs.image}")
         else:
             summary.write_text(text, outputs.report)
     if not args.quiet:
         summary.print_summary(
             console if wants_stdout else console_module.make_console(sys.stdout), tile, outputs.as_dict()
         )
+
+
+def print_report(text: str, what_is_safe: str = "") -> None:
+    """Write a report to the standard output, where it is a result; a reader that ends early has what it wanted.
+
+    Raises
+    ------
+    OutputError
+        It cannot be written; says what was written already.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return
+    except (OSError, ValueError) as exc:
+        safe = f"; {what_is_safe}" if what_is_safe else ""
+        raise OutputError(f"the report could not be written to the standard output ({exc}){safe}") from exc
 
 
 def run_simulate(args: argparse.Namespace, console: Console) -> None:
@@ -188,7 +208,7 @@ def run_bench(args: argparse.Namespace, console: Console) -> None:
         result = bench.run_bench(spec, progress)
     text = summary.json_text(result.as_dict())
     if args.json == STANDARD_OUTPUT:
-        sys.stdout.write(text)
+        print_report(text)
         return
     if args.json is not None:
         summary.write_text(text, args.json)

@@ -8,9 +8,10 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import TYPE_CHECKING, Final, TextIO, cast
 
 from zemosaic_phase3.app.doctor import kernel_cache
+from zemosaic_phase3.app.printable import LosingStream, printable
 from zemosaic_phase3.app.summary import UNITS
 from zemosaic_phase3.progress import Callback
 
@@ -22,12 +23,19 @@ if TYPE_CHECKING:
 PLAIN_WIDTH: Final = 100  # characters of a line where the stream is a file or a pipe
 
 
-def make_console(stream: TextIO) -> Console:
-    """Return a console that prints text as it is (a file name may look like markup), folded and never cut."""
+def make_console(stream: TextIO | None) -> Console:
+    """Return a console that prints text as it is (a file name may look like markup), folded and never cut.
+
+    What cannot be written is lost: no reader of messages is worth a stack. None: nobody reads at all.
+    """
     from rich.console import Console
 
-    width = None if stream.isatty() else PLAIN_WIDTH
-    return Console(file=stream, markup=False, emoji=False, highlight=False, width=width)
+    losing = LosingStream(stream)
+    width = None if losing.isatty() else PLAIN_WIDTH
+    console = Console(file=cast(TextIO, losing), markup=False, emoji=False, highlight=False, width=width)
+    if console.width < 1:  # COLUMNS=0: rich would print nothing
+        console.width = PLAIN_WIDTH
+    return console
 
 
 LINE_SHARE: Final = 0.1  # of a stage between two plain lines ...
@@ -155,9 +163,9 @@ class _ConsoleHandler(logging.Handler):
         # A frame that is left out is listed, with its reason, at the end of the run.
         if not self._verbose and str(record.msg).startswith("left out"):
             return
-        text = f"{record.levelname.lower()}: {record.getMessage()}"
+        text = f"{record.levelname.lower()}: {printable(record.getMessage())}"
         if self._verbose and record.exc_info:
-            text += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
+            text += "\n" + printable("".join(traceback.format_exception(*record.exc_info)).rstrip(), lines=True)
         self._console.print(text, style="yellow" if record.levelno >= logging.WARNING else "dim", soft_wrap=True)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from zemosaic_phase3.app import console as console_module
 from zemosaic_phase3.app import summary
+from zemosaic_phase3.app.printable import printable
 from zemosaic_phase3.errors import NoFramesError, OutputError
 from zemosaic_phase3.pipeline.stack_files import stack_files
 from zemosaic_phase3.simulate.scene import simulate
@@ -67,7 +68,7 @@ def run_demo(folder: Path, console: Console, *, quiet: bool = False) -> None:
         return
     out = console_module.make_console(sys.stdout)
     size = f"{SESSION.n_frames} simulated frames of {SESSION.height} x {SESSION.width} pixels, {SESSION.bayer}"
-    out.print(f"{size}, stacked as by: zemosaic-phase3 stack {subs} -o {master}", soft_wrap=True)
+    out.print(printable(f"{size}, stacked as by: zemosaic-phase3 stack {subs} -o {master}"), soft_wrap=True)
     summary.print_summary(out, tile, {"output": master, "preview": master.with_suffix(".png"), "picture": picture})
     print_figures(out, figures, brightest_trail_adu=float(truth.trail_peak.max()))
 

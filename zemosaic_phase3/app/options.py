@@ -28,7 +28,6 @@ from zemosaic_phase3.runtime import limits as limits_module
 from zemosaic_phase3.simulate.session import SimulationSpec
 from zemosaic_phase3.spec import RegisterSpec, StackSpec
 
-PROGRAM: Final = "zemosaic-phase3"
 OUTPUT_SUFFIXES: Final = (".fits", ".fit", ".fts")
 NO_PREVIEW: Final = Path("none")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from zemosaic_phase3.app.doctor import versions
+from zemosaic_phase3.app.printable import printable
 from zemosaic_phase3.io.atomic_write import written_whole
 from zemosaic_phase3.pipeline.group import FrameRow
 from zemosaic_phase3.pipeline.outputs import frames_columns
@@ -37,13 +38,14 @@ CHANNEL_NAMES: Final[Mapping[int, Sequence[str]]] = {1: ("grey",), 3: ("red", "g
 def print_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:
     """Print labels and texts, one line each; an empty label continues the one above.
 
-    Lines are left to the terminal to break, so that a path can be copied, or searched for, in one piece.
+    Lines are left to the terminal to break, so that a path can be copied, or searched for, in one piece. Control
+    characters of a file name are shown as escapes.
     """
     from rich.text import Text
 
     width = max((len(label) for label, _ in facts), default=0)
     for label, text in facts:
-        console.print(Text.assemble((label.ljust(width), "bold"), "  ", text), soft_wrap=True)
+        console.print(Text.assemble((label.ljust(width), "bold"), "  ", printable(text)), soft_wrap=True)
 
 
 def print_columns(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -55,7 +57,7 @@ def print_columns(console: Console, head: Sequence[str], rows: Sequence[Sequence
     for k, title in enumerate(head):
         table.add_column(title, justify="right" if k else "left", no_wrap=k > 0, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(printable, row))
     console.print(table)
 
 

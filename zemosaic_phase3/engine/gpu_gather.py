@@ -239,14 +239,16 @@ class PosixGatherer(_PieceGatherer):
         )  # fmt: skip
 
     def _check(self, number: int, slab: Slab, batch: Batch) -> None:
+        read = (batch.first + np.flatnonzero(slab.sizes[batch.first : batch.last])).tolist()
         if not self._failed[self._starts[number] : self._starts[number + 1]].any():
+            for i in read:
+                self._job.sources[i].require_unchanged()
             return
         buffer = self._buffers[number % len(self._buffers)]
-        for i in range(batch.first, batch.last):
+        for i in read:
             row, size = slab.frames[i], int(slab.sizes[i])
             top, place = int(row["raw_first"]), int(row["raw_at"])
-            if size:
-                self._job.sources[i].read_raw(top, top + int(row["raw_rows"]), buffer[place : place + size])
+            self._job.sources[i].read_raw(top, top + int(row["raw_rows"]), buffer[place : place + size])
 
 
 def gatherer_of(job: Job, route: Route, slabs: Slabs, buffers: list[np.ndarray], workers: int) -> Gatherer:

@@ -188,7 +188,10 @@ def without_unreadable(job: Job, error: FrameError) -> Job:
 
 
 def stack_what_can_be_read(job: Job, once: Callable[[Job], StackResult]) -> StackResult:
-    """Stack a job; if a frame can no longer be read, drop it and start anew without it.
+    """Stack a job; if a frame can no longer be read, or is another one now, drop it and start anew without it.
+
+    Nothing of it is then in the result, however far the stack was. Whoever writes over one file writes over others:
+    all that changed are dropped together.
 
     Raises
     ------
@@ -199,7 +202,18 @@ def stack_what_can_be_read(job: Job, once: Callable[[Job], StackResult]) -> Stac
         try:
             return once(job)
         except FrameError as exc:
-            job = without_unreadable(job, exc)
+            changed = [error for error in map(_change_of, job.sources) if error is not None and error.name != exc.name]
+            for error in (exc, *changed):
+                job = without_unreadable(job, error)
+
+
+def _change_of(source: FrameSource) -> FrameError | None:
+    """Return what is wrong with the file of a frame that could be opened once; None: nothing, or it has none."""
+    try:
+        source.require_unchanged()
+    except FrameError as exc:
+        return exc
+    return None
 
 
 def channel_sums(image: np.ndarray, n_frames: int, channels: int) -> np.ndarray:

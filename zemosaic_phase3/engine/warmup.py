@@ -26,6 +26,11 @@ from zemosaic_phase3.spec import StackSpec
 
 SIDE: Final = 16  # pixels of the frames that are stacked for the sake of compiling
 FRAMES: Final = 12  # the fewest that every rejection judges
+ENDS_WITH_PARENT: Final = (
+    "import os, sys, threading; threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start(); "
+)
+"""How a program begins that must not outlive its parent, not even where that was killed: its standard input is a pipe
+of the parent's, which the system closes. The same on all systems."""
 
 
 @contextlib.contextmanager
@@ -47,8 +52,8 @@ def kernels_compiled_beside(stack: StackSpec) -> Iterator[None]:
         return
     # Not by `-m`, which would look for every module in the current folder first, which is the user's; nor by its path,
     # which would look in this folder first.
-    program = f"import sys; sys.path[0] = {str(PACKAGE.parent)!r}; from {__name__} import main; main(sys.argv[1:])"
-    with compile_beside([sys.executable, "-c", program, json.dumps(asdict(stack))]):
+    program = f"sys.path[0] = {str(PACKAGE.parent)!r}; from {__name__} import main; main(sys.argv[1:])"
+    with compile_beside([sys.executable, "-c", ENDS_WITH_PARENT + program, json.dumps(asdict(stack))]):
         compile_judge(stack.rejection)  # the other process has the longer way, and needs it later than this takes
         yield
 

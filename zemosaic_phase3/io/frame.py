@@ -116,6 +116,15 @@ class FrameSource(abc.ABC):
         """Where :meth:`read_raw` reads, if that is a file."""
         return None
 
+    def require_unchanged(self) -> None:  # noqa: B027 - most kinds of frame have nothing to look at
+        """Make sure that the file is still the one that was opened; arrays have none. Whoever reads pixels calls it.
+
+        Raises
+        ------
+        FrameError
+            It was written, replaced or removed meanwhile.
+        """
+
     def expect_rows(self, y0: int, y1: int) -> None:
         """Have the system fetch rows y0 to y1 of a plain file while other work goes on; a hint, which cannot fail."""
         place = self.raw_file

@@ -46,17 +46,22 @@ def expand_inputs(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
 def real_paths(paths: Iterable[Path]) -> list[Path]:
     """Resolve many paths; folders that hold several of them are resolved once."""
     if os.name == "nt":  # a name has several spellings there
-        return [path.resolve() for path in paths]
+        return [real_path(path) for path in paths]
     folders: dict[Path, Path] = {}
     real = []
     for path in paths:
         if path.name in ("", "..") or path.is_symlink():
-            real.append(path.resolve())
+            real.append(real_path(path))
             continue
         if path.parent not in folders:
-            folders[path.parent] = path.parent.resolve()
+            folders[path.parent] = real_path(path.parent)
         real.append(folders[path.parent] / path.name)
     return real
+
+
+def real_path(path: Path) -> Path:
+    """Resolve a path; one that leads back to itself as far as it goes, so that opening it tells what is wrong."""
+    return Path(os.path.realpath(path))
 
 
 def _expand(item: Path) -> list[Path]:

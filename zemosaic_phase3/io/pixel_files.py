@@ -45,6 +45,29 @@ def file_errors(name: str) -> Iterator[None]:
         raise FrameError(name, f"cannot be read ({exc}); check the disk or copy it again") from exc
 
 
+class Identity(NamedTuple):
+    """What tells a file from another one in its place, and from itself after it was written again."""
+
+    size: int
+    modified_ns: int
+    number: int  # inode
+    changed_ns: int  # of its inode
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> Identity:
+        """Return what the system knows of a file."""
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
+
+    def is_same(self, now: Identity) -> bool:
+        """Return whether this is the file of before, as it was.
+
+        Some network folders give a file another number each time they are asked, and links and permissions change its
+        inode: only both together mean another file.
+        """
+        as_it_was = (self.size, self.modified_ns) == (now.size, now.modified_ns)
+        return as_it_was and (self.number == now.number or self.changed_ns == now.changed_ns)
+
+
 class Place(NamedTuple):
     """Where the pixels of a file begin and in which order they lie: by "rows", by "planes" or by "columns"."""
 
@@ -85,16 +108,30 @@ class ArraySource(FrameSource):
 
 
 class PixelFile(FrameSource):
-    """Pixels stored one after the other in a file: a FITS image or an ``.npy`` cache, plain or in a ``.gz``."""
+    """Pixels stored one after the other in a file: a FITS image or an ``.npy`` cache, plain or in a ``.gz``.
 
-    __slots__ = ("_place",)
+    What was measured of a file is only true of the file that was measured. So each opening looks whether the file is
+    still the one this source was made for, before the reading and after it.
+    """
+
+    __slots__ = ("_identity", "_place")
 
     def __init__(self, name: str, size: Size, codec: Codec, cfa: str | None, place: Place) -> None:
         super().__init__(name, size, codec, cfa)
         self._place = place
+        with file_errors(name):
+            self._identity = Identity.of(os.stat(place.path))  # noqa: PTH116 - called for every slab of every frame
+
+    def require_unchanged(self, descriptor: int | None = None) -> None:
+        """Make sure that the file, or the one behind an open descriptor, is still the one that was opened."""
+        with file_errors(self.name):
+            status = os.stat(self._place.path if descriptor is None else descriptor)  # noqa: PTH116
+        if not self._identity.is_same(Identity.of(status)):
+            reason = "its file was written or replaced after it was opened, so that what was measured of it is not true"
+            raise FrameError(self.name, f"{reason}; stack again when nothing writes there")
 
     def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
-        with file_errors(self.name), self._open() as stream:
+        with self._open() as stream:
             rows = self._read_stream(stream, y0, shape)
             # The checksum of a .gz stands behind its last byte; only there does a damaged one show.
             while self._place.gzipped and y1 == self.height and stream.read(_DRAIN_BYTES):
@@ -128,7 +165,7 @@ class PixelFile(FrameSource):
         first = place.offset + y0 * place.row_bytes
         pieces = [(first + c * place.plane_bytes, part) for c, part in enumerate(np.split(out, place.planes))]
         with file_errors(self.name):
-            for got, (_, piece) in zip(_read_at(place.path, pieces), pieces, strict=True):
+            for got, (_, piece) in zip(_read_at(place.path, pieces, self.require_unchanged), pieces, strict=True):
                 if got < piece.size:
                     reason = f"truncated: expected {piece.size} bytes of pixels, found {got} bytes; copy it again"
                     raise FrameError(self.name, reason)
@@ -154,9 +191,13 @@ class PixelFile(FrameSource):
         self._fill(stream, 0, whole)
         return self._codec.decode(np.array(whole.T[y0 : y0 + shape[0]], order="C"))
 
-    def _open(self) -> BufferedIOBase:
-        path = self._place.path
-        return gzip.open(path) if self._place.gzipped else Path(path).open("rb")
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[BufferedIOBase]:
+        """Open the file, decompressed; FrameError where it cannot be read or is another one than before."""
+        with file_errors(self.name), Path(self._place.path).open("rb") as plain:
+            self.require_unchanged(plain.fileno())
+            yield gzip.GzipFile(fileobj=plain) if self._place.gzipped else plain
+            self.require_unchanged(plain.fileno())
 
     def _fill(self, stream: BufferedIOBase, first_pixel: int, block: np.ndarray) -> None:
         stream.seek(self._place.offset + first_pixel * block.itemsize)
@@ -175,7 +216,7 @@ class PixelFile(FrameSource):
             return super().card_values(*keys)
         if self._place.header_offset is None:
             return [None] * len(keys)
-        with file_errors(self.name), self._open() as stream:
+        with self._open() as stream:
             values = headers.plain_values(headers.header_bytes(stream, self.name, 0), keys)
         return super().card_values(*keys) if values is None else list(values.values())
 
@@ -189,7 +230,7 @@ class PixelFile(FrameSource):
         offset = self._place.header_offset
         if offset is None:
             return super()._file_header()
-        with file_errors(self.name), self._open() as stream:
+        with self._open() as stream:
             primary = headers.header_bytes(stream, self.name, 0)
             extension = headers.header_bytes(stream, self.name, offset) if offset else None
 
@@ -200,22 +241,27 @@ class PixelFile(FrameSource):
         return parse
 
 
-def _read_at(path: str, pieces: Iterable[tuple[int, np.ndarray]]) -> list[int]:
+def _read_at(path: str, pieces: Iterable[tuple[int, np.ndarray]], require: Callable[[int], None]) -> list[int]:
     """Read from places of a file into arrays of bytes; return how many bytes each got, fewer at the end of the file.
 
-    No buffer in between. One system call a piece where the system can read at an offset.
+    No buffer in between. One system call a piece where the system can read at an offset. ``require`` looks at the open
+    file before and after.
     """
     counts: list[int] = []
     if not hasattr(os, "preadv"):  # Windows
         with Path(path).open("rb", buffering=0) as stream:
+            require(stream.fileno())
             for offset, piece in pieces:
                 stream.seek(offset)
                 counts.append(_read_all(lambda rest, _: stream.readinto(rest), piece, offset))
+            require(stream.fileno())
         return counts
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        require(descriptor)
         for offset, piece in pieces:
             counts.append(_read_all(lambda rest, at: os.preadv(descriptor, [rest], at), piece, offset))
+        require(descriptor)
     finally:
         os.close(descriptor)
     return counts
@@ -251,7 +297,7 @@ class TileCompressedFile(PixelFile):
         options = {"memmap": False, "do_not_scale_image_data": True}
         is_planar = self._place.order == "planes"
         try:
-            with file_errors(self.name), fits.open(self._place.path, **options) as hdus:
+            with self._unchanged(), fits.open(self._place.path, **options) as hdus:
                 unit = hdus[self._place.unit]
                 # The HCOMPRESS decoder keeps its state in static memory: two threads in it spoil each other's tiles.
                 one_at_a_time = unit.compression_type == "HCOMPRESS_1"
@@ -264,9 +310,17 @@ class TileCompressedFile(PixelFile):
         block = np.moveaxis(block, 0, -1) if is_planar else block
         return self._codec.decode(np.array(block, order="C").reshape(shape))
 
+    @contextlib.contextmanager
+    def _unchanged(self) -> Iterator[None]:
+        """Let astropy read the file: before and after it is the one that was opened."""
+        with file_errors(self.name):
+            self.require_unchanged()
+            yield
+            self.require_unchanged()
+
     def _file_header(self) -> Callable[[], Header]:
         from astropy.io import fits
 
-        with file_errors(self.name), fits.open(self._place.path, memmap=False) as hdus:
+        with self._unchanged(), fits.open(self._place.path, memmap=False) as hdus:
             header = headers.inherit(hdus[self._place.unit].header, hdus[0].header)
         return lambda: header

@@ -117,6 +117,10 @@ class FlattenedSource(FrameSource):
         """Return the WCS of the frame."""
         return self._inner.wcs(header)
 
+    def require_unchanged(self) -> None:
+        """Make sure that the frame's file is still the one that was opened."""
+        self._inner.require_unchanged()
+
     def expect_rows(self, y0: int, y1: int) -> None:
         """Have the system fetch rows of the frame."""
         self._inner.expect_rows(y0, y1)

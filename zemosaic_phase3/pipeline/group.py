@@ -22,6 +22,7 @@ from zemosaic_phase3.detection.star_finder import StarList, choose_reference
 from zemosaic_phase3.detection.star_finder import find_stars as stars_of
 from zemosaic_phase3.errors import FrameError, NoFramesError, SpecError, StackCancelled
 from zemosaic_phase3.io.frame import FrameSource
+from zemosaic_phase3.io.inputs import real_path
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.photometry.levels import measure_levels
 from zemosaic_phase3.photometry.measure import cell_view, quanta, read_frame, with_stars
@@ -291,7 +292,7 @@ def _distinct(source: FrameSource, names: Counter[str]) -> FrameSource:
 def _named(group: Group, wanted: Path) -> int:
     """Position of the reference that a user named, by path or by file name."""
     paths = {i: Path(group.rows[i].name) for i in group.usable}
-    same = [i for i, path in paths.items() if path == wanted or path.resolve() == wanted.resolve()]
+    same = [i for i, path in paths.items() if path == wanted or real_path(path) == real_path(wanted)]
     found = same or [i for i, path in paths.items() if path.name == str(wanted)]
     if found:
         return found[0]

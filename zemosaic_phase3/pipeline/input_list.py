@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zemosaic_phase3.errors import FrameError, NoFramesError, OutputError
-from zemosaic_phase3.io.inputs import expand_inputs, real_paths
+from zemosaic_phase3.io.inputs import expand_inputs, real_path, real_paths
 from zemosaic_phase3.io.open_frame import open_source
 
 logger = logging.getLogger("ZeMosaicWorker")
@@ -46,7 +46,7 @@ def list_inputs(inputs: Sequence[Any], output: str | os.PathLike[str] | None) ->
     given = [Path(item) for item in inputs if isinstance(item, str | os.PathLike)]
     others = [item for item in inputs if not isinstance(item, str | os.PathLike)]
     paths = expand_inputs(given) if given else []
-    named, target = set(real_paths(given)), None if output is None else Path(output).resolve()
+    named, target = set(real_paths(given)), None if output is None else real_path(Path(output))
     kept, notes = [], []
     for path, real in zip(paths, real_paths(paths), strict=True):
         if real == target:

@@ -146,14 +146,18 @@ _compiler_lock = threading.Lock()
 def compile_beside(command: Sequence[str]) -> Iterator[None]:
     """Run a command that compiles kernels into the cache beside what is done in this block; it ends with the block.
 
+    Its standard input is a pipe that nothing is written into. The system closes it when this process ends, however it
+    ends: by that the command learns that nobody waits for it any more.
+
     Parameters
     ----------
     command : sequence of str
-        Program and arguments. Where it cannot be started or fails, kernels are compiled here, when first called.
+        Program and arguments; it ends when its standard input does. Where it cannot be started or fails, kernels are
+        compiled here, when first called.
     """
     try:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module, no shell
-            list(command), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            list(command), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
     except OSError as exc:
         logger.debug("kernels are compiled in this process alone: %s", exc)
