@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from zemosaic_phase3.io.atomic_write import write_fits_atomically
-from zemosaic_phase3.io.fits_header import header_from_mapping
+from zemosaic_phase3.io.fits_header import header_from_mapping, readable_cards, without_structure
 
 if TYPE_CHECKING:
     from astropy.io.fits import BinTableHDU, HDUList, Header
@@ -157,8 +157,8 @@ def _tile_header(header: Header | Mapping[str, Any] | None, *, is_colour: bool) 
     """Return a copy of the header without what is not true of this tile, its WCS fitted to two or three axes."""
     from astropy.io import fits
 
-    cards = header.copy() if isinstance(header, fits.Header) else header_from_mapping(header or {})
-    cards.strip()
+    given = readable_cards(header) if isinstance(header, fits.Header) else header_from_mapping(header or {})
+    cards = without_structure(given)
     stale = _STALE_CARDS | _MOSAIC_CARDS if is_colour else _STALE_CARDS
     for key in {*cards}:
         if key in stale or _THIRD_AXIS_CARD.match(key):
