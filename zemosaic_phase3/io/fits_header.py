@@ -335,7 +335,8 @@ def _named_pattern(cards: Mapping[str, Any]) -> str | None:
 
 
 @contextlib.contextmanager
-def _without_warnings(*categories: type[Warning]) -> Iterator[None]:
+def without_warnings(*categories: type[Warning]) -> Iterator[None]:
+    """Ignore warnings of these kinds; one thread at a time, because the filters are those of the whole process."""
     with _WARNINGS_LOCK, warnings.catch_warnings():
         for category in categories:
             warnings.simplefilter("ignore", category)
@@ -349,7 +350,7 @@ def parse_header(raw: bytes) -> Header:
 
     # Cameras write place names in Latin-1; astropy would do the same replacement, with a warning per file.
     text = raw.decode("latin-1").translate(_CONTROL_CHARACTERS).encode("ascii", "replace")
-    with _without_warnings(AstropyUserWarning):  # keywords that break the standard are kept as they are
+    with without_warnings(AstropyUserWarning):  # keywords that break the standard are kept as they are
         return fits.Header.fromstring(text)
 
 
@@ -440,7 +441,7 @@ def celestial_wcs(header: Header, pixel_shape: tuple[int, int], name: str) -> WC
         if fault:
             raise ValueError(fault)
         is_colour_first = "-" in cards.get("CTYPE3", "")  # axes 2 and 3 are the sky
-        with _without_warnings(FITSFixedWarning, AstropyUserWarning):
+        with without_warnings(FITSFixedWarning, AstropyUserWarning):
             # naxis=2 keeps a SIP polynomial, which astropy refuses beside a third axis.
             wcs = WCS(cards).celestial if is_colour_first else WCS(cards, naxis=2)
             if not wcs.has_celestial:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from zemosaic_phase3.io.atomic_write import write_fits_atomically
-from zemosaic_phase3.io.fits_header import header_from_mapping, readable_cards, without_structure
+from zemosaic_phase3.io.atomic_write import WRITE_OPTIONS, write_fits_atomically
+from zemosaic_phase3.io.fits_header import header_from_mapping, readable_cards, without_structure, without_warnings
 
 if TYPE_CHECKING:
     from astropy.io.fits import BinTableHDU, HDUList, Header
@@ -75,6 +76,27 @@ def tile_hdus(
     if frames_table is not None:
         hdus.append(_table_hdu(frames_table, frames_units or {}))
     return hdus
+
+
+def check_writable(header: Header, shape: tuple[int, ...]) -> None:
+    """Write a small tile with these cards to memory and read them again; raises whatever astropy does.
+
+    Parameters
+    ----------
+    header : Header
+        Cards of a tile.
+    shape : tuple of int
+        (H, W) or (H, W, 3): a coloured tile has other cards.
+    """
+    from astropy.io import fits
+
+    if not header:
+        return
+    stream = BytesIO()
+    with without_warnings(Warning):  # of what is mended
+        tile_hdus(np.zeros((1, 1, *shape[2:]), np.float32), header).writeto(stream, **WRITE_OPTIONS)
+        for card in fits.Header.fromstring(stream.getvalue()).cards:
+            _ = card.value, card.comment
 
 
 def save_fits_image(
