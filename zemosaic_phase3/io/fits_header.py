@@ -45,6 +45,7 @@ _NEEDED_KEYS: Final = frozenset((*_SHAPE_KEYS, *BAYER_KEYS, "BZERO", "BSCALE", "
 _NUMBERED_KEY: Final = re.compile(r"(NAXIS|ZNAXIS|ZTILE)[1-9]\d*$")
 _ONCE_KEY: Final = re.compile(r"(SIMPLE|XTENSION|BITPIX|[PG]COUNT|TFIELDS|ZIMAGE|ZBITPIX|Z?NAXIS\d*)$")
 MOST_COLUMNS: Final = 999  # of a table; FITS standard 4.0, section 7.3.1
+MOST_DEGREES: Final = 720.0  # of a longitude that went round once too often
 _WCS_KEY: Final = re.compile(
     r"(WCSAXES|WCSNAME|LONPOLE|LATPOLE|RADESYS|EQUINOX)$"
     r"|(CTYPE|CRVAL|CRPIX|CDELT|CUNIT|CROTA|CD|PC|PV|PS)\d|[AB]P?_(ORDER|\d)"
@@ -434,14 +435,14 @@ def celestial_wcs(header: Header, pixel_shape: tuple[int, int], name: str) -> WC
     from astropy.utils.exceptions import AstropyUserWarning
     from astropy.wcs import WCS, FITSFixedWarning
 
-    cards, fault, notes = wcs_cards_of(header)
-    for note in notes:
-        logger.info("%s: card %s", name, note)
     try:
-        if fault:
-            raise ValueError(fault)
-        is_colour_first = "-" in cards.get("CTYPE3", "")  # axes 2 and 3 are the sky
         with without_warnings(FITSFixedWarning, AstropyUserWarning):
+            cards, fault, notes = wcs_cards_of(header)
+            for note in notes:
+                logger.info("%s: card %s", name, note)
+            if fault:
+                raise ValueError(fault)
+            is_colour_first = "-" in cards.get("CTYPE3", "")  # axes 2 and 3 are the sky
             # naxis=2 keeps a SIP polynomial, which astropy refuses beside a third axis.
             wcs = WCS(cards).celestial if is_colour_first else WCS(cards, naxis=2)
             if not wcs.has_celestial:
@@ -459,6 +460,8 @@ def _check_middle(wcs: WCS, pixel_shape: tuple[int, int]) -> None:
     from astropy.wcs.utils import wcs_to_celestial_frame
 
     wcs_to_celestial_frame(wcs)
+    if max(abs(wcs.wcs.crval)) > MOST_DEGREES:
+        raise ValueError(f"CRVAL {', '.join(map(str, wcs.wcs.crval))} are no angles")
     x, y = ((side - 1) / 2.0 for side in pixel_shape)
     sky = wcs.all_pix2world([[x, y]], 0)[0]
     back = wcs.wcs_world2pix([sky], 0)[0]

@@ -128,7 +128,11 @@ def _value(card: Card) -> tuple[str, Any]:
     from astropy.io.fits.card import Undefined
 
     try:
-        value = card.rawvalue
+        try:
+            value = card.rawvalue
+        except Exception:  # noqa: BLE001 - as below
+            card.verify("silentfix")  # which astropy does with every card that it hands on: 1d5 is 1D5
+            value = card.rawvalue
     except Exception as exc:  # noqa: BLE001 - astropy's parser fails in many ways, and all mean the same here
         logger.debug("a card cannot be read: %s", exc)
         return "something that is no value", None
