@@ -70,10 +70,10 @@ def sky_mesh(image: np.ndarray, cell: int, step: int = 2) -> tuple[np.ndarray, n
 def between_cells(at: np.ndarray, cell: int, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mesh cells on either side of positions along one axis (pixels), and how far between their centres a position is.
 
-    Positions beyond the outermost centres count as those.
+    Positions beyond the outermost centres count as those. One that is NaN is NaN from the first cell.
     """
     place = np.clip((np.asarray(at) + 0.5) / cell - 0.5, 0.0, count - 1.0)
-    first = place.astype(np.intp)
+    first = np.where(np.isnan(place), 0.0, place).astype(np.intp)
     return first, np.minimum(first + 1, count - 1), place - first
 
 

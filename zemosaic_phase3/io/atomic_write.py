@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from zemosaic_phase3.errors import OutputError
 from zemosaic_phase3.io.fits_header import FITS_BLOCK, FITS_CARD
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("zemosaic.utils")
 
 
+WRITE_OPTIONS: Final[dict[str, Any]] = {"checksum": True, "output_verify": "silentfix+ignore"}
 TEMPORARY: Final = ".zemosaic-"  # how names of temporary files begin; the number of the process follows
 STRAY_SECONDS: Final = 3600.0
 COMPRESSED_SUFFIXES: Final = (".gz", ".fz", ".bz2", ".zip", ".z")
@@ -52,7 +53,7 @@ def write_fits_atomically(hdus: HDUList, path: str | os.PathLike[str], *, overwr
         raise OutputError(f"{target}: tiles are written uncompressed; choose a name that ends in .fits")
     needed = sum(hdu.size + len(hdu.header) * FITS_CARD + 2 * FITS_BLOCK for hdu in hdus)
     with written_whole(target, needed, overwrite=overwrite) as stream:
-        hdus.writeto(stream, checksum=True, output_verify="silentfix+ignore")
+        hdus.writeto(stream, **WRITE_OPTIONS)
 
 
 @contextlib.contextmanager

@@ -44,7 +44,7 @@ def fits_codec(hdu: headers.Hdu, name: str) -> Codec:
     try:
         bscale, bzero = float(hdu.cards.get("BSCALE", 1)), float(hdu.cards.get("BZERO", 0))
         blank = int(hdu.cards["BLANK"]) if "BLANK" in hdu.cards and stored.kind != "f" else None
-    except (TypeError, ValueError) as exc:
+    except (TypeError, ValueError, OverflowError) as exc:
         raise FrameError(name, f"BSCALE, BZERO or BLANK is no number ({exc}); repair the header") from exc
     if not (isfinite(bscale) and isfinite(bzero)) or bscale == 0:
         raise FrameError(name, f"BSCALE = {bscale}, BZERO = {bzero} leave no brightness; repair the header")

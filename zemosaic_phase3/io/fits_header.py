@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +19,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from zemosaic_phase3.errors import FrameError
+from zemosaic_phase3.io.wcs_cards import wcs_cards_of
 
 if TYPE_CHECKING:
     from io import BufferedIOBase
@@ -35,9 +38,14 @@ BAYER_PATTERNS: Final = ("RGGB", "BGGR", "GRBG", "GBRG")
 _BAYER_ALIASES: Final = ("COLORTYP", "CFA_PAT")  # these keywords have other uses too, so only a pattern counts
 _NO_MOSAIC: Final = frozenset({"", "NONE", "MONO", "FALSE"})
 BAYER_KEYS: Final = ("BAYERPAT", *_BAYER_ALIASES, "XBAYROFF", "YBAYROFF", "ROWORDER")
-_SHAPE_KEYS: Final = ("SIMPLE", "XTENSION", "BITPIX", "NAXIS", "PCOUNT", "GCOUNT", "ZIMAGE", "ZBITPIX", "ZNAXIS")
+_SHAPE_KEYS: Final = (
+    "SIMPLE", "XTENSION", "BITPIX", "NAXIS", "PCOUNT", "GCOUNT", "ZIMAGE", "ZBITPIX", "ZNAXIS", "TFIELDS",
+)  # fmt: skip
 _NEEDED_KEYS: Final = frozenset((*_SHAPE_KEYS, *BAYER_KEYS, "BZERO", "BSCALE", "BLANK"))
 _NUMBERED_KEY: Final = re.compile(r"(NAXIS|ZNAXIS|ZTILE)[1-9]\d*$")
+_ONCE_KEY: Final = re.compile(r"(SIMPLE|XTENSION|BITPIX|[PG]COUNT|TFIELDS|ZIMAGE|ZBITPIX|Z?NAXIS\d*)$")
+MOST_COLUMNS: Final = 999  # of a table; FITS standard 4.0, section 7.3.1
+MOST_DEGREES: Final = 720.0  # of a longitude that went round once too often
 _WCS_KEY: Final = re.compile(
     r"(WCSAXES|WCSNAME|LONPOLE|LATPOLE|RADESYS|EQUINOX)$"
     r"|(CTYPE|CRVAL|CRPIX|CDELT|CUNIT|CROTA|CD|PC|PV|PS)\d|[AB]P?_(ORDER|\d)"
@@ -49,6 +57,13 @@ _PLAIN_VALUE: Final = re.compile(
     rb" *(?:'(?P<text>[ -%(-~]+)'|(?P<flag>[TF])|(?P<whole>[+-]?\d{1,18})|(?P<real>[+-]?\d+\.\d*(?:E[+-]?\d{1,3})?))"
     rb" *(?:/[ -~]*)?\Z"
 )
+
+# What ``Header.strip`` of astropy removes.
+_STRUCTURE_KEY: Final = re.compile(
+    r"(SIMPLE|XTENSION|BITPIX|NAXIS\d*|EXTEND|[PG]COUNT|GROUPS|BSCALE|BZERO|TFIELDS)$"
+    r"|T(FORM|SCAL|ZERO|NULL|TYPE|UNIT|DISP|DIM|BCOL)\d+$"
+)
+_CONTROL_CHARACTERS: Final = dict.fromkeys((*range(32), 127), " ")
 
 # ``warnings.catch_warnings`` swaps the filters of the whole process; two threads in it would restore wrong ones.
 _WARNINGS_LOCK = threading.Lock()
@@ -127,6 +142,8 @@ def find_image(stream: BufferedIOBase, name: str) -> tuple[dict[str, Any], int, 
             _check_storage(hdu, name)
             return seen[0].cards, len(seen) - 1, hdu
         offset = hdu.data_offset + hdu.padded_bytes
+        if offset > sys.maxsize:
+            raise FrameError(name, f"unit {len(seen)} claims {hdu.data_bytes} bytes; repair the header")
     found = "; ".join(hdu.describe() for hdu in seen)
     raise FrameError(name, f"holds no image with 2 or 3 axes (found: {found}); convert it to one image per file")
 
@@ -189,12 +206,11 @@ def plain_values(raw: bytes, keys: Iterable[str]) -> dict[str, Any] | None:
 
 def card_value(header: Header, key: str) -> Any:
     """Return the value of a card; None where it is absent, empty, or breaks the standard."""
-    from astropy.io.fits import VerifyError
     from astropy.io.fits.card import Undefined
 
     try:
         value = header.get(key)
-    except VerifyError as exc:
+    except Exception as exc:  # noqa: BLE001 - astropy's parser fails in many ways, and all mean the same here
         logger.debug("card %s is not used: %s", key, exc)
         return None
     return None if isinstance(value, Undefined) or str(value).strip() == "" else value
@@ -204,17 +220,21 @@ def scan_cards(raw: bytes, name: str) -> dict[str, Any]:
     """Parse the few cards that say what the unit holds, and check the sizes among them."""
     cards: dict[str, Any] = {}
     for start in range(0, len(raw), FITS_CARD):
-        key = raw[start : start + 8].decode("latin-1").rstrip()
+        key = raw[start : start + 8].decode("latin-1").rstrip().upper()
         if key == "END":  # cards of a longer header may be left behind it
             break
-        if key in cards or not (key in _NEEDED_KEYS or _NUMBERED_KEY.match(key)):
+        if key == "HIERARCH":  # astropy takes HIERARCH NAXIS for another NAXIS
+            long_key = raw[start + 8 : start + FITS_CARD].decode("latin-1").partition("=")[0].strip().upper()
+            key = long_key if _ONCE_KEY.match(long_key) else key
+        if not (key in _NEEDED_KEYS or _NUMBERED_KEY.match(key)) or (key in cards and not _ONCE_KEY.match(key)):
             continue
         image = raw[start : start + FITS_CARD]
         value = plain_value(image)
         if value is None:
             value = _astropy_value(image, name)
-        if value is not None:
-            cards[key] = value
+        if value is not None and cards.setdefault(key, value) != value:
+            # Which of them holds is anybody's guess, and astropy, which reads compressed images, may take the other.
+            raise FrameError(name, f"header card {key} stands twice, {cards[key]!r} and {value!r}; repair the header")
     for prefix in ("", "Z") if cards.get("ZIMAGE") is True else ("",):
         for axis in range(_size(cards, f"{prefix}NAXIS", name, 999)):
             _size(cards, f"{prefix}NAXIS{axis + 1}", name)
@@ -223,6 +243,8 @@ def scan_cards(raw: bytes, name: str) -> dict[str, Any]:
             raise FrameError(name, f"{prefix}BITPIX = {bitpix!r} is no number type; repair the header")
     for key in cards.keys() & {"PCOUNT", "GCOUNT", "ZTILE1", "ZTILE2", "ZTILE3"}:
         _size(cards, key, name)
+    if "TFIELDS" in cards:
+        _size(cards, "TFIELDS", name, MOST_COLUMNS)
     return cards
 
 
@@ -232,7 +254,7 @@ def _astropy_value(image: bytes, name: str) -> Any:
 
     try:
         value = fits.Card.fromstring(image).value
-    except (fits.VerifyError, ValueError) as exc:
+    except Exception as exc:  # astropy's parser fails in many ways, and all mean the same here
         text = image.decode("latin-1").rstrip()
         raise FrameError(name, f"header card {text!r} cannot be read; repair the header") from exc
     return None if isinstance(value, fits.card.Undefined) else value
@@ -314,7 +336,8 @@ def _named_pattern(cards: Mapping[str, Any]) -> str | None:
 
 
 @contextlib.contextmanager
-def _without_warnings(*categories: type[Warning]) -> Iterator[None]:
+def without_warnings(*categories: type[Warning]) -> Iterator[None]:
+    """Ignore warnings of these kinds; one thread at a time, because the filters are those of the whole process."""
     with _WARNINGS_LOCK, warnings.catch_warnings():
         for category in categories:
             warnings.simplefilter("ignore", category)
@@ -322,25 +345,54 @@ def _without_warnings(*categories: type[Warning]) -> Iterator[None]:
 
 
 def parse_header(raw: bytes) -> Header:
-    """Return the header in these bytes; characters that FITS does not allow become question marks."""
+    """Return the header in these bytes; characters that FITS does not allow become question marks or blanks."""
     from astropy.io import fits
     from astropy.utils.exceptions import AstropyUserWarning
 
     # Cameras write place names in Latin-1; astropy would do the same replacement, with a warning per file.
-    text = raw.decode("latin-1").encode("ascii", "replace")
-    with _without_warnings(AstropyUserWarning):  # keywords that break the standard are kept as they are
+    text = raw.decode("latin-1").translate(_CONTROL_CHARACTERS).encode("ascii", "replace")
+    with without_warnings(AstropyUserWarning):  # keywords that break the standard are kept as they are
         return fits.Header.fromstring(text)
 
 
 def inherit(header: Header, primary: Header) -> Header:
-    """Return an extension's header with the primary's keywords that it lacks; a WCS is taken whole or not at all."""
-    merged, primary = header.copy(), primary.copy()
-    primary.strip()
+    """Return an extension's header with the primary's keywords that it lacks; a WCS is taken whole or not at all.
+
+    Cards that astropy cannot read are left out of both.
+    """
+    merged, primary = readable_cards(header), without_structure(readable_cards(primary))
     for key in {*primary}:
-        if key in ("CHECKSUM", "DATASUM") or ("CTYPE1" in header and _WCS_KEY.match(key)):
+        if key in ("CHECKSUM", "DATASUM") or ("CTYPE1" in merged and _WCS_KEY.match(key)):
             primary.remove(key, remove_all=True)
     merged.extend(primary, unique=True)
     return merged
+
+
+def readable_cards(header: Header) -> Header:
+    """Return a copy of a header without the cards that astropy cannot read, such as a damaged CONTINUE."""
+    from astropy.io.fits import Header
+
+    readable = []
+    for card in header.cards:
+        try:
+            _ = card.keyword, card.value, card.comment
+        except Exception as exc:  # noqa: BLE001 - astropy's parser fails in many ways, and all mean the same here
+            logger.debug("a header card is left out: %s", exc)
+        else:
+            readable.append(card)
+    return Header(readable, copy=True)
+
+
+def without_structure(header: Header) -> Header:
+    """Return a copy of a header without the cards that describe how the pixels, or a table, are stored.
+
+    As ``Header.strip`` of astropy, which trusts what NAXIS and TFIELDS say.
+    """
+    kept = header.copy()
+    for key in {*kept}:
+        if _STRUCTURE_KEY.match(key):
+            kept.remove(key, remove_all=True)
+    return kept
 
 
 def copy_header(given: Mapping[str, Any]) -> Header:
@@ -376,23 +428,42 @@ def celestial_wcs(header: Header, pixel_shape: tuple[int, int], name: str) -> WC
     pixel_shape : (int, int)
         Width and height in pixels, recorded in the result.
     name : str
-        Frame, for the log.
+        Frame, for the log: what is left out of its WCS (see :mod:`io.wcs_cards`), and why it has none.
     """
     if "CTYPE1" not in header:
         return None
-    from astropy.io import fits
     from astropy.utils.exceptions import AstropyUserWarning
     from astropy.wcs import WCS, FITSFixedWarning
 
-    is_colour_first = "-" in str(header.get("CTYPE3", ""))  # axes 2 and 3 are the sky
     try:
-        with _without_warnings(FITSFixedWarning, AstropyUserWarning):
+        with without_warnings(FITSFixedWarning, AstropyUserWarning):
+            cards, fault, notes = wcs_cards_of(header)
+            for note in notes:
+                logger.info("%s: card %s", name, note)
+            if fault:
+                raise ValueError(fault)
+            is_colour_first = "-" in cards.get("CTYPE3", "")  # axes 2 and 3 are the sky
             # naxis=2 keeps a SIP polynomial, which astropy refuses beside a third axis.
-            wcs = WCS(header).celestial if is_colour_first else WCS(header, naxis=2)
-    except (ValueError, MemoryError, fits.VerifyError) as exc:  # wcslib reports some broken headers as MemoryError
-        logger.warning("%s: its WCS cannot be used (%s)", name, exc)
-        return None
-    if not wcs.has_celestial:
+            wcs = WCS(cards).celestial if is_colour_first else WCS(cards, naxis=2)
+            if not wcs.has_celestial:
+                return None
+            _check_middle(wcs, pixel_shape)
+    except Exception as exc:  # noqa: BLE001 - wcslib reports broken headers in many ways, as MemoryError among them
+        logger.warning("%s: its WCS cannot be used (%s)", name, " ".join(str(exc).split()))
         return None
     wcs.pixel_shape = pixel_shape
     return wcs
+
+
+def _check_middle(wcs: WCS, pixel_shape: tuple[int, int]) -> None:
+    """Raise ValueError for a WCS that has no place on the sky, or no system, for the middle of its own frame."""
+    from astropy.wcs.utils import wcs_to_celestial_frame
+
+    wcs_to_celestial_frame(wcs)
+    if max(abs(wcs.wcs.crval)) > MOST_DEGREES:
+        raise ValueError(f"CRVAL {', '.join(map(str, wcs.wcs.crval))} are no angles")
+    x, y = ((side - 1) / 2.0 for side in pixel_shape)
+    sky = wcs.all_pix2world([[x, y]], 0)[0]
+    back = wcs.wcs_world2pix([sky], 0)[0]
+    if not all(math.isfinite(number) for number in (*sky, *back)):
+        raise ValueError("it gives the middle of the frame no place on the sky")

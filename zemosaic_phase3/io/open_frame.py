@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 
 MIN_SIDE_PX: Final = 8  # a file with a shorter side is no sky frame
+LONGEST_NPY_HEAD: Final = 1000  # characters; NumPy writes about 100 for an image
+LONGEST_PADDED_NPY_HEAD: Final = 10_000  # with blanks behind it; NumPy itself reads no more
 MAX_DEFLATE_RATIO: Final = 1032  # no deflate stream expands more (RFC 1951: 258 bytes from two bits)
 _ARRAY_KEYS: Final = ("data", "array")
 _PATH_KEYS: Final = ("path_preprocessed_cache", "path")  # the cache first: it is the frame made ready
@@ -137,7 +139,8 @@ def npy_header(stream: BinaryIO | BufferedIOBase) -> tuple[tuple[int, ...], bool
     Raises
     ------
     ValueError
-        The stream does not begin as such a file does. NumPy lets errors of Python's parser through as well.
+        The stream does not begin as such a file does. NumPy lets errors of Python's parser through as well, and that
+        parser is not asked to read what is longer than the head of an image.
     """
     readers: dict[tuple[int, int], Callable[..., Any]] = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -146,9 +149,14 @@ def npy_header(stream: BinaryIO | BufferedIOBase) -> tuple[tuple[int, ...], bool
     version = np.lib.format.read_magic(stream)
     if version not in readers:
         raise ValueError(f"version {version} is for record arrays")
+    start = stream.tell()
+    length = int.from_bytes(stream.read(2 * version[0]), "little")  # of two bytes, or of four in version 2
+    if len(stream.read(min(length, LONGEST_PADDED_NPY_HEAD)).rstrip()) > LONGEST_NPY_HEAD:
+        raise ValueError(f"it is damaged: more than {LONGEST_NPY_HEAD} characters describe no image")
+    stream.seek(start)
     try:
         return readers[version](stream)
-    except (SyntaxError, TokenError) as exc:
+    except (SyntaxError, TokenError, TypeError, MemoryError, RecursionError, OverflowError) as exc:
         raise ValueError(f"it is damaged: {exc}") from exc
 
 

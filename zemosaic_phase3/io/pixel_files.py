@@ -321,6 +321,11 @@ class TileCompressedFile(PixelFile):
     def _file_header(self) -> Callable[[], Header]:
         from astropy.io import fits
 
-        with self._unchanged(), fits.open(self._place.path, memmap=False) as hdus:
-            header = headers.inherit(hdus[self._place.unit].header, hdus[0].header)
+        try:
+            with self._unchanged(), fits.open(self._place.path, memmap=False) as hdus:
+                header = headers.inherit(hdus[self._place.unit].header, hdus[0].header)
+        except FrameError:
+            raise
+        except Exception as exc:  # astropy reads the table's whole header here, and fails in many ways
+            raise FrameError(self.name, f"its header is damaged ({exc}); copy it again") from exc
         return lambda: header

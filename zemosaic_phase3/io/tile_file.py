@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from zemosaic_phase3.io.atomic_write import write_fits_atomically
-from zemosaic_phase3.io.fits_header import header_from_mapping
+from zemosaic_phase3.io.atomic_write import WRITE_OPTIONS, write_fits_atomically
+from zemosaic_phase3.io.fits_header import header_from_mapping, readable_cards, without_structure, without_warnings
 
 if TYPE_CHECKING:
     from astropy.io.fits import BinTableHDU, HDUList, Header
@@ -75,6 +76,27 @@ def tile_hdus(
     if frames_table is not None:
         hdus.append(_table_hdu(frames_table, frames_units or {}))
     return hdus
+
+
+def check_writable(header: Header, shape: tuple[int, ...]) -> None:
+    """Write a small tile with these cards to memory and read them again; raises whatever astropy does.
+
+    Parameters
+    ----------
+    header : Header
+        Cards of a tile.
+    shape : tuple of int
+        (H, W) or (H, W, 3): a coloured tile has other cards.
+    """
+    from astropy.io import fits
+
+    if not header:
+        return
+    stream = BytesIO()
+    with without_warnings(Warning):  # of what is mended
+        tile_hdus(np.zeros((1, 1, *shape[2:]), np.float32), header).writeto(stream, **WRITE_OPTIONS)
+        for card in fits.Header.fromstring(stream.getvalue()).cards:
+            _ = card.value, card.comment
 
 
 def save_fits_image(
@@ -157,8 +179,8 @@ def _tile_header(header: Header | Mapping[str, Any] | None, *, is_colour: bool) 
     """Return a copy of the header without what is not true of this tile, its WCS fitted to two or three axes."""
     from astropy.io import fits
 
-    cards = header.copy() if isinstance(header, fits.Header) else header_from_mapping(header or {})
-    cards.strip()
+    given = readable_cards(header) if isinstance(header, fits.Header) else header_from_mapping(header or {})
+    cards = without_structure(given)
     stale = _STALE_CARDS | _MOSAIC_CARDS if is_colour else _STALE_CARDS
     for key in {*cards}:
         if key in stale or _THIRD_AXIS_CARD.match(key):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zemosaic_phase3.errors import FrameError, NoFramesError, OutputError
+from zemosaic_phase3.errors import NoFramesError, OutputError
 from zemosaic_phase3.io.inputs import expand_inputs, real_path, real_paths
 from zemosaic_phase3.io.open_frame import open_source
 
@@ -79,7 +79,7 @@ def is_own_tile(path: Path) -> bool:
     """Tell by its header whether a file is a tile that this library wrote, see :func:`tile_header`."""
     try:
         header = open_source(path).read_header()
-    except FrameError as exc:
+    except Exception as exc:  # noqa: BLE001 - opening it as a frame will say what is wrong
         logger.debug("no tile of ours: %s", exc)
         return False
     return "ZMT_REF" in header and "ALPHAEXT" in header

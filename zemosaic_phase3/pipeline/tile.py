@@ -5,6 +5,7 @@ Every frame is read twice: once whole, to find its stars and measure its levels,
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,7 @@ from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.pipeline.canvas import Canvas, canvas_around
 from zemosaic_phase3.pipeline.group import FrameRow, Group, open_group, register_group, scan_group
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
-from zemosaic_phase3.pipeline.tile_header import tile_header
+from zemosaic_phase3.pipeline.tile_header import cards_of_reference, tile_header, wcs_cards
 from zemosaic_phase3.progress import Callback, timed
 from zemosaic_phase3.records import Equalization, Registration, TileReport
 from zemosaic_phase3.runtime.limits import give_back_freed_memory, peak_rss_bytes
@@ -35,6 +36,9 @@ from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
 if TYPE_CHECKING:
     from astropy.io.fits import Header
     from astropy.wcs import WCS
+
+
+logger = logging.getLogger("ZeMosaicWorker")
 
 
 Stacker = Callable[[list[Frame], StackSpec, int], StackResult]
@@ -155,8 +159,9 @@ def stack_group(
     height on each side at most, and has an empty margin for the part ``cut_later`` that is cut off it on each side.
 
     What is wanted of the reference's file is read before the stack, so that a reference that vanishes meanwhile is one
-    frame lost and not the tile. What it tells is found out beside the stack, which for the most part is done by threads
-    that leave the interpreter alone.
+    frame lost and not the tile. What the tile's header takes from it is made and tried out then too, so that no header
+    can lose a finished stack. Its noise is measured beside the stack, which for the most part is done by threads that
+    leave the interpreter alone.
     """
     give_back_freed_memory()  # of measuring and registering, before the slabs take theirs
     usable = group.usable
@@ -176,20 +181,22 @@ def stack_group(
         stack = replace(stack, grid=canvas.shape)
     with ThreadPoolExecutor(1, thread_name_prefix="zemosaic") as beside:
         with timed(report, "finish"):
-            about_reference = beside.submit(_describe_reference, *_read_reference(reference))
+            noise_before = beside.submit(typical_noise, _bands(reference))
+            cards, wcs, notes = _describe_reference(reference, canvas)
+            for note in notes:
+                logger.warning("%s: %s", reference.name, note)
         with timed(report, "stack"):
             result = stacker(frames, stack, usable.index(group.reference))
     with timed(report, "finish"):
-        header, wcs, report.noise_before = about_reference.result()
-        if canvas is not None:
-            wcs = shift_wcs(wcs, -canvas.top, -canvas.left, canvas.shape)
+        report.noise_before = noise_before.result()
         _note_in_rows(group, result)
         _fill_report(report, group, result, workers)
+        report.warnings[:0] = notes
         tile = Tile(
             image=result.image,
             alpha=alpha_from_coverage(result.coverage),
             maps=result.maps,
-            header=tile_header(header, wcs, group, result.job, report),
+            header=tile_header(cards, group, result.job, report),
             wcs=wcs,
             report=report,
             rows=group.rows,
@@ -207,27 +214,37 @@ def _registration(group: Group, i: int) -> Registration:
     return found
 
 
-def _read_reference(reference: FrameSource) -> tuple[FrameSource, Callable[[], Header], list[np.ndarray]]:
-    """Read what is told of the reference: its header, and the bands of it that its noise is measured on, demosaiced."""
+def _bands(reference: FrameSource) -> list[np.ndarray]:
+    """Read the bands of the reference that its noise is measured on, demosaiced."""
 
     def band(rows: slice) -> np.ndarray:
         shape = (rows.stop - rows.start, *reference.shape[1:])
         return frame_block(reference, rows.start, rows.stop)[: math.prod(shape)].reshape(shape)
 
-    rows = noise_rows(reference.height, reference.width)
-    return reference, reference.deferred_header(), [band(some) for some in rows]
+    return [band(rows) for rows in noise_rows(reference.height, reference.width)]
 
 
-def _describe_reference(
-    reference: FrameSource, header: Callable[[], Header], bands: list[np.ndarray]
-) -> tuple[Header, WCS | None, list[float]]:
-    """Return header, WCS and noise of the reference; its WCS as a copy, so that the caller's own stays as it is."""
-    cards = header()
-    wcs = reference.wcs(cards)
-    if wcs is not None:
-        wcs = wcs.deepcopy()
-        wcs.pixel_shape = (reference.width, reference.height)
-    return cards, wcs, typical_noise(bands)
+def _describe_reference(reference: FrameSource, canvas: Canvas | None) -> tuple[Header, WCS | None, list[str]]:
+    """Return what the tile's header takes from the reference, the tile's WCS, and notes on what had to be left out.
+
+    The WCS is a copy, so that the caller's own stays as it is.
+    """
+    header = reference.read_header()
+    wcs, notes = None, []
+    try:
+        found = reference.wcs(header)
+        if found is not None:
+            wcs = found.deepcopy()
+            wcs.pixel_shape = (reference.width, reference.height)
+            if canvas is not None:
+                wcs = shift_wcs(wcs, -canvas.top, -canvas.left, canvas.shape)
+            wcs_cards(wcs)
+    except Exception as exc:  # noqa: BLE001 - a caller's WCS may be anything, and wcslib fails in many ways
+        wcs = None
+        notes.append(f"the WCS of the reference is left out: {' '.join(str(exc).split())}")
+    shape = reference.shape if canvas is None else (*canvas.shape[:2], *reference.shape[2:])
+    cards, more = cards_of_reference(header, wcs, shape)
+    return cards, wcs, [*notes, *more]
 
 
 def _note_in_rows(group: Group, result: StackResult) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ import numpy as np
 from zemosaic_phase3 import __version__
 from zemosaic_phase3.engine.job import Job
 from zemosaic_phase3.io.fits_header import FITS_CARD, card_value
+from zemosaic_phase3.io.tile_file import check_writable
 from zemosaic_phase3.pipeline.group import Group, Scan
 from zemosaic_phase3.records import FrameTable, TileReport
 from zemosaic_phase3.spec import StackSpec
@@ -28,27 +31,79 @@ KEPT_CARDS = (
 )  # fmt: skip
 
 
-def tile_header(
-    reference: Header,
-    wcs: WCS | None,
-    group: Group,
-    job: Job,
-    report: TileReport,
-) -> Header:
+def cards_of_reference(reference: Header, wcs: WCS | None, shape: tuple[int, ...]) -> tuple[Header, list[str]]:
+    """Return what a tile's header takes from the reference, tried out: it can be written in a tile of this shape.
+
+    What comes from elsewhere must not lose a finished stack, so this is done before the stack. What is added to these
+    cards later is ours.
+
+    Parameters
+    ----------
+    reference : Header
+        Of the reference frame.
+    wcs : WCS or None
+        Of the reference frame.
+    shape : tuple of int
+        (H, W) or (H, W, 3) of the tile.
+
+    Returns
+    -------
+    cards : Header
+    notes : list of str
+        What FITS cannot hold and was left out, one line each.
+    """
+    from astropy.io.fits import Header
+
+    parts: list[tuple[str, Callable[[], Header]]] = [(key, partial(_kept_card, reference, key)) for key in KEPT_CARDS]
+    if wcs is not None:
+        parts.append(("the WCS", partial(wcs_cards, wcs)))
+    notes: list[str] = []
+
+    def joined(*, one_by_one: bool) -> Header:
+        header = Header()
+        notes.clear()
+        for name, make in parts:
+            try:
+                added = make()
+                if one_by_one:
+                    check_writable(added, shape)
+            except Exception as exc:  # noqa: BLE001 - astropy refuses in many ways, and all mean the same here
+                reason = " ".join(str(exc).split())
+                notes.append(f"{name} of the reference cannot be in a FITS header and is left out: {reason}")
+            else:
+                header.extend(added, update=True)
+        return header
+
+    header = joined(one_by_one=False)
+    try:
+        check_writable(header, shape)
+    except Exception:  # noqa: BLE001 - which of them it is, is seen next
+        header = joined(one_by_one=True)
+    return header, notes
+
+
+def _kept_card(reference: Header, key: str) -> Header:
+    """Return one card of the reference as a header; without it where it has no value."""
+    from astropy.io.fits import Header
+
+    card = Header()
+    value = card_value(reference, key)
+    if value is not None:
+        card[key] = value
+        with contextlib.suppress(Exception):  # a comment is not worth a value
+            card.comments[key] = _short_comment(value, reference.comments[key])
+    return card
+
+
+def tile_header(cards: Header, group: Group, job: Job, report: TileReport) -> Header:
     """Return the tile's header: WCS and observation of the reference, exposures of the frames stacked, what was done.
+
+    ``cards``: from :func:`cards_of_reference`.
 
     Times are those of the frames that were stacked: EXPTIME one exposure (median), EXPTOTAL and LIVETIME their sum,
     seconds; DATE-OBS the first start, DATE-END the last end, UTC.
     """
-    from astropy.io.fits import Header
-
-    header = Header()
-    for key in KEPT_CARDS:
-        value = card_value(reference, key)
-        if value is not None:
-            header[key] = (value, _short_comment(value, reference.comments[key]))
-    if wcs is not None:
-        header.extend(wcs_cards(wcs), update=True)
+    header = cards.copy()
     _exposure_cards(header, [group.scan(i) for i in group.usable])
     n = report.n_used
     for key in ("NCOMBINE", "STACKCNT", "NEXP_SUM"):

@@ -114,6 +114,8 @@ def register_wcs(reference_wcs: WCS, frame_wcs: WCS, shape: tuple[int, ...], spe
         field = distortion_between(reference_wcs, frame_wcs, matrix, shape)
     except FrameError as error:
         return failed(error.reason, method="wcs")
+    except (ValueError, ArithmeticError, MemoryError) as error:  # wcslib's own are ValueErrors
+        return failed(f"the WCS cannot be evaluated ({' '.join(str(error).split())})", method="wcs")
     squared = np.sum((transform_points(matrix, common) + displacement(field, common) - mapped) ** 2, axis=1)
     rms = math.sqrt(float(np.mean(squared)))
     if rms > spec.max_rms_px:
