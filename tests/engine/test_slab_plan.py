@@ -70,6 +70,14 @@ def test_rows_beyond_the_tile_cost_nothing():
     )
 
 
+def test_maps_that_are_not_written_are_not_copied():
+    some = {"height": 1000, **STACK, "n_frames": 2}
+    whole, image = (slab_plan.stack_bytes(1, copied_maps=n, **some) for n in (5, 1))
+    one_map = 4 * 1000 * 40 * 3
+    assert whole == 10 * one_map
+    assert image < 7 * one_map
+
+
 def test_a_stack_that_cannot_fit_is_refused_with_the_numbers():
     needed = slab_plan.stack_bytes(1, height=30, workers=1, **STACK)
     with pytest.raises(PlanError) as caught:

@@ -56,6 +56,7 @@ def slab_plan(job: Job, resources: Resources) -> SlabPlan:
         raw_bytes=max(source_pixel_bytes(source) for source in job.sources),
         stored_bytes=stored_bytes,
         field_bytes=sum(field.nbytes for field in job.table.distortion),
+        copied_maps=resources.copied_maps,
         max_rows=resources.rows or max(MIN_ROWS, most),
     )
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
+from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS
+
 GPU_BYTES: Final = 512 * 1024**2  # a chunk every card that runs CUDA 12 can hold
 
 
@@ -24,6 +26,8 @@ class Resources:
         Bytes of the card's memory; None: what the stack has a use for, if the card has it free.
     gpu_rows : int or None
         No slab on the GPU is higher.
+    copied_maps : int
+        Maps of the result, the image among them, that are written to a file afterwards: each is copied for it.
     """
 
     workers: int = 1
@@ -31,6 +35,7 @@ class Resources:
     rows: int | None = None
     gpu_memory: int | None = None
     gpu_rows: int | None = None
+    copied_maps: int = OUTPUT_MAPS
 
     def tighter(self) -> Resources:
         """Return the same with half of the card's memory and half the rows there, for a second attempt."""

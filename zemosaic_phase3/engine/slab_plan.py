@@ -42,6 +42,7 @@ def stack_bytes(
     raw_bytes: int = 4,
     stored_bytes: int = 0,
     field_bytes: int = 0,
+    copied_maps: int = OUTPUT_MAPS,
 ) -> int:
     """Return the bytes the CPU engine needs at its peak, with slabs of ``rows`` output rows.
 
@@ -55,7 +56,8 @@ def stack_bytes(
     * per frame ``FRAME_BYTES``, for weights and counts, and all frames' distortion fields;
     * the finished tile: ``OUTPUT_MAPS`` maps of ``(height, width, channels)``, 4 bytes each;
 
-    or, where that is more, of the tile and its copy in the byte order of the file, when all else is given back.
+    or, where that is more, of the tile and the copy of ``copied_maps`` of its maps in the byte order of the file, when
+    all else is given back.
 
     It never decreases with ``rows``.
 
@@ -80,6 +82,8 @@ def stack_bytes(
         Bytes of one stored sample where slabs hold frames as they are stored; 0 where they hold float32 samples.
     field_bytes : int
         Bytes of the distortion fields of all frames.
+    copied_maps : int
+        Maps, the image among them, that are written to a file.
     """
     rows = min(rows, height)
     slab = (stored_bytes or 4) * n_frames * rows * width * channels
@@ -89,9 +93,9 @@ def stack_bytes(
     else:
         source = min(math.ceil(rows * source_stretch) + source_margin, height) * width * (raw_bytes + 4 * channels)
     scratch = KERNEL_PIXELS * KERNEL_SAMPLE_BYTES * n_frames
-    outputs = 4 * OUTPUT_MAPS * height * width * channels
+    one_map = 4 * height * width * channels
     frames = FRAME_BYTES * n_frames + field_bytes
-    return outputs + max(slab + weights + workers * (source + scratch) + frames, outputs)
+    return OUTPUT_MAPS * one_map + max(slab + weights + workers * (source + scratch) + frames, copied_maps * one_map)
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,7 @@ def plan_slabs(
     raw_bytes: int = 4,
     stored_bytes: int = 0,
     field_bytes: int = 0,
+    copied_maps: int = OUTPUT_MAPS,
     max_rows: int | None = None,
 ) -> SlabPlan:
     """Choose the slab height: as few slabs as the memory allows, all of nearly the same height.
@@ -149,7 +154,7 @@ def plan_slabs(
         As many as there may be.
     n_frames, width, channels, weights_per_pixel, source_margin, source_stretch, raw_bytes
         As in :func:`stack_bytes`.
-    stored_bytes, field_bytes
+    stored_bytes, field_bytes, copied_maps
         As in :func:`stack_bytes`.
 
     Raises
@@ -172,6 +177,7 @@ def plan_slabs(
             raw_bytes=raw_bytes,
             stored_bytes=stored_bytes,
             field_bytes=field_bytes,
+            copied_maps=copied_maps,
         )
 
     if height < 1:

@@ -12,6 +12,7 @@ from zemosaic_phase3.engine import cpu
 from zemosaic_phase3.engine.job import Job, StackResult, make_job
 from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.engine.result_check import result_fault
+from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS
 from zemosaic_phase3.errors import GPUStackingError, PlanError
 from zemosaic_phase3.finish.equalize import equalize_if
 from zemosaic_phase3.io.atomic_write import remove_strays
@@ -97,11 +98,13 @@ def stack_files(
         remove_strays(Path(output).parent)
     listed = list_inputs([inputs] if isinstance(inputs, str | os.PathLike) else list(inputs), output)
     allowed = _allowed_bytes("50%" if memory is None else memory)
-    resources = Resources(workers=workers or limits.usable_cpus(), memory=allowed)
+    copied = OUTPUT_MAPS if maps and output is not None else 1
+    resources = Resources(workers=workers or limits.usable_cpus(), memory=allowed, copied_maps=copied)
     request = DeviceRequest(wants_cpu=choice == "cpu", require_gpu=require_gpu or choice == "gpu")
     tile = build_tile(
         listed.frames, stacker_of(policy, request, resources, progress), stack=stack, register=register, select=select,
-        bayer=bayer, reference=reference, workers=resources.workers, allowed_bytes=allowed, progress=progress,
+        bayer=bayer, reference=reference, workers=resources.workers, allowed_bytes=allowed, copied_maps=copied,
+        progress=progress,
     )  # fmt: skip
     tile.report.warnings[:0] = listed.notes
     if output is not None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from zemosaic_phase3.engine.job import StackResult
 from zemosaic_phase3.engine.slab import frame_block, source_pixel_bytes
-from zemosaic_phase3.engine.slab_plan import plan_slabs
+from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS, plan_slabs
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.finish.alpha import alpha_from_coverage
 from zemosaic_phase3.finish.crop import shift_wcs
@@ -75,6 +75,7 @@ def build_tile(
     reference: str | None = None,
     workers: int = 1,
     allowed_bytes: int | None = None,
+    copied_maps: int = OUTPUT_MAPS,
     progress: Callback | None = None,
 ) -> Tile:
     """Open, scan, register, stack and finish: the whole way from descriptors to a tile in memory.
@@ -94,6 +95,8 @@ def build_tile(
         Threads.
     allowed_bytes : int or None
         Memory the frames and the stack may take; None: half of what is available.
+    copied_maps : int
+        Maps of the tile, the image among them, that will be written to a file.
     progress : callable or None
         Called as ``progress(stage, done, total)``.
 
@@ -111,7 +114,7 @@ def build_tile(
         group = open_group(descriptors, partial(open_source, bayer=bayer), reference=reference)
         group.require_some("opened")
         if allowed_bytes is not None:
-            _check_memory(group, stack, register, workers, allowed_bytes)
+            _check_memory(group, stack, register, workers, allowed_bytes, copied_maps)
     with timed(report, "measure"):
         find_stars = stack.needs_stars or select.needs_stars or register.mode in ("auto", "stars")
         scan_group(
@@ -128,7 +131,9 @@ def build_tile(
     return stack_group(group, stacker, stack, report, workers=workers)
 
 
-def _check_memory(group: Group, stack: StackSpec, register: RegisterSpec, workers: int, allowed_bytes: int) -> None:
+def _check_memory(
+    group: Group, stack: StackSpec, register: RegisterSpec, workers: int, allowed_bytes: int, copied_maps: int
+) -> None:
     """Raise PlanError where the stack could not run for lack of memory, from the headers alone.
 
     How far frames are turned is not known yet, so that frames to be registered count with source blocks of their whole
@@ -139,7 +144,7 @@ def _check_memory(group: Group, stack: StackSpec, register: RegisterSpec, worker
         some.height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=some.width,
         channels=some.channels, workers=workers, weights_per_pixel=int(stack.radial_weight),
         source_margin=0 if register.mode == "none" else some.height,
-        raw_bytes=source_pixel_bytes(some),
+        raw_bytes=source_pixel_bytes(some), copied_maps=copied_maps,
     )  # fmt: skip
 
 
