@@ -77,6 +77,7 @@ def build_tile(
     allowed_bytes: int | None = None,
     copied_maps: int = OUTPUT_MAPS,
     progress: Callback | None = None,
+    opened: Callable[[tuple[int, ...], int], None] | None = None,
 ) -> Tile:
     """Open, scan, register, stack and finish: the whole way from descriptors to a tile in memory.
 
@@ -99,6 +100,9 @@ def build_tile(
         Maps of the tile, the image among them, that will be written to a file.
     progress : callable or None
         Called as ``progress(stage, done, total)``.
+    opened : callable or None
+        Called before a frame is read as ``opened(shape, n_frames)``, with the shape of the tile; what it raises ends
+        the run.
 
     Raises
     ------
@@ -115,6 +119,8 @@ def build_tile(
         group.require_some("opened")
         if allowed_bytes is not None:
             _check_memory(group, stack, register, workers, allowed_bytes, copied_maps)
+        if opened is not None:
+            opened(group.source(group.usable[0]).shape, len(group.rows))
     with timed(report, "measure"):
         find_stars = stack.needs_stars or select.needs_stars or register.mode in ("auto", "stars")
         scan_group(
