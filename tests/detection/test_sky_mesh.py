@@ -73,3 +73,10 @@ def test_the_median_of_nine_is_that_of_scipy(shape: tuple[int, int], rng: np.ran
 
     grid = rng.normal(size=shape)
     np.testing.assert_array_equal(median_of_nine(grid), median_filter(grid, 3, mode="nearest"))
+
+
+def test_an_unknown_place_has_an_unknown_level():
+    mesh = np.arange(12.0).reshape(3, 4)
+    level = mesh_at(mesh, 32, np.array([15.5, np.nan, 47.5]), np.array([15.5, 15.5, np.nan]))
+    assert level[0] == 0.0
+    assert np.isnan(level[1:]).all()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.wcs import WCS
+from header_case import NPY_HEADS, compressed_bytes, frame_bytes, npy_bytes, with_card, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -668,3 +669,36 @@ def test_reading_a_few_rows_takes_the_memory_of_a_few_rows(tmp_path):
             assert tracemalloc.get_traced_memory()[1] < 2 * rows.nbytes + 300_000
         finally:
             tracemalloc.stop()
+
+
+@pytest.mark.parametrize("head", NPY_HEADS, ids=lambda head: head[:20])
+@pytest.mark.parametrize("version", [1, 2])
+def test_heads_of_npy_files_that_are_no_images_are_refused(tmp_path, head, version):
+    with pytest.raises(FrameError):
+        open_source(write(tmp_path, "a.npy", npy_bytes(head, version)))
+
+
+def test_a_head_of_four_gigabytes_takes_no_memory(tmp_path):
+    path = write(tmp_path, "a.npy", b"\x93NUMPY\x02\x00" + (2**32 - 1).to_bytes(4, "little") + b"{}" + b" " * 5000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(FrameError, match="npy header"):
+            open_source(path)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_blank_beyond_all_numbers_is_refused(tmp_path):
+    raw = frame_bytes(np.zeros((16, 16), np.int16), {})
+    with pytest.raises(FrameError, match="BLANK is no number"):
+        open_source(write(tmp_path, "a.fits", with_card(raw, "BLANK   = 1.0E999")))
+
+
+@pytest.mark.parametrize(
+    "card", ["NAXIS   =  1000000000000000000", "TFIELDS = 'abc'", "TFORM1  = 5", "ZCMPTYPE= 'XXX'"]
+)
+def test_damaged_tables_of_compressed_images_are_refused(tmp_path, card):
+    raw = compressed_bytes(np.zeros((16, 16), np.int16))
+    with pytest.raises(FrameError):
+        open_source(write(tmp_path, "a.fz", with_card(raw, card, unit=1))).read_rows(0, 16)

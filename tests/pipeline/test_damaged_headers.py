@@ -140,7 +140,7 @@ def test_what_crashed_or_hung_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 def test_spoilt_at_random() -> None:
     """A few hundred frames; ``tests/stress/fuzz_headers.py`` does the same at length."""
-    ends = [(seed, end) for seed, end, _ in fuzz(300, first=20_000_000, seconds=5.0)]
-    assert len(ends) == 300
+    ends = [(seed, end) for seed, end, _ in fuzz(200, first=20_000_000, seconds=5.0)]
+    assert len(ends) == 200
     assert not [found for found in ends if is_fault(found[1])]
-    assert 60 < sum(end == "used" for _, end in ends) < 240
+    assert 40 < sum(end == "used" for _, end in ends) < 160

@@ -151,8 +151,9 @@ def npy_header(stream: BinaryIO | BufferedIOBase) -> tuple[tuple[int, ...], bool
         raise ValueError(f"version {version} is for record arrays")
     start = stream.tell()
     length = int.from_bytes(stream.read(2 * version[0]), "little")  # of two bytes, or of four in version 2
-    if len(stream.read(min(length, LONGEST_PADDED_NPY_HEAD)).rstrip()) > LONGEST_NPY_HEAD:
-        raise ValueError(f"it is damaged: more than {LONGEST_NPY_HEAD} characters describe no image")
+    # NumPy would make room for all of it before it looks at its length.
+    if length > LONGEST_PADDED_NPY_HEAD or len(stream.read(length).rstrip()) > LONGEST_NPY_HEAD:
+        raise ValueError(f"it is damaged: {length} characters describe no image")
     stream.seek(start)
     try:
         return readers[version](stream)
