@@ -170,7 +170,7 @@ def stack(
     require_gpu : bool
         Turn every fall back to the CPU into an error.
     memory : int or str, optional
-        Bytes, or text such as "4GB" or "50%"; half of what is available.
+        Bytes, or text such as "4GB" or "50%"; default: half of what is available, in small containers up to 1 GB.
     workers : int, optional
         Threads; as many as this process may use.
     maps : bool

@@ -206,7 +206,7 @@ def _add_resources(group: Group) -> None:
     group.add_argument("--require-gpu", action="store_true", help="fail rather than use the CPU (default: no)")
     group.add_argument(
         "--memory", type=_memory, metavar="SIZE",
-        help="memory to use, e.g. 4GB, 512MiB or 50%% of what is available (default: 50%%)",
+        help="memory to use, e.g. 4GB, 512MiB or 50%% of what is available (default: 50%%, or up to 1GB of 80%%)",
     )  # fmt: skip
     group.add_argument(
         "--workers", type=_positive, metavar="N", help="threads (default: the cores this process may use)"
