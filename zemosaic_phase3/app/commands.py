@@ -115,6 +115,8 @@ def run_stack(args: argparse.Namespace, console: Console) -> None:
             workers=args.workers,
             maps=args.maps,
             overwrite=args.overwrite,
+            preview=outputs.preview,
+            report=None if outputs.report == STANDARD_OUTPUT else outputs.report,
             progress=progress,
         )
     if outputs.preview is not None:

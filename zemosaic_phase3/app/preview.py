@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from zemosaic_phase3.app.png import write_png
+from zemosaic_phase3.pipeline.outputs import PREVIEW_SIDE_PX
 from zemosaic_phase3.robust import MAD_TO_SIGMA
 
 SEPARATOR_PX: Final = 4  # width of the line between the two halves of a comparison
@@ -209,7 +210,7 @@ def save_png(
     image: np.ndarray,
     path: Path | str,
     *,
-    max_side: int = 1600,
+    max_side: int = PREVIEW_SIDE_PX,
     before: np.ndarray | None = None,
     flip_vertical: bool = False,
 ) -> Path:
@@ -254,7 +255,12 @@ def save_png(
 
 
 def before_after_png(
-    before: np.ndarray, after: np.ndarray, path: Path | str, *, max_side: int = 1600, flip_vertical: bool = False
+    before: np.ndarray,
+    after: np.ndarray,
+    path: Path | str,
+    *,
+    max_side: int = PREVIEW_SIDE_PX,
+    flip_vertical: bool = False,
 ) -> Path:
     """Write one frame and the master beside each other, stretched alike (:func:`side_by_side`).
 

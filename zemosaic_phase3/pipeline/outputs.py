@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -69,16 +72,81 @@ def frames_columns(rows: Sequence[FrameRow]) -> dict[str, Any]:
     }
 
 
-def check_output(output: str | os.PathLike[str], *, overwrite: bool) -> None:
-    """Refuse before the work starts what could not be written at its end.
+PREVIEW_SIDE_PX: Final = 1600  # longest side of a preview
+HEADER_BYTES: Final = 1 << 16  # of all units of a tile; a camera's header has a hundred cards of 80 bytes
+FRAME_ROW_BYTES: Final = 1 << 10  # of the table of frames, and of its entry in a report, which is longer
+REPORT_ROW_BYTES: Final = 1 << 11
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The files that a run will write; None: not wanted."""
+
+    tile: Path
+    maps: bool = False
+    preview: Path | None = None
+    report: Path | None = None
+
+    def sizes(self, shape: Sequence[int], n_frames: int) -> dict[Path, int]:
+        """Return what each will take at most, bytes, for a tile of a shape (H, W) or (H, W, 3)."""
+        height, width, channels = (*shape, 1)[:3]
+        samples = height * width * channels
+        tile = 4 * samples + height * width + HEADER_BYTES
+        if self.maps:
+            tile += 4 * 4 * samples + n_frames * FRAME_ROW_BYTES
+        sizes = {self.tile: tile}
+        if self.preview is not None:
+            sizes[self.preview] = min(height, PREVIEW_SIDE_PX) * (min(width, PREVIEW_SIDE_PX) * channels + 1) + 4096
+        if self.report is not None:
+            sizes[self.report] = n_frames * REPORT_ROW_BYTES + 4096
+        return sizes
+
+
+def check_room(sizes: Mapping[Path, int]) -> None:
+    """Refuse before the work starts what the disks have no room for; files on the same disk count together.
+
+    A file that will be replaced takes its room until the new one is whole.
 
     Raises
     ------
     OutputError
-        The file exists and ``overwrite`` is False, it is a folder, its folder does not exist or may not be written,
-        or its name asks for compression.
+        Names the first file on the disk, what is needed and what is free, bytes.
+    """
+    on_disk: dict[int, list[Path]] = {}
+    for path in sizes:
+        on_disk.setdefault(path.parent.stat().st_dev, []).append(path)
+    for paths in on_disk.values():
+        needed, free = sum(sizes[path] for path in paths), shutil.disk_usage(paths[0].parent).free
+        if needed > free:
+            files = " and ".join(map(str, paths))
+            raise OutputError(
+                f"{files}: {needed} bytes are needed and {free} are free; make room or choose another disk"
+            )
+
+
+def check_output(output: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Refuse before the work starts what could not be written at its end.
+
+    A symbolic link in the place of the file counts as a file: with ``overwrite`` it is replaced by one, and what it
+    points to stays as it is.
+
+    Raises
+    ------
+    OutputError
+        The file exists and ``overwrite`` is False, it is a folder, its folder does not exist or may not be written, its
+        name is too long or asks for compression, or it is a link that leads back to itself.
     """
     path = Path(output)
+    try:
+        path.stat()
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        if exc.errno == errno.ENAMETOOLONG:
+            length = len(os.fsencode(path.name))
+            raise OutputError(f"{path}: the name is too long ({length} bytes); choose a shorter one") from exc
+        if exc.errno == errno.ELOOP:
+            raise OutputError(f"{path}: is a symbolic link that leads back to itself; remove it") from exc
     if path.name.lower().endswith(COMPRESSED_SUFFIXES):
         raise OutputError(f"{path}: tiles are written uncompressed; choose a name that ends in .fits")
     if path.is_dir():

@@ -19,7 +19,7 @@ from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.methods import DeviceName, canonical
 from zemosaic_phase3.pipeline.device_policy import POLICY, DevicePolicy, DeviceRequest
 from zemosaic_phase3.pipeline.input_list import list_inputs
-from zemosaic_phase3.pipeline.outputs import check_output, write_tile
+from zemosaic_phase3.pipeline.outputs import Wanted, check_output, check_room, write_tile
 from zemosaic_phase3.pipeline.tile import Stacker, Tile, build_tile
 from zemosaic_phase3.progress import Callback, timed
 from zemosaic_phase3.runtime import limits
@@ -41,6 +41,8 @@ def stack_files(
     workers: int | None = None,
     maps: bool = False,
     overwrite: bool = False,
+    preview: Path | None = None,
+    report: Path | None = None,
     progress: Callback | None = None,
     policy: DevicePolicy = POLICY,
 ) -> Tile:
@@ -69,7 +71,9 @@ def stack_files(
     maps : bool
         Write COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and FRAMES too.
     overwrite : bool
-        Replace an existing output.
+        Replace an existing output; a symbolic link is replaced, not followed.
+    preview, report : path, optional
+        Files that the caller will write beside; they count where room on the disk is looked for before the work.
     progress : callable, optional
         Called as ``progress(stage, done, total)``; may raise :class:`StackCancelled`.
     policy : DevicePolicy, optional
@@ -85,7 +89,7 @@ def stack_files(
     NoFramesError
         Nothing could be stacked.
     OutputError
-        The output exists, is itself an input, or cannot be written.
+        The output exists, is itself an input, or cannot be written; the disk has no room for it.
     PlanError
         The memory is less than this process uses already, or too small for one row.
     SpecError
@@ -99,9 +103,11 @@ def stack_files(
     allowed = _allowed_bytes("50%" if memory is None else memory)
     resources = Resources(workers=workers or limits.usable_cpus(), memory=allowed)
     request = DeviceRequest(wants_cpu=choice == "cpu", require_gpu=require_gpu or choice == "gpu")
+    wanted = None if output is None else Wanted(Path(output), maps, preview, report)
     tile = build_tile(
         listed.frames, stacker_of(policy, request, resources, progress), stack=stack, register=register, select=select,
         bayer=bayer, reference=reference, workers=resources.workers, allowed_bytes=allowed, progress=progress,
+        opened=None if wanted is None else lambda shape, n_frames: check_room(wanted.sizes(shape, n_frames)),
     )  # fmt: skip
     tile.report.warnings[:0] = listed.notes
     if output is not None:

@@ -72,6 +72,7 @@ def build_tile(
     workers: int = 1,
     allowed_bytes: int | None = None,
     progress: Callback | None = None,
+    opened: Callable[[tuple[int, ...], int], None] | None = None,
 ) -> Tile:
     """Open, scan, register, stack and finish: the whole way from descriptors to a tile in memory.
 
@@ -92,6 +93,9 @@ def build_tile(
         Memory the frames and the stack may take; None: half of what is available.
     progress : callable or None
         Called as ``progress(stage, done, total)``.
+    opened : callable or None
+        Called before a frame is read as ``opened(shape, n_frames)``, with the shape of the tile; what it raises ends
+        the run.
 
     Raises
     ------
@@ -108,6 +112,8 @@ def build_tile(
         group.require_some("opened")
         if allowed_bytes is not None:
             _check_memory(group, stack, register, workers, allowed_bytes)
+        if opened is not None:
+            opened(group.source(group.usable[0]).shape, len(group.rows))
     with timed(report, "measure"):
         find_stars = stack.needs_stars or select.needs_stars or register.mode in ("auto", "stars")
         scan_group(
