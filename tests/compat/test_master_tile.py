@@ -516,7 +516,7 @@ def test_frame_that_becomes_unreadable_while_stacking_is_dropped(
     made = make([*entries[:2], victim, entries[3]], listen=truncate)
     table = made.table
     assert table["USED"].tolist() == [True, True, False, True]
-    assert "truncated" in table["REASON"][2]
+    assert "written or replaced" in table["REASON"][2]
     assert (made.header["ZMT_NALGN"], made.header["MT_NFRAMES"], made.header["EXPTOTAL"]) == (4, 3, 30.0)
     assert made.retry == []
     assert np.isfinite(table["WEIGHT"][[0, 1, 3]]).all()
