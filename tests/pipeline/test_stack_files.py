@@ -17,22 +17,12 @@ from real_sky import cut_subs
 
 from zemosaic_phase3.app.summary import json_text, report_document
 from zemosaic_phase3.errors import NoFramesError, OutputError, PlanError, SpecError, StackCancelled
-from zemosaic_phase3.pipeline import stack_files as stack_files_module
 from zemosaic_phase3.pipeline.tile import Tile
 from zemosaic_phase3.simulate.session import SimulationTruth
 from zemosaic_phase3.spec import RegisterSpec, StackSpec
 from zemosaic_worker import stack_files
 
 PLAIN = StackSpec(normalize="none", weight="none", reject="none")
-
-
-@pytest.mark.parametrize(
-    ("available", "expected"), [(32e9, 16e9), (4e9, 2e9), (1.5e9, 1e9), (1e9, 0.8e9), (0.5e9, 0.4e9)]
-)
-def test_default_limit_is_half_but_for_small_containers(available, expected, monkeypatch):
-    monkeypatch.setattr(stack_files_module.limits, "available_memory", lambda: int(available) - 100_000_000)
-    monkeypatch.setattr(stack_files_module.limits, "current_rss_bytes", lambda: 100_000_000)
-    assert stack_files_module.default_limit() == int(expected)
 
 
 @pytest.fixture

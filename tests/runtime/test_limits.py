@@ -198,3 +198,12 @@ def test_capabilities_do_not_load_cupy_where_there_is_none(monkeypatch):
     finally:
         cuda.first_probe.cache_clear()
     assert (caps.gpu_available, caps.gpu_name, caps.gpu_vram_total_bytes) == (False, None, None)
+
+
+@pytest.mark.parametrize(
+    ("available", "expected"), [(32e9, 16e9), (4e9, 2e9), (1.5e9, 1e9), (1e9, 0.8e9), (0.5e9, 0.4e9)]
+)
+def test_default_limit_is_half_but_for_small_containers(available, expected, monkeypatch):
+    monkeypatch.setattr(limits_module, "available_memory", lambda: int(available) - 100_000_000)
+    monkeypatch.setattr(limits_module, "current_rss_bytes", lambda: 100_000_000)
+    assert limits_module.default_limit() == int(expected)

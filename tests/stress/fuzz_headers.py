@@ -15,7 +15,6 @@ import faulthandler
 import json
 import logging
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -70,6 +69,8 @@ def handle(path: Path, reference: object, seed: int) -> None:
 
 def work(first: int, count: int, seconds: float) -> None:
     """Handle frames one after the other and say, line by line, how each of them ended."""
+    import resource  # POSIX, like SIGALRM
+
     from header_case import originals, spoilt
 
     from zemosaic_phase3.errors import FrameError

@@ -72,6 +72,9 @@ CARDS = (
     "TFIELDS = 'abc'",
 )
 
+TABLE_CARDS = ("NAXIS   =  1000000000000000000", "TFIELDS = 'abc'", "TFORM1  = 5", "ZCMPTYPE= 'XXX'")
+"""Cards that the table of a compressed image cannot have."""
+
 NPY_HEADS = (
     "{[]: 1}", "{{}: 1}", "(" * 3000, "[" * 9000, "-" * 900 + "1", "-" * 9000 + "1", "not " * 2500 + "1", "9" * 5000,
     "{**{}}", "b'a'", "\0", "'\\N{x}'", "{'descr': '<f4'}", "{'descr': '|O', 'fortran_order': False, 'shape': (8, 8)}",

@@ -33,12 +33,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from zemosaic_phase3.app import doctor, summary
-from zemosaic_phase3.engine.cpu import MIN_ROWS, combine_slab, slab_plan
+from zemosaic_phase3.engine.cpu import combine_slab, slab_plan
 from zemosaic_phase3.engine.cpu import stack as stack_on_cpu
 from zemosaic_phase3.engine.job import Job, empty_result, make_job
 from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.engine.slab import SampleSlab
-from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS, stack_bytes
+from zemosaic_phase3.engine.slab_plan import FEW_ROWS, OUTPUT_MAPS, stack_bytes
 from zemosaic_phase3.errors import OutputError, PlanError, SpecError
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.io.open_frame import open_source
@@ -171,7 +171,7 @@ class BenchSpec:
 def needed_bytes(spec: BenchSpec) -> int:
     """Return the least memory a benchmark takes: the frames, a result, and the engine with the thinnest slabs."""
     engine = stack_bytes(
-        MIN_ROWS, n_frames=spec.frames, height=spec.height, width=spec.width, channels=spec.channels,
+        FEW_ROWS, n_frames=spec.frames, height=spec.height, width=spec.width, channels=spec.channels,
         workers=spec.threads,
     )  # fmt: skip
     return 4 * spec.n_samples + 4 * OUTPUT_MAPS * spec.height * spec.width * spec.channels + engine

@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from zemosaic_phase3 import __version__
-from zemosaic_phase3.runtime.limits import ContainerLimits, available_memory, container_limits, memory_text, usable_cpus
+from zemosaic_phase3.runtime.limits import (
+    ContainerLimits,
+    available_memory,
+    container_limits,
+    default_limit,
+    memory_text,
+    usable_cpus,
+)
 
 if TYPE_CHECKING:
     from zemosaic_phase3.engine.gpu_check import Usability
@@ -83,7 +90,7 @@ def machine_facts() -> list[tuple[str, str]]:
         *_cache_facts(),
         *_gpu_facts(cuda_module.probe(), usability()),
         ("stack would", f"use the {'GPU' if takes_gpu else 'CPU'}{why},"),
-        ("", f"{cpus} workers, {memory_text(available // 2)} of memory (half of what is available)"),
+        ("", f"{cpus} workers, {memory_text(default_limit())} of memory (unless --memory says otherwise)"),
     ]
 
 

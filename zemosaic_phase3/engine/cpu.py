@@ -22,7 +22,7 @@ from zemosaic_phase3.combine.kernel_arguments import KernelArguments
 from zemosaic_phase3.engine.job import Job, StackResult, empty_result, stack_what_can_be_read
 from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.engine.slab import Slab, expect_slab, slab_for, source_pixel_bytes, source_reach, stored_layout
-from zemosaic_phase3.engine.slab_plan import SlabPlan, plan_slabs, row_slabs
+from zemosaic_phase3.engine.slab_plan import FEW_ROWS, SlabPlan, plan_slabs, row_slabs
 from zemosaic_phase3.progress import Callback, notify
 from zemosaic_phase3.runtime.limits import available_memory
 from zemosaic_phase3.runtime.threads import parallel_map
@@ -33,7 +33,6 @@ logger = logging.getLogger("ZeMosaicWorker")
 SHARES_PER_WORKER = 4  # pieces of a slab, or of the frames, each worker gets, so that none waits long for the slowest
 SLAB_BYTES = 96 << 20  # samples in one slab; more memory than this does not make a stack faster
 WAITING_SHARE = 0.5  # of the workers' time that filling a slab computed; with less it waited for the disk
-MIN_ROWS = 8  # but a slab is not cut thinner than this for it: a rotated frame is read again for every slab it crosses
 
 
 def slab_plan(job: Job, resources: Resources) -> SlabPlan:
@@ -57,7 +56,7 @@ def slab_plan(job: Job, resources: Resources) -> SlabPlan:
         stored_bytes=stored_bytes,
         field_bytes=sum(field.nbytes for field in job.table.distortion),
         copied_maps=resources.copied_maps,
-        max_rows=resources.rows or max(MIN_ROWS, most),
+        max_rows=resources.rows or max(FEW_ROWS, most),
     )
 
 

@@ -91,7 +91,7 @@ class Card:
         self._runtime = self._cupy.cuda.runtime
         self._job, self._route, self._plan = job, route, plan
         self._scratch_limit = scratch_limit
-        self._chosen = job.kernel_arguments()
+        self._kernel_arguments = job.kernel_arguments()
         self._in_flight = min(2, plan.n_slabs)
         self._sent = 0  # batches
         self.bytes_h2d = 0
@@ -155,7 +155,7 @@ class Card:
         from zemosaic_phase3.resample.interpolation import needs_clamp, weight_table
         from zemosaic_phase3.resample.warp import radial_weight_table
 
-        spec, chosen = self._job.spec, self._chosen
+        spec, chosen = self._job.spec, self._kernel_arguments
         self._clamp = needs_clamp(spec.interpolation)
         radial = radial_weight_table(spec.radial_feather, spec.radial_power, spec.radial_floor)
         self._nodes = radial.size - 2
@@ -249,7 +249,7 @@ class Card:
 
         The maps of the slab before the last must have been collected.
         """
-        route, chosen, k = self._route, self._chosen, slab.number % self._in_flight
+        route, chosen, k = self._route, self._kernel_arguments, slab.number % self._in_flight
         size = (slab.rows.stop - slab.rows.start) * route.row_elements
         launch = launch_plan(route.n_frames, size, self._scratch_limit)
         text = combine_cuda.source(

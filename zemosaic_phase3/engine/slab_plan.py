@@ -19,7 +19,9 @@ KERNEL_PIXELS: Final = LANES  # pixels one worker rejects at a time
 KERNEL_SAMPLE_BYTES: Final = 41
 FRAME_BYTES: Final = 8 * KERNEL_PIXELS + 64  # per frame: its weight for every lane, counts
 TILE_BYTES: Final = 4 << 20  # samples opened at a time: few enough for the processor's caches, enough for a call
-FEW_ROWS: Final = 8  # of a slab: with less than these, fewer workers and higher slabs are better
+# Rows of a slab. A rotated frame is read again for every slab it crosses: with fewer rows than these, fewer workers and
+# higher slabs are better, and no slab is cut thinner only because more memory would not make a stack faster.
+FEW_ROWS: Final = 8
 OUTPUT_MAPS: Final = 5  # image, coverage, weight, rejected low, rejected high; four bytes each
 
 

@@ -437,11 +437,13 @@ def celestial_wcs(header: Header, pixel_shape: tuple[int, int], name: str) -> WC
 
     try:
         with without_warnings(FITSFixedWarning, AstropyUserWarning):
-            cards, fault, notes = wcs_cards_of(header)
+            cards, fault, sip_fault, notes = wcs_cards_of(header)
             for note in notes:
                 logger.info("%s: card %s", name, note)
             if fault:
                 raise ValueError(fault)
+            if sip_fault:
+                logger.warning("%s: card %s; the distortion (SIP) of its WCS is left out", name, sip_fault)
             is_colour_first = "-" in cards.get("CTYPE3", "")  # axes 2 and 3 are the sky
             # naxis=2 keeps a SIP polynomial, which astropy refuses beside a third axis.
             wcs = WCS(cards).celestial if is_colour_first else WCS(cards, naxis=2)

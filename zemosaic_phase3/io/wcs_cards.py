@@ -60,12 +60,15 @@ class WcsCards(NamedTuple):
         The cards that astropy may see.
     fault : str
         Why there is no WCS in spite of its cards; empty where there can be one.
+    sip_fault : str
+        Why the distortion (SIP) is left out; empty where it is not, or there is none.
     notes : list of str
-        What was left out, one line each, without the name of the frame.
+        What else was left out, one line each, without the name of the frame.
     """
 
     header: Header
     fault: str
+    sip_fault: str
     notes: list[str]
 
 
@@ -106,9 +109,8 @@ def wcs_cards_of(header: Header) -> WcsCards:
             sizes.add(key)
             kept.append(_good(card, key, value))
     if sip_fault:
-        notes.append(f"{sip_fault}; the distortion (SIP) is left out")
         kept = [_without_sip(card) for card in kept]
-    return WcsCards(Header([*kept, *([] if sip_fault else sip)]), fault, notes)
+    return WcsCards(Header([*kept, *([] if sip_fault else sip)]), fault, sip_fault, notes)
 
 
 def _cards(header: Header) -> Iterator[tuple[str, Card]]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from zemosaic_phase3.engine import cpu
 from zemosaic_phase3.engine.job import Job, StackResult, make_job
@@ -25,8 +25,6 @@ from zemosaic_phase3.pipeline.tile import Stacker, Tile, build_tile
 from zemosaic_phase3.progress import Callback, timed
 from zemosaic_phase3.runtime import limits
 from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
-
-SMALL_LIMIT: Final = 10**9  # bytes that a run takes by default if it can have them without more than 4/5 of all
 
 
 def stack_files(
@@ -68,7 +66,7 @@ def stack_files(
     require_gpu : bool
         Turn every fall back to the CPU into an error.
     memory : int or str, optional
-        Bytes, or text such as "4GB" or "50%"; default: see :func:`default_limit`.
+        Bytes, or text such as "4GB" or "50%"; default: see :func:`runtime.limits.default_limit`.
     workers : int, optional
         Threads; as many as this process may use.
     maps : bool
@@ -103,7 +101,7 @@ def stack_files(
         check_output(output, overwrite=overwrite)
         remove_strays(Path(output).parent)
     listed = list_inputs([inputs] if isinstance(inputs, str | os.PathLike) else list(inputs), output)
-    allowed = _allowed_bytes(default_limit() if memory is None else memory)
+    allowed = _allowed_bytes(limits.default_limit() if memory is None else memory)
     copied = OUTPUT_MAPS if maps and output is not None else 1
     resources = Resources(workers=workers or limits.usable_cpus(), memory=allowed, copied_maps=copied)
     request = DeviceRequest(wants_cpu=choice == "cpu", require_gpu=require_gpu or choice == "gpu")
@@ -148,16 +146,6 @@ def _on_gpu(job: Job, resources: Resources, progress: Callback | None) -> StackR
     if fault:
         raise GPUStackingError(fault)
     return result
-
-
-def default_limit() -> int:
-    """Return the bytes a run takes by default: half of what there is for it, or up to 1 GB of four fifths of that.
-
-    What the process has already counts as being there. The second rule is for small containers, in which half would
-    leave next to nothing beside Python and its packages.
-    """
-    available = limits.available_memory() + limits.current_rss_bytes()
-    return max(available // 2, min(available * 4 // 5, SMALL_LIMIT))
 
 
 def _allowed_bytes(memory: str | int) -> int:

@@ -173,6 +173,19 @@ def current_rss_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
+SMALL_LIMIT: Final = 10**9  # bytes that a run takes by default if it can have them without more than 4/5 of all
+
+
+def default_limit() -> int:
+    """Return the bytes a run takes by default: half of what there is for it, or up to 1 GB of four fifths of that.
+
+    What the process has already counts as being there. The second rule is for small containers, in which half would
+    leave next to nothing beside Python and its packages.
+    """
+    available = available_memory() + current_rss_bytes()
+    return max(available // 2, min(available * 4 // 5, SMALL_LIMIT))
+
+
 def give_back_freed_memory() -> None:
     """Return memory that was freed to the system, where the C library would keep it (glibc).
 
