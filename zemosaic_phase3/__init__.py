@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         ZeMosaicError,
     )
     from zemosaic_phase3.records import TileReport
-    from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
+    from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
 
 __version__ = "0.1.0"
 
@@ -42,12 +42,14 @@ _HOMES = {
     "StackCancelled": "errors",
     "ZeMosaicError": "errors",
     "TileReport": "records",
+    "CalibrationSpec": "spec",
     "RegisterSpec": "spec",
     "SelectSpec": "spec",
     "StackSpec": "spec",
 }
 
 __all__ = [
+    "CalibrationSpec",
     "DeviceError",
     "FrameError",
     "GPUStackingError",

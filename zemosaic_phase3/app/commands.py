@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from zemosaic_phase3.app import console as console_module
 from zemosaic_phase3.app import doctor, summary
-from zemosaic_phase3.app.options import NO_PREVIEW
+from zemosaic_phase3.app.options import NO_PREVIEW, calibration_of
 from zemosaic_phase3.app.signals import PROGRAM
 from zemosaic_phase3.errors import OutputError, SpecError
 from zemosaic_phase3.io.inputs import real_paths
@@ -95,6 +95,7 @@ def run_stack(args: argparse.Namespace, console: Console) -> None:
     from zemosaic_phase3.pipeline.stack_files import stack_files
 
     stack, register, select = specs_of(args)
+    calibration = calibration_of(args)
     outputs = _outputs(args)
     console_module.announce_compilation(console, quiet=args.quiet)
     with (
@@ -108,6 +109,7 @@ def run_stack(args: argparse.Namespace, console: Console) -> None:
             register=register,
             select=select,
             bayer=args.bayer,
+            calibration=calibration,
             reference=None if args.reference == "auto" else args.reference,
             device=args.device,
             require_gpu=args.require_gpu,

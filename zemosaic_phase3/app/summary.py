@@ -127,6 +127,7 @@ def print_summary(console: Console, tile: Tile, files: Mapping[str, Path | None]
     }
     print_columns(console, ["", *channels], [[label, *map(_number, values)] for label, values in rows.items()])
     facts = [("frames", f"{report.n_used} of {report.n_input} used; reference {Path(report.reference).name}")]
+    facts += _labelled("calibration", report.calibration)
     facts += _labelled("left out", dropped_lines(report.dropped))
     if report.all_rejected_pixels:
         facts.append(("rejected", f"{report.all_rejected_pixels} pixels lost every sample and show their median"))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from zemosaic_phase3.calibrate.wrapped_source import held_bytes
 from zemosaic_phase3.engine import cpu
 from zemosaic_phase3.engine.job import Job, StackResult, make_job
 from zemosaic_phase3.engine.resources import Resources
@@ -24,7 +26,7 @@ from zemosaic_phase3.pipeline.outputs import Wanted, check_output, check_room, w
 from zemosaic_phase3.pipeline.tile import Stacker, Tile, build_tile
 from zemosaic_phase3.progress import Callback, timed
 from zemosaic_phase3.runtime import limits
-from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
+from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
 
 
 def stack_files(
@@ -35,6 +37,7 @@ def stack_files(
     register: RegisterSpec | None = None,
     select: SelectSpec | None = None,
     bayer: str = "auto",
+    calibration: CalibrationSpec | None = None,
     reference: str | None = None,
     device: str = "auto",
     require_gpu: bool = False,
@@ -59,6 +62,8 @@ def stack_files(
         Methods; the defaults of the command line.
     bayer : str
         "auto" (header), "none", or a pattern such as "GRBG".
+    calibration : CalibrationSpec, optional
+        Calibration frames and cosmetic correction; the default learns defective photosites from the frames.
     reference : str, optional
         File the others are registered on; None chooses the best.
     device : {"auto", "cpu", "gpu"}
@@ -108,7 +113,8 @@ def stack_files(
     wanted = None if output is None else Wanted(Path(output), maps, preview, report)
     tile = build_tile(
         listed.frames, stacker_of(policy, request, resources, progress), stack=stack, register=register, select=select,
-        bayer=bayer, reference=reference, workers=resources.workers, allowed_bytes=allowed, copied_maps=copied,
+        bayer=bayer, calibration=calibration or CalibrationSpec(), reference=reference, workers=resources.workers,
+        allowed_bytes=allowed, copied_maps=copied,
         progress=progress,
         opened=None if wanted is None else lambda shape, n_frames: check_room(wanted.sizes(shape, n_frames)),
     )  # fmt: skip
@@ -126,9 +132,11 @@ def stacker_of(
 
     def stack(frames: list[Frame], spec: StackSpec, reference: int) -> StackResult:
         job = make_job(frames, spec, reference=reference)
+        held = held_bytes([frame.source for frame in frames])
+        left = replace(resources, memory=max(1, resources.memory - held)) if held and resources.memory else resources
         result, used = policy.stack(
-            lambda less_memory: _on_gpu(job, resources.tighter() if less_memory else resources, progress),
-            lambda: cpu.stack(job, resources, progress),
+            lambda less_memory: _on_gpu(job, left.tighter() if less_memory else left, progress),
+            lambda: cpu.stack(job, left, progress),
             request,
         )
         result.device = used
