@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zemosaic_phase3.api import Tile, stack
     from zemosaic_phase3.errors import (
+        CalibrationError,
         DeviceError,
         FrameError,
         GPUStackingError,
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Tile": "api",
     "stack": "api",
+    "CalibrationError": "errors",
     "DeviceError": "errors",
     "FrameError": "errors",
     "GPUStackingError": "errors",
@@ -49,6 +51,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "CalibrationError",
     "CalibrationSpec",
     "DeviceError",
     "FrameError",

@@ -10,7 +10,7 @@ from zemosaic_phase3.calibrate.wrapped_source import WrappedSource
 from zemosaic_phase3.io.frame import FrameSource
 
 AROUND: Final = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
-FEWEST: Final = 3  # sound neighbours of one colour that a replacement needs, of 8; with fewer the sample is invalid
+FEWEST: Final = 2  # sound neighbours of one colour that a replacement needs, of 8; with fewer the sample is invalid
 
 
 class DefectMap:

@@ -22,7 +22,7 @@ from zemosaic_phase3.calibrate.frame_facts import FrameFacts, distance, facts_of
 from zemosaic_phase3.calibrate.map_file import read_map
 from zemosaic_phase3.calibrate.wrapped_source import WrappedSource
 from zemosaic_phase3.engine.resources import Resources
-from zemosaic_phase3.errors import SpecError
+from zemosaic_phase3.errors import CalibrationError
 from zemosaic_phase3.io.pixel_files import ArraySource
 from zemosaic_phase3.pipeline.group import Group, scan_bytes
 from zemosaic_phase3.pipeline.masters import UNIT_RANGE, Master, Masters, cache_folder, master_key, open_masters
@@ -71,8 +71,10 @@ def calibrate_group(
 
     Raises
     ------
+    CalibrationError
+        Darks or flats that were named fit no light.
     SpecError
-        Calibration frames that were named fit no light, or the map of defects has another size.
+        The map of defects cannot be used.
     NoFramesError
         Nothing was found where calibration frames were named.
     """
@@ -198,7 +200,7 @@ class _Bench:
         return None, "there is: " + ", ".join(dict.fromkeys(reasons)) if reasons else ""
 
     def _require_use(self, lights: dict[int, FrameFacts]) -> None:
-        """Raise SpecError where darks or flats that were named fit no light.
+        """Raise CalibrationError where darks or flats that were named fit no light.
 
         Bias and dark-flats may serve the flats.
         """
@@ -207,7 +209,7 @@ class _Bench:
             if named and not any(master.used_by for master in named):
                 light = next(iter(lights.values()))
                 reason = next((text for text in self.missing if text.startswith(f"no {kind} ")), "")
-                raise SpecError(
+                raise CalibrationError(
                     f"none of the {kind}s fits any light: {reason or named[0].describe()}; lights: {light.describe()}; "
                     f"{kind}s: {'; '.join(master.facts.describe() for master in named[:3])}"
                 )
