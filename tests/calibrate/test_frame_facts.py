@@ -41,10 +41,12 @@ def test_kinds_of_cards(text, kind) -> None:
 @pytest.mark.parametrize(
     ("path", "kind"),
     [
-        ("Dark_10s_001.fits", "dark"), ("masterdark.fit", "dark"), ("darks/0001.fits", "dark"), ("x/flats/a.fits", "flat"),
-        ("Flat-Ha 3.fit", "flat"), ("bias_1.fits", "bias"), ("dark_flat_2.fits", "dark_flat"), ("FlatDark1.fits", "dark_flat"),
-        ("darkflats/1.fit", "dark_flat"), ("BarnardDarkNebula.fits", ""), ("M31_001.fits", ""), ("flatlands_1.fits", ""),
-        ("offsets/1.fits", "bias"),
+        ("Dark_10s_001.fits", "dark"), ("masterdark.fit", "dark"), ("darks/0001.fits", "dark"),
+        ("x/flats/a.fits", "flat"), ("Flat-Ha 3.fit", "flat"), ("bias_1.fits", "bias"),
+        ("dark_flat_2.fits", "dark_flat"),
+        ("FlatDark1.fits", "dark_flat"), ("darkflats/1.fit", "dark_flat"), ("BarnardDarkNebula.fits", ""),
+        ("M31_001.fits", ""),
+        ("flatlands_1.fits", ""), ("offsets/1.fits", "bias"),
     ],
 )  # fmt: skip
 def test_kinds_of_names(path, kind) -> None:
@@ -68,8 +70,9 @@ def test_facts_of_a_file(tmp_path) -> None:
     [
         ({}, ""), ({"exposure": 10.1}, ""), ({"exposure": 30.0}, "exposure 30 s"), ({"gain": 100.0}, "gain 100"),
         ({"offset": 10.0}, "offset 10"), ({"temperature": -7.5}, ""), ({"temperature": 0.0}, "temperature 0.0 C"),
-        ({"binning": "2x2"}, "binning 2x2"), ({"size": (48, 64)}, "size 64 x 48"), ({"camera": "Cam 2"}, "camera Cam 2"),
-        ({"camera": "CAM 1"}, ""), ({"gain": math.nan, "temperature": math.nan, "exposure": math.nan}, ""),
+        ({"binning": "2x2"}, "binning 2x2"), ({"size": (48, 64)}, "size 64 x 48"),
+        ({"camera": "Cam 2"}, "camera Cam 2"), ({"camera": "CAM 1"}, ""),
+        ({"gain": math.nan, "temperature": math.nan, "exposure": math.nan}, ""),
     ],
 )  # fmt: skip
 def test_what_fits_of_darks(change, why) -> None:
