@@ -145,7 +145,7 @@ def stacker_of(
     def stack(frames: list[Frame], spec: StackSpec, reference: int) -> StackResult:
         job = make_job(frames, spec, reference=reference)
         result, used = policy.stack(
-            lambda less_memory: _on_gpu(job, resources.tighter() if less_memory else resources, progress, finished),
+            lambda less_memory: stack_on_gpu(job, resources.tighter() if less_memory else resources, progress, finished),
             lambda: cpu.stack(job, resources, progress, finished),
             request,
         )
@@ -156,7 +156,7 @@ def stacker_of(
     return stack
 
 
-def _on_gpu(job: Job, resources: Resources, progress: Callback | None, finished: KeptRows | None) -> StackResult:
+def stack_on_gpu(job: Job, resources: Resources, progress: Callback | None, finished: KeptRows | None) -> StackResult:
     """Stack on the GPU; rows of one that failed are not kept for the CPU, nor for a later run."""
     from zemosaic_phase3.engine import gpu
 
