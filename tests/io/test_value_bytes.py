@@ -29,7 +29,9 @@ class Outer:
     parts: list[float] = field(default_factory=list)
 
 
-@given(hnp.arrays(st.sampled_from(["<f4", "<f8", ">f4", "<i8", "|b1", "<u2"]), hnp.array_shapes(min_dims=0, min_side=0)))
+@given(
+    hnp.arrays(st.sampled_from(["<f4", "<f8", ">f4", "<i8", "|b1", "<u2"]), hnp.array_shapes(min_dims=0, min_side=0))
+)
 def test_arrays_keep_their_bits(array: np.ndarray) -> None:
     back = from_bytes(to_bytes([array, array[..., None]]), ())
     assert [item.dtype for item in back] == [array.dtype] * 2

@@ -66,7 +66,12 @@ def assert_same(tile: Tile, expected: Tile) -> None:
     for name, values in expected.maps.items():
         assert tile.maps[name].tobytes() == values.tobytes(), name
     for ours, theirs in zip(tile.rows, expected.rows, strict=True):
-        assert (ours.name, ours.used, ours.scale, ours.weight) == (theirs.name, theirs.used, theirs.scale, theirs.weight)
+        assert (ours.name, ours.used, ours.scale, ours.weight) == (
+            theirs.name,
+            theirs.used,
+            theirs.scale,
+            theirs.weight,
+        )
         assert ours.rejected_percent == theirs.rejected_percent or not ours.used
     assert tile.report.rejected_high_percent == expected.report.rejected_high_percent
 
@@ -131,10 +136,9 @@ def test_a_stopped_stack_goes_on(
         if stage == "stack" and done == after:
             raise StackCancelled
 
-    with pytest.raises(StackCancelled):
-        with monkeypatch.context() as patch:
-            patch.setattr(cpu, "SLAB_BYTES", 1)  # slabs of 8 rows
-            stacked(subs, tmp_path / "o.fits", progress=stop)
+    with pytest.raises(StackCancelled), monkeypatch.context() as patch:
+        patch.setattr(cpu, "SLAB_BYTES", 1)  # slabs of 8 rows
+        stacked(subs, tmp_path / "o.fits", progress=stop)
     assert seen[-1] == ("stack", after, 12)
     again = stacked(subs, tmp_path / "o.fits")
     assert taken(again)[:2] == (7, 6)
@@ -234,9 +238,7 @@ def _damaged(path: Path) -> None:
         (_damaged, "malformed"),
     ],
 )
-def test_what_is_no_journal_is_left_alone_and_said(
-    subs: Path, tmp_path: Path, make: Any, said: str
-) -> None:
+def test_what_is_no_journal_is_left_alone_and_said(subs: Path, tmp_path: Path, make: Any, said: str) -> None:
     path = tmp_path / "o.fits.journal"
     make(path)
     before = path.read_bytes() if path.is_file() else None

@@ -142,9 +142,7 @@ def _stack_in_memory(
         )  # fmt: skip
 
 
-def _stack_once(
-    job: Job, plan: SlabPlan, progress: Callback | None, finished: FinishedRows | None
-) -> StackResult:
+def _stack_once(job: Job, plan: SlabPlan, progress: Callback | None, finished: FinishedRows | None) -> StackResult:
     arguments, result = job.kernel_arguments(), empty_result(job, plan.rows_per_slab)
     known = [] if finished is None else finished.restore(job, result)
     slab, slabs = slab_for(job, plan.rows_per_slab), list(slabs_to_do(job.shape[0], plan.rows_per_slab, known))

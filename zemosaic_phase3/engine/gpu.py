@@ -69,7 +69,8 @@ def _stack_slabs(
     if not todo:
         return result, 0
     slabs = functools.partial(cut, job, route, plan, todo)
-    counts_before, lost_before, waiting = result.frame_counts, result.all_rejected, []
+    counts_before, lost_before = result.frame_counts, result.all_rejected
+    waiting: list[slice] = []
     ahead = min(COPIES_AHEAD, plan.pinned_buffers - 1)
     collecting: deque[list[Future[tuple[str, np.ndarray]]]] = deque()  # one list per slab, its maps
     result.sums = {name: np.zeros(job.channels, np.int64) for name in SUMMED}

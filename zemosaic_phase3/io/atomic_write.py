@@ -83,7 +83,7 @@ def written_whole(target: Path, needed_bytes: int, *, overwrite: bool) -> Iterat
     """
     if not target.parent.is_dir():
         raise OutputError(f"{target}: folder {target.parent} does not exist; create it first")
-    temporary = target.parent / f"{TEMPORARY}{os.getpid()}-{_machine()}-{os.urandom(6).hex()}.tmp"
+    temporary = target.parent / f"{TEMPORARY}{os.getpid()}-{machine()}-{os.urandom(6).hex()}.tmp"
     try:
         with _output_errors(target):
             if not overwrite and (target.exists() or target.is_symlink()):
@@ -118,7 +118,7 @@ def remove_strays(folder: Path) -> list[Path]:
     gone = []
     for path in folder.glob(f"{TEMPORARY}*.tmp"):
         pid, _, rest = path.name.removeprefix(TEMPORARY).partition("-")
-        most = STRAY_SECONDS if rest.startswith(f"{_machine()}-") else FOREIGN_STRAY_SECONDS
+        most = STRAY_SECONDS if rest.startswith(f"{machine()}-") else FOREIGN_STRAY_SECONDS
         with contextlib.suppress(OSError):
             is_old = time.time() - path.stat().st_mtime > most
             if pid.isdecimal() and is_old and not psutil.pid_exists(int(pid)):
@@ -127,7 +127,7 @@ def remove_strays(folder: Path) -> list[Path]:
     return gone
 
 
-def _machine() -> str:
+def machine() -> str:
     """Return a short text that stands for this machine in the names of temporary files."""
     return hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
 

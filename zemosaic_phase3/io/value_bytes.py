@@ -98,7 +98,9 @@ def _made(found: Any, arrays: memoryview, known: Mapping[str, type]) -> Any:
         return datetime.fromisoformat(found["time"])
     if "array" in found:
         dtype, shape = np.dtype(found["array"]), tuple(found["shape"])
-        flat = np.frombuffer(arrays, dtype, int(np.prod(shape, dtype=np.int64)), found["at"]) if np.prod(shape) else None
+        flat = (
+            np.frombuffer(arrays, dtype, int(np.prod(shape, dtype=np.int64)), found["at"]) if np.prod(shape) else None
+        )
         return np.empty(shape, dtype) if flat is None else flat.reshape(shape).copy()
     if "class" in found:
         made = {name: _made(value, arrays, known) for name, value in found["fields"].items()}

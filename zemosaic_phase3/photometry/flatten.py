@@ -123,7 +123,9 @@ class FlattenedSource(FrameSource):
     def origin(self) -> Origin | None:
         """Where the frame comes from, and the surface."""
         inner = self._inner.origin
-        return None if inner is None else inner._replace(recipe=f"{inner.recipe} flattened {self._terms.tobytes().hex()}")
+        return (
+            None if inner is None else inner._replace(recipe=f"{inner.recipe} flattened {self._terms.tobytes().hex()}")
+        )
 
     def require_unchanged(self) -> None:
         """Make sure that the frame's file is still the one that was opened."""

@@ -151,7 +151,11 @@ class Journal:
 
     def keep_band(self, job: str, first: int, last: int, data: bytes) -> None:
         """Keep finished rows of a stack."""
-        self._do(lambda db: db.execute("INSERT OR REPLACE INTO band VALUES (?, ?, ?, ?, ?)", (job, first, last, time.time(), data)))
+        self._do(
+            lambda db: db.execute(
+                "INSERT OR REPLACE INTO band VALUES (?, ?, ?, ?, ?)", (job, first, last, time.time(), data)
+            )
+        )
 
     def forget_bands(self, *jobs: str, older_than: float = OLD_SECONDS) -> None:
         """Give up the rows of some stacks, and those of any that nobody went on with for so many seconds."""

@@ -28,7 +28,7 @@ class Kept:
     notes: list[str] = field(default_factory=list)
 
     def tell(self, report: TileReport) -> None:
-        """Note in a report what came from the journal and what was wrong with it; the stack is written, rows serve no more."""
+        """Note in a report what came from the journal and what was wrong with it; the stack is written."""
         report.warnings += self.notes
         if self.journal is None or self.frames is None or self.rows is None:
             return
@@ -75,7 +75,9 @@ def kept_for(
     rows = KeptRows(journal)
     notes = []
     if others := journal.of_other_versions():
-        notes.append(f"the journal {path} has {others} records of other versions, which are not used; --fresh removes them")
+        notes.append(
+            f"the journal {path} has {others} records of other versions, which are not used; --fresh removes them"
+        )
     try:
         yield Kept(journal, KeptFrames(journal), rows, notes)
     finally:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from zemosaic_phase3.detection.star_finder import StarList
 from zemosaic_phase3.io.value_bytes import digest, from_bytes, to_bytes
-from zemosaic_phase3.pipeline.journal import Journal, version
 from zemosaic_phase3.pipeline.group import Scan
+from zemosaic_phase3.pipeline.journal import Journal, version
 from zemosaic_phase3.records import FrameStats, Registration
 
 if TYPE_CHECKING:
@@ -63,7 +63,9 @@ class KeptFrames:
         self._seals[source.name] = digest(data)
         self._journal.keep("measured", origin, _measuring(origin.recipe, spec, find_stars, measure), data)
 
-    def registered(self, source: FrameSource, reference: FrameSource, spec: RegisterSpec, how: str) -> Registration | None:
+    def registered(
+        self, source: FrameSource, reference: FrameSource, spec: RegisterSpec, how: str
+    ) -> Registration | None:
         """Return how a frame lies on a reference; None: not known."""
         origin, key = source.origin, self._registering(source, reference, spec, how)
         data = None if origin is None or key is None else self._journal.find("registered", origin, key)

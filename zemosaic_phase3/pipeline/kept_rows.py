@@ -146,7 +146,7 @@ class _Counts(NamedTuple):
 
 
 def _job_key(job: Job) -> str:
-    """Return what stands for a stack: its frames as they are, its numbers, its methods; empty if a frame has no file."""
+    """Return what stands for a stack: its frames as they are, its numbers, its methods; "": a frame has no file."""
     origins: list[Origin] = [origin for source in job.sources if (origin := source.origin) is not None]
     if len(origins) < len(job.sources) or job.sample_weight is not None:
         return ""

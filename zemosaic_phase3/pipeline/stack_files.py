@@ -145,7 +145,9 @@ def stacker_of(
     def stack(frames: list[Frame], spec: StackSpec, reference: int) -> StackResult:
         job = make_job(frames, spec, reference=reference)
         result, used = policy.stack(
-            lambda less_memory: stack_on_gpu(job, resources.tighter() if less_memory else resources, progress, finished),
+            lambda less_memory: stack_on_gpu(
+                job, resources.tighter() if less_memory else resources, progress, finished
+            ),
             lambda: cpu.stack(job, resources, progress, finished),
             request,
         )
