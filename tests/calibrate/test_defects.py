@@ -150,7 +150,9 @@ def test_frames_are_chosen_all_over_the_session() -> None:
     chosen = chosen_frames(10_000)
     assert len(chosen) == 25
     assert chosen[0] == 0
-    assert chosen[-1] == 9_999
+    assert chosen[-1] == 8191
+    assert chosen_frames(8192) == chosen_frames(16_383) == chosen  # a further night changes nothing
+    assert chosen_frames(60)[-1] == 59
 
 
 def test_flux_of_stars_and_sky_after_the_correction() -> None:

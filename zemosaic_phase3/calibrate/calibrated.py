@@ -26,12 +26,14 @@ class CalibratedSource(WrappedSource):
         Master dark or bias, ADU, of the shape in which the light is stored: (H, W) for mosaics.
     flat : ndarray float32 or None
         From :func:`relative_flat`.
+    recipe : str
+        Stands for both; "" if a later run cannot know them again.
     """
 
     __slots__ = ("_dark", "_flat")
 
-    def __init__(self, source: FrameSource, dark: np.ndarray | None, flat: np.ndarray | None) -> None:
-        super().__init__(source, np.dtype(np.float32))
+    def __init__(self, source: FrameSource, dark: np.ndarray | None, flat: np.ndarray | None, recipe: str = "") -> None:
+        super().__init__(source, np.dtype(np.float32), recipe)
         self._dark, self._flat = dark, flat
 
     @property

@@ -8,6 +8,7 @@ import numpy as np
 
 from zemosaic_phase3.calibrate.wrapped_source import WrappedSource
 from zemosaic_phase3.io.frame import FrameSource
+from zemosaic_phase3.io.value_bytes import digest
 
 AROUND: Final = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 FEWEST: Final = 2  # sound neighbours of one colour that a replacement needs, of 8; with fewer the sample is invalid
@@ -48,6 +49,7 @@ class DefectMap:
         few = np.count_nonzero(self.neighbours >= 0, axis=1) < FEWEST
         self.neighbours[few] = -1
         self.leaves_gaps = bool(few.any())
+        self.seal = digest(str((self.shape, step)), self.places.tobytes())
 
     def __len__(self) -> int:
         """Return the number of defective photosites, those of whole columns and rows among them."""
@@ -117,7 +119,8 @@ class CosmeticSource(WrappedSource):
     __slots__ = ("_defects",)
 
     def __init__(self, source: FrameSource, defects: DefectMap) -> None:
-        super().__init__(source, np.dtype(np.float32) if defects.leaves_gaps else source.dtype)
+        dtype = np.dtype(np.float32) if defects.leaves_gaps else source.dtype
+        super().__init__(source, dtype, f"defects {defects.seal}")
         self._defects = defects
 
     def expect_rows(self, y0: int, y1: int) -> None:

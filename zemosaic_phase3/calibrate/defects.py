@@ -26,6 +26,7 @@ from zemosaic_phase3.runtime.threads import parallel_map
 logger = logging.getLogger("ZeMosaicWorker")
 
 MOST_FRAMES: Final = 25  # lights that are looked at, spread over the session
+FEW_FRAMES: Final = 64  # of which all are chosen from
 FEWEST_FRAMES: Final = 5  # with fewer nothing is learned
 STANDS_OUT: Final = 3.0  # sigma of the difference from the neighbours, in more than half of the frames
 SHARE: Final = 0.10  # of a defect's excess that the photosites beside it stay below; of a star of 1.3 px: 0.28
@@ -57,7 +58,12 @@ class _Look:
 
 
 def chosen_frames(count: int, most: int = MOST_FRAMES) -> list[int]:
-    """Return which of so many frames are looked at: at most ``most``, spread evenly."""
+    """Return which of so many frames are looked at: at most ``most``, spread evenly.
+
+    Of many, over the first power of two: frames of a further night leave the choice, and so the map and all that was
+    measured with it, as they were.
+    """
+    count = count if count <= FEW_FRAMES else 1 << (count.bit_length() - 1)
     return sorted({round(k) for k in np.linspace(0, count - 1, min(most, count))})
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from astropy.io.fits import Header
     from astropy.wcs import WCS
 
+    from zemosaic_phase3.io.origin import Origin
+
 
 class WrappedSource(FrameSource):
     """A frame inside another one.
@@ -27,15 +29,18 @@ class WrappedSource(FrameSource):
         The frame inside.
     dtype : numpy.dtype
         What ``read_rows`` gives: uint16 or float32.
+    recipe : str
+        Stands for what is done to the samples, in all its numbers; "" if a later run cannot know it again.
     """
 
-    __slots__ = ("inner",)
+    __slots__ = ("_recipe", "inner")
 
-    def __init__(self, source: FrameSource, dtype: np.dtype) -> None:
+    def __init__(self, source: FrameSource, dtype: np.dtype, recipe: str = "") -> None:
         for name in ("name", "height", "width", "channels", "cfa", "_codec", "_header", "_wcs"):
             setattr(self, name, getattr(source, name))
         self.dtype = dtype
         self.inner = source
+        self._recipe = recipe
 
     def deferred_header(self) -> Callable[[], Header]:
         """Read the header of the frame, and return what makes it."""
@@ -56,6 +61,12 @@ class WrappedSource(FrameSource):
     def expect_rows(self, y0: int, y1: int) -> None:
         """Have the system fetch rows of the frame."""
         self.inner.expect_rows(y0, y1)
+
+    @property
+    def origin(self) -> Origin | None:
+        """Where the frame inside comes from, and what is done to it."""
+        inner = self.inner.origin if self._recipe else None
+        return None if inner is None else inner._replace(recipe=f"{inner.recipe} {self._recipe}")
 
     @property
     def held(self) -> list[np.ndarray]:

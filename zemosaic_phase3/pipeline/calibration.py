@@ -24,6 +24,7 @@ from zemosaic_phase3.calibrate.wrapped_source import WrappedSource
 from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.errors import CalibrationError
 from zemosaic_phase3.io.pixel_files import ArraySource
+from zemosaic_phase3.io.value_bytes import digest
 from zemosaic_phase3.pipeline.group import Group, scan_bytes
 from zemosaic_phase3.pipeline.masters import UNIT_RANGE, Master, Masters, cache_folder, master_key, open_masters
 from zemosaic_phase3.progress import Callback
@@ -116,6 +117,7 @@ class _Bench:
     report: TileReport
     missing: Counter[str] = field(default_factory=Counter)
     arrays: dict[tuple[object, ...], np.ndarray] = field(default_factory=dict)
+    seals: dict[int, str] = field(default_factory=dict)
     units: dict[str, bool] = field(default_factory=dict)
 
     def calibrate(self) -> list[np.ndarray]:
@@ -134,7 +136,8 @@ class _Bench:
                 darks[id(dark)] = dark
             if dark is None and flat is None:
                 continue
-            self.group.sources[i] = CalibratedSource(source, dark, flat)
+            recipe = f"calibrated {self._seal(dark)} {self._seal(flat)}"
+            self.group.sources[i] = CalibratedSource(source, dark, flat, recipe)
             for kind, master in (("dark", choice.dark), ("bias", choice.pedestal), ("flat", choice.flat)):
                 if master is not None and master.kind == kind:
                     done[f"{master.describe()}{self._scaled_text(choice, kind)}"] += 1
@@ -145,6 +148,14 @@ class _Bench:
         self.report.calibration += [f"{text}: {count} of {total} frames" for text, count in done.items()]
         self.report.warnings += [f"{count} of {total} frames: {text}" for text, count in self.missing.items()]
         return list(darks.values())
+
+    def _seal(self, pixels: np.ndarray | None) -> str:
+        """Return what stands for a master; made once of each."""
+        if pixels is None:
+            return "-"
+        if id(pixels) not in self.seals:
+            self.seals[id(pixels)] = digest(str(pixels.shape), pixels.tobytes())
+        return self.seals[id(pixels)]
 
     @staticmethod
     def _scaled_text(choice: _Choice, kind: str) -> str:
