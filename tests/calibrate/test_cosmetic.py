@@ -71,3 +71,22 @@ def test_maps_are_shared_and_counted_once() -> None:
     ]
     assert held_bytes(sources) == dark.nbytes + defects.places.nbytes + defects.neighbours.nbytes
     assert held_bytes([open_source(np.ones(SHAPE))]) == 0
+
+
+def test_where_a_frame_comes_from_tells_what_was_done_to_it(tmp_path) -> None:
+    """What a journal kept of a frame serves the frame with the same masters and defects, and no other."""
+    path = tmp_path / "a.npy"
+    np.save(path, np.ones(SHAPE, np.uint16))
+    plain = open_source(path)
+    defect = np.zeros(SHAPE, bool)
+    defect[3, 3] = True
+    recipes = [plain.origin.recipe]
+    for place in ((3, 3), (3, 4)):
+        defect[place] = True
+        twice = [CosmeticSource(open_source(path), DefectMap(defect, 1)).origin for _ in range(2)]
+        assert twice[0] == twice[1]
+        recipes.append(twice[0].recipe)
+    dark = np.zeros(SHAPE, np.float32)
+    recipes += [CalibratedSource(plain, dark, None, name).origin.recipe for name in ("one", "two")]
+    assert len(set(recipes)) == 5
+    assert CalibratedSource(plain, dark, None).origin is None  # nobody said which

@@ -358,3 +358,14 @@ def test_specifications() -> None:
         CalibrationSpec(dark_flat=(3,))
     with pytest.raises(SpecError, match="temperature tolerance"):
         CalibrationSpec(temperature_tolerance=-1)
+
+
+def test_origins_of_calibrated_lights_follow_the_masters(tmp_path) -> None:
+    sensor = Sensor()
+    lights = write_lights(tmp_path / "lights", sensor, n=2)
+    dark = write_set(tmp_path, sensor, "Dark", 0.0, 30.0, n=3)
+    one, again = (calibrated(lights, dark=dark)[0].source(0).origin for _ in range(2))
+    assert one is not None
+    assert one == again
+    (dark / "dark_30_02.fits").unlink()
+    assert calibrated(lights, dark=dark)[0].source(0).origin.recipe != one.recipe

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 UNITS: Final[Mapping[str, str]] = {
     "simulate": "frames",
+    "calibrate": "frames",
     "measure": "frames",
     "register": "frames",
     "stack": "slabs",
