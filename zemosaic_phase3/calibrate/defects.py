@@ -28,9 +28,14 @@ logger = logging.getLogger("ZeMosaicWorker")
 MOST_FRAMES: Final = 25  # lights that are looked at, spread over the session
 FEW_FRAMES: Final = 64  # of which all are chosen from
 FEWEST_FRAMES: Final = 5  # with fewer nothing is learned
-STANDS_OUT: Final = 3.0  # sigma of the difference from the neighbours, in more than half of the frames
+STANDS_OUT: Final = 2.2  # sigma of the difference from the neighbours, in more than half of the frames
 SHARE: Final = 0.10  # of a defect's excess that the photosites beside it stay below; of a star of 1.3 px: 0.28
-SURE_SHARE: Final = 0.14  # and below which they stay with a few errors added
+SURE_SHARE: Final = 0.14  # and below which they stay with a few errors added; more where all stars are wider:
+STAR_SHARE: Final = 0.5  # of what the sharper stars of the session share
+MOST_SHARE: Final = 0.3
+BRIGHT: Final = 30.0  # sigma of stars that tell how sharp the session is
+FEWEST_STARS: Final = 20  # of them
+DOUBT: Final = 1.5  # errors of the share that are taken from it before it is compared with SHARE
 SURE: Final = 3.5  # errors of the share that are added
 MOST_DEFECTS: Final = 0.02  # of all photosites; more are no defects but, for example, a mosaic that no card declares
 LINE_SIGMAS: Final = 6.0  # scatter of all columns (rows) that a bad one exceeds
@@ -86,24 +91,27 @@ def learn_defects(sources: Sequence[FrameSource], workers: int = 1) -> DefectMap
     -----
     Of a sample c, its 8 neighbours at 2 pixels (same colour on any sensor) and the four samples beside it, each with 6
     samples of its own colour at 3 pixels around: A = c - median of 8; B = mean of the middle two of the four
-    differences from the medians of 6. Medians over the frames decide: A beyond 3 sigma, and B plus 3.5 times its error
-    below 0.10 A. Of a star of 1.3 px FWHM in the middle of a photosite B is 0.28 A, of a wider one more.
+    differences from the lower part of their 6. Medians over the frames decide: A beyond 2.2 sigma, B not above 0.10 A,
+    and with 3.5 times its error below 0.14 A, or below half of what the sharper stars of these frames share, up to
+    0.30 A. Of a star of 1.3 px FWHM in the middle of a photosite B is 0.28 A, of a wider one more.
     """
     looks = [look for look in parallel_map(_look_or_none, sources, workers) if look is not None]
     if len(looks) < FEWEST_FRAMES:
         return None
     height, width = sources[0].height, sources[0].width
     step = 2 if sources[0].cfa else 1
-    half = len(looks) // 2
-    candidates = [_seen_often([getattr(look, kind) for look in looks], half) for kind in ("hot", "cold")]
+    candidates = [_seen_often([getattr(look, kind) for look in looks], height * width) for kind in ("hot", "cold")]
     count = sum(map(len, candidates))
     if count > 2 * MOST_DEFECTS * height * width:
         logger.info("%d photosites stand out: no defects of a sensor", count)
         return None
     defect = np.zeros((height, width), bool)
-    sigma = float(np.mean(np.median([look.sigma for look in looks], axis=0)))
+    noise = np.median([look.sigma for look in looks], axis=0)
+    sigma = float(np.mean(noise))
     if count:
-        _confirm(defect, candidates[0], candidates[1], sources, sigma, workers)
+        shown = [(source, look.hot) for source, look in zip(sources, looks, strict=False)][:: max(1, len(looks) // 2)]
+        sure = _sure_share(shown, (height, width), sigma) if len(looks) == len(sources) else SURE_SHARE
+        _confirm(defect, candidates[0], candidates[1], sources, noise, sure, workers)
     if np.count_nonzero(defect) > MOST_DEFECTS * height * width:
         logger.info("%d photosites stand out: no defects of a sensor", np.count_nonzero(defect))
         return None
@@ -216,14 +224,48 @@ def _standing_out(padded: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndar
     return np.concatenate(hot), np.concatenate(cold)
 
 
-def _seen_often(found: list[np.ndarray], half: int) -> np.ndarray:
-    """Return the indices that stand in more than ``half`` of the lists."""
-    values, counts = np.unique(np.concatenate(found), return_counts=True)
-    return values[counts > half]
+def _seen_often(found: list[np.ndarray], size: int) -> np.ndarray:
+    """Return the indices, below ``size``, that stand in more than half of the lists; none stands in a list twice."""
+    counts = np.zeros(size, np.uint8)
+    for places in found:
+        counts[places] += 1
+    return np.flatnonzero(counts > len(found) // 2)
+
+
+def _sure_share(shown: list[tuple[FrameSource, np.ndarray]], shape: tuple[int, int], sigma: float) -> float:
+    """Return the share below which the photosites beside a defect surely stay, from the stars of a few frames.
+
+    Parameters
+    ----------
+    shown : list of (FrameSource, ndarray)
+        Frames, and the flat indices of what stands out in each.
+    shape : tuple of int
+        (H, W).
+    sigma : float
+        Noise of one sample.
+    """
+    shares = []
+    for source, places in shown:
+        if not places.size:
+            continue
+        middle, _ = _around(np.sort(places), shape, [source], 1)
+        own, beside = _excess(middle, np.ones(places.size, bool))
+        share = np.sort(beside, axis=1)[:, 1:3].mean(axis=1) / np.maximum(own, 1e-9)
+        shares.append(share[(own > BRIGHT * sigma) & (share > SURE_SHARE)])
+    stars = np.concatenate(shares) if shares else np.empty(0)
+    if stars.size < FEWEST_STARS:
+        return SURE_SHARE
+    return float(np.clip(STAR_SHARE * np.percentile(stars, 10.0), SURE_SHARE, MOST_SHARE))
 
 
 def _confirm(
-    defect: np.ndarray, hot: np.ndarray, cold: np.ndarray, sources: Sequence[FrameSource], sigma: float, workers: int
+    defect: np.ndarray,
+    hot: np.ndarray,
+    cold: np.ndarray,
+    sources: Sequence[FrameSource],
+    noise: np.ndarray,
+    sure: float,
+    workers: int,
 ) -> None:
     """Mark those of the candidates, flat indices of what is too bright or too dark, that are narrower than any star."""
     height, width = defect.shape
@@ -238,12 +280,14 @@ def _confirm(
     scatter = np.concatenate([part[1] for part in parts])
     own, beside = _excess(middle, sign > 0)
     y, x = np.divmod(places, width)
-    noise = np.maximum(scatter, sigma)
+    step = len(noise)
+    least = STANDS_OUT * noise[y % step, x % step]
+    scatter = np.maximum(scatter, float(np.mean(noise))) / len(sources) ** 0.5
     sound = np.ones((places.size, 4), bool)
     for _ in range(1 + CLUSTER_ROUNDS):
-        share, error = _shared(beside, sound, noise / len(sources) ** 0.5)
+        share, error = _shared(beside, sound, scatter)
         share[sign < 0] = np.abs(share[sign < 0])
-        found = (own > STANDS_OUT * sigma) & (share < SHARE * own) & (share + SURE * error < SURE_SHARE * own)
+        found = (own > least) & (share - DOUBT * error < SHARE * own) & (share + SURE * error < sure * own)
         defect[y[found], x[found]] = True
         now = ~np.stack([defect[_mirrored(y + dy, height), _mirrored(x + dx, width)] for dy, dx in BESIDE], axis=1)
         if np.array_equal(now, sound):
