@@ -42,7 +42,7 @@ LINE_SIGMAS: Final = 6.0  # scatter of all columns (rows) that a bad one exceeds
 LINE_NOISE: Final = 0.25  # and sigmas of a sample
 LINE_SAMPLES: Final = 64  # rows of each colour that a column's level is taken from
 BAND: Final = 64  # rows worked on at a time, so that they stay in the processor's cache
-AT_ONCE: Final = 50_000  # candidates: 125 MB of samples around them
+AT_ONCE: Final = 10_000  # candidates: 25 MB of samples around them
 CLUSTER_ROUNDS: Final = 2  # looking again beside what was found
 
 RING: Final = ((-2, -2), (-2, 0), (-2, 2), (0, -2), (0, 2), (2, -2), (2, 0), (2, 2))
@@ -163,7 +163,7 @@ def _look(source: FrameSource) -> _Look | None:
                 return None
             for found, into in zip(_standing_out(padded, STANDS_OUT * sigma[a, b]), (hot, cold), strict=True):
                 y, x = np.divmod(found, plane.shape[1])
-                into.append((step * y + a) * source.width + step * x + b)
+                into.append(((step * y + a) * source.width + step * x + b).astype(np.int32))
     return _Look(np.concatenate(hot), np.concatenate(cold), sigma, columns, rows)
 
 
@@ -246,9 +246,12 @@ def _sure_share(shown: list[tuple[FrameSource, np.ndarray]], shape: tuple[int, i
     """
     shares = []
     for source, places in shown:
+        pixels = source.read_rows(0, source.height)
+        bright = np.sort(places[pixels.reshape(-1)[places] > _level(pixels) + BRIGHT * sigma])
+        places = bright[:: 1 + bright.size // AT_ONCE]
         if not places.size:
             continue
-        middle, _ = _around(np.sort(places), shape, [source], 1)
+        middle, _ = _around(places, shape, [source], 1)
         own, beside = _excess(middle, np.ones(places.size, bool))
         share = np.sort(beside, axis=1)[:, 1:3].mean(axis=1) / np.maximum(own, 1e-9)
         shares.append(share[(own > BRIGHT * sigma) & (share > SURE_SHARE)])
