@@ -84,6 +84,7 @@ def test_lights_of_a_sensor_come_out_as_its_truth(tmp_path, cfa) -> None:
     assert "flat of 6 frames" in text
     assert "bias of 6 frames" in text
     assert "subtracted from the flats" in text
+    assert "not needed" not in text
     assert "6 of 6 frames" in text
     assert report.warnings == []
 
@@ -262,6 +263,35 @@ def test_lights_that_are_calibrated_already_are_told(tmp_path) -> None:
     dark = write_set(tmp_path, sensor, "Dark", 0.0, 30.0, n=2)
     _, report = calibrated(lights, dark=dark)
     assert "2 of 2 frames say that they are calibrated already (CALSTAT BDF)" in report.warnings[0]
+
+
+def test_files_of_another_kind_among_those_named(tmp_path) -> None:
+    sensor = Sensor()
+    lights = write_lights(tmp_path / "lights", sensor, n=1)
+    mixed = write_set(tmp_path, sensor, "Dark", 0.0, 30.0, n=3)
+    write(mixed / "x.fits", sensor.expose(2e4, 30.0, 1), cards("Flat", 30.0))
+    group, report = calibrated(lights, dark=mixed)
+    assert "dark of 3 frames" in report.calibration[0]
+    assert report.warnings == ["files named as dark are flat by their headers or names: 1 of them left out"]
+    wrong = tmp_path / "caps"
+    for i in range(2):
+        write(wrong / f"{i}.fits", sensor.expose(0.0, 30.0, 50 + i), cards("Light", 30.0))  # with the cap on
+    group, report = calibrated(lights, dark=wrong)
+    assert group.source(0).dtype == np.float32
+    assert report.warnings == ["files named as dark are light by their headers or names: taken as dark all the same"]
+
+
+def test_what_was_named_and_not_needed_is_said_and_a_dark_of_the_flats_serves_them(tmp_path) -> None:
+    sensor = Sensor(cfa=None)
+    lights = write_lights(tmp_path / "lights", sensor, n=1)
+    dark = write_set(tmp_path, sensor, "Dark", 0.0, 30.0)
+    bias = write_set(tmp_path, sensor, "Bias", 0.0, 0.0, n=3)
+    _, report = calibrated(lights, dark=dark, bias=bias)
+    assert report.calibration[-1].startswith("not needed: bias of 3 frames (0 s, gain 80")
+    flat = write_set(tmp_path, sensor, "Flat", 2_000.0, 8.0)
+    write_set(tmp_path, sensor, "Dark", 0.0, 8.0, n=4)
+    _, report = calibrated(lights, dark=dark, flat=flat)
+    assert any(line.startswith("dark of 4 frames") and "from the flats" in line for line in report.calibration)
 
 
 def test_what_cannot_be_opened(tmp_path) -> None:

@@ -147,6 +147,10 @@ class _Bench:
         total = len(lights)
         self.report.calibration += [f"{text}: {count} of {total} frames" for text, count in done.items()]
         self.report.warnings += [f"{count} of {total} frames: {text}" for text, count in self.missing.items()]
+        unused = [master.describe() for master in self.masters.found if master.explicit and not master.used_by]
+        if unused:
+            more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+            self.report.calibration.append(f"not needed: {'; '.join(unused[:3])}{more}")
         return list(darks.values())
 
     def _seal(self, pixels: np.ndarray | None) -> str:
@@ -301,14 +305,14 @@ class _Bench:
         return self.arrays[key]
 
     def _pedestal_of_flat(self, flat: Master) -> Master | None:
-        """Return the dark-flat of the nearest exposure, else the bias, that fits a flat."""
+        """Return the dark-flat of the nearest exposure, else a dark of its exposure, else the bias, that fits a flat."""
         wanted = replace(flat.facts, kind="light")
-        for kind in ("dark_flat", "bias"):
+        for kind in ("dark_flat", "dark", "bias"):
             master, _ = self._nearest(kind, wanted)
             if master is None:
                 continue
             ratio = master.facts.exposure / flat.facts.exposure if flat.facts.exposure > 0.0 else math.nan
-            if kind == "bias" or not max(ratio, 1.0 / ratio if ratio > 0.0 else 1.0) > FLAT_EXPOSURES:
+            if kind != "dark_flat" or not max(ratio, 1.0 / ratio if ratio > 0.0 else 1.0) > FLAT_EXPOSURES:
                 master.used_by += 1
                 return master
         return None

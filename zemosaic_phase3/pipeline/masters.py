@@ -193,7 +193,7 @@ def open_masters(
             sources = _opened(expand_inputs(paths), notes)
             if not sources:
                 raise NoFramesError(f"no {kind.replace('_', '-')} can be opened: {notes[-1]}")
-            masters += _sorted_into(sources, kind, tolerance, notes)
+            masters += _sorted_into(_of_kind(sources, kind, notes), kind, tolerance)
     if library is not None:
         found = _opened(_files_below(Path(library)), notes)
         known = [facts for facts in found if facts[1].kind in FITS_KIND]
@@ -204,7 +204,7 @@ def open_masters(
             )
         for one in FITS_KIND:
             some = [pair for pair in known if pair[1].kind == one]
-            masters += [replace(m, explicit=False) for m in _sorted_into(some, one, tolerance, notes)]
+            masters += [replace(m, explicit=False) for m in _sorted_into(some, one, tolerance)]
     return masters, notes
 
 
@@ -233,16 +233,25 @@ def _opened(paths: Iterable[Path], notes: list[str]) -> list[tuple[FrameSource, 
     return opened
 
 
-def _sorted_into(
-    frames: list[tuple[FrameSource, FrameFacts]], kind: str, tolerance: float, notes: list[str]
-) -> list[Master]:
+def _of_kind(
+    frames: list[tuple[FrameSource, FrameFacts]], kind: str, notes: list[str]
+) -> list[tuple[FrameSource, FrameFacts]]:
+    """Leave out files of another kind from those named as one; where all say so, what the user says holds."""
+    fitting = [(source, facts) for source, facts in frames if facts.kind in ("", kind)]
+    named, count = kind.replace("_", "-"), len(frames) - len(fitting)
+    if not count:
+        return frames
+    others = ", ".join(sorted({facts.kind.replace("_", "-") for _, facts in frames} - {named, ""}))
+    done = f"{count} of them left out" if fitting else f"taken as {named} all the same"
+    notes.append(f"files named as {named} are {others} by their headers or names: {done}")
+    return fitting or frames
+
+
+def _sorted_into(frames: list[tuple[FrameSource, FrameFacts]], kind: str, tolerance: float) -> list[Master]:
     """Put frames that belong together into one master each; a finished master stands alone."""
     masters: list[Master] = []
-    others: dict[str, int] = {}
     temperatures: dict[int, list[float]] = {}
     for source, facts in sorted(frames, key=lambda pair: (_known(pair[1].temperature), pair[0].name)):
-        if facts.kind not in ("", kind):
-            others[facts.kind] = others.get(facts.kind, 0) + 1
         of_kind = replace(facts, kind=kind)  # type: ignore[arg-type]
         if kind != "flat":
             of_kind = replace(of_kind, filter="")  # whichever was in the way of no light
@@ -262,9 +271,6 @@ def _sorted_into(
     for master in masters:
         if kind == "dark":
             master.facts = replace(master.facts, temperature=float(np.median(temperatures[id(master)])))
-    for other, count in others.items():
-        was, is_called = kind.replace("_", "-"), other.replace("_", "-")
-        notes.append(f"{count} files named as {was} are called {is_called} by their header or name; taken as {was}")
     return masters
 
 
