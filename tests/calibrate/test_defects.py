@@ -112,6 +112,16 @@ def test_steps_of_a_border_are_no_columns() -> None:
     assert learn_defects(session(added=added)) is None
 
 
+def test_sky_cut_off_at_zero_has_no_bad_columns() -> None:
+    """Dark-subtracted and stored without sign: half of all samples are 0, and medians are 0 or not by chance."""
+    for seed in range(4):
+        frames = []
+        for frame in session(n=10, fwhm=3.0, drift=2.0, seed=seed):
+            pixels = frame.read_rows(0, SHAPE[0])
+            frames.append(open_source(np.maximum(pixels, 1000) - np.uint16(1000)))
+        assert learn_defects(frames) is None
+
+
 def test_an_undeclared_mosaic_has_no_defects() -> None:
     frames = session(bayer="RGGB", n=8, colours=(0.3, 1.0, 0.5))
     grey = [open_source(frame.read_rows(0, SHAPE[0]), bayer="none") for frame in frames]

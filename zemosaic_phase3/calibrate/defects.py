@@ -39,8 +39,8 @@ DOUBT: Final = 1.5  # errors of the share that are taken from it before it is co
 SURE: Final = 3.5  # errors of the share that are added
 MOST_DEFECTS: Final = 0.02  # of all photosites; more are no defects but, for example, a mosaic that no card declares
 LINE_SIGMAS: Final = 6.0  # scatter of all columns (rows) that a bad one exceeds
-LINE_NOISE: Final = 0.25  # and sigmas of a sample
-LINE_SAMPLES: Final = 64  # rows of each colour that a column's level is taken from
+LINE_NOISE: Final = 0.4  # and sigmas of a sample
+LINE_SAMPLES: Final = 96  # rows of each colour that a column's level is taken from
 BAND: Final = 64  # rows worked on at a time, so that they stay in the processor's cache
 AT_ONCE: Final = 10_000  # candidates: 25 MB of samples around them
 CLUSTER_ROUNDS: Final = 2  # looking again beside what was found
@@ -193,13 +193,15 @@ def _plane_sigma(padded: np.ndarray) -> float:
 
 
 def _sigma(difference: np.ndarray) -> float:
-    """Robust standard deviation about 0: from the MAD, and where steps of the numbers hide that, from the mean."""
+    """Robust standard deviation about 0: from the MAD, and from the 80th percentile where that tells more.
+
+    It does where the sky is cut off at 0, so that half of the differences are next to none, or lies on few levels.
+    """
     if difference.size == 0:
         return 0.0
     size = np.abs(difference)
-    by_median = MAD_TO_SIGMA * float(np.median(size))
-    inner = size[size <= np.percentile(size, 99.0)]
-    return max(by_median, 1.2533 * float(np.mean(inner)) if by_median == 0.0 else 0.0)
+    middle, upper = np.percentile(size, (50.0, 80.0))
+    return float(max(MAD_TO_SIGMA * middle, upper / 1.2816)) or 1.2533 * float(np.mean(size))
 
 
 def _standing_out(padded: np.ndarray, limit: float) -> tuple[np.ndarray, np.ndarray]:
@@ -399,17 +401,24 @@ def _bad_lines(levels: list[np.ndarray], sigma: float, step: int) -> np.ndarray:
         Between lines of one colour.
     """
     level = np.median(levels, axis=0)
-    away = np.empty_like(level)
+    if not np.isfinite(level).any():
+        return np.empty(0, np.intp)
+    away, rough, wide = (np.empty_like(level) for _ in range(3))
     for parity, line in enumerate(level):
         for b in range(step):
             own = np.pad(line[b::step], 2, mode="reflect")
             n = own.size - 4
             near = np.sort([own[k : k + n] for k in (0, 1, 3, 4)], axis=0)
             value = own[2 : 2 + n]
+            # Of what is wider than one line, those on both sides differ more from each other than the line from them.
+            sides = [np.abs(own[k : k + n] - own[m : m + n]) for k, m in ((0, 1), (3, 4))]
+            wide[parity, b::step] = 2.0 * np.minimum(sides[0], sides[1])
+            rough[parity, b::step] = np.abs(value - 0.5 * (near[1] + near[2]))
             away[parity, b::step] = np.maximum(value - near[2], 0.0) + np.minimum(value - near[1], 0.0)
-    scatter = MAD_TO_SIGMA * float(np.median(np.abs(level - np.median(level))))
-    local = MAD_TO_SIGMA * float(np.median(np.abs(np.diff(level[:, ::step], axis=1)))) / 2.0**0.5
-    limit = max(LINE_SIGMAS * min(scatter, local), LINE_NOISE * sigma)
-    bad = (away > limit).all(axis=0) | (away < -limit).all(axis=0)
+    # The tail counts too: medians of samples that are cut off at 0, or of half a bright disc, are not Gaussian.
+    scatter = max(MAD_TO_SIGMA * float(np.nanmedian(rough)), float(np.nanpercentile(rough, 95.0)) / 1.96)
+    limit = max(LINE_SIGMAS * scatter, LINE_NOISE * sigma)
+    limits = np.maximum(limit, wide)
+    bad = (away > limits).all(axis=0) | (away < -limits).all(axis=0)
     found = np.flatnonzero(bad)
     return found if found.size <= MOST_DEFECTS * bad.size else found[:0]

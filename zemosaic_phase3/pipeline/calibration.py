@@ -305,7 +305,7 @@ class _Bench:
         return self.arrays[key]
 
     def _pedestal_of_flat(self, flat: Master) -> Master | None:
-        """Return the dark-flat of the nearest exposure, else a dark of its exposure, else the bias, that fits a flat."""
+        """Return the dark-flat of the nearest exposure, else a dark of its exposure, else the bias of a flat."""
         wanted = replace(flat.facts, kind="light")
         for kind in ("dark_flat", "dark", "bias"):
             master, _ = self._nearest(kind, wanted)
