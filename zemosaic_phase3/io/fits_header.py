@@ -222,7 +222,7 @@ def card_value(header: Header, key: str) -> Any:
 def given_value(cards: Mapping[str, Any], key: str) -> str | bool | int | float | None:
     """Return a plain value of a header that a caller gave, whatever that is; None where there is none."""
     try:
-        value = cards[key] if key in cards else None
+        value = cards.get(key)
     except Exception as exc:  # noqa: BLE001 - a header of astropy reads its cards now, and a caller's may be anything
         logger.debug("card %s is not used: %s", key, exc)
         return None

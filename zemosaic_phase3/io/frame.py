@@ -186,7 +186,8 @@ class FrameSource(abc.ABC):
     def some_cards(self, keys: Collection[str]) -> dict[str, Any]:
         """Return the values of those cards that the header has, read as well as they can be and without astropy.
 
-        ``keys``: a set. See :func:`io.frame_kind.read_cards`; a header that came with the descriptor replaces the file's.
+        ``keys``: a set. See :func:`io.frame_kind.read_cards`; a header that came with the descriptor replaces the
+        file's.
 
         Raises
         ------

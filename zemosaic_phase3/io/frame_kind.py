@@ -1,7 +1,7 @@
 """What a frame is: light, dark, flat, bias or a finished stack; its filter, exposure, gain, binning and camera.
 
-Programs write this in many dialects, see ``docs/frames.md``. Only the few cards that tell are read, and from their bytes:
-ten thousand frames cost about a second, and a card that breaks the standard costs nothing but itself.
+Programs write this in many dialects, see ``docs/frames.md``. Only the few cards that tell are read, and from their
+bytes: ten thousand frames cost about a second, and a card that breaks the standard costs nothing but itself.
 """
 
 from __future__ import annotations
@@ -47,7 +47,20 @@ CARD_KEYS: Final = frozenset(
 
 _PICTURE_TYPES: Final[Mapping[int, KindName]] = {1: "light", 2: "bias", 3: "dark", 4: "flat"}  # PICTTYPE of SBIG
 _LIGHT_WORDS: Final = frozenset(
-    "light lights lightframe object obj science sci target tricolor snapshot sub image".split()
+    (
+        "light",
+        "lights",
+        "lightframe",
+        "object",
+        "obj",
+        "science",
+        "sci",
+        "target",
+        "tricolor",
+        "snapshot",
+        "sub",
+        "image",
+    )
 )
 _STACK_WORDS: Final = ("master", "stack", "integration", "integrated", "combined", "coadd")
 _NOTHING: Final = frozenset({"", "n/a", "na", "unknown", "undefined", "null", "-", "?"})
@@ -160,7 +173,7 @@ def read_cards(raw: bytes, keys: Collection[str]) -> dict[str, Any]:
 
 
 def _loose_value(text: str) -> str | bool | int | float:
-    """Value of a card from what stands behind its equals sign; text as it stands where it is nothing else."""
+    """Return the value of a card from what stands behind its equals sign; text as it stands where it is nothing else."""
     text = text.lstrip()
     if text.startswith("'"):
         found = _TEXT.match(text)
@@ -188,9 +201,9 @@ def frame_kind(cards: Mapping[str, Any], name: str) -> FrameKind:
 
     Notes
     -----
-    The header wins over the name. Of the header: a type that names a calibration frame; a number of stacked exposures above 1;
-    a type that names a master or a stack; the marks of ASTAP, PixInsight and of this program. A light that says it is one
-    exposure is one, whatever its name. The name decides where the header does not.
+    The header wins over the name. Of the header: a type that names a calibration frame; a number of stacked exposures
+    above 1; a type that names a master or a stack; the marks of ASTAP, PixInsight and of this program. A light that
+    says it is one exposure is one, whatever its name. The name decides where the header does not.
     """
     path = PurePath(name)
     named = facts_of_name(path.name, path.parent.name)
@@ -337,7 +350,7 @@ def _first_text(cards: Mapping[str, Any], keys: Collection[str]) -> str:
 
 
 def _number(value: object) -> float:
-    """Number of a card; nan where it is none."""
+    """Return the number of a card; nan where it is none."""
     if value is None or isinstance(value, bool):
         return math.nan
     try:

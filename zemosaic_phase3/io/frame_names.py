@@ -16,7 +16,7 @@ _SUFFIX: Final = re.compile(r"(\.(fits?|fts|fz|gz|npy))+(\[\w+\])?( \(\d+\))?$",
 _STACKS: Final = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        r"(?:dso_)?stacked[-_ ]?(?P<count>\d+)[-_ ]",  # Seestar: Stacked_57_M 31_10.0s_...; Dwarf: stacked-16_...; ASIAIR
+        r"(?:dso_)?stacked[-_ ]?(?P<count>\d+)[-_ ]",  # Seestar: Stacked_57_M 31_...; Dwarf: stacked-16_...; ASIAIR
         r"stack_(?:\d+bits?_)?(?P<count>\d+)frames",  # SharpCap: Stack_32bits_20frames_200s
         r"result_\d+s$",  # Siril's scripts
         r"autosave\d*(?:\.tif)?$",  # DeepSkyStacker
@@ -25,7 +25,9 @@ _STACKS: Final = tuple(
         r"(?!(?:pp_)?(?:dark|flat|bias|offset)s?_stacked$).*[-_](?P<end>stacked)$",  # Siril: r_pp_light_stacked; ASTAP
     )
 )
-_EXPOSURES: Final = re.compile(r"(?:^|[-_ ,])(?P<count>\d{1,6}) ?x ?(?P<exposure>\d+(?:\.\d+)?) ?s(?:ec)?(?:[-_ ,]|$)", re.I)
+_EXPOSURES: Final = re.compile(
+    r"(?:^|[-_ ,])(?P<count>\d{1,6}) ?x ?(?P<exposure>\d+(?:\.\d+)?) ?s(?:ec)?(?:[-_ ,]|$)", re.I
+)
 _CALIBRATION: Final = re.compile(
     r"(?:pp_)?(?:master[-_ ]?)?(?P<word>dark[-_ ]?flat|flat[-_ ]?dark|dark|flat|bias|offset)s?"
     r"(?:$|[-_ ](?:frame|master|stacked|gain|bin|exp|\d|[-_ ])|\d+$)",

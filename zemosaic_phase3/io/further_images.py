@@ -1,7 +1,7 @@
 """Further images in a file that was opened by its first one.
 
-Cameras with several chips write one image each, and programs put maps of weights, errors and masks behind the image. The
-former are frames; the latter are told by their names, their kind of numbers and their size.
+Cameras with several chips write one image each, and programs put maps of weights, errors and masks behind the image.
+The former are frames; the latter are told by their names, their kind of numbers and their size.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Further:
 def further_images(source: FrameSource) -> Further:
     """Look for further images in the file of a source; a file that ends with its first image is not opened again.
 
-    An image is a frame if it has the shape and the kind of numbers of the first one, and no name that means a map. One of
-    another shape is noted, small pictures and maps are not. A tile of this program is one image.
+    An image is a frame if it has the shape and the kind of numbers of the first one, and no name that means a map. One
+    of another shape is noted, small pictures and maps are not. A tile of this program is one image.
 
     Raises
     ------

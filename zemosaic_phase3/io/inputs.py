@@ -23,8 +23,8 @@ _COMPRESSIONS: Final = (".bz2", ".gz", ".xz", ".zst", ".z", ".lz4", ".zip")
 class Found:
     """What inputs stand for.
 
-    ``paths``: the frames; ``others``: how many files of which other kinds were passed over; ``below``: how many frames lie in
-    folders below those that were named, by folder, where these were not taken.
+    ``paths``: the frames; ``others``: how many files of which other kinds were passed over; ``below``: how many frames
+    lie in folders below those that were named, by folder, where these were not taken.
     """
 
     paths: list[Path] = field(default_factory=list)
@@ -40,8 +40,8 @@ class Found:
         if self.below:
             n, folders = sum(self.below.values()), len(self.below)
             notes.append(
-                f"{n} more {'frame' if n == 1 else 'frames'} in {folders} {'folder' if folders == 1 else 'folders'} below, such "
-                f"as {next(iter(self.below))}, not taken: --recursive takes them"
+                f"{n} more {'frame' if n == 1 else 'frames'} in {folders} {'folder' if folders == 1 else 'folders'} below, "
+                f"such as {next(iter(self.below))}, not taken: --recursive takes them"
             )
         return notes
 
@@ -57,8 +57,8 @@ def find_inputs(inputs: Iterable[str | os.PathLike[str]], *, recursive: bool = F
     Parameters
     ----------
     inputs : iterable of path
-        A folder stands for its FITS and ``.npy`` files (hidden ones are left out). A path or pattern that matches nothing
-        is kept, so that opening it reports it by name.
+        A folder stands for its FITS and ``.npy`` files (hidden ones are left out). A path or pattern that matches
+        nothing is kept, so that opening it reports it by name.
     recursive : bool
         A folder stands for the files in all folders below it too; each folder once, whatever links lead to it.
 
@@ -73,7 +73,8 @@ def find_inputs(inputs: Iterable[str | os.PathLike[str]], *, recursive: bool = F
         Nothing was found at all; says what lies there instead.
     """
     items = [Path(item) for item in inputs]
-    found, files = Found(), {}
+    found = Found()
+    files: dict[Path, Path] = {}
     named = [path for item in items for path in _expand(item, found, recursive)]
     for real, path in zip(real_paths(named), named, strict=True):
         files.setdefault(real, path)

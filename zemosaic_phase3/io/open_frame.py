@@ -45,8 +45,9 @@ def open_source(descriptor: object, *, bayer: str = "auto") -> FrameSource:
     ----------
     descriptor : ndarray, path, dict, FrameSource or Frame
         Array (H, W), (H, W, 3) or, with H, W > 4, (3, H, W); path of a FITS file (plain, ``.gz``, tile-compressed; of
-        several images in it the first, with ``[2]`` behind the name that of unit 2) or of an ``.npy`` cache; dict with ``data``, ``array``, ``path_preprocessed_cache`` or ``path`` (in this order),
-        and optionally ``name``, ``header`` and ``wcs``, which override the file's.
+        several images in it the first, with ``[2]`` behind the name that of unit 2) or of an ``.npy`` cache; dict with
+        ``data``, ``array``, ``path_preprocessed_cache`` or ``path`` (in this order), and optionally ``name``,
+        ``header`` and ``wcs``, which override the file's.
     bayer : str
         "auto" (what the header says), "none" (a mosaic is taken as mono) or the pattern as it applies to row 0 of the
         array. Images of three planes are never debayered.

@@ -10,10 +10,11 @@ RAW_SUFFIXES: Final = (
 )  # fmt: skip
 """Of camera raw files; most of them begin as TIFF does."""
 
-SIDE_FILES: Final = frozenset(
-    ".png .jpg .jpeg .gif .webp .json .txt .log .csv .tsv .pdf .html .htm .md .xml .ini .cfg .yaml .yml .toml .db .seq "
-    ".lst .info .wcs .axy .corr .match .rdls .solved .xyls .ini .py .sh .bat .tmp .npz .dwarf".split()
-)
+SIDE_FILES: Final = frozenset((
+    ".axy", ".bat", ".cfg", ".corr", ".csv", ".db", ".gif", ".htm", ".html", ".info", ".ini", ".jpeg", ".jpg", ".json",
+    ".log", ".lst", ".match", ".md", ".npz", ".pdf", ".png", ".py", ".rdls", ".seq", ".sh", ".solved", ".tmp", ".toml",
+    ".tsv", ".txt", ".wcs", ".webp", ".xml", ".xyls", ".yaml", ".yml",
+))  # fmt: skip
 """Of files that lie beside frames and are none: pictures to look at, logs, settings."""
 
 _BEGINNINGS: Final = (

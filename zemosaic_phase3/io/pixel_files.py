@@ -243,7 +243,7 @@ class PixelFile(FrameSource):
 
     @property
     def storage(self) -> tuple[object, ...]:
-        """Whatever makes the same stored bytes the same samples: two frames that differ in it cannot be compared by bytes."""
+        """What makes equal stored bytes equal samples: frames that differ in it cannot be compared by their bytes."""
         place = self._place
         return (type(self).__name__, place.gzipped, place.order, self._codec, self.shape)
 

@@ -37,8 +37,8 @@ def same_exposures(sources: Mapping[int, FrameSource], starts: Mapping[int, str]
 
     Notes
     -----
-    Frames of one value throughout are no exposures, and not told here. A frame that cannot be read is left to whoever reads
-    it next.
+    Frames of one value throughout are no exposures, and not told here. A frame that cannot be read is left to whoever
+    reads it next.
     """
     files = {i: source for i, source in sources.items() if isinstance(source, PixelFile)}
     leader = {i: i for i in files}  # of equal frames the first
@@ -78,7 +78,7 @@ def _really_same(
 
 
 def _sample(source: PixelFile) -> bytes:
-    """A few blocks of the stored pixels; of a .gz its checksum and length; empty for what cannot be compared."""
+    """Return a digest of a few blocks of the stored pixels; of a .gz its checksum and length."""
     with file_errors(source.name), Path(source.place.path).open("rb", buffering=0) as stream:
         if source.place.gzipped:
             stream.seek(-8, 2)
@@ -92,7 +92,7 @@ def _sample(source: PixelFile) -> bytes:
 
 
 def _span(source: PixelFile) -> tuple[int, int]:
-    """Where the stored pixels begin and end in the file; of a compressed image to the end of the file."""
+    """Return where the stored pixels begin and end in the file; of a compressed image its end is that of the file."""
     start = source.place.offset
     if isinstance(source, TileCompressedFile):
         return start, source.identity.size
@@ -101,7 +101,7 @@ def _span(source: PixelFile) -> tuple[int, int]:
 
 
 def _whole(source: PixelFile) -> bytes:
-    """Digest of all stored pixels; raises ValueError for a frame of one value."""
+    """Return a digest of all stored pixels; raises ValueError for a frame of one value."""
     if source.place.gzipped:
         return _digest(source.read_rows(0, source.height))
     digest = hashlib.blake2b(digest_size=16)
@@ -124,12 +124,12 @@ def _whole(source: PixelFile) -> bytes:
 
 
 def _decoded(source: PixelFile) -> bytes:
-    """Digest of all samples as they are read, whatever the format."""
+    """Return a digest of all samples as they are read, whatever the format."""
     return _digest(source.read_rows(0, source.height))
 
 
 def _digest(pixels: np.ndarray) -> bytes:
-    """Digest of samples; raises ValueError for those of one value."""
+    """Return a digest of samples; raises ValueError for those of one value."""
     if pixels.size and pixels.min() == pixels.max():
         raise ValueError("one value throughout")
     return hashlib.blake2b(np.ascontiguousarray(pixels).data, digest_size=16).digest()

@@ -1,7 +1,8 @@
 """Which of the frames that were opened belong to the stack: decided once, by what their headers and names say.
 
-Finished stacks, darks, flats and bias frames among lights, frames of another filter and second copies are left out, each with
-its reason; what merely differs (object, gain, exposure, camera, binning) is said. The rules are in ``docs/frames.md``.
+Finished stacks, darks, flats and bias frames among lights, frames of another filter and second copies are left out,
+each with its reason; what merely differs (object, gain, exposure, camera, binning) is said. The rules are in
+``docs/frames.md``.
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ TWO_UNEQUAL: Final = 4.0  # weights of two frames: one always outweighs the othe
 class Choice:
     """What a user said of the choice.
 
-    ``named``: real paths of the files named themselves, which stay whatever they are; ``filter``: the one to be stacked,
-    None: that of most frames.
+    ``named``: real paths of the files named themselves, which stay whatever they are; ``filter``: the one to be
+    stacked, None: that of most frames; ``any_filter``: all of them, and what differs is not told, because groups are
+    made of them.
     """
 
     named: frozenset[Path] = frozenset()
     filter: str | None = None
+    any_filter: bool = False
 
 
 def all_images(descriptor: object, first: FrameSource, opener: Callable[[Any], FrameSource] = open_source) -> tuple[
@@ -81,6 +84,8 @@ def choose_frames(group: Group, choice: Choice) -> None:
     _drop_copies(group, stays)
     _drop_calibration(group, stays)
     _drop_stacks(group, stays)
+    if choice.any_filter:
+        return
     if choice.filter is None:
         _drop_other_filters(group, stays)
     else:
@@ -111,14 +116,15 @@ def leave_out(row: FrameRow, reason: str) -> None:
 
 def _tell_further(group: Group) -> None:
     files = Counter(path for row in group.rows for path, unit in [split_unit(row.name)] if unit is not None)
-    files = Counter({path: n for path, n in files.items() if any(row.name == path for row in group.rows)})
+    whole = {row.name for row in group.rows}
+    files = Counter({path: n for path, n in files.items() if path in whole})  # not those named with their unit
     if files:
         path, n = files.most_common(1)[0]
         several = f"{len(files)} files hold" if len(files) > 1 else f"{Path(path).name} holds"
+        second = next(Path(row.name).name for row in group.rows if row.name.startswith(f"{path}["))
         group.notes.append(
-            f"{several} several images; each is a frame: {Path(path).name} and {n} more such as "
-            f"{next(Path(row.name).name for row in group.rows if row.name.startswith(f'{path}['))}; "
-            "name an image itself to stack it alone"
+            f"{several} up to {n + 1} images, and each is a frame: {Path(path).name}, {second}"
+            f"{', ...' if n > 1 else ''}; to stack some of them alone, name them so"
         )
 
 
@@ -136,7 +142,7 @@ def _drop_copies(group: Group, stays: Callable[[int], bool]) -> None:
 
 
 def _drop_calibration(group: Group, stays: Callable[[int], bool]) -> None:
-    """Leave out darks, flats and bias frames among lights. Without lights they are what is to be stacked, one kind at a time."""
+    """Leave out darks, flats and bias frames among lights; without lights they are stacked, one kind at a time."""
     kinds = Counter(facts_of(group, i).kind for i in group.usable)
     of_calibration = {i for i in group.usable if facts_of(group, i).is_calibration}
     if not of_calibration:
@@ -176,8 +182,8 @@ def _drop_stacks(group: Group, stays: Callable[[int], bool]) -> None:
             of = f"of {facts.count} exposures " if facts.count > 1 else ""
             leave_out(
                 group.rows[i],
-                f"it is a finished stack {of}({facts.because}) among single exposures; name the file itself, beside its "
-                "folder, to stack it all the same",
+                f"it is a finished stack {of}({facts.because}) among single exposures; name the file itself, beside "
+                "its folder, to stack it all the same",
             )
 
 
@@ -223,7 +229,9 @@ def _drop_other_filters(group: Group, stays: Callable[[int], bool]) -> None:
         own = facts_of(group, i).filter
         group.rows[i].drop(f"its filter is {own}, and {spelt[wanted]} is stacked; use --filter {_quoted(own)} for it")
     kept = "they are stacked together, as they were named" if not left else f"{spelt[wanted]} is stacked"
-    group.notes.append(f"{len(counts)} filters: {told}; {kept}. --filter NAME chooses one, --group-by filter stacks each")
+    group.notes.append(
+        f"{len(counts)} filters: {told}; {kept}. --filter NAME chooses one, --group-by filter stacks each"
+    )
 
 
 def _quoted(name: str) -> str:
@@ -284,10 +292,12 @@ def remarks_on_result(rows: Sequence[FrameRow]) -> list[str]:
             facts = used[top].facts
             what = f" (a stack of {facts.count})" if facts is not None and facts.count > 1 else ""
             notes.append(
-                f"{Path(used[top].name).name}{what} outweighs {others} ({weights[top]:.3g} against {rest:.3g}): the result "
-                "is nearly that frame"
+                f"{Path(used[top].name).name}{what} outweighs {others} ({weights[top]:.3g} against {rest:.3g}): "
+                "the result is nearly that frame"
             )
-    lost = sorted((row for row in used if row.rejected_percent > MUCH_REJECTED_PERCENT), key=lambda r: -r.rejected_percent)
+    lost = sorted(
+        (row for row in used if row.rejected_percent > MUCH_REJECTED_PERCENT), key=lambda r: -r.rejected_percent
+    )
     if lost:
         shown = ", ".join(f"{Path(row.name).name} ({row.rejected_percent:.0f} %)" for row in lost[:MOST_NAMED])
         more = ", ..." if len(lost) > MOST_NAMED else ""

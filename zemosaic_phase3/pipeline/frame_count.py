@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Final, Literal
 
 from zemosaic_phase3.errors import NoFramesError, SpecError
 from zemosaic_phase3.pipeline.group import Group
+
+MOST_REASONS: Final = 3  # in one message
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,14 @@ class LeastFrames:
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%?)\s*", str(text))
         number = float(found[1]) if found is not None else -1.0
         is_percent = found is not None and found[2] == "%"
-        if isinstance(text, bool) or not (0.0 <= number <= 100.0 if is_percent else number >= 1.0 and number.is_integer()):
+        if isinstance(text, bool) or not (
+            0.0 <= number <= 100.0 if is_percent else number >= 1.0 and number.is_integer()
+        ):
             raise SpecError(f"min frames = {text!r} is neither a number of frames such as 20 nor a share such as 80%")
         return cls(number, is_percent, True, fails)
 
     def needed(self, meant: int) -> int:
-        """Return the least number of frames out of those that were meant to be stacked; one alone is enough for itself."""
+        """Return the least number of frames out of those that were meant to be stacked; one alone is enough."""
         share = math.ceil(self.number / 100.0 * meant - 1e-9)
         return max(1, min(share, meant)) if self.is_percent else int(self.number)
 
@@ -68,7 +73,7 @@ class LeastFrames:
         too_few = self.fails == "few" and used < self.needed(meant)
         if accepted or not (too_few or (is_lone and self.fails == "one")):
             return
-        reasons = "; ".join(f"{row.name}: {row.reason}" for row in group.rows if row.meant and not row.used)[:600]
+        reasons = _reasons(group)
         what = "one frame is no stack" if is_lone else f"at least {self.needed(meant)} are asked for"
         unregistered = sum(row.reason.startswith("not registered") for row in group.rows)
         hint = " Frames without stars (Moon, planets, Sun) that need no shift: --register none." if unregistered else ""
@@ -86,8 +91,22 @@ class LeastFrames:
         return f"only {used} of {meant} frames were used, fewer {than} (--min-frames): see why the others were left out"
 
 
+def _reasons(group: Group) -> str:
+    """Say why frames were left out, with those of one reason together."""
+    alike: dict[str, list[str]] = {}
+    for row in group.rows:
+        if row.meant and not row.used:
+            alike.setdefault(row.reason, []).append(Path(row.name).name)
+    told = [
+        f"{names[0]}: {reason}" if len(names) == 1 else f"{len(names)} frames such as {names[0]}: {reason}"
+        for reason, names in sorted(alike.items(), key=lambda item: -len(item[1]))
+    ]
+    return "; ".join([*told[:MOST_REASONS], "..."] if len(told) > MOST_REASONS else told)
+
+
 def meant_frames(group: Group) -> int:
-    """Count the inputs that were to be stacked: without calibration frames, finished stacks, copies, and the worst that
-    were asked to be left out.
-    """  # fmt: skip
+    """Count the inputs that were to be stacked.
+
+    Calibration frames, finished stacks, copies, and those that were asked to be left out are not among them.
+    """
     return sum(row.meant for row in group.rows)

@@ -232,12 +232,13 @@ def open_group(
     reference: str | Path | None = None,
     further: Callable[[Any, FrameSource], tuple[list[FrameSource], list[str]]] | None = None,
     choose: Callable[[Group], None] | None = None,
+    any_shape: bool = False,
 ) -> Group:
     """Open every descriptor; those that are not images, or of another size than the rest, are left out with the reason.
 
     The size is that of ``reference`` where one is named, else the commonest. Every frame gets a name of its own.
-    ``further`` returns all frames of the file that a frame is the first of, and notes; ``choose`` leaves out frames that do
-    not belong to the stack, before their sizes are compared.
+    ``further`` returns all frames of the file that a frame is the first of, and notes; ``choose`` leaves out frames
+    that do not belong to the stack, before their sizes are compared; with ``any_shape`` they are not.
 
     Raises
     ------
@@ -264,7 +265,7 @@ def open_group(
     if choose is not None:
         choose(group)
     shapes = Counter(group.source(i).shape for i in group.usable)
-    if len(shapes) > 1:
+    if len(shapes) > 1 and not any_shape:
         wanted = shapes.most_common(1)[0][0] if group.reference < 0 else group.source(group.reference).shape
         for i in group.usable:
             shape = group.source(i).shape

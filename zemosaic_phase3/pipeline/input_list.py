@@ -32,13 +32,11 @@ class Inputs:
     named: frozenset[Path] = frozenset()
 
 
-def list_inputs(
-    inputs: Sequence[Any], output: str | os.PathLike[str] | None, *, recursive: bool = False
-) -> Inputs:
+def list_inputs(inputs: Sequence[Any], output: str | os.PathLike[str] | None, *, recursive: bool = False) -> Inputs:
     """Expand files, folders and patterns, once; tiles of ours that merely lie there are no frames.
 
-    A finished stack among its own subs would be taken for the best of them. One that is named is a frame like any, and where
-    more tiles than other frames are found, they are what is to be stacked.
+    A finished stack among its own subs would be taken for the best of them. One that is named is a frame like any, and
+    where more tiles than other frames are found, they are what is to be stacked.
 
     Parameters
     ----------
@@ -90,8 +88,8 @@ def list_inputs(
 def named_files(given: Sequence[Path]) -> frozenset[Path]:
     """Return the real paths of the files that were named one by one, which are stacked whatever they are.
 
-    A shell expands ``*.fit`` to names, so that many names of one folder are a folder: ``LISTING`` or more that are half of its
-    frames or more, and ``LONG_LISTING`` or more in any case. A file that is given twice was named.
+    A shell expands ``*.fit`` to names, so that many names of one folder are a folder: ``LISTING`` or more that are half
+    of its frames or more, and ``LONG_LISTING`` or more in any case. A file that is given twice was named.
     """
     files = [path for path in given if path.is_file()]
     counts = Counter(real_paths(files))

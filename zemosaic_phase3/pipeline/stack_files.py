@@ -57,8 +57,8 @@ def stack_files(
     Parameters
     ----------
     inputs : sequence
-        Files, folders, globs, each file once; or arrays and other descriptors (:func:`io.open_frame.open_source`); or what
-        :func:`pipeline.input_list.list_inputs` made of them.
+        Files, folders, globs, each file once; or arrays and other descriptors (:func:`io.open_frame.open_source`); or
+        what :func:`pipeline.input_list.list_inputs` made of them.
     output : path, optional
         FITS file to write; None only returns the tile. An earlier one in a folder of inputs is not stacked.
     stack, register, select : StackSpec, RegisterSpec, SelectSpec, optional
