@@ -128,13 +128,13 @@ def add_choice_of_frames(group: Group) -> None:
     )
     group.add_argument(
         "--group-by", type=_group_keys, metavar="LIST",
-        help=f"one stack for each group of frames that agree in these, of: {', '.join(GROUP_KEYS)}; the group is added to "
-        "the name of OUT, e.g. filter,exposure (default: one stack)",
+        help=f"one stack for each group of frames that agree in these, of: {', '.join(GROUP_KEYS)}; the group is added "
+        "to the name of OUT, e.g. filter,exposure (default: one stack)",
     )  # fmt: skip
     group.add_argument(
         "--min-frames", type=_least_frames, metavar="N|P%", default=None,
-        help="with fewer frames used, or a smaller share of them, the exit status is 3; one frame of several is written "
-        "only with --min-frames 1 (default: 50%%)",
+        help="with fewer frames used, or a smaller share of them, the exit status is 3; one frame of several is "
+        "written only with --min-frames 1 (default: 50%%)",
     )  # fmt: skip
 
 

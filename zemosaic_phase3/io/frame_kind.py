@@ -6,6 +6,7 @@ bytes: ten thousand frames cost about a second, and a card that breaks the stand
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Collection, Mapping
@@ -148,7 +149,7 @@ def read_cards(raw: bytes, keys: Collection[str]) -> dict[str, Any]:
         Text, bool, int or float by keyword; what is absent or empty is not in it. ``NUMBEROFIMAGES`` stands for what
         the history of PixInsight's ImageIntegration says.
     """
-    short = {key.encode("ascii").ljust(8) for key in keys if len(key) <= 8}
+    short = _stored_keys(frozenset(keys))
     cards: dict[str, Any] = {}
     for start in range(0, len(raw), 80):
         key = raw[start : start + 8]
@@ -172,8 +173,13 @@ def read_cards(raw: bytes, keys: Collection[str]) -> dict[str, Any]:
     return cards
 
 
+@functools.cache
+def _stored_keys(keys: frozenset[str]) -> frozenset[bytes]:
+    return frozenset(key.encode("ascii").ljust(8) for key in keys if len(key) <= 8)
+
+
 def _loose_value(text: str) -> str | bool | int | float:
-    """Return the value of a card from what stands behind its equals sign; text as it stands where it is nothing else."""
+    """Return the value of a card from what stands behind its equals sign; as text where it is nothing else."""
     text = text.lstrip()
     if text.startswith("'"):
         found = _TEXT.match(text)
@@ -269,6 +275,7 @@ def _type(cards: Mapping[str, Any]) -> tuple[KindName, str, bool]:
     return "unknown", "", False
 
 
+@functools.cache
 def kind_of_words(text: str) -> KindName:
     """Return the kind that a text such as 'Light Frame', 'MASTER DARK' or 'flat-field' names; "unknown": none."""
     words = re.findall(r"[a-z]+", text.lower())
@@ -310,6 +317,7 @@ def _filter(cards: Mapping[str, Any]) -> str:
     return "+".join(in_use) or next((wheel for wheel in wheels if wheel), "")
 
 
+@functools.cache
 def canonical_filter(name: str) -> str:
     """Return one spelling for the spellings of a filter: 'H-alpha 7nm', 'Ha' and 'HA' are one.
 

@@ -61,8 +61,10 @@ def further_images(source: FrameSource) -> Further:
         return Further(0)
     place = source.place
     known_end = None if isinstance(source, TileCompressedFile) else _end_of_pixels(source)
+    if known_end is not None and not place.gzipped and source.identity.size < known_end + headers.FITS_BLOCK:
+        return Further(place.unit)
     with file_errors(source.name), Path(place.path).open("rb") as plain:
-        if known_end is not None and _length(plain, source) < known_end + headers.FITS_BLOCK:
+        if known_end is not None and place.gzipped and _length_inside(plain) < known_end + headers.FITS_BLOCK:
             return Further(place.unit)
         plain.seek(0)
         stream: BufferedIOBase = gzip.GzipFile(fileobj=plain) if place.gzipped else plain
@@ -75,10 +77,8 @@ def _end_of_pixels(source: PixelFile) -> int:
     return source.place.offset + -(-pixels // headers.FITS_BLOCK) * headers.FITS_BLOCK
 
 
-def _length(plain: BufferedIOBase, source: PixelFile) -> int:
-    """Length of the file; of what is in a ``.gz`` as its last bytes say it, where that is less than 4 GiB."""
-    if not source.place.gzipped:
-        return source.identity.size
+def _length_inside(plain: BufferedIOBase) -> int:
+    """Length of what is in a ``.gz``, as its last bytes say it, where that is less than 4 GiB."""
     plain.seek(-4, 2)
     return int.from_bytes(plain.read(4), "little")
 

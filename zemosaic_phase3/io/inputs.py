@@ -39,10 +39,9 @@ class Found:
             notes.append(f"{_kinds(Counter(told))} passed over: only FITS and .npy files are read")
         if self.below:
             n, folders = sum(self.below.values()), len(self.below)
-            notes.append(
-                f"{n} more {'frame' if n == 1 else 'frames'} in {folders} {'folder' if folders == 1 else 'folders'} below, "
-                f"such as {next(iter(self.below))}, not taken: --recursive takes them"
-            )
+            frames, where = "frame" if n == 1 else "frames", "folder" if folders == 1 else "folders"
+            such = next(iter(self.below))
+            notes.append(f"{n} more {frames} in {folders} {where} below ({such}), not taken: --recursive takes them")
         return notes
 
 
