@@ -31,7 +31,7 @@ _MAP_WORDS: Final = re.compile(
     r"weights|weightmap|coverage|ctx|context|expmap|exposuremap|nsamp|samp|time|uncert|uncertainty|sigma|std|"
     r"stddev|rms|noise|snr|quality|qual|flag|flags|bkg|bkgd|background|sky|skymap|model|resid|residual|residuals|psf|"
     r"thumb|thumbnail|preview|footprint|seg|segm|segmap|segmentation|area|conf|confidence|drz|wcsdvarr|d2imarr|"
-    r"iccprofile|histogram|flat|dark|bias|gainmap|chisq|chi2|hits|nexp|nimage|distortion|reg\w*|rej\w*|"
+    r"iccprofile|\w*map|maps|histogram|flat|dark|bias|gainmap|chisq|chi2|hits|nexp|nimage|distortion|reg\w*|rej\w*|"
     r"pixeldq|groupdq|pixmask|starmask)(?:[^a-z]|$)",
     re.IGNORECASE,
 )

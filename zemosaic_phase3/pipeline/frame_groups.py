@@ -13,7 +13,8 @@ from typing import Final
 
 from zemosaic_phase3.errors import NoFramesError, SpecError
 from zemosaic_phase3.io.frame_kind import FrameKind, canonical_filter, canonical_name
-from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.io.open_frame import open_source, split_unit
+from zemosaic_phase3.io.pixel_files import PixelFile
 from zemosaic_phase3.pipeline.frame_choice import (
     Choice,
     all_images,
@@ -21,7 +22,7 @@ from zemosaic_phase3.pipeline.frame_choice import (
     exposure_classes,
     facts_of,
 )
-from zemosaic_phase3.pipeline.group import open_group
+from zemosaic_phase3.pipeline.group import Group, open_group
 from zemosaic_phase3.pipeline.input_list import Inputs
 
 GROUP_KEYS: Final = ("filter", "exposure", "gain", "object", "instrument", "binning")
@@ -108,13 +109,14 @@ def frame_groups(listed: Inputs, keys: tuple[str, ...], *, bayer: str = "auto") 
     )  # fmt: skip
     group.require_some("grouped")
     facts = {i: facts_of(group, i) for i in group.usable}
+    several = {path for row in group.rows for path, unit in [split_unit(row.name)] if unit is not None}
     exposures = exposure_classes([f.exposure for f in facts.values()])
     members: dict[tuple[str, ...], list[object]] = {}
     labels: dict[tuple[str, ...], str] = {}
     for i, known in facts.items():
         texts = [_label(known, key, exposures) for key in keys]
         key = tuple(_SAME.get(name, str)(text) for name, text in zip(keys, texts, strict=True))
-        members.setdefault(key, []).append(by_name.get(group.rows[i].name, group.rows[i].name))
+        members.setdefault(key, []).append(_alone(group, i, several, by_name))
         labels.setdefault(key, "_".join(map(_safe, texts)))
     if len(members) > MOST_GROUPS:
         raise NoFramesError(f"{len(members)} groups by {', '.join(keys)} are more than {MOST_GROUPS}; group by less")
@@ -127,6 +129,14 @@ def frame_groups(listed: Inputs, keys: tuple[str, ...], *, bayer: str = "auto") 
         groups.append(FrameGroup(label, Inputs(frames, [], listed.named)))
     left = [f"{Path(row.name).name}: {row.reason}" for row in group.rows if not row.used]
     return groups, [*listed.notes, *left]
+
+
+def _alone(group: Group, i: int, several: set[str], by_name: Mapping[str, object]) -> object:
+    """Return what names one frame alone: of a file with several images its unit too."""
+    name, source = group.rows[i].name, group.source(i)
+    if name in several and isinstance(source, PixelFile):
+        return f"{name}[{source.place.unit}]"
+    return by_name.get(name, name)
 
 
 def _label(facts: FrameKind, key: str, exposures: Mapping[float, float]) -> str:
