@@ -30,8 +30,8 @@ SEESTAR = {
 }  # fmt: skip
 DWARF = {"TELESCOP": "DWARF", "ORIGIN": "DWARFLAB", "EXPTIME": 15.0, "GAIN": 60, "BAYERPAT": "RGGB", "FILTER": "VIS"}
 NINA = {
-    "SWCREATE": "N.I.N.A. 3.0.0.9001 (x64)", "EXPOSURE": 300.0, "EXPTIME": 300.0, "GAIN": 100, "OFFSET": 50, "XBINNING": 1,
-    "YBINNING": 1, "FILTER": "Ha", "INSTRUME": "ZWO ASI2600MM Pro", "OBJECT": "NGC 7000",
+    "SWCREATE": "N.I.N.A. 3.0.0.9001 (x64)", "EXPOSURE": 300.0, "EXPTIME": 300.0, "GAIN": 100, "OFFSET": 50,
+    "XBINNING": 1, "YBINNING": 1, "FILTER": "Ha", "INSTRUME": "ZWO ASI2600MM Pro", "OBJECT": "NGC 7000",
 }  # fmt: skip
 KSTARS = {"INSTRUME": "ZWO CCD ASI183MM Pro", "EXPTIME": 60.0, "FILTER": "OIII", "GAIN": 111.0, "CCDSUM": "2 2"}
 SIRIL = {"PROGRAM": "Siril v1.2.1", "EXPTIME": 300.0, "FILTER": "Ha", "INSTRUME": "ZWO ASI533MM Pro"}
@@ -49,7 +49,8 @@ DIALECTS: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ("DSO_Stacked_738_M 66_mosaic_60.0s_20260516_064736.fit", {}, "stack", {"count": 738, "exposure": 60.0}),
     ("Light_mosaic_M 31_10.0s_LP_20240801-220012.fit", {}, "unknown", {"filter": "LP", "exposure": 10.0}),
     # Dwarf II and 3
-    ("M 42_15s60_Astro_20240101-220000123_22C.fits", DWARF, "unknown", {"filter": "VIS", "exposure": 15.0, "gain": 60.0}),
+    ("M 42_15s60_Astro_20240101-220000123_22C.fits", DWARF, "unknown",
+     {"filter": "VIS", "exposure": 15.0, "gain": 60.0}),
     ("M 31_15s60_Duo-Band_20240926-220000123_16C.fits", {}, "unknown",
      {"filter": "Duo-Band", "exposure": 15.0, "gain": 60.0}),
     ("stacked-16_M 42_15s60_Astro_20240101-220000123.fits", DWARF, "stack", {"count": 16}),
@@ -101,7 +102,8 @@ DIALECTS: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ("flat.fit", {"CREATOR": "Sequence Generator Pro v3.1.0.479", "IMAGETYP": "FLAT"}, "flat", {}),
     # Siril
     ("light_00001.fit", {**SIRIL, "STACKCNT": 1, "LIVETIME": 300.0, "IMAGETYP": "Light"}, "light", {}),
-    ("r_pp_light_stacked.fit", {**SIRIL, "STACKCNT": 40, "LIVETIME": 12000.0}, "stack", {"count": 40, "exposure": 300.0}),
+    ("r_pp_light_stacked.fit", {**SIRIL, "STACKCNT": 40, "LIVETIME": 12000.0}, "stack",
+     {"count": 40, "exposure": 300.0}),
     ("result.fit", {**SIRIL, "LIVETIME": 12000.0}, "stack", {"count": 40}),
     ("result_12000s.fit", {}, "stack", {}),
     ("pp_flat_stacked.fit", {}, "flat", {}),
@@ -139,7 +141,8 @@ DIALECTS: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ("e1.fits", {"ESO DPR TYPE": "FLAT,SKY", "ESO INS FILT1 NAME": "R_BESSEL"}, "flat", {"filter": "R_BESSEL"}),
     ("e2.fits", {"ESO DPR TYPE": "OBJECT"}, "light", {}),
     # this program
-    ("m31.fits", {"ZMT_REF": "sub_0001.fit", "NCOMBINE": 200, "STACKCNT": 200, "EXPTIME": 10.0}, "stack", {"count": 200}),
+    ("m31.fits", {"ZMT_REF": "sub_0001.fit", "NCOMBINE": 200, "STACKCNT": 200, "EXPTIME": 10.0}, "stack",
+     {"count": 200}),
     ("m31.fits", {"ZMT_REF": "sub_0001.fit", "NCOMBINE": 1}, "stack", {}),
 ]  # fmt: skip
 
@@ -194,7 +197,8 @@ def test_a_light_of_one_exposure_is_one_whatever_its_name() -> None:
         ("stack_001.fits", "unknown"), ("dark nebula_001.fits", "unknown"), ("Dark_Shark_001.fit", "unknown"),
         ("flatiron_001.fits", "unknown"), ("B33_Flat_Field_Nebula.fits", "unknown"), ("biased.fits", "unknown"),
         ("masterpiece.fits", "unknown"), ("M31_1x300s.fits", "unknown"), ("unstacked.fits", "unknown"),
-        ("dark_0001.fits", "dark"), ("darks/0001.fits", "dark"), ("Flat-12.fit", "flat"), ("flat_dark_3.fits", "dark-flat"),
+        ("dark_0001.fits", "dark"), ("darks/0001.fits", "dark"), ("Flat-12.fit", "flat"),
+        ("flat_dark_3.fits", "dark-flat"),
         ("bias.fits", "bias"), ("offset-1.fit", "bias"), ("M31_200x10s_IRCUT.fits", "stack"),
     ],
 )  # fmt: skip

@@ -63,8 +63,8 @@ def test_names_that_mean_no_map(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["ALPHA", "DQ", "ERR", "MASK", "VAR", "WHT", "WEIGHT", "WeightMap", "COVERAGE", "REJ_LOW", "REJ_HIGH", "VAR_POISSON",
-     "UNCERT", "BPM", "CTX", "SIGMA", "Thumbnail", "exposure-map", "BKG", "mask_2", "DQ1", "PSF"],
+    ["ALPHA", "DQ", "ERR", "MASK", "VAR", "WHT", "WEIGHT", "WeightMap", "COVERAGE", "REJ_LOW", "REJ_HIGH",
+     "VAR_POISSON", "UNCERT", "BPM", "CTX", "SIGMA", "Thumbnail", "exposure-map", "BKG", "mask_2", "DQ1", "PSF"],
 )  # fmt: skip
 def test_maps_are_no_frames_and_no_notes(tmp_path: Path, name: str) -> None:
     found = further_images(open_source(two(tmp_path / "a.fits", name)))

@@ -71,6 +71,8 @@ def specs_of(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectS
     """Return what the options ask for; raises SpecError for a value out of range."""
     if args.require_gpu and args.device == "cpu":
         raise SpecError("--require-gpu and --device cpu contradict each other")
+    if args.no_resume and (args.fresh or args.cache is not None):
+        raise SpecError("--no-resume keeps no journal, so that --fresh and --cache have no meaning with it")
     stack = StackSpec(
         normalize=args.normalize,
         weight=args.weight,
@@ -130,6 +132,9 @@ def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, consol
             filter=args.filter,
             recursive=args.recursive,
             min_frames=args.min_frames or LeastFrames.of(None, fails="one"),
+            resume=not args.no_resume,
+            fresh=args.fresh,
+            cache=args.cache,
             progress=progress,
         )
     if outputs.preview is not None:

@@ -11,9 +11,10 @@ RAW_SUFFIXES: Final = (
 """Of camera raw files; most of them begin as TIFF does."""
 
 SIDE_FILES: Final = frozenset((
-    ".axy", ".bat", ".cfg", ".corr", ".csv", ".db", ".gif", ".htm", ".html", ".info", ".ini", ".jpeg", ".jpg", ".json",
-    ".log", ".lst", ".match", ".md", ".npz", ".pdf", ".png", ".py", ".rdls", ".seq", ".sh", ".solved", ".tmp", ".toml",
-    ".tsv", ".txt", ".wcs", ".webp", ".xml", ".xyls", ".yaml", ".yml",
+    ".axy", ".bat", ".cfg", ".corr", ".csv", ".db", ".gif", ".htm", ".html", ".info", ".ini", ".journal",
+    ".journal-shm", ".journal-wal", ".jpeg", ".jpg", ".json", ".log", ".lst", ".match", ".md", ".npz", ".pdf", ".png",
+    ".py", ".rdls", ".seq", ".sh", ".solved", ".tmp", ".toml", ".tsv", ".txt", ".wcs", ".webp", ".xml", ".xyls",
+    ".yaml", ".yml",
 ))  # fmt: skip
 """Of files that lie beside frames and are none: pictures to look at, logs, settings."""
 

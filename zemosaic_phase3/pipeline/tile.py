@@ -27,7 +27,7 @@ from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.pipeline.canvas import Canvas, canvas_around
 from zemosaic_phase3.pipeline.frame_choice import Choice, all_images, choose_frames, remarks_on_result
 from zemosaic_phase3.pipeline.frame_count import LeastFrames, meant_frames
-from zemosaic_phase3.pipeline.group import FrameRow, Group, open_group, register_group, scan_group
+from zemosaic_phase3.pipeline.group import FrameRow, Group, Kept, open_group, register_group, scan_group
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
 from zemosaic_phase3.pipeline.tile_header import cards_of_reference, tile_header, wcs_cards
 from zemosaic_phase3.progress import Callback, timed
@@ -82,6 +82,7 @@ def build_tile(
     opened: Callable[[tuple[int, ...], int], None] | None = None,
     choice: Choice | None = None,
     least: LeastFrames | None = None,
+    kept: Kept | None = None,
 ) -> Tile:
     """Open, scan, register, stack and finish: the whole way from descriptors to a tile in memory.
 
@@ -111,6 +112,8 @@ def build_tile(
         What a user said of which frames belong to the stack.
     least : LeastFrames or None
         How many of them must be used.
+    kept : Kept or None
+        What earlier runs measured, and where this one leaves it.
 
     Raises
     ------
@@ -139,13 +142,13 @@ def build_tile(
         find_stars = stack.needs_stars or select.needs_stars or register.mode in ("auto", "stars")
         scan_group(
             group, register, find_stars=find_stars, measure=stack.needs_levels, workers=workers,
-            allowed_bytes=allowed_bytes, progress=progress,
+            allowed_bytes=allowed_bytes, progress=progress, kept=kept,
         )  # fmt: skip
         group.require_some("read")
         apply_limits(group, select)
         group.require_some("kept")
     with timed(report, "register"):
-        register_group(group, register, workers=workers, progress=progress)
+        register_group(group, register, workers=workers, progress=progress, kept=kept)
         rate_frames(group)
         least.check(group)
         for i in drop_worst(group, select):
