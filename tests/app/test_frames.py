@@ -40,7 +40,7 @@ def test_recursive_and_filter(folder: Path, tmp_path: Path, capsys: pytest.Captu
 def test_a_stack_for_each_group(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.fits"
     assert run(folder / "night", "-o", output, "--group-by", "filter", "--json", tmp_path / "r.json") == 0
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".journal" and path.is_file()) == [
         "out_Ha.fits", "out_O-III.fits", "r_Ha.json", "r_O-III.json",
     ]  # fmt: skip
     assert [fits.getheader(tmp_path / f"out_{name}.fits")["NCOMBINE"] for name in ("Ha", "O-III")] == [3, 2]

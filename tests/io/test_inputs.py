@@ -36,6 +36,14 @@ def test_inputs_that_match_nothing_are_reported_by_name(tmp_path):
             expand_inputs(inputs)
 
 
+def test_a_unit_behind_names_and_patterns(tmp_path):
+    for name in ("a1.fits", "a2.fits", "b.fits"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [path.name for path in expand_inputs([tmp_path / "a*.fits[2]"])] == ["a1.fits[2]", "a2.fits[2]"]
+    given = [tmp_path / "b.fits[1]", tmp_path / "b.fits[2]"]
+    assert expand_inputs(given) == given
+
+
 def folders(tmp_path):
     for name in ("a/1.fits", "a/b/2.fits", "a/b/c/3.fits", "a/.hidden/4.fits", "a/x.cr2", "a/b/y.cr2", "a/n.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -74,6 +74,7 @@ def test_a_device_s_own_stack_among_its_subs_is_left_out_unless_named(tmp_path: 
     assert "name the file itself" in left_out(group)[stack.name]
     assert [row.meant for row in group.rows].count(False) == 1
     assert left_out(chosen(tmp_path, [stack])) == {}
+    assert chosen(tmp_path, [stack]).notes[0].endswith(f"because named: {stack.name} (a finished stack of 57)")
     assert left_out(chosen(tmp_path, reference=stack)) == {}
 
 
@@ -102,7 +103,9 @@ def test_calibration_frames_among_lights_are_left_out(tmp_path: Path) -> None:
         left_out(group)["d.fits"] == "it is a dark frame (IMAGETYP = Dark) and no light; it is not stacked with lights"
     )
     assert "dark-flat frame" in left_out(group)["df.fits"]
-    assert len(chosen(tmp_path, [tmp_path / "d.fits"]).usable) == 3
+    named = chosen(tmp_path, [tmp_path / "d.fits"])
+    assert len(named.usable) == 3
+    assert named.notes == ["stacked with the others because named: d.fits (a dark frame)"]
 
 
 def test_darks_alone_are_what_is_to_be_stacked(tmp_path: Path) -> None:

@@ -52,6 +52,12 @@ def test_by_several(folder: Path) -> None:
     assert set(groups(folder, " Object , binning")) == {"NGC-7000_bin1", "noobject_bin2x2"}
 
 
+def test_of_one_filter(folder: Path) -> None:
+    found, notes = frame_groups(list_inputs([folder], None), ("exposure",), filter="Ha")
+    assert [group.label for group in found] == ["299.9s", "30s"]
+    assert "b0.fits: its filter is OIII, and --filter asks for Ha" in notes
+
+
 def test_what_is_in_no_group_is_told(folder: Path) -> None:
     _, notes = frame_groups(list_inputs([folder], None), ("filter",))
     assert notes == ["e.fits: it is a dark frame (IMAGETYP = Dark) and no light; it is not stacked with lights"]

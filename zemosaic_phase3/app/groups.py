@@ -51,7 +51,10 @@ def run_groups(
     if args.reference != "auto":
         raise SpecError("--group-by makes several stacks, and --reference names a frame of one; stack that group alone")
     groups, notes = frame_groups(
-        list_inputs(args.inputs, args.output, recursive=args.recursive), args.group_by, bayer=args.bayer
+        list_inputs(args.inputs, args.output, recursive=args.recursive),
+        args.group_by,
+        bayer=args.bayer,
+        filter=args.filter,
     )
     if not args.quiet:
         _tell(groups, notes, args, console)

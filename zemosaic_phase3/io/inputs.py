@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from zemosaic_phase3.errors import NoFramesError
+from zemosaic_phase3.io.open_frame import split_unit
 from zemosaic_phase3.io.other_formats import SIDE_FILES
 
 FRAME_SUFFIXES: Final = (".fits", ".fit", ".fts", ".fz", ".npy")
@@ -57,7 +58,7 @@ def find_inputs(inputs: Iterable[str | os.PathLike[str]], *, recursive: bool = F
     ----------
     inputs : iterable of path
         A folder stands for its FITS and ``.npy`` files (hidden ones are left out). A path or pattern that matches
-        nothing is kept, so that opening it reports it by name.
+        nothing is kept, so that opening it reports it by name. ``[2]`` behind either stands for a unit of the files.
     recursive : bool
         A folder stands for the files in all folders below it too; each folder once, whatever links lead to it.
 
@@ -130,6 +131,9 @@ def frames_in(folder: Path) -> list[Path]:
 
 def _expand(item: Path, found: Found, recursive: bool) -> list[Path]:
     """Return the files that an input stands for; counts in ``found`` what it passes over."""
+    pattern, unit = split_unit(str(item))
+    if unit is not None:
+        return [Path(f"{path}[{unit}]") for path in _expand(Path(pattern), found, recursive)]
     if not item.is_dir():
         if item.exists() or not any(mark in str(item) for mark in "*?["):
             return [item]

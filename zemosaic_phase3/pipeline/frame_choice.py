@@ -84,12 +84,13 @@ def choose_frames(group: Group, choice: Choice) -> None:
     _drop_copies(group, stays)
     _drop_calibration(group, stays)
     _drop_stacks(group, stays)
+    if choice.filter is not None:
+        _keep_filter(group, choice.filter)
+    elif not choice.any_filter:
+        _drop_other_filters(group, stays)
+    _tell_named(group, stays)
     if choice.any_filter:
         return
-    if choice.filter is None:
-        _drop_other_filters(group, stays)
-    else:
-        _keep_filter(group, choice.filter)
     group.notes += differences([facts_of(group, i) for i in group.usable])
 
 
@@ -106,6 +107,24 @@ def _stays(group: Group, choice: Choice) -> Callable[[int], bool]:
         return i == group.reference or (bool(choice.named) and real_path(path) in choice.named)
 
     return stays
+
+
+def _tell_named(group: Group, stays: Callable[[int], bool]) -> None:
+    """Say which frames are stacked although they are of another kind, because somebody named them."""
+    kinds = Counter(facts_of(group, i).kind for i in group.usable)
+    if kinds["light"] + kinds["unknown"] == 0 or kinds["stack"] > kinds["light"] + kinds["unknown"]:
+        return
+    odd = [i for i in group.usable if facts_of(group, i).kind not in ("light", "unknown") and stays(i)]
+    if odd:
+        told = [f"{Path(group.rows[i].name).name} ({_what(facts_of(group, i))})" for i in odd[:MOST_NAMED]]
+        more = ", ..." if len(odd) > MOST_NAMED else ""
+        group.notes.append(f"stacked with the others because named: {', '.join(told)}{more}")
+
+
+def _what(facts: FrameKind) -> str:
+    if facts.kind != "stack":
+        return f"a {facts.kind} frame"
+    return f"a finished stack of {facts.count}" if facts.count > 1 else "a finished stack"
 
 
 def leave_out(row: FrameRow, reason: str) -> None:

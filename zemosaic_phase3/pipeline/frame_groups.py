@@ -69,7 +69,9 @@ def group_keys(text: str) -> tuple[str, ...]:
     return keys
 
 
-def frame_groups(listed: Inputs, keys: tuple[str, ...], *, bayer: str = "auto") -> tuple[list[FrameGroup], list[str]]:
+def frame_groups(
+    listed: Inputs, keys: tuple[str, ...], *, bayer: str = "auto", filter: str | None = None
+) -> tuple[list[FrameGroup], list[str]]:
     """Sort the frames of a run into groups that agree in what was asked for.
 
     Calibration frames, finished stacks among single exposures and second copies are in none, as in one stack.
@@ -82,6 +84,8 @@ def frame_groups(listed: Inputs, keys: tuple[str, ...], *, bayer: str = "auto") 
         Of ``GROUP_KEYS``.
     bayer : str
         As for the stack.
+    filter : str or None
+        Only frames of this filter are in a group.
 
     Returns
     -------
@@ -105,7 +109,7 @@ def frame_groups(listed: Inputs, keys: tuple[str, ...], *, bayer: str = "auto") 
 
     group = open_group(
         listed.frames, open_known, further=partial(all_images, opener=opener),  # type: ignore[arg-type]
-        choose=partial(choose_frames, choice=Choice(listed.named, any_filter=True)), any_shape=True,
+        choose=partial(choose_frames, choice=Choice(listed.named, filter, any_filter=True)), any_shape=True,
     )  # fmt: skip
     group.require_some("grouped")
     facts = {i: facts_of(group, i) for i in group.usable}

@@ -12,10 +12,11 @@ from typing import Any, Final
 
 from zemosaic_phase3.errors import NoFramesError, OutputError
 from zemosaic_phase3.io.inputs import find_inputs, frames_in, real_path, real_paths
-from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.io.open_frame import open_source, split_unit
 
 logger = logging.getLogger("ZeMosaicWorker")
 
+OWN_TILE: Final = "it is a finished stack, not a frame; name it to stack it all the same"
 LISTING: Final = 3  # files of one folder that may be a pattern's, if they are at least half of what lies there
 LONG_LISTING: Final = 20  # files of one folder that nobody types
 
@@ -79,7 +80,10 @@ def list_inputs(inputs: Sequence[Any], output: str | os.PathLike[str] | None, *,
         kept = [path for path in found.paths if path in frames]
     else:
         for path in tiles:
-            logger.warning("left out: %s: it is a finished stack, not a frame; name it to stack it all the same", path)
+            logger.warning("left out: %s: %s", path, OWN_TILE)
+        if tiles:
+            many = "" if len(tiles) == 1 else f" and {len(tiles) - 1} more like it"
+            notes.append(f"{tiles[0].name}{many}: {OWN_TILE}")
     if not kept and not others:
         raise NoFramesError(f"no frames but finished stacks in: {', '.join(map(str, given))}")
     return Inputs([*kept, *others], notes, named)
@@ -91,7 +95,7 @@ def named_files(given: Sequence[Path]) -> frozenset[Path]:
     A shell expands ``*.fit`` to names, so that many names of one folder are a folder: ``LISTING`` or more that are half
     of its frames or more, and ``LONG_LISTING`` or more in any case. A file that is given twice was named.
     """
-    files = [path for path in given if path.is_file()]
+    files = [path for path in (Path(split_unit(str(item))[0]) for item in given) if path.is_file()]
     counts = Counter(real_paths(files))
     by_folder: defaultdict[Path, list[Path]] = defaultdict(list)
     for real in counts:
