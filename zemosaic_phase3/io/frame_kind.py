@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -220,13 +221,13 @@ def frame_kind(cards: Mapping[str, Any], name: str) -> FrameKind:
     gain = _first_number(cards, _GAIN_KEYS)
     return FrameKind(
         kind,
-        because,
-        _first_text(cards, ("OBJECT", "OBJNAME")),
-        _filter(cards) or named.filter,
+        sys.intern(because),  # ten thousand frames have few of these texts
+        sys.intern(_first_text(cards, ("OBJECT", "OBJNAME"))),
+        sys.intern(_filter(cards) or named.filter),
         exposure,
         named.gain if math.isnan(gain) else gain,
         _binning(cards),
-        _first_text(cards, _INSTRUMENT_KEYS),
+        sys.intern(_first_text(cards, _INSTRUMENT_KEYS)),
         count,
         _text(cards.get("DATE-OBS")),
     )
