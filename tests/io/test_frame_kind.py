@@ -200,6 +200,7 @@ def test_a_light_of_one_exposure_is_one_whatever_its_name() -> None:
         ("dark_0001.fits", "dark"), ("darks/0001.fits", "dark"), ("Flat-12.fit", "flat"),
         ("flat_dark_3.fits", "dark-flat"),
         ("bias.fits", "bias"), ("offset-1.fit", "bias"), ("M31_200x10s_IRCUT.fits", "stack"),
+        ("FinalStackedMaster.fits", "stack"), ("live_stack_00017.fit", "stack"), ("stack_image.fit", "stack"),
     ],
 )  # fmt: skip
 def test_names_decide_only_where_they_are_plain(name: str, kind: str) -> None:

@@ -22,6 +22,9 @@ _STACKS: Final = tuple(
         r"autosave\d*(?:\.tif)?$",  # DeepSkyStacker
         r"master[-_ ]?light",  # PixInsight: masterLight_BIN-1_...
         r"(?:drizzle_)?integration\d*$",  # PixInsight
+        r"final[-_ ]?stacked",  # Origin
+        r"live[-_ ]?stack",  # live stacks of Siril, SharpCap
+        r"stack_image",  # Astro Live Stacker
         r"(?!(?:pp_)?(?:dark|flat|bias|offset)s?_stacked$).*[-_](?P<end>stacked)$",  # Siril: r_pp_light_stacked; ASTAP
     )
 )
