@@ -11,6 +11,7 @@ import pytest
 from astropy.io import fits
 from pipeline_case import paths, sessions  # noqa: F401 - fixtures
 
+import zemosaic_phase3 as zp
 from zemosaic_phase3.app.cli import main
 
 
@@ -127,3 +128,11 @@ def test_a_raw_file_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     (tmp_path / "a.cr2").write_bytes(b"II*\0\x10\0\0\0CR\x02\0" + bytes(3000))
     assert run(tmp_path / "a.cr2", "-o", tmp_path / "out.fits") == 1
     assert "is a camera raw file (.cr2), which is not read; convert it to FITS" in capsys.readouterr().err
+
+
+def test_the_same_from_python(folder: Path, tmp_path: Path) -> None:
+    tile = zp.stack(folder, filter="Ha", recursive=True, progress=False, device="cpu")
+    assert (tile.report.n_used, tile.report.n_meant) == (3, 3)
+    assert [row.facts.filter for row in tile.rows if row.facts is not None] == ["Ha"] * 3 + ["O III"] * 2
+    with pytest.raises(zp.NoFramesError, match="at least 4 are asked for"):
+        zp.stack(folder, filter="Ha", recursive=True, min_frames=4, progress=False, device="cpu")
