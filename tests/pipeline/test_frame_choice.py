@@ -200,6 +200,15 @@ def test_the_images_of_a_file_are_frames(tmp_path: Path) -> None:
     assert [Path(row.name).name for row in one.rows] == ["m0.fits[2]"]
 
 
+def test_images_of_another_size_are_told_once(tmp_path: Path) -> None:
+    for k in range(3):
+        pixels = [np.random.default_rng(3 * k + i).normal(0, 1, (16, 20 + i)) for i in range(2)]
+        fits.HDUList([fits.PrimaryHDU(pixels[0]), fits.ImageHDU(pixels[1])]).writeto(tmp_path / f"m{k}.fits")
+    group = chosen(tmp_path)
+    assert group.notes == ["3 files such as m0.fits: another image is in it and not stacked: [1] (21 x 16 pixels)"]
+    assert len(group.usable) == 3
+
+
 # ------------------------------------------------------------------------------------------- what differs
 
 

@@ -79,6 +79,7 @@ def choose_frames(group: Group, choice: Choice) -> None:
             row.facts = kind_of(group.source(i))
         except Exception as exc:  # noqa: BLE001 - a wall: what goes wrong in one frame is that frame's reason
             row.drop(frame_fault(exc, row.name).reason)
+    group.notes[:] = _together(group.notes)
     _tell_further(group)
     stays = _stays(group, choice)
     _drop_copies(group, stays)
@@ -131,6 +132,18 @@ def leave_out(row: FrameRow, reason: str) -> None:
     """Leave a frame out that was never meant to be stacked here, which is no failure."""
     row.drop(reason)
     row.meant = False
+
+
+def _together(notes: Sequence[str]) -> list[str]:
+    """Let notes that say the same of several files share a line."""
+    alike: dict[str, list[str]] = {}
+    for note in notes:
+        name, _, text = note.partition(": ")
+        alike.setdefault(text, []).append(name)
+    return [
+        f"{names[0]}: {text}" if len(names) == 1 else f"{len(names)} files such as {names[0]}: {text}"
+        for text, names in alike.items()
+    ]
 
 
 def _tell_further(group: Group) -> None:
