@@ -128,7 +128,6 @@ class Journal:
 
     def flush(self) -> None:
         """Write what is waiting."""
-
         if not self._pending:
             return
 
