@@ -200,7 +200,10 @@ class CalibrationSpec:
             for path in paths:
                 if not isinstance(path, str | os.PathLike):
                     raise SpecError(f"{name.replace('_', '-')} = {path!r} is no file, folder or pattern")
-            object.__setattr__(self, name, paths)
+            object.__setattr__(self, name, tuple(map(os.fspath, paths)))
+        for name in ("library", "cache", "cosmetic"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else os.fspath(value))
         store_number(self, "temperature_tolerance", "temperature tolerance", 0.0, 1000.0)
         text = str(self.cosmetic).strip().lower()
         if text in COSMETIC:

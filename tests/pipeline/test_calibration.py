@@ -12,6 +12,7 @@ import pytest
 from astropy.io import fits
 from sensor_case import SHAPE, Sensor, cards, some_stars, star_image, write, write_set
 
+import zemosaic_phase3 as zp
 from zemosaic_phase3.app.cli import main
 from zemosaic_phase3.errors import CalibrationError, NoFramesError, SpecError
 from zemosaic_phase3.pipeline import masters as masters_module
@@ -378,9 +379,31 @@ def test_command_line_and_report(tmp_path, capsys) -> None:
     assert "none of the darks fits any light" in capsys.readouterr().err
 
 
+def test_from_python(tmp_path) -> None:
+    sensor = Sensor()
+    write_lights(tmp_path / "lights", sensor, n=6)
+    dark = write_set(tmp_path, sensor, "Dark", 0.0, 30.0, n=3)
+    write_set(tmp_path, sensor, "Bias", 0.0, 0.0, n=3)
+    given = {"register": "none", "device": "cpu", "progress": False}
+    tile = zp.stack(tmp_path / "lights", dark=dark, cosmetic="off", **given)
+    assert tile.header["CALSTAT"] == "D"
+    assert tile.report.spec["calibration"]["dark"] == (str(dark),)
+    assert "dark of 3 frames" in tile._repr_html_()
+    by_library = zp.stack(tmp_path / "lights", calibration=tmp_path, cosmetic="off", **given)
+    np.testing.assert_array_equal(by_library.image, tile.image)
+    by_spec = zp.stack(tmp_path / "lights", calibration=zp.CalibrationSpec(dark=[dark], cosmetic="off"), **given)
+    np.testing.assert_array_equal(by_spec.image, tile.image)
+    plain = zp.stack(tmp_path / "lights", **given)
+    assert "CALSTAT" not in plain.header
+    difference = plain.image - tile.image
+    assert np.nanmedian(difference) > 500
+    with pytest.raises(zp.CalibrationError, match="none of the darks fits any light"):
+        zp.stack(tmp_path / "lights", dark=tmp_path / "bias", **given)
+
+
 def test_specifications() -> None:
     assert CalibrationSpec(dark="a.fits").dark == ("a.fits",)
-    assert CalibrationSpec(dark=["a", Path("b")]).dark == ("a", Path("b"))
+    assert CalibrationSpec(dark=["a", Path("b")]).dark == ("a", "b")
     assert not CalibrationSpec().wants_masters
     assert CalibrationSpec(cosmetic="OFF").cosmetic == "off"
     assert replace(CalibrationSpec(), library="x").wants_masters

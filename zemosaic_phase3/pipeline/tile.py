@@ -129,6 +129,8 @@ def build_tile(
     stack, register, select = stack or StackSpec(), register or RegisterSpec(), select or SelectSpec()
     choice, least = choice or Choice(), least or LeastFrames()
     spec = {**asdict(stack), "register": asdict(register), "select": asdict(select)}
+    if calibration is not None:
+        spec["calibration"] = asdict(calibration)
     opener = partial(open_source, bayer=bayer)
     report = TileReport(spec=spec)
     with timed(report, "open"):
