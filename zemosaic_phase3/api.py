@@ -49,7 +49,7 @@ class Tile(pipeline_tile.Tile):
 
         from zemosaic_phase3.pipeline.outputs import FRAMES_UNITS, frames_columns
 
-        return Table(frames_columns(self.rows), units=FRAMES_UNITS)
+        return Table(frames_columns(self.rows), units={**FRAMES_UNITS, "REJECTED": "%"})
 
     def save(self, path: str | os.PathLike[str], *, maps: bool = False, overwrite: bool = False) -> Path:
         """Write the tile as FITS, atomically; with ``maps`` also COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and FRAMES.

@@ -26,8 +26,8 @@ FRAMES_UNITS: Final = {
     "OFFSET": "adu",
     "SKY": "adu",
     "NOISE": "adu",
-    "REJECTED": "%",
 }
+"""Units of columns as FITS knows them; it has none for the percent of REJECTED."""
 
 
 def frames_columns(rows: Sequence[FrameRow]) -> dict[str, Any]:
