@@ -118,6 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         With 2 after a wrong usage, with 0 after ``--help`` and ``--version``.
     """
     args = build_parser().parse_args(argv)
+    args.command_line = [PROGRAM, *map(str, sys.argv[1:] if argv is None else argv)]
     with _printable_streams(), _rare_collections():
         console = console_module.make_console(sys.stderr)
         try:

@@ -24,6 +24,7 @@ logger = logging.getLogger("zemosaic.utils")
 WRITE_OPTIONS: Final[dict[str, Any]] = {"checksum": True, "output_verify": "silentfix+ignore"}
 TEMPORARY: Final = ".zemosaic-"  # how names of temporary files begin; the number of the process follows
 STRAY_SECONDS: Final = 3600.0
+TILE_SUFFIXES: Final = (".fits", ".fit", ".fts")
 COMPRESSED_SUFFIXES: Final = (".gz", ".fz", ".bz2", ".zip", ".z")
 
 

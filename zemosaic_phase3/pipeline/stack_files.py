@@ -20,8 +20,9 @@ from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.methods import DeviceName, canonical
 from zemosaic_phase3.pipeline.device_policy import POLICY, DevicePolicy, DeviceRequest
 from zemosaic_phase3.pipeline.input_list import list_inputs
-from zemosaic_phase3.pipeline.outputs import Wanted, check_output, check_room, write_tile
+from zemosaic_phase3.pipeline.outputs import Wanted, check_output, check_room, check_tile_name, write_tile
 from zemosaic_phase3.pipeline.tile import Stacker, Tile, build_tile
+from zemosaic_phase3.pipeline.tile_facts import star_width
 from zemosaic_phase3.progress import Callback, timed
 from zemosaic_phase3.runtime import limits
 from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
@@ -90,7 +91,8 @@ def stack_files(
     NoFramesError
         Nothing could be stacked.
     OutputError
-        The output exists, is itself an input, or cannot be written; the disk has no room for it.
+        The output exists, is itself an input, or cannot be written; its name does not end in .fits, .fit or .fts; the
+        disk has no room for it.
     PlanError
         The memory is less than this process uses already, or too small for one row.
     SpecError
@@ -99,6 +101,7 @@ def stack_files(
     choice = canonical("device", device, DeviceName)
     if output is not None:
         check_output(output, overwrite=overwrite)
+        check_tile_name(output)
         remove_strays(Path(output).parent)
     listed = list_inputs([inputs] if isinstance(inputs, str | os.PathLike) else list(inputs), output)
     allowed = _allowed_bytes(limits.default_limit() if memory is None else memory)
@@ -113,6 +116,9 @@ def stack_files(
         opened=None if wanted is None else lambda shape, n_frames: check_room(wanted.sizes(shape, n_frames)),
     )  # fmt: skip
     tile.report.warnings[:0] = listed.notes
+    if any(row.scan is not None and row.scan.n_stars for row in tile.rows):
+        with timed(tile.report, "finish"):
+            tile.report.fwhm_px = star_width(tile.image)
     if output is not None:
         with timed(tile.report, "write"):
             write_tile(tile, output, maps=maps, overwrite=overwrite)

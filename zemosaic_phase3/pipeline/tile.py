@@ -27,6 +27,7 @@ from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.pipeline.canvas import Canvas, canvas_around
 from zemosaic_phase3.pipeline.group import FrameRow, Group, open_group, register_group, scan_group
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
+from zemosaic_phase3.pipeline.tile_facts import typical_noise_of_frame
 from zemosaic_phase3.pipeline.tile_header import cards_of_reference, tile_header, wcs_cards
 from zemosaic_phase3.progress import Callback, timed
 from zemosaic_phase3.records import Equalization, Registration, TileReport
@@ -201,6 +202,7 @@ def stack_group(
     with timed(report, "finish"):
         report.noise_before = noise_before.result()
         _note_in_rows(group, result)
+        report.noise_typical = typical_noise_of_frame(report.noise_before, group, result.job.table)
         _fill_report(report, group, result, workers)
         report.warnings[:0] = notes
         tile = Tile(
