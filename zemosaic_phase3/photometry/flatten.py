@@ -177,8 +177,8 @@ def flatten_note(sources: Sequence[FrameSource]) -> list[str]:
     n, others = count_flattened(sources), len(sources) - 1
     if others < 1 or 2 * n >= others:
         return []
-    got = "no frame" if n == 0 else f"{n} of {others} frames"
+    got = "no frame got a surface; they" if n == 0 else f"{n} of {others} frames got a surface; the others"
     return [
-        f"flatten: {got} got a surface; the others share fewer than {PLANE_CELLS} patches of {SKY_CELL} x {SKY_CELL} "
-        "pixels of sky with the reference, and are stacked as they are"
+        f"flatten: {got} share fewer than {PLANE_CELLS} patches of {SKY_CELL} x {SKY_CELL} pixels of sky with the "
+        "reference, and are stacked as they are"
     ]
