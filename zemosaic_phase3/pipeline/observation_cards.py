@@ -38,8 +38,8 @@ def exposure_cards(exposures: Sequence[Exposure], reference: Exposure, share: np
     Returns
     -------
     Header
-        EXPTIME (s), EXPTOTAL and LIVETIME (s), STACKCNT, DATE-OBS and DATE-BEG, DATE-END, DATE-AVG, MJD-OBS, MJD-AVG,
-        TIMESYS; without what is not known of any frame.
+        EXPTIME (s), EXPTOTAL and LIVETIME (s), STACKCNT, DATE-OBS and DATE-BEG, DATE-END, DATE-AVG, the MJD of
+        each, TIMESYS; without what is not known of any frame.
     """
     from astropy.io.fits import Header
 
@@ -63,9 +63,11 @@ def exposure_cards(exposures: Sequence[Exposure], reference: Exposure, share: np
         first = min(starts)
         cards["DATE-OBS"] = (iso(first), "start of the first exposure")
         cards["DATE-BEG"] = (iso(first), "start of the first exposure")
-        cards["MJD-OBS"] = (round(mjd_of(first), MJD_DECIMALS), "d, start of the first exposure")
+        for key in ("MJD-OBS", "MJD-BEG"):  # of each date its MJD too: astropy would add it, with a warning
+            cards[key] = (round(mjd_of(first), MJD_DECIMALS), "d, start of the first exposure")
     if ends:
         cards["DATE-END"] = (iso(max(ends)), "end of the last exposure")
+        cards["MJD-END"] = (round(mjd_of(max(ends)), MJD_DECIMALS), "d, end of the last exposure")
     if average is not None:
         cards["DATE-AVG"] = (iso(average), "mean of the mid-exposure times, weighted")
         cards["MJD-AVG"] = (round(mjd_of(average), MJD_DECIMALS), "d, mean of the mid-exposure times, weighted")
@@ -121,14 +123,14 @@ def master_kind(kind: Any) -> str:
 
 
 def unit_of(unit: Any) -> str:
-    """Return BUNIT of a stack of frames in a unit: that unit where FITS knows it, else ADU."""
+    """Return BUNIT of a stack of frames in a unit: that unit where astropy can read it, else ADU."""
     text = str(unit or "").strip()
     if text.lower() in ("", "adu", "adus", "count", "counts", "dn"):
         return "adu"
     from astropy.units import Unit
 
     try:
-        Unit(text, format="fits")
+        Unit(text)
     except (ValueError, TypeError):
         return "adu"
     return text
