@@ -1,4 +1,4 @@
-"""The noise of frames that are stacks themselves, measured from pixel to pixel."""
+"""The noise of frames from pixel to pixel: of stacks among them, and of a typical one beside the tile."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.finish.noise import noise_rows, typical_noise
 from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.pipeline.group import Group, Scan
+from zemosaic_phase3.records import FrameTable
 from zemosaic_phase3.runtime.threads import parallel_map
 
 logger = logging.getLogger("ZeMosaicWorker")
@@ -56,3 +57,40 @@ def measure_noise_of_stacks(group: Group, workers: int) -> int:
     for i, scan in zip(usable, parallel_map(measured, usable, workers), strict=True):
         group.rows[i].scan = scan
     return len(usable)
+
+
+def typical_noise_of_frame(noise_of_reference: list[float], group: Group, table: FrameTable) -> list[float]:
+    """Return the noise of a typical frame at the levels of the tile, to be compared with that of the tile.
+
+    Both are measured alike, by the differences of pixels (``finish.noise``), which takes a demosaiced frame: that is
+    done for the reference alone. How much noisier or calmer the others are is known from their levels.
+
+    Parameters
+    ----------
+    noise_of_reference : list of float, length C
+        ADU.
+    group : Group
+        With the levels of the frames.
+    table : FrameTable
+        What the levels of the frames were multiplied by.
+
+    Returns
+    -------
+    list of float, length C
+        ADU: the noise of the reference, times the median over the frames stacked of (scale x sigma), over that of the
+        reference; the noise of the reference itself where levels were not measured.
+    """
+    scans = {row.name: row.scan for row in group.rows}
+    sigmas = []
+    for name, scale in zip(table.names, table.scale, strict=True):
+        scan = scans[name]
+        if scan is None or scan.stats is None:
+            return noise_of_reference
+        sigmas.append(np.abs(scale) * np.sqrt(scan.stats.variance))
+    reference = scans[group.rows[group.reference].name]
+    if reference is None or reference.stats is None:
+        return noise_of_reference
+    known = np.array(noise_of_reference)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        matched = known * (np.median(sigmas, axis=0) / np.sqrt(reference.stats.variance))
+    return np.where(np.isfinite(matched), matched, known).tolist()

@@ -26,8 +26,7 @@ from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.pipeline.canvas import Canvas, canvas_around
 from zemosaic_phase3.pipeline.group import FrameRow, Group, Kept, open_group, register_group, scan_group
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
-from zemosaic_phase3.pipeline.stack_noise import measure_noise_of_stacks, noise_bands
-from zemosaic_phase3.pipeline.tile_facts import typical_noise_of_frame
+from zemosaic_phase3.pipeline.stack_noise import measure_noise_of_stacks, noise_bands, typical_noise_of_frame
 from zemosaic_phase3.pipeline.tile_header import cards_of_reference, tile_header, wcs_cards
 from zemosaic_phase3.progress import Callback, timed
 from zemosaic_phase3.records import Equalization, Registration, TileReport

@@ -1,21 +1,17 @@
-"""What an observer asks of a finished tile first: what, how long, when, how large, how sharp, and what it gained."""
+"""What an observer asks of a finished tile first: what, how long, when, how large, how sharp."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 
 from zemosaic_phase3.detection.star_finder import find_stars
 from zemosaic_phase3.photometry.weights import SHAPE_STARS
-from zemosaic_phase3.pipeline.group import Group
-from zemosaic_phase3.records import FrameTable
+from zemosaic_phase3.pipeline.tile import Tile
 from zemosaic_phase3.spec import RegisterSpec
-
-if TYPE_CHECKING:
-    from zemosaic_phase3.pipeline.tile import Tile
 
 WIDTH_SIDE_PX: Final = 1024  # of the middle of a tile, on which the width of its stars is measured
 ARCSEC: Final = 206.264806  # arcseconds of a micrometre at a millimetre
@@ -93,41 +89,3 @@ def star_width(image: np.ndarray) -> float:
     top, left = (max(0, (side - WIDTH_SIDE_PX) // 2) for side in image.shape[:2])
     stars = find_stars(image[top : top + WIDTH_SIDE_PX, left : left + WIDTH_SIDE_PX], RegisterSpec())
     return float(np.median(stars.fwhm[:SHAPE_STARS])) if len(stars) else math.nan
-
-
-def typical_noise_of_frame(noise_of_reference: list[float], group: Group, table: FrameTable) -> list[float]:
-    """Return the noise of a typical frame at the levels of the tile, to be compared with that of the tile.
-
-    Both are measured alike, by the differences of pixels (``finish.noise``), which takes a demosaiced frame: that is
-    done for the reference alone. How much noisier or calmer the others are is known from their levels.
-
-    Parameters
-    ----------
-    noise_of_reference : list of float, length C
-        ADU.
-    group : Group
-        With the levels of the frames.
-    table : FrameTable
-        What the levels of the frames were multiplied by.
-
-    Returns
-    -------
-    list of float, length C
-        ADU: the noise of the reference, times the median over the frames stacked of (scale x sigma), over that of the
-        reference; the noise of the reference itself where levels were not measured.
-    """
-    scans = {row.name: row.scan for row in group.rows}
-    sigmas = []
-    for name, scale in zip(table.names, table.scale, strict=True):
-        scan = scans[name]
-        if scan is None or scan.stats is None:
-            return noise_of_reference
-        sigmas.append(np.abs(scale) * np.sqrt(scan.stats.variance))
-    reference = scans[group.rows[group.reference].name]
-    if reference is None or reference.stats is None:
-        return noise_of_reference
-    with np.errstate(invalid="ignore", divide="ignore"):
-        ratio = np.median(sigmas, axis=0) / np.sqrt(reference.stats.variance)
-    if ratio.shape != np.shape(noise_of_reference):
-        return noise_of_reference
-    return np.where(np.isfinite(ratio), np.array(noise_of_reference) * ratio, noise_of_reference).tolist()
