@@ -216,6 +216,8 @@ def wcs_cards(wcs: WCS) -> Header:
         for j in (1, 2):
             header.remove(f"PC{i}_{j}", ignore_missing=True)
             header[f"CD{i}_{j}"] = (float(matrix[i - 1, j - 1]), "deg/pixel")
+    if "EQUINOX" not in header and str(header.get("RADESYS", "ICRS")).strip() in ("ICRS", "FK5"):
+        header["EQUINOX"] = (2000.0, "yr, for programs that ask for it")  # Siril drops CTYPE without it
     with contextlib.suppress(Exception):  # a caller's WCS may be anything; without its centre it is still one
         header.extend(_centre_cards(wcs), update=True)
     return header
