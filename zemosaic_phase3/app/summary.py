@@ -7,7 +7,6 @@ import math
 import os
 import re
 import shutil
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from zemosaic_phase3.app.doctor import versions
-from zemosaic_phase3.app.printable import printable
+from zemosaic_phase3.app.printable import broken_lines, printable
 from zemosaic_phase3.io.atomic_write import written_whole
 from zemosaic_phase3.pipeline.group import FrameRow
 from zemosaic_phase3.pipeline.outputs import frames_columns
@@ -42,9 +41,6 @@ CPU_ASKED_FOR: Final = "the CPU was asked for"
 CHANNEL_NAMES: Final[Mapping[int, Sequence[str]]] = {1: ("grey",), 3: ("red", "green", "blue")}
 
 
-WHOLE_WORDS: Final[Mapping[str, Any]] = {"break_long_words": False, "break_on_hyphens": False}
-
-
 def print_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:
     """Print labels and texts; an empty label continues the one above.
 
@@ -55,11 +51,8 @@ def print_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:
     from rich.text import Text
 
     width = max((len(label) for label, _ in facts), default=0)
-    room = max(console.width - width - 2, 20) if console.is_terminal else None
     for label, text in facts:
-        shown = printable(text)
-        lines = [shown] if room is None else textwrap.wrap(shown, room, **WHOLE_WORDS) or [""]
-        for k, line in enumerate(lines):
+        for k, line in enumerate(broken_lines(printable(text), console, width + 2)):
             head = label if k == 0 else ""
             console.print(Text.assemble((head.ljust(width), "bold"), "  ", line), soft_wrap=True)
 
