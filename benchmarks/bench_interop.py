@@ -216,12 +216,11 @@ def main() -> None:
         "|" + "---|" * len(head),
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
-        "- Montage counts the middle half a pixel from ours in x and y, whatever the header (it takes N/2 for (N + 1)/2).",
-        "- CCDData gives a tile of three planes with SIP no WCS: astropy refuses SIP beside a third axis, even one that has",
-        "  no cards. `WCS(header, naxis=2)` reads it.",
+        "- Montage counts the middle half a pixel from ours in x and y, whatever the header (N/2 for (N + 1)/2).",
+        "- CCDData gives a tile of three planes with SIP no WCS: astropy refuses SIP beside a third axis, even one",
+        "  that has no cards. `WCS(header, naxis=2)` reads it.",
         "- Siril 1.0.6 saves the WCS as CDELT and PC of its own; the cell is what it saved. It asks for EQUINOX.",
-        "- PixInsight and DS9 were not run. PixInsight's published library reads CD, or CDELT and CROTA, never PC; DS9 and",
-        "  WCSTools read headers by libraries of one descent.",
+        "- PixInsight and DS9 were not run. PixInsight's published library reads CD, or CDELT and CROTA, never PC.",
     ]
     text = "\n".join(lines) + "\n"
     print(text)  # noqa: T201

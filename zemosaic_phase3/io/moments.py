@@ -39,6 +39,7 @@ _MJD_ZERO: Final = datetime(1858, 11, 17)  # noqa: DTZ001 - moments are UTC, wit
 _JD_OF_MJD: Final = 2_400_000.5
 _MJD_RANGE: Final = (15_000.0, 100_000.0)  # the years 1899 to 2132; other numbers under these keys are no dates
 _DAY: Final = 86_400.0  # seconds
+LONGEST_SECONDS: Final = 1e9  # thirty years; more is no exposure
 # To be subtracted from other time systems for UTC, seconds, since the last leap second; before it: no moment.
 _TO_UTC: Final[Mapping[str, float]] = {
     "TAI": 37.0, "IAT": 37.0, "TT": 69.184, "TDT": 69.184, "ET": 69.184, "TDB": 69.184, "GPS": 18.0,
@@ -335,7 +336,7 @@ def _number(value: object) -> float:
 def _positive(value: object) -> float:
     """Return a length of time, seconds, with or without its unit behind it; nan where it is none."""
     number = _number(_UNIT.sub("", value) if isinstance(value, str) else value)
-    return number if number > 0 else math.nan
+    return number if 0 < number < LONGEST_SECONDS else math.nan
 
 
 def _whole(value: object) -> int:
