@@ -106,6 +106,9 @@ def test_a_name_is_written_alike_in_header_and_table(sessions: Sessions, tmp_pat
     stack_files(
         [odd, *(folder / name for name in truth.names[1:3])], tmp_path / "t.fits", maps=True, reference=odd.name
     )
+    if FITSVERIFY is not None:
+        told = subprocess.run([FITSVERIFY, "-q", tmp_path / "t.fits"], capture_output=True, text=True, check=False)
+        assert told.stdout.startswith("verification OK")
     with fits.open(tmp_path / "t.fits") as hdus:
         name = hdus[0].header["ZMT_REF"]
         assert name == "Light \\xe9 '3' " + 70 * "x" + ".fits"

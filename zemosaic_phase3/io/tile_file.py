@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Cards of a frame that are not true of a tile made from it.
 _STALE_CARDS: Final = frozenset({"BLANK", "CHECKSUM", "DATAMAX", "DATAMIN", "DATASUM", "EXTNAME", "EXTVER", "INHERIT"})
 _MOSAIC_CARDS: Final = frozenset({"BAYERPAT", "COLORTYP", "CFA_PAT", "XBAYROFF", "YBAYROFF"})
+CARD_TEXT: Final = 68  # characters of a text in one card
 _THIRD_AXIS_CARD: Final = re.compile(r"(CTYPE|CRPIX|CRVAL|CDELT|CUNIT|CROTA|CNAME)3$|(CD|PC)(3_\d|\d_3)$")
 
 
@@ -205,6 +206,8 @@ def _tile_header(header: Header | Mapping[str, Any] | None, *, is_colour: bool) 
         cards["WCSAXES"] = 3 if is_colour else 2
     if is_colour:
         _describe_third_axis(cards)
+    if any(isinstance(text := card.value, str) and len(text.replace("'", "''")) > CARD_TEXT for card in cards.cards):
+        cards["LONGSTRN"] = ("OGIP 1.0", "texts may go on in CONTINUE cards")
     return cards
 
 
