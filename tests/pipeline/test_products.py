@@ -19,6 +19,7 @@ from zemosaic_phase3.pipeline.outputs import check_tile_name
 from zemosaic_phase3.pipeline.stack_files import stack_files
 from zemosaic_phase3.pipeline.tile_header import wcs_cards
 from zemosaic_phase3.simulate.session import SimulationTruth
+from zemosaic_phase3.spec import StackSpec
 
 FITSVERIFY = shutil.which("fitsverify")
 SIP = {
@@ -90,6 +91,24 @@ def test_ccddata_reads_it_with_its_unit(product: Path) -> None:
     ccd = CCDData.read(product)
     assert str(ccd.unit) == "adu"
     assert ccd.data.shape == fits.getdata(product).shape
+
+
+def test_frames_say_when_they_were_exposed(product: Path) -> None:
+    with fits.open(product) as hdus:
+        table, header = hdus["FRAMES"].data, hdus[0].header
+        assert min(table["DATE_OBS"].tolist()) == header["DATE-OBS"]
+        assert table["EXPTIME"].tolist() == [10.0] * 3
+        assert header["EXPTOTAL"] == 30.0
+
+
+def test_equalised_colours_have_no_common_gain(sessions: Sessions) -> None:  # noqa: F811 - fixture
+    folder, truth = sessions["rgb"]
+    frames = [fits.getdata(folder / name) for name in truth.names[:3]]
+    inputs = [{"data": pixels, "header": {"EGAIN": 0.5}, "name": str(k)} for k, pixels in enumerate(frames)]
+    plain = stack_files(inputs).header
+    equal = stack_files(inputs, stack=StackSpec(equalize_rgb=True)).header
+    assert plain["EGAIN"] == 0.5 and "RGBGAINR" not in plain
+    assert "EGAIN" not in equal and equal["RGBGAINR"] != equal["RGBGAINB"] and equal["RGBEQMED"] > 0
 
 
 def test_maps_are_small(product: Path) -> None:

@@ -15,12 +15,14 @@ import numpy as np
 
 from zemosaic_phase3.errors import OutputError
 from zemosaic_phase3.io.atomic_write import COMPRESSED_SUFFIXES, TILE_SUFFIXES, write_fits_atomically
+from zemosaic_phase3.io.moments import Exposure, iso
 from zemosaic_phase3.io.tile_file import tile_hdus
 from zemosaic_phase3.pipeline.group import FrameRow
 from zemosaic_phase3.pipeline.tile import Tile
 from zemosaic_phase3.records import Registration
 
 FRAMES_UNITS: Final = {
+    "EXPTIME": "s",
     "RMS_PX": "pixel",
     "FWHM": "pixel",
     "OFFSET": "adu",
@@ -47,12 +49,15 @@ def frames_columns(rows: Sequence[FrameRow]) -> dict[str, Any]:
         levels = [unknown if found is None else getattr(found, name) for found in stats]
         return np.array([found if found.size == channels else unknown for found in levels], np.float64)
 
+    exposures = [Exposure() if row.scan is None else row.scan.exposure for row in rows]
     registrations = [row.registration or Registration(ok=False) for row in rows]
     nowhere = np.full((3, 3), np.nan)
     return {
         "NAME": [row.name for row in rows],
         "USED": np.array([row.used for row in rows]),
         "REASON": [row.reason for row in rows],
+        "DATE_OBS": ["" if start is None else iso(start) for start in (e.start for e in exposures)],
+        "EXPTIME": np.array([e.seconds for e in exposures], np.float64),
         "METHOD": [r.method for r in registrations],
         "MODEL": [r.model for r in registrations],
         "TRANSFORM": np.stack([(r.transform if r.ok else nowhere).ravel() for r in registrations]),

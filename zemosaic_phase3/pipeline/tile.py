@@ -213,7 +213,7 @@ def stack_group(
             image=result.image,
             alpha=alpha_from_coverage(result.coverage),
             maps=result.maps,
-            header=tile_header(cards, group, result.job, report),
+            header=tile_header(cards, group, result.job, report, result.equalization),
             wcs=wcs,
             report=report,
             rows=group.rows,

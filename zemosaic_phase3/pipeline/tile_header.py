@@ -23,7 +23,7 @@ from zemosaic_phase3.pipeline.observation_cards import (
     program_cards,
     unit_of,
 )
-from zemosaic_phase3.records import TileReport
+from zemosaic_phase3.records import Equalization, TileReport
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -113,7 +113,7 @@ def _kind_cards(reference: Header) -> Header:
     return cards
 
 
-def tile_header(cards: Header, group: Group, job: Job, report: TileReport) -> Header:
+def tile_header(cards: Header, group: Group, job: Job, report: TileReport, equalization: Equalization) -> Header:
     """Return the tile's header: WCS and observation of the reference, exposures of the frames stacked, what was done.
 
     Parameters
@@ -126,6 +126,8 @@ def tile_header(cards: Header, group: Group, job: Job, report: TileReport) -> He
         What was stacked at the end.
     report : TileReport
         Warnings are added to it, where the times are not those of all frames.
+    equalization : Equalization
+        How the colours were scaled.
 
     Returns
     -------
@@ -144,6 +146,11 @@ def tile_header(cards: Header, group: Group, job: Job, report: TileReport) -> He
     for key in ("NCOMBINE", "NEXP_SUM"):
         header[key] = (n, "frames stacked")
     header.extend(_method_cards(job), update=True)
+    if equalization.applied:
+        header.remove("EGAIN", ignore_missing=True)  # the colours have units of their own now
+        for colour, gain in zip("RGB", (equalization.gain_r, equalization.gain_g, equalization.gain_b), strict=True):
+            header[f"RGBGAIN{colour}"] = (_card_number(gain), "RGB equalisation")
+        header["RGBEQMED"] = (_card_number(equalization.target_median), "RGB equalisation")
     header["ZMT_REF"] = (fits_text(Path(report.reference).name), "reference frame")
     header["ZMT_DEV"] = (report.device, "device that stacked")
     header["ALPHAEXT"] = (1, "alpha mask in extension ALPHA")
