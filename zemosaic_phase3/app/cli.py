@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Turns a folder of astronomical sub-frames into one master image.",
         epilog=f"'{PROGRAM} COMMAND --help' lists the options of a command. Exit status: 0 done, 1 nothing stacked or "
-        "failed, 2 wrong usage, 130 interrupted (143 by SIGTERM, 129 by SIGHUP).",
+        "failed, 2 wrong usage, 3 done with too few of the frames, 130 interrupted (143 by SIGTERM, 129 by SIGHUP).",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -110,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0 done, 1 failed, 130 interrupted (143 by SIGTERM, 129 by SIGHUP).
+        The exit status: 0 done, 1 failed, 3 done with fewer frames than wanted, 130 interrupted (143 by SIGTERM, 129 by
+        SIGHUP).
 
     Raises
     ------
@@ -123,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console = console_module.make_console(sys.stderr)
         try:
             with console_module.shown_log(console, quiet=args.quiet, verbose=args.verbose):
-                args.run(args, console)
+                status: int | None = args.run(args, console)
         except SpecError as exc:
             args.parser.error(str(exc))
         except KeyboardInterrupt as exc:
@@ -136,4 +137,4 @@ def main(argv: Sequence[str] | None = None) -> int:
             shown = broken_lines(f"{PROGRAM}: error: {printable(text)}", console)
             console.print("\n".join(shown), style="red", soft_wrap=True)
             return FAILED
-    return 0
+    return status or 0
