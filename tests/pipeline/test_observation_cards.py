@@ -105,6 +105,17 @@ def test_header_of_a_tile(paths: list[Path], headers: list[dict[str, Any]]) -> N
     assert datetime.fromisoformat(header["DATE"])
 
 
+def test_stacks_that_only_their_names_tell_count_as_such(paths: list[Path], tmp_path: Path) -> None:  # noqa: F811
+    for k, name in enumerate(
+        ("Stacked_40_M31_10.0s_LP_20240801-220000.fit", "Stacked_60_M31_10.0s_LP_20240802-220000.fit")
+    ):
+        cards = fits.Header({"DATE-OBS": f"2024-08-0{k + 1}T22:00:00", "OBJECT": "M 31"})
+        fits.writeto(tmp_path / name, fits.getdata(paths[k]), cards)
+    header = stack_files([tmp_path / "*.fit"], tmp_path / "m.fits").header
+    assert (header["STACKCNT"], header["EXPTIME"], header["EXPTOTAL"], header["NCOMBINE"]) == (100, 10.0, 1000.0, 2)
+    assert header["FILTER"] == "LP"
+
+
 def test_one_frame_without_a_time(paths: list[Path], headers: list[dict[str, Any]]) -> None:  # noqa: F811 - fixture
     del headers[2]["TIME-OBS"], headers[2]["DATE-AVG"]
     pixels = [fits.getdata(path) for path in paths]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zemosaic_phase3 import __version__
-from zemosaic_phase3.io.moments import Exposure, iso, mjd_of
+from zemosaic_phase3.errors import FrameError
+from zemosaic_phase3.io.moments import MOMENT_KEYS, Exposure, exposure_of, iso, mjd_of
+from zemosaic_phase3.pipeline.group import Group
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -90,6 +93,28 @@ def _mean_time(exposures: Sequence[Exposure], share: np.ndarray) -> datetime | N
         known, weight = [(middle, 1.0) for middle, _ in known], float(len(known))
     later = math.fsum((middle - first).total_seconds() * part for middle, part in known) / weight
     return first + timedelta(seconds=later)
+
+
+def complete_exposures(group: Group) -> None:
+    """Add to what the cards of time say what else is known of a frame: its name may tell exposure and number.
+
+    Nothing is read again but the headers of frames of which that is more.
+    """
+    for i in group.usable:
+        facts, scan = group.rows[i].facts, group.scan(i)
+        if facts is None:
+            continue
+        lacks_time = not scan.exposure.seconds > 0 and facts.exposure > 0
+        if facts.count <= scan.exposure.count and not lacks_time:
+            continue
+        try:
+            cards = dict(zip(MOMENT_KEYS, group.source(i).card_values(*MOMENT_KEYS), strict=True))
+        except FrameError:  # whoever reads its pixels for the stack leaves it out
+            continue
+        if lacks_time:
+            cards["EXPTIME"] = facts.exposure
+        cards["STACKCNT"] = max(facts.count, scan.exposure.count)
+        group.rows[i].scan = replace(scan, exposure=exposure_of(cards))
 
 
 def missing_starts(exposures: Sequence[Exposure]) -> list[str]:

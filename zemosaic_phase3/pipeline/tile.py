@@ -27,6 +27,7 @@ from zemosaic_phase3.pipeline.canvas import Canvas, canvas_around
 from zemosaic_phase3.pipeline.frame_choice import Choice, all_images, choose_frames, remarks_on_result
 from zemosaic_phase3.pipeline.frame_count import LeastFrames, meant_frames
 from zemosaic_phase3.pipeline.group import FrameRow, Group, Kept, open_group, register_group, scan_group
+from zemosaic_phase3.pipeline.observation_cards import complete_exposures
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
 from zemosaic_phase3.pipeline.stack_noise import measure_noise_of_stacks, noise_bands, typical_noise_of_frame
 from zemosaic_phase3.pipeline.tile_header import cards_of_reference, tile_header, wcs_cards
@@ -147,6 +148,7 @@ def build_tile(
         group.require_some("read")
         apply_limits(group, select)
         group.require_some("kept")
+        complete_exposures(group)
         if stack.needs_levels:
             measure_noise_of_stacks(group, workers)
     with timed(report, "register"):

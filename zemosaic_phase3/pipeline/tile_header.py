@@ -136,6 +136,9 @@ def tile_header(cards: Header, group: Group, job: Job, report: TileReport, equal
         stacks themselves; see :func:`pipeline.observation_cards.exposure_cards`.
     """
     header = cards.copy()
+    facts = group.rows[group.reference].facts
+    if facts is not None and facts.filter and "FILTER" not in header:
+        header["FILTER"] = (fits_text(facts.filter), "of the reference")
     exposures = {group.rows[i].name: group.scan(i).exposure for i in range(len(group.rows)) if group.rows[i].scan}
     stacked = [exposures[name] for name in job.table.names]
     matched = bool((job.table.scale != 1.0).any()) or len({e.seconds for e in stacked}) == 1
