@@ -253,7 +253,7 @@ def _add_resources(group: Group) -> None:
         action="store_true",
         help="neither go on where an earlier run was nor keep a journal (default: do)",
     )
-    group.add_argument("--fresh", action="store_true", help="forget what the journal holds, and begin a new one")
+    group.add_argument("--fresh", action="store_true", help="forget what the journal holds (default: no)")
 
 
 def _add_results(group: Group) -> None:
