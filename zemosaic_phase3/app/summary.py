@@ -37,6 +37,7 @@ UNITS: Final[Mapping[str, str]] = {
     "bench": "methods",
 }
 REPORT_SCHEMA: Final = 2  # of the JSON report; grows when an entry goes or means something else
+STAGES: Final = ("open", "measure", "register", "stack", "finish", "write", "preview")
 CPU_ASKED_FOR: Final = "the CPU was asked for"
 CHANNEL_NAMES: Final[Mapping[int, Sequence[str]]] = {1: ("grey",), 3: ("red", "green", "blue")}
 
@@ -143,7 +144,10 @@ def print_summary(console: Console, tile: Tile, files: Mapping[str, Path | None]
         facts.append(("rejected", f"{report.all_rejected_pixels} pixels lost every sample and show their median"))
     facts += _labelled("note", report.warnings)
     facts.append(("device", device_text(report)))
-    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items() if seconds >= 0.05)
+    in_order = sorted(
+        report.seconds.items(), key=lambda item: STAGES.index(item[0]) if item[0] in STAGES else len(STAGES)
+    )
+    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in in_order if seconds >= 0.05)
     facts.append(("time", f"{sum(report.seconds.values()):.1f} s" + (f": {stages}" if stages else "")))
     facts.append(("memory", f"peak {memory_text(report.peak_rss_bytes)}, slabs of {report.rows_per_slab} rows"))
     facts += [(label, str(path)) for label, path in files.items() if path is not None]

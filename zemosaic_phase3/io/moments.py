@@ -17,11 +17,12 @@ from typing import Any, Final
 _START_KEYS: Final = ("DATE-BEG", "DATE-OBS", "DATE_OBS", "UTSTART", "UT-START", "TIME-OBS", "EXPSTART")
 _DAY_KEYS: Final = ("DATE-BEG", "DATE-OBS", "DATE_OBS", "UTDATE", "UT-DATE", "DATE-UT")
 _CLOCK_KEYS: Final = (
-    "TIME-BEG", "TIME-OBS", "TIME_OBS", "UTSTART", "UT-START", "UTC-OBS", "UTOBS", "UT", "UTC", "UTIME", "UT-TIME",
-    "UT-OBS", "TM-START", "TM_START", "EXPSTART", "STARTTIM", "UTSHUT",
+    "TIME-BEG", "UTSTART", "UT-START", "UT_START", "UTCSTART", "UT-STR", "UT-BEG", "UTC-BEG", "TM-START", "TM_START",
+    "EXPSTART", "STARTTIM", "TIME-OBS", "TIME_OBS", "UTC-OBS", "UTOBS", "UT-OBS", "UT", "UTC", "UTIME", "UT-TIME",
+    "TIME-UT", "TIME-UTC", "UTSHUT",
 )  # fmt: skip
 _SECONDS_KEYS: Final = frozenset({"TM-START", "TM_START", "UTC"})  # numbers there are seconds of the day (ESO)
-_MJD_KEYS: Final = ("MJD-BEG", "MJD-OBS", "MJD_OBS", "MJD", "EXPSTART")
+_MJD_KEYS: Final = ("MJD-BEG", "MJD-STR", "MJD-OBS", "MJD_OBS", "MJD", "EXPSTART")
 _JD_KEYS: Final = ("JD-OBS", "JD-BEG", "JD", "JD_SOBS")
 _EXPOSURE_KEYS: Final = ("EXPTIME", "EXPOSURE", "EXP_TIME", "EXP-TIME", "EXPTIM", "XPOSURE", "ITIME", "INTTIME")
 _LIVE_KEYS: Final = ("LIVETIME", "EXPTOTAL", "TOTALEXP")
