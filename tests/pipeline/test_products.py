@@ -15,6 +15,7 @@ from astropy.wcs import WCS
 from pipeline_case import SKY, sessions  # noqa: F401 - fixtures
 
 from zemosaic_phase3.errors import OutputError
+from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.pipeline.outputs import check_tile_name
 from zemosaic_phase3.pipeline.stack_files import stack_files
 from zemosaic_phase3.pipeline.tile_header import wcs_cards
@@ -80,6 +81,10 @@ def test_scale_and_centre_are_those_of_the_frames(product: Path) -> None:
     hours = [float(part) for part in header["OBJCTRA"].split()]
     assert 15 * (hours[0] + hours[1] / 60 + hours[2] / 3600) == pytest.approx(middle.ra.deg, abs=1e-4)
     assert (wcs.sip is not None) == ("sip" in product.name)
+    own = open_source(product).wcs()  # a tile may be a frame of the next stack
+    assert own is not None
+    corner = (header["NAXIS1"] - 1.0, header["NAXIS2"] - 1.0)
+    assert own.pixel_to_world(*corner).separation(wcs.pixel_to_world(*corner)).arcsec < 1e-6
     if header["NAXIS"] == 2:
         WCS(header).pixel_to_world(1, 2)
     else:
