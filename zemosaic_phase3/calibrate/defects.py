@@ -40,6 +40,7 @@ SURE: Final = 3.5  # errors of the share that are added
 MOST_DEFECTS: Final = 0.02  # of all photosites; more are no defects but, for example, a mosaic that no card declares
 LINE_SIGMAS: Final = 6.0  # scatter of all columns (rows) that a bad one exceeds
 LINE_NOISE: Final = 0.4  # and sigmas of a sample
+LINE_FRAMES: Final = 9  # about as many of the lights tell the levels of columns and rows
 LINE_SAMPLES: Final = 96  # rows of each colour that a column's level is taken from
 BAND: Final = 64  # rows worked on at a time, so that they stay in the processor's cache
 AT_ONCE: Final = 10_000  # candidates: 25 MB of samples around them
@@ -95,7 +96,9 @@ def learn_defects(sources: Sequence[FrameSource], workers: int = 1) -> DefectMap
     and with 3.5 times its error below 0.14 A, or below half of what the sharper stars of these frames share, up to
     0.30 A. Of a star of 1.3 px FWHM in the middle of a photosite B is 0.28 A, of a wider one more.
     """
-    looks = [look for look in parallel_map(_look_or_none, sources, workers) if look is not None]
+    every = max(1, len(sources) // LINE_FRAMES)
+    asked = [(source, k % every == 0) for k, source in enumerate(sources)]
+    looks = [look for look in parallel_map(_look_or_none, asked, workers) if look is not None]
     if len(looks) < FEWEST_FRAMES:
         return None
     height, width = sources[0].height, sources[0].width
@@ -115,8 +118,8 @@ def learn_defects(sources: Sequence[FrameSource], workers: int = 1) -> DefectMap
     if np.count_nonzero(defect) > MOST_DEFECTS * height * width:
         logger.info("%d photosites stand out: no defects of a sensor", np.count_nonzero(defect))
         return None
-    columns = _bad_lines([look.columns for look in looks], sigma, step)
-    rows = _bad_lines([look.rows for look in looks], sigma, step)
+    columns = _bad_lines([look.columns for look in looks if look.columns.size], sigma, step)
+    rows = _bad_lines([look.rows for look in looks if look.rows.size], sigma, step)
     defect[:, columns] = True
     defect[rows, :] = True
     return DefectMap(defect, step, len(columns), len(rows)) if defect.any() else None
@@ -136,27 +139,28 @@ def outlying_photosites(image: np.ndarray, step: int, limit: float = 8.0) -> np.
     return found
 
 
-def _look_or_none(source: FrameSource) -> _Look | None:
+def _look_or_none(asked: tuple[FrameSource, bool]) -> _Look | None:
     try:
-        return _look(source)
+        return _look(*asked)
     except FrameError as exc:  # measuring it will say what is wrong
         logger.debug("no defects are learned from it: %s", exc)
         return None
 
 
-def _look(source: FrameSource) -> _Look | None:
-    """Look over one frame; None where it is blank."""
+def _look(source: FrameSource, with_lines: bool) -> _Look | None:  # noqa: FBT001 - a pair of a map
+    """Look over one frame, and at the levels of its columns and rows where asked; None where it is blank."""
     step = 2 if source.cfa else 1
     pixels = source.read_rows(0, source.height)
     hot: list[np.ndarray] = []
     cold: list[np.ndarray] = []
     sigma = np.zeros((step, step))
-    columns, rows = np.full((step, source.width), np.nan), np.full((step, source.height), np.nan)
+    columns, rows = (np.full((step, n if with_lines else 0), np.nan) for n in (source.width, source.height))
     for a in range(step):
         for b in range(step):
             plane = np.ascontiguousarray(pixels[a::step, b::step])
-            columns[a, b::step] = _line_levels(plane)
-            rows[b, a::step] = _line_levels(np.ascontiguousarray(plane.T))
+            if with_lines:
+                columns[a, b::step] = _line_levels(plane)
+                rows[b, a::step] = _line_levels(np.ascontiguousarray(plane.T))
             padded = np.pad(plane, 1, mode="reflect")
             sigma[a, b] = _plane_sigma(padded)
             if not sigma[a, b] > 0.0:
@@ -400,6 +404,8 @@ def _bad_lines(levels: list[np.ndarray], sigma: float, step: int) -> np.ndarray:
     step : int
         Between lines of one colour.
     """
+    if not levels:
+        return np.empty(0, np.intp)
     level = np.median(levels, axis=0)
     if not np.isfinite(level).any():
         return np.empty(0, np.intp)
