@@ -138,6 +138,7 @@ def stack(
     workers: int | None = None,
     maps: bool = False,
     overwrite: bool = False,
+    self_check: bool = True,
     progress: bool | Callback = True,
 ) -> Tile:
     """Register and stack frames into one tile; write it if ``output`` is given.
@@ -177,6 +178,8 @@ def stack(
         Write COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and FRAMES too.
     overwrite : bool
         Replace an existing output.
+    self_check : bool
+        Make some pixels of the result again from the files, by plain definitions, and compare them.
     progress : bool or callable
         True shows bars in a terminal and in a notebook, and nothing elsewhere; a callable is called as
         ``progress(stage, done, total)``, from several threads, and may raise :class:`StackCancelled`.
@@ -215,6 +218,7 @@ def stack(
             workers=workers,
             maps=maps,
             overwrite=overwrite,
+            self_check=self_check,
             progress=callback,
         )
     return Tile(**vars(made))

@@ -109,6 +109,20 @@ class FrameTable:
         return lies & [field.size == 0 for field in self.distortion] if self.distortion else lies
 
 
+@dataclass(frozen=True)
+class SelfCheck:
+    """Random pixels of a result that were made again from the files, by plain definitions, and compared.
+
+    ``largest_difference``: of value and expectation, ADU, of those that agree within rounding; ``note``: why it was not
+    made, or what it led to; empty where there is nothing to say.
+    """
+
+    pixels: int = 0
+    largest_difference: float = 0.0
+    seconds: float = 0.0
+    note: str = ""
+
+
 @dataclass
 class TileReport:
     """What happened to one tile, for the end-of-run table, ``--json`` and the FITS header."""
@@ -130,6 +144,7 @@ class TileReport:
     peak_rss_bytes: int = 0
     rows_per_slab: int = 0
     warnings: list[str] = field(default_factory=list)
+    self_check: SelfCheck | None = None  # None: it was switched off
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers, ready for JSON."""

@@ -2,8 +2,8 @@
 
 Small random sessions (sizes, colours, methods, now and then a damaged frame) come as files, as arrays and as groups of
 ``create_master_tile``, one after the other. Every minute says what the process holds, and one and the same session is
-stacked again, whose bits must stay. Fails if memory rises by 1 MB or more in ten minutes once ten minutes have passed, if
-threads or open files become more, if bits change, or if anything is raised that the library does not raise on purpose.
+stacked again, whose bits must stay. Fails if memory rises by 1 MB or more in ten minutes once ten minutes have passed,
+if threads or open files become more, if bits change, or if anything is raised that the library does not raise itself.
 
     python tests/stress/soak.py [--minutes M] [--seed N] [--workers W] [--device D] [--output FILE]
 """

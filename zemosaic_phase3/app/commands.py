@@ -117,6 +117,7 @@ def run_stack(args: argparse.Namespace, console: Console) -> None:
             overwrite=args.overwrite,
             preview=outputs.preview,
             report=None if outputs.report == STANDARD_OUTPUT else outputs.report,
+            self_check=args.self_check,
             progress=progress,
         )
     if outputs.preview is not None:

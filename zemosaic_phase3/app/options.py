@@ -211,6 +211,10 @@ def _add_resources(group: Group) -> None:
     group.add_argument(
         "--workers", type=_positive, metavar="N", help="threads (default: the cores this process may use)"
     )
+    group.add_argument(
+        "--self-check", action=argparse.BooleanOptionalAction, default=True,
+        help="make some pixels of the result again by plain definitions, and compare (default: yes)",
+    )  # fmt: skip
 
 
 def _add_results(group: Group) -> None:

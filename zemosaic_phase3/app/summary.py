@@ -132,6 +132,9 @@ def print_summary(console: Console, tile: Tile, files: Mapping[str, Path | None]
         facts.append(("rejected", f"{report.all_rejected_pixels} pixels lost every sample and show their median"))
     facts += _labelled("note", report.warnings)
     facts.append(("device", report.device + (f" ({report.device_reason})" if report.device_reason else "")))
+    check = report.self_check
+    if check is not None and check.pixels:
+        facts.append(("self-check", f"{check.pixels} pixels made again agree ({check.seconds:.2f} s)"))
     stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items() if seconds >= 0.05)
     facts.append(("time", f"{sum(report.seconds.values()):.1f} s" + (f": {stages}" if stages else "")))
     facts.append(("memory", f"peak {memory_text(report.peak_rss_bytes)}, slabs of {report.rows_per_slab} rows"))

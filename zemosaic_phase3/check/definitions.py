@@ -9,7 +9,7 @@ of the valid samples of one pixel, and a row of ``SIDES``; ``combine_pixel`` add
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
@@ -21,12 +21,12 @@ Side = np.ndarray  # int array, one per sample: -1 rejected low, 0 kept, +1 reje
 
 
 def deviation(x: np.ndarray, ddof: int) -> float:
-    """Standard deviation about the mean; exactly 0 for equal samples, which plain sums do not guarantee."""
+    """Return the standard deviation about the mean; exactly 0 for equal samples, which plain sums do not guarantee."""
     return float(np.std(x - x[0], ddof=ddof))
 
 
 def clipped_samples(x: np.ndarray, low: float = 3.0, high: float = 3.0, rounds: int = 5) -> np.ndarray:
-    """Samples left after median-centred clipping with the population deviation, at most ``rounds`` times."""
+    """Return the samples left after median-centred clipping with the population deviation, at most ``rounds`` times."""
     for _ in range(rounds):
         m, s = np.median(x), deviation(x, 0)
         inside = (x >= m - low * s) & (x <= m + high * s)
@@ -86,7 +86,7 @@ def side_kappa_sigma(
 
 
 def quantile_clipped(x: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """Samples clipped to the linear-interpolated quantiles q(l) and q(1 - h)."""
+    """Clip samples to the linear-interpolated quantiles q(l) and q(1 - h)."""
     return np.clip(x, np.quantile(x, limits[0]), np.quantile(x, 1.0 - limits[1]))
 
 
@@ -213,7 +213,7 @@ def side_linear_fit_clip(x: np.ndarray, kappa_low: float = 5.0, kappa_high: floa
 class GesdStep(NamedTuple):
     """One step of the generalised extreme Studentised deviate test."""
 
-    index: int  # sample removed in this step
+    index: int  # type: ignore[assignment] # sample removed in this step; a tuple's own method is not needed
     statistic: float  # R_i
     critical: float  # lambda_i
     side: int  # -1 below the mean, +1 above
@@ -297,7 +297,7 @@ SIDES: Mapping[str, tuple[Callable[..., Side], int]] = {
 """Name -> (function, smallest number of valid samples it can judge)."""
 
 
-def sides(method: str, x: np.ndarray, **limits: object) -> Side:
+def sides(method: str, x: np.ndarray, **limits: Any) -> Side:
     """Side of every valid sample; all kept below the method's minimum count or when the samples are all equal."""
     function, minimum = SIDES[method]
     if x.size < minimum or (x == x[0]).all():
@@ -308,7 +308,7 @@ def sides(method: str, x: np.ndarray, **limits: object) -> Side:
 Rejected = tuple[np.ndarray, np.ndarray | None]
 
 
-def reject_winsorized_legacy(x: np.ndarray, apply_rewinsor: bool = True, **limits: object) -> Rejected:
+def reject_winsorized_legacy(x: np.ndarray, apply_rewinsor: bool = True, **limits: Any) -> Rejected:
     """See :func:`side_winsorized_legacy`; with ``apply_rewinsor`` a rejected sample becomes its clipped value."""
     keep = sides("winsorized_legacy", x, **limits) == 0
     if not apply_rewinsor:
@@ -316,7 +316,7 @@ def reject_winsorized_legacy(x: np.ndarray, apply_rewinsor: bool = True, **limit
     return keep, np.where(keep, x, quantile_clipped(x, limits.get("limits", (0.05, 0.05))))
 
 
-def reject(method: str, x: np.ndarray, **limits: object) -> Rejected:
+def reject(method: str, x: np.ndarray, **limits: Any) -> Rejected:
     """Which samples a method keeps, and what it replaces the others by, if it does."""
     if method == "winsorized_legacy":
         return reject_winsorized_legacy(x, **limits)
@@ -348,7 +348,7 @@ def combine_pixel(
     weights: np.ndarray | None = None,
     method: str = "none",
     combine: str = "mean",
-    **limits: object,
+    **limits: Any,
 ) -> Pixel:
     """Reject and combine the samples of one pixel.
 
@@ -378,5 +378,6 @@ def combine_pixel(
     if combine == "mean":
         value = weighted_mean(values, w)
     else:
-        value = float({"median": np.median, "min": np.min, "max": np.max}[combine](values))
+        of_all: dict[str, Callable[[np.ndarray], Any]] = {"median": np.median, "min": np.min, "max": np.max}
+        value = float(of_all[combine](values))
     return Pixel(value, x.size, float(w.sum()), n_low, n_high)

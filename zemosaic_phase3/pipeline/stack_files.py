@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from zemosaic_phase3.methods import DeviceName, canonical
 from zemosaic_phase3.pipeline.device_policy import POLICY, DevicePolicy, DeviceRequest
 from zemosaic_phase3.pipeline.input_list import list_inputs
 from zemosaic_phase3.pipeline.outputs import Wanted, check_output, check_room, write_tile
+from zemosaic_phase3.pipeline.self_check import checked_stack
 from zemosaic_phase3.pipeline.tile import Stacker, Tile, build_tile
 from zemosaic_phase3.progress import Callback, timed
 from zemosaic_phase3.runtime import limits
@@ -44,6 +46,7 @@ def stack_files(
     overwrite: bool = False,
     preview: Path | None = None,
     report: Path | None = None,
+    self_check: bool = True,
     progress: Callback | None = None,
     policy: DevicePolicy = POLICY,
 ) -> Tile:
@@ -75,6 +78,8 @@ def stack_files(
         Replace an existing output; a symbolic link is replaced, not followed.
     preview, report : path, optional
         Files that the caller will write beside; they count where room on the disk is looked for before the work.
+    self_check : bool
+        Make some pixels of the result again from the files, by plain definitions, and compare them.
     progress : callable, optional
         Called as ``progress(stage, done, total)``; may raise :class:`StackCancelled`.
     policy : DevicePolicy, optional
@@ -93,6 +98,8 @@ def stack_files(
         The output exists, is itself an input, or cannot be written; the disk has no room for it.
     PlanError
         The memory is less than this process uses already, or too small for one row.
+    SelfCheckError
+        A pixel of the result is not what its frames make; nothing is written.
     SpecError
         An option is not allowed.
     """
@@ -107,9 +114,9 @@ def stack_files(
     request = DeviceRequest(wants_cpu=choice == "cpu", require_gpu=require_gpu or choice == "gpu")
     wanted = None if output is None else Wanted(Path(output), maps, preview, report)
     tile = build_tile(
-        listed.frames, stacker_of(policy, request, resources, progress), stack=stack, register=register, select=select,
-        bayer=bayer, reference=reference, workers=resources.workers, allowed_bytes=allowed, copied_maps=copied,
-        progress=progress,
+        listed.frames, stacker_of(policy, request, resources, progress, self_check=self_check), stack=stack,
+        register=register, select=select, bayer=bayer, reference=reference, workers=resources.workers,
+        allowed_bytes=allowed, copied_maps=copied, progress=progress,
         opened=None if wanted is None else lambda shape, n_frames: check_room(wanted.sizes(shape, n_frames)),
     )  # fmt: skip
     tile.report.warnings[:0] = listed.notes
@@ -120,9 +127,15 @@ def stack_files(
 
 
 def stacker_of(
-    policy: DevicePolicy, request: DeviceRequest, resources: Resources, progress: Callback | None
+    policy: DevicePolicy,
+    request: DeviceRequest,
+    resources: Resources,
+    progress: Callback | None,
+    *,
+    self_check: bool = True,
 ) -> Stacker:
-    """Return what stacks registered frames on the device that a policy chooses."""
+    """Return what stacks registered frames on the device that a policy chooses, and checks a few of its pixels."""
+    began = time.perf_counter()
 
     def stack(frames: list[Frame], spec: StackSpec, reference: int) -> StackResult:
         job = make_job(frames, spec, reference=reference)
@@ -132,6 +145,11 @@ def stacker_of(
             request,
         )
         result.device = used
+        if self_check:
+            result = checked_stack(
+                result, lambda: cpu.stack(job, resources, progress), distrust=policy.distrust,
+                require_gpu=request.require_gpu, run_seconds=time.perf_counter() - began, workers=resources.workers,
+            )  # fmt: skip
         result.equalization = equalize_if(spec.equalize_rgb, result.image)
         return result
 
