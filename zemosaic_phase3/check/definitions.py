@@ -264,11 +264,15 @@ def side_averaged_sigma(x: np.ndarray, kappa_low: float = 4.0, kappa_high: float
 
 
 def side_percentile_clip(x: np.ndarray, low: float = 0.2, high: float = 0.1) -> Side:
-    """One pass on the distance from the median in units of the median; skipped when the median is 0."""
+    """One pass on the distance from the median in units of the median; skipped when the median is 0.
+
+    Where the median is negative, the samples that lie too far above zero are those of the lower limit.
+    """
     m = np.median(x)
     if m == 0:
         return side_none(x)
-    return ((x - m) / m > high).astype(int) - ((m - x) / m > low).astype(int)
+    side = ((x - m) / m > high).astype(int) - ((m - x) / m > low).astype(int)
+    return side if m > 0 else -side
 
 
 def side_mad_clip(x: np.ndarray, kappa_low: float = 4.5, kappa_high: float = 4.5) -> Side:
