@@ -1,9 +1,9 @@
 """Spoilt inputs of every kind, by the hundred thousand: none may end, crash, hang or fill a process. Prints a table.
 
 Good frames (FITS of 8 to 64 bits, float, coloured, a mosaic, tile-compressed by every method, in extensions, ``.npy``,
-some of them in a ``.gz``) have bytes changed, blocks swapped, removed and doubled, cards added and spliced in from other
-files, huge numbers put anywhere, descriptors and heaps of compressed images among them. Each is opened, its header and
-WCS read, measured, its stars found and registered on a good frame; every fiftieth is stacked with three good ones,
+some of them in a ``.gz``) have bytes changed, blocks swapped, removed and doubled, cards added and spliced in from
+other files, huge numbers put anywhere, descriptors and heaps of compressed images among them. Each is opened, header
+and WCS read, measured, its stars found and registered on a good frame; every fiftieth is stacked with three good ones,
 which must give a tile. Whatever is raised other than ``FrameError`` is counted, and so are the death of a process, an
 input that takes more than ``--seconds`` of the processor, and memory beyond ten times the file and 96 MB. A seed gives
 the same input.
