@@ -2,7 +2,7 @@
 
 Tiles come in runs, as of one mosaic. Faults are put into the engine's own calls: memory that runs out, a launch that
 fails, a sticky CUDA error (after which CUDA is left alone, until the next run here pretends to be a new process), a
-result of zeros, without a valid pixel, or a little off everywhere (which the self-check finds), and a card that is slow.
+result of zeros, without a valid pixel, or a little off everywhere (which the self-check finds), and a slow card.
 Each tile goes the way of every run (``pipeline.stack_files.stacker_of`` with ``pipeline.device_policy``), and must have
 the CPU's bits; a tile is tried twice at most, and a run turns the GPU off once at most.
 
