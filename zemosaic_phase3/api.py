@@ -139,6 +139,9 @@ def stack(
     maps: bool = False,
     overwrite: bool = False,
     self_check: bool = True,
+    resume: bool = True,
+    fresh: bool = False,
+    cache: str | os.PathLike[str] | None = None,
     progress: bool | Callback = True,
 ) -> Tile:
     """Register and stack frames into one tile; write it if ``output`` is given.
@@ -180,6 +183,9 @@ def stack(
         Replace an existing output.
     self_check : bool
         Make some pixels of the result again from the files, by plain definitions, and compare them.
+    resume, fresh, cache
+        Go on where an earlier run was, and keep a journal for the next one, in the folder ``cache`` or beside the
+        output; ``fresh`` forgets what it holds. Without output and cache there is none.
     progress : bool or callable
         True shows bars in a terminal and in a notebook, and nothing elsewhere; a callable is called as
         ``progress(stage, done, total)``, from several threads, and may raise :class:`StackCancelled`.
@@ -219,6 +225,9 @@ def stack(
             maps=maps,
             overwrite=overwrite,
             self_check=self_check,
+            resume=resume,
+            fresh=fresh,
+            cache=cache,
             progress=callback,
         )
     return Tile(**vars(made))

@@ -123,6 +123,16 @@ class SelfCheck:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class Resumed:
+    """What a run took from its journal: frames measured and registered before, rows stacked before."""
+
+    journal: str = ""  # "": none was kept
+    measured: int = 0
+    registered: int = 0
+    rows: int = 0
+
+
 @dataclass
 class TileReport:
     """What happened to one tile, for the end-of-run table, ``--json`` and the FITS header."""
@@ -145,6 +155,7 @@ class TileReport:
     rows_per_slab: int = 0
     warnings: list[str] = field(default_factory=list)
     self_check: SelfCheck | None = None  # None: it was switched off
+    resumed: Resumed = Resumed()
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers, ready for JSON."""

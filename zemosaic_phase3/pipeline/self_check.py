@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -25,6 +25,9 @@ from zemosaic_phase3.check.samples import Samples, samples_at
 from zemosaic_phase3.engine.job import Job, StackResult
 from zemosaic_phase3.errors import FrameError, SelfCheckError
 from zemosaic_phase3.records import DeviceUse, SelfCheck
+
+if TYPE_CHECKING:
+    from zemosaic_phase3.pipeline.kept_rows import KeptRows
 
 logger = logging.getLogger("ZeMosaicWorker")
 
@@ -91,11 +94,12 @@ def checked_stack(
     again: Callable[[], StackResult],
     *,
     distrust: Callable[[logging.Logger], None],
+    finished: KeptRows | None = None,
     require_gpu: bool = False,
     run_seconds: float = 0.0,
     workers: int = 1,
 ) -> StackResult:
-    """Return a result that agrees with its check: the one given, or for one of a GPU that does not, the CPU's.
+    """Return a result that agrees with its check: the one given, or the CPU's where a GPU or an earlier run made it.
 
     Parameters
     ----------
@@ -105,6 +109,8 @@ def checked_stack(
         Stacks the same on the CPU.
     distrust : callable
         Turns the GPU off for the rest of the run; called with a logger if its result is wrong.
+    finished : KeptRows, optional
+        Rows of earlier runs and for later ones, which are given up if the result is wrong.
     require_gpu : bool
         A wrong result of the GPU is an error at once.
     run_seconds, workers
@@ -118,15 +124,21 @@ def checked_stack(
     try:
         found = check_result(result, run_seconds=run_seconds, workers=workers)
         note = ""
-        if found.wrong is not None and result.device.used_gpu:
-            logger.error("[P3][GPU] %s", found.wrong)
-            distrust(logger)
-            if require_gpu:
-                raise found.wrong
-            note = f"the GPU's tile was wrong, and made again by the CPU: {found.wrong}"
-            attempts = result.device.gpu_attempts
+        if found.wrong is not None and finished is not None:
+            finished.discard()
+        restored = finished is not None and finished.n_restored > 0
+        if found.wrong is not None and (result.device.used_gpu or restored):
+            who = "the GPU's tile" if result.device.used_gpu else "a tile with rows of an earlier run"
+            logger.error("%s is wrong: %s", who, found.wrong)
+            device = result.device
+            if device.used_gpu:
+                distrust(logger)
+                if require_gpu:
+                    raise found.wrong
+                device = DeviceUse(False, device.gpu_attempts, "the GPU's result failed the self-check")
+            note = f"{who} was wrong, and made again by the CPU: {found.wrong}"
             result = again()
-            result.device = DeviceUse(False, attempts, "the GPU's result failed the self-check; do not trust this GPU")
+            result.device = device
             found = check_result(result, run_seconds=run_seconds, workers=workers)
         if found.wrong is not None:
             raise found.wrong
