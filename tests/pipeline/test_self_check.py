@@ -157,6 +157,28 @@ def test_a_gpu_that_is_required_must_be_right() -> None:
         )
 
 
+class Restored:
+    """Rows that an earlier run had finished."""
+
+    n_restored = 3
+
+    def __init__(self) -> None:
+        self.given_up = False
+
+    def discard(self) -> None:
+        self.given_up = True
+
+
+def test_a_wrong_tile_with_rows_of_an_earlier_run_is_made_again_without_them() -> None:
+    rows = Restored()
+    made = checked_stack(
+        damaged(stacked(), "offset"), stacked, distrust=lambda _: pytest.fail("no GPU"), finished=rows, run_seconds=ALL
+    )
+    assert rows.given_up
+    assert made.self_check is not None and "rows of an earlier run" in made.self_check.note
+    np.testing.assert_array_equal(made.image, stacked().image)
+
+
 def test_where_the_cpu_differs_too_there_is_an_error() -> None:
     def again() -> StackResult:
         return damaged(stacked(), "nan")

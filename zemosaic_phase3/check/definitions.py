@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
 
 Side = np.ndarray  # int array, one per sample: -1 rejected low, 0 kept, +1 rejected high
 
@@ -221,6 +220,8 @@ class GesdStep(NamedTuple):
 
 def gesd_steps(x: np.ndarray, steps: int, alpha: float = 0.05) -> list[GesdStep]:
     """Rosner's test (Technometrics, 1983): remove the most extreme sample ``steps`` times, with the critical values."""
+    from scipy.special import stdtrit
+
     alive = np.argsort(x, kind="stable")  # of two that are equally far the lower one goes
     left = x.size - np.arange(1.0, steps + 1.0)  # samples that remain after each step
     t = stdtrit(left - 1.0, 1.0 - alpha / (2.0 * (left + 1.0)))
