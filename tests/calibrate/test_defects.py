@@ -56,6 +56,8 @@ def test_hot_photosites_are_found_and_nothing_else(bayer, drift) -> None:
     assert np.count_nonzero(mask & (added > 0)) >= 0.97 * np.count_nonzero(added)
     assert not np.any(mask & (added == 0))
     assert defects.describe().startswith(f"{len(defects)} defects (0.2")
+    alone = learn_defects(session(drift=drift, bayer=bayer, added=added), workers=1)
+    np.testing.assert_array_equal(alone.places, defects.places)
 
 
 @pytest.mark.parametrize("bayer", ["none", "RGGB"])

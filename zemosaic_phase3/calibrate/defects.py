@@ -43,7 +43,7 @@ LINE_NOISE: Final = 0.4  # and sigmas of a sample
 LINE_FRAMES: Final = 9  # about as many of the lights tell the levels of columns and rows
 LINE_SAMPLES: Final = 96  # rows of each colour that a column's level is taken from
 BAND: Final = 64  # rows worked on at a time, so that they stay in the processor's cache
-AT_ONCE: Final = 10_000  # candidates: 25 MB of samples around them
+AT_ONCE: Final = 2_500  # candidates: 6 MB of samples around them; the levels of a frame are those of their rows
 CLUSTER_ROUNDS: Final = 2  # looking again beside what was found
 
 RING: Final = ((-2, -2), (-2, 0), (-2, 2), (0, -2), (0, 2), (2, -2), (2, 0), (2, 2))
@@ -257,7 +257,7 @@ def _sure_share(shown: list[tuple[FrameSource, np.ndarray]], shape: tuple[int, i
         places = bright[:: 1 + bright.size // AT_ONCE]
         if not places.size:
             continue
-        middle, _ = _around(places, shape, [source], 1)
+        middle, _ = _around(places, shape, [source])
         own, beside = _excess(middle, np.ones(places.size, bool))
         share = np.sort(beside, axis=1)[:, 1:3].mean(axis=1) / np.maximum(own, 1e-9)
         shares.append(share[(own > BRIGHT * sigma) & (share > SURE_SHARE)])
@@ -282,9 +282,8 @@ def _confirm(
     sign = np.repeat((1.0, -1.0), (hot.size, cold.size))
     order = np.argsort(places, kind="stable")
     places, sign = places[order], sign[order]
-    parts = [
-        _around(places[k : k + AT_ONCE], (height, width), sources, workers) for k in range(0, places.size, AT_ONCE)
-    ]
+    pieces = [places[k : k + AT_ONCE] for k in range(0, places.size, AT_ONCE)]
+    parts = parallel_map(lambda some: _around(some, (height, width), sources), pieces, workers)
     middle = np.concatenate([part[0] for part in parts]) * sign[:, None]
     scatter = np.concatenate([part[1] for part in parts])
     own, beside = _excess(middle, sign > 0)
@@ -305,7 +304,7 @@ def _confirm(
 
 
 def _around(
-    places: np.ndarray, shape: tuple[int, int], sources: Sequence[FrameSource], workers: int
+    places: np.ndarray, shape: tuple[int, int], sources: Sequence[FrameSource]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Medians over the frames of the samples around each place, and the scatter of those beside it.
 
@@ -336,7 +335,7 @@ def _around(
             level[:] = level.mean()
         return np.asarray(pixels.reshape(-1)[at].astype(np.float32) - level[cell])
 
-    known = np.stack([found for found in parallel_map(samples, sources, workers) if found is not None])
+    known = np.stack([found for found in map(samples, sources) if found is not None])
     middle = np.median(known, axis=0)
     first = 1 + len(RING)
     beside = known[:, :, first : first + len(BESIDE)]
