@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from zemosaic_phase3.errors import SpecError
-from zemosaic_phase3.io.fits_header import BAYER_PATTERNS
+from zemosaic_phase3.io.mosaic_cards import BAYER_PATTERNS
 from zemosaic_phase3.methods import (
     DEFAULT_KAPPA,
     REJECTIONS,

@@ -43,9 +43,11 @@ class FrameSource(abc.ABC):
         Colours of the 2 x 2 cell at row 0, column 0 as stored ("RGGB", ...); None when the frame is not a mosaic.
     dtype : numpy.dtype
         What :meth:`read_rows` gives: uint16 for unsigned 16-bit frames, float32 for everything else.
+    row_order : str
+        "TOP-DOWN" or "BOTTOM-UP" where its header says how the rows lie (ROWORDER), else empty.
     """
 
-    __slots__ = ("_codec", "_header", "_wcs", "cfa", "channels", "dtype", "height", "name", "width")
+    __slots__ = ("_codec", "_header", "_wcs", "cfa", "channels", "dtype", "height", "name", "row_order", "width")
 
     def __init__(self, name: str, size: Size, codec: Codec, cfa: str | None) -> None:
         self.name = name
@@ -53,6 +55,7 @@ class FrameSource(abc.ABC):
         self.cfa = cfa
         self.channels = 3 if cfa else planes
         self.dtype = codec.target
+        self.row_order = ""
         self._codec = codec
         self._header: Cards = None
         self._wcs: WCS | None = None

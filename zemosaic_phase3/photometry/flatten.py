@@ -104,7 +104,7 @@ class FlattenedSource(FrameSource):
     __slots__ = ("_inner", "_terms")
 
     def __init__(self, source: FrameSource, terms: np.ndarray) -> None:
-        for name in ("name", "height", "width", "channels", "cfa", "_codec", "_header", "_wcs"):
+        for name in ("name", "height", "width", "channels", "cfa", "row_order", "_codec", "_header", "_wcs"):
             setattr(self, name, getattr(source, name))
         self.dtype = np.dtype(np.float32)
         self._inner, self._terms = source, terms

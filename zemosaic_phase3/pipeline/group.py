@@ -181,6 +181,7 @@ class Group:
     rows: list[FrameRow]
     sources: list[FrameSource | None]
     reference: int = -1
+    notes: list[str] = field(default_factory=list)
 
     @property
     def usable(self) -> list[int]:
@@ -222,11 +223,16 @@ class Group:
 
 
 def open_group(
-    descriptors: Iterable[Any], opener: Opener = open_source, *, reference: str | Path | None = None
+    descriptors: Iterable[Any],
+    opener: Opener = open_source,
+    *,
+    reference: str | Path | None = None,
+    settle: Callable[[Group], None] | None = None,
 ) -> Group:
     """Open every descriptor; those that are not images, or of another size than the rest, are left out with the reason.
 
     The size is that of ``reference`` where one is named, else the commonest. Every frame gets a name of its own.
+    ``settle`` is called before sizes are compared, and may replace sources, say by others that have colours.
 
     Raises
     ------
@@ -247,6 +253,8 @@ def open_group(
             group.sources.append(None)
     if reference is not None:
         group.reference = _named(group, Path(reference))
+    if settle is not None:
+        settle(group)
     shapes = Counter(group.source(i).shape for i in group.usable)
     if len(shapes) > 1:
         wanted = shapes.most_common(1)[0][0] if group.reference < 0 else group.source(group.reference).shape

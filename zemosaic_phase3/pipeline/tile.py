@@ -25,6 +25,7 @@ from zemosaic_phase3.finish.noise import measure_noise, noise_rows, typical_nois
 from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.pipeline.canvas import Canvas, canvas_around
+from zemosaic_phase3.pipeline.colour_check import check_rows_and_colours
 from zemosaic_phase3.pipeline.group import FrameRow, Group, open_group, register_group, scan_group
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
 from zemosaic_phase3.pipeline.tile_header import cards_of_reference, tile_header, wcs_cards
@@ -115,7 +116,10 @@ def build_tile(
     spec = {**asdict(stack), "register": asdict(register), "select": asdict(select)}
     report = TileReport(n_input=len(descriptors), spec=spec)
     with timed(report, "open"):
-        group = open_group(descriptors, partial(open_source, bayer=bayer), reference=reference)
+        group = open_group(
+            descriptors, partial(open_source, bayer=bayer), reference=reference,
+            settle=partial(check_rows_and_colours, bayer=bayer),
+        )  # fmt: skip
         group.require_some("opened")
         if allowed_bytes is not None:
             _check_memory(group, stack, register, workers, allowed_bytes, copied_maps)
@@ -282,4 +286,4 @@ def _fill_report(report: TileReport, group: Group, result: StackResult, workers:
     report.rejected_high_percent = result.rejected_percent("rejected_high")
     report.all_rejected_pixels = int(result.all_rejected)
     report.rows_per_slab = int(result.rows_per_slab)
-    report.warnings = list(result.job.table.notes)
+    report.warnings = [*group.notes, *result.job.table.notes]
