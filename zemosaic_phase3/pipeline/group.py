@@ -28,6 +28,7 @@ from zemosaic_phase3.photometry.levels import measure_levels
 from zemosaic_phase3.photometry.measure import cell_view, quanta, read_frame, with_stars
 from zemosaic_phase3.progress import Callback, notify
 from zemosaic_phase3.records import FrameStats, Registration
+from zemosaic_phase3.registration.few_stars import check_by_stars, confirm_by_stars
 from zemosaic_phase3.registration.match import register_stars
 from zemosaic_phase3.registration.wcs import register_stars_seeded, register_wcs
 from zemosaic_phase3.runtime.limits import available_memory
@@ -477,7 +478,7 @@ def _register_on(
 
 
 def register_frame(group: Group, i: int, reference: int, reference_wcs: WCS | None, spec: RegisterSpec) -> Registration:
-    """Register by the stars, seeded by the WCS; by the WCS alone where asked for, or where there are too few stars."""
+    """Register by the stars, seeded by the WCS; by the WCS alone where asked for, or where few stars do not deny it."""
     shape = group.source(i).shape
     wcs, by_wcs = group.scan(i).wcs, None
     if reference_wcs is not None and wcs is not None:
@@ -488,10 +489,9 @@ def register_frame(group: Group, i: int, reference: int, reference_wcs: WCS | No
         reason = f"{who} has no celestial WCS; use --register stars"
         return by_wcs or Registration(ok=False, method="wcs", reason=reason)
     seed = by_wcs if by_wcs is not None and by_wcs.ok else None
-    if seed is not None and min(len(known), len(stars)) < spec.min_matched:
-        return seed
-    return (
-        register_stars(known, stars, shape, spec)
-        if seed is None
-        else register_stars_seeded(known, stars, shape, spec, seed)
-    )
+    if seed is None:
+        return register_stars(known, stars, shape, spec)
+    if min(len(known), len(stars)) < spec.min_matched:
+        return check_by_stars(known, stars, shape, spec, seed)
+    by_stars = register_stars_seeded(known, stars, shape, spec, seed)
+    return by_stars if by_stars.ok else confirm_by_stars(known, stars, shape, seed) or by_stars
