@@ -109,6 +109,16 @@ class FrameTable:
         return lies & [field.size == 0 for field in self.distortion] if self.distortion else lies
 
 
+@dataclass(frozen=True)
+class Resumed:
+    """What a run took from its journal: frames measured and registered before, rows stacked before."""
+
+    journal: str = ""  # "": none was kept
+    measured: int = 0
+    registered: int = 0
+    rows: int = 0
+
+
 @dataclass
 class TileReport:
     """What happened to one tile, for the end-of-run table, ``--json`` and the FITS header."""
@@ -130,6 +140,7 @@ class TileReport:
     peak_rss_bytes: int = 0
     rows_per_slab: int = 0
     warnings: list[str] = field(default_factory=list)
+    resumed: Resumed = Resumed()
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers, ready for JSON."""

@@ -5,8 +5,8 @@ The two green ones, on one diagonal of the cell, see the same. A camera without 
 its rows, columns or amplifiers are read with other offsets, and a frame that was binned or debayered before differs in
 nothing.
 
-Each pixel is compared with the mean of its neighbourhood, (1 2 1; 2 4 2; 1 2 1) / 16, in which every place of the cell has
-the same share and the same centre, so that no gradient of the sky counts.
+Each pixel is compared with the mean of its neighbourhood, (1 2 1; 2 4 2; 1 2 1) / 16, in which every place of the cell
+has the same share and the same centre, so that no gradient of the sky counts.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ DIAGONALS: Final = {0: ("GRBG", "GBRG"), 1: ("RGGB", "BGGR")}  # with their gree
 class Cells(NamedTuple):
     """What the four places of the cell show, in the order of its rows; all dimensionless.
 
-    ``sky (4,)``: level of the sky, in units of the pixel noise; ``sky_error``: its standard error. ``noise (4,)``: pixel
-    noise, 1 on average. ``light (t, 4)``: how much more of the starlight of a tile than on average falls on the place;
-    ``light_error (t,)``: its standard error. No tiles without stars.
+    ``sky (4,)``: level of the sky, in units of the pixel noise; ``sky_error``: its standard error. ``noise (4,)``:
+    pixel noise, 1 on average. ``light (t, 4)``: how much more of the starlight of a tile than on average falls on the
+    place; ``light_error (t,)``: its standard error. No tiles without stars.
     """
 
     sky: np.ndarray
@@ -58,7 +58,7 @@ class Cells(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What frames are: "mosaic", "even" (no mosaic: nothing differs) or "unclear"; of a mosaic its possible patterns."""
+    """What frames are: "mosaic", "even" (none: nothing differs) or "unclear"; of a mosaic the possible patterns."""
 
     kind: Literal["mosaic", "even", "unclear"]
     patterns: tuple[str, ...] = ()

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from astropy.io.fits import Header
     from astropy.wcs import WCS
 
+    from zemosaic_phase3.io.origin import Origin
+
 OTHER_ORDER: Final = {"TOP-DOWN": "BOTTOM-UP", "BOTTOM-UP": "TOP-DOWN"}
 
 
@@ -60,6 +62,12 @@ class FlippedSource(FrameSource):
         found = self._inner.wcs(header)
         return None if found is None else flipped_wcs(found, self.height)
 
+    @property
+    def origin(self) -> Origin | None:
+        """The file of the frame as it is stored, and how it is read; None where there is none."""
+        inner = self._inner.origin
+        return None if inner is None else inner._replace(recipe=f"{inner.recipe} flipped")
+
     def require_unchanged(self) -> None:
         """Make sure that the frame's file is still the one that was opened."""
         self._inner.require_unchanged()
@@ -96,24 +104,18 @@ def flipped_wcs(wcs: WCS, height: int) -> WCS:
     else:
         flipped.wcs.pc = wcs.wcs.get_pc() @ turn
     if wcs.sip is not None:
-        u_terms, v_terms = (lambda a: _odd(a)), (lambda b: None if b is None else -_odd(b))
-        flipped.sip = Sip(
-            u_terms(wcs.sip.a), v_terms(wcs.sip.b), u_terms(wcs.sip.ap), v_terms(wcs.sip.bp), flipped.wcs.crpix
+        a, b, ap, bp = (
+            None if terms is None else sign * terms * (-1.0) ** np.arange(terms.shape[1])
+            for sign, terms in ((1.0, wcs.sip.a), (-1.0, wcs.sip.b), (1.0, wcs.sip.ap), (-1.0, wcs.sip.bp))
         )
+        flipped.sip = Sip(a, b, ap, bp, flipped.wcs.crpix)
     flipped.wcs.set()
     return flipped
 
 
-def _odd(terms: np.ndarray | None) -> np.ndarray | None:
-    """Change the sign of the coefficients of u^p v^q with odd q."""
-    return None if terms is None else terms * (-1.0) ** np.arange(terms.shape[1])
-
-
 def _with_matrix(wcs: WCS, matrix: np.ndarray) -> WCS:
     """Return a WCS with another linear part, degrees a pixel; for the old CROTA, which knows no mirror images."""
-    from astropy.io.fits import Header
-
-    header: Header = wcs.to_header(relax=True)
+    header = wcs.to_header(relax=True)
     for key in ("CROTA1", "CROTA2", "CDELT1", "CDELT2", "PC1_1", "PC1_2", "PC2_1", "PC2_2"):
         header.remove(key, ignore_missing=True)
     for row in (1, 2):

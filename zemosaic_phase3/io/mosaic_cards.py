@@ -77,8 +77,8 @@ def row_order(cards: Mapping[str, Any]) -> str:
 def pattern_of(text: str, *, short: bool = True) -> str:
     """Return the pattern that a text means; the text in capitals where it means none.
 
-    ``GRBG``, ``grbg16``, ``BAYER_GRBG``, ``[G,R;B,G]``, ``0112`` (red 0, green 1, blue 2) and, with ``short``, ``GR`` or
-    ``BayerRG12``: the first row of the cell.
+    ``GRBG``, ``grbg16``, ``BAYER_GRBG``, ``[G,R;B,G]``, ``0112`` (red 0, green 1, blue 2) and, with ``short``, the
+    first row of the cell: ``GR``, ``BayerRG12``.
     """
     plain = re.sub(r"^(BAYER|CFA)(?=.)", "", _AROUND.sub("", text.upper()))
     if re.fullmatch("[012]{4}", plain):

@@ -92,8 +92,9 @@ def _claimed(group: Group, mosaics: list[int], plain: list[int]) -> list[str]:
         for i in mosaics:
             group.sources[i] = _coloured(group.source(i), None)
         return [
-            f"the headers claim a colour mosaic ({pattern}), but the four places of its 2x2 cells show the same sky, noise "
-            f"and starlight: binned or debayered before, so stacked as grey; --bayer {pattern} makes colour of it all the same"
+            f"the headers claim a colour mosaic ({pattern}), but the four places of its 2x2 cells show the same sky, "
+            "noise and starlight: binned or debayered before, so stacked as grey; "
+            f"--bayer {pattern} demosaics them all the same"
         ]
     if not plain:
         return []
@@ -118,7 +119,8 @@ def _unnamed(group: Group, plain: list[int]) -> list[str]:
     return [
         f"THE FRAMES LOOK LIKE A COLOUR MOSAIC that no header names (the places of their 2x2 cells differ by "
         f"{look.contrast:.1f} times the noise), and are stacked as grey; for colour stack again with {choices} "
-        "(the greens tell no more: with the wrong one red and blue change places), or with --bayer none if grey is right"
+        "(the greens tell no more: with the wrong one red and blue change places), or with --bayer none if grey is "
+        "right"
     ]
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from astropy.wcs import WCS
 
     from zemosaic_phase3.io.frame import FrameSource
-    from zemosaic_phase3.pipeline.group import Group, Scan
+    from zemosaic_phase3.pipeline.group import Group, Scan, Tools
     from zemosaic_phase3.spec import RegisterSpec
 
 logger = logging.getLogger("ZeMosaicWorker")
@@ -47,6 +47,24 @@ SUMMED_UP: Final = 3  # frames with one kind of reason that get a line of their 
 CAMERA_CARDS: Final = ("INSTRUME", "FOCALLEN", "XPIXSZ", "XBINNING")
 
 Verdicts = dict[int, Registration]
+
+
+def review_failures(group: Group, spec: RegisterSpec, verdicts: Verdicts, tools: Tools) -> None:
+    """Turn frames that are mirrored and use them, find out why the others failed, and judge the WCS.
+
+    Parameters
+    ----------
+    group : Group
+        Registered; the stars of its frames are known. Sources and scans of turned frames are replaced, and notes added.
+    spec : RegisterSpec
+    verdicts : dict of int to Registration
+        By frame; changed.
+    tools : Tools
+    """
+    if not all(verdict.ok for verdict in verdicts.values()):
+        turn_mirrored(group, spec, verdicts, tools)
+        explain_failures(group, spec, verdicts, tools.workers)
+    review_wcs(group, spec, verdicts, tools)
 
 
 def has_stars(group: Group, i: int, spec: RegisterSpec) -> bool:
@@ -78,47 +96,25 @@ def find_mirrored(group: Group, spec: RegisterSpec, verdicts: Verdicts, workers:
     return [i for i in asked if i in found]
 
 
-def turn_mirrored(
-    group: Group,
-    spec: RegisterSpec,
-    verdicts: Verdicts,
-    scan: Callable[[FrameSource], Scan],
-    register: Callable[[int], Registration],
-    workers: int,
-) -> None:
-    """Read mirrored frames in the other order, measure them anew, and register them; notes it in the group.
-
-    Parameters
-    ----------
-    group : Group
-        Its sources and scans are replaced.
-    spec : RegisterSpec
-    verdicts : dict of int to Registration
-        Replaced where a turned frame registers.
-    scan : callable
-        Measures a frame as the others were.
-    register : callable
-        Registers a frame of the group on its reference.
-    workers : int
-        Threads.
-    """
-    found = find_mirrored(group, spec, verdicts, workers)
+def turn_mirrored(group: Group, spec: RegisterSpec, verdicts: Verdicts, tools: Tools) -> None:
+    """Read mirrored frames in the other order, measure them anew, and register them; notes it in the group."""
+    found = find_mirrored(group, spec, verdicts, tools.workers)
 
     def turn(i: int) -> tuple[FrameSource, Scan] | None:
         source = flip(group.source(i))
         try:
-            return source, scan(source)
+            return source, tools.scan(source)
         except Exception as error:  # noqa: BLE001 - a wall: what goes wrong in one frame is that frame's reason
             logger.debug("%s: not turned: %s", source.name, error)
             return None
 
     turned = []
-    for i, result in zip(found, parallel_map(turn, found, workers), strict=True):
+    for i, result in zip(found, parallel_map(turn, found, tools.scanning), strict=True):
         if result is None:
             continue
         before = group.sources[i], group.rows[i].scan
         group.sources[i], group.rows[i].scan = result
-        verdict = register(i)
+        verdict = tools.register(i)
         if verdict.ok:
             verdicts[i] = verdict
             turned.append(i)
@@ -185,7 +181,7 @@ def _reason(
             f"its scale is {scale.scale:.3f} of the reference's ({scale.matched} stars matched): another camera, focal "
             f"length or binning{_cameras(group, i)}; stack it on its own",
         )
-    distance = _wcs_distance(group.scan(group.reference).wcs, group.scan(i).wcs, shape)
+    distance = _wcs_distance(group.wcs(group.reference), group.wcs(i), shape)
     if distance:
         return "show another field than the reference, as their WCS say", f"{distance} ({verdict.reason})"
     return "", f"{verdict.reason}; nor mirrored, nor at another scale, nor through the frames beside it: another field?"
@@ -263,14 +259,14 @@ def _cameras(group: Group, i: int) -> str:
     return f" ({'; '.join(differ)})" if differ else ""
 
 
-def judge_wcs(group: Group, spec: RegisterSpec, verdicts: Verdicts) -> None:
+def review_wcs(group: Group, spec: RegisterSpec, verdicts: Verdicts, _tools: Tools) -> None:
     """Say how many frames were placed by their WCS alone, and place none by one that was copied and that stars deny."""
     alone = [i for i, v in verdicts.items() if v.ok and v.method == "wcs" and v.matched == 0]
     if not alone:
         return
     copies: defaultdict[Any, list[int]] = defaultdict(list)
     for i in verdicts:
-        copies[_fingerprint(group.scan(i).wcs)].append(i)
+        copies[_fingerprint(group.wcs(i))].append(i)
     copied: set[int] = set()
     for mark, members in copies.items():
         if mark is not None and len(members) >= SHARED_WCS:
@@ -285,14 +281,14 @@ def judge_wcs(group: Group, spec: RegisterSpec, verdicts: Verdicts) -> None:
     placed = [i for i in alone if verdicts[i].ok]
     if spec.mode == "auto" and placed:
         group.notes.append(
-            f"{len(placed)} of {len(verdicts)} frames, such as {_name(group, placed[0])}, were placed by their WCS alone: "
-            f"fewer than {spec.min_matched} stars there"
+            f"{len(placed)} of {len(verdicts)} frames, such as {_name(group, placed[0])}, were placed by their WCS "
+            f"alone: fewer than {spec.min_matched} stars there"
         )
     same = [i for i in placed if i in copied]
     if same:
         group.notes.append(
-            f"{len(same)} of the frames placed by their WCS carry one and the same WCS: it was copied from one of them, or is "
-            "the mount's, and if the sky moved meanwhile the stack is smeared"
+            f"{len(same)} of the frames placed by their WCS carry one and the same WCS: it was copied from one, "
+            "or is the mount's, and if the sky moved meanwhile the stack is smeared"
         )
 
 
@@ -308,7 +304,7 @@ def _is_denied(group: Group, i: int, spec: RegisterSpec, verdict: Registration) 
     """Return whether the stars of a frame put it elsewhere than its WCS does."""
     if verdict.reason.startswith(DENIED):
         return True
-    ours, theirs = group.scan(group.reference).wcs, group.scan(i).wcs
+    ours, theirs = group.wcs(group.reference), group.wcs(i)
     if not (verdict.ok and verdict.method == "stars") or ours is None or theirs is None:
         return False
     shape = group.source(i).shape

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -58,6 +58,7 @@ class Scan:
     start: datetime | None = None  # of the exposure, UTC
     exposure: float = math.nan  # seconds
     wcs: WCS | None = None  # celestial; None: it has none, or not for registration, or it has served
+    has_wcs: bool = False  # for registration; where ``wcs`` is None all the same, the file tells it again
 
     @property
     def n_stars(self) -> int:
@@ -68,6 +69,28 @@ class Scan:
     def fwhm(self) -> float:
         """Median full width at half maximum of the stars, pixels; nan without stars."""
         return math.nan if self.stats is None else self.stats.fwhm
+
+
+class Kept(Protocol):
+    """What earlier runs measured of frames and of how they lie on each other: ``pipeline.kept_frames``."""
+
+    def measured(self, source: FrameSource, spec: RegisterSpec, *, find_stars: bool, measure: bool) -> Scan | None:
+        """Return what was measured of a frame as it is now; None: not known."""
+
+    def keep_measured(
+        self, source: FrameSource, spec: RegisterSpec, scan: Scan, *, find_stars: bool, measure: bool
+    ) -> None:
+        """Keep what was measured of a frame."""
+
+    def registered(
+        self, source: FrameSource, reference: FrameSource, spec: RegisterSpec, how: str
+    ) -> Registration | None:
+        """Return how a frame lies on a reference; None: not known."""
+
+    def keep_registered(
+        self, source: FrameSource, reference: FrameSource, spec: RegisterSpec, how: str, verdict: Registration
+    ) -> None:
+        """Keep how a frame lies on a reference."""
 
 
 @dataclass
@@ -114,12 +137,14 @@ def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool, mea
     elif not _shows_something(_middle_rows(source)):
         _refuse_blank(source, read_frame(source)[1])
     start, *exposures = source.card_values("DATE-OBS", "EXPTIME", "EXPOSURE")
+    wcs = source.wcs() if spec.mode in ("auto", "wcs") else None
     return Scan(
         stats,
         stars if spec.mode in ("auto", "stars") else None,
         _moment(start),
         _seconds(*exposures),
-        source.wcs() if spec.mode in ("auto", "wcs") else None,
+        wcs,
+        wcs is not None,
     )
 
 
@@ -196,6 +221,11 @@ class Group:
             raise FrameError(self.rows[i].name, "was not opened")
         return found
 
+    def wcs(self, i: int) -> WCS | None:
+        """Return the celestial WCS of a frame, for registration; None: it has none, or it is not wanted."""
+        scan = self.scan(i)
+        return self.source(i).wcs() if scan.wcs is None and scan.has_wcs else scan.wcs
+
     def scan(self, i: int) -> Scan:
         """Return what was measured of a frame."""
         found = self.rows[i].scan
@@ -221,6 +251,22 @@ class Group:
             raise NoFramesError("no frames were given; name files, folders or globs")
         reasons = "; ".join(f"{name}: {reason}" for name, reason in self.dropped()[:3])
         raise NoFramesError(f"none of {len(self.rows)} frames could be {what}: {reasons}")
+
+
+class Tools(NamedTuple):
+    """What a review of verdicts may do: measure a frame as the others were, and register one on the reference.
+
+    ``workers``: threads; ``scanning``: of them, that may measure a frame at a time.
+    """
+
+    scan: Callable[[FrameSource], Scan]
+    register: Callable[[int], Registration]
+    workers: int
+    scanning: int
+
+
+Review = Callable[[Group, RegisterSpec, dict[int, Registration], Tools], None]
+"""Looks at the verdicts on the frames of a group, and may change them."""
 
 
 def open_group(
@@ -319,10 +365,12 @@ def scan_group(
     workers: int = 1,
     allowed_bytes: int | None = None,
     progress: Callback | None = None,
+    kept: Kept | None = None,
 ) -> None:
     """Read every frame once, in parallel; fills the rows' scans. See :func:`scan_frame` for what is wanted of them.
 
     ``allowed_bytes`` (half of what is available) limits how many frames are in memory at a time; one always may be.
+    What is ``kept`` of a frame is not measured again.
     """
     todo = group.usable
     done = iter(range(1, len(todo) + 1))
@@ -332,7 +380,7 @@ def scan_group(
     def scan(i: int) -> Scan | FrameError:
         found: Scan | FrameError
         try:
-            found = scan_frame(group.source(i), spec, find_stars=find_stars, measure=measure)
+            found = _known_or_scanned(group.source(i), spec, kept, find_stars=find_stars, measure=measure)
         except Exception as exc:  # noqa: BLE001 - a wall: what goes wrong in one frame is that frame's reason
             found = frame_fault(exc, group.rows[i].name)
         notify(progress, "measure", next(done), len(todo))
@@ -343,6 +391,16 @@ def scan_group(
             group.rows[i].drop(found.reason)
         else:
             group.rows[i].scan = found
+
+
+def _known_or_scanned(
+    source: FrameSource, spec: RegisterSpec, kept: Kept | None, *, find_stars: bool, measure: bool
+) -> Scan:
+    known = None if kept is None else kept.measured(source, spec, find_stars=find_stars, measure=measure)
+    found = scan_frame(source, spec, find_stars=find_stars, measure=measure) if known is None else known
+    if kept is not None and known is None:
+        kept.keep_measured(source, spec, found, find_stars=find_stars, measure=measure)
+    return found
 
 
 def drop_starless(group: Group, spec: RegisterSpec) -> None:
@@ -369,12 +427,20 @@ def drop_starless(group: Group, spec: RegisterSpec) -> None:
             group.rows[i].drop(f"not registered: {reason}")
 
 
-def register_group(group: Group, spec: RegisterSpec, *, workers: int = 1, progress: Callback | None = None) -> None:
+def register_group(
+    group: Group,
+    spec: RegisterSpec,
+    *,
+    workers: int = 1,
+    progress: Callback | None = None,
+    kept: Kept | None = None,
+    review: Review | None = None,
+) -> None:
     """Register every frame on the reference, choosing one where none was named; fills the rows' registrations.
 
     The star lists and the WCS have served then and are given up. A reference that was chosen here must bring in most of
     the frames: if it does not (it shows another field, or is the one spoilt frame), others are tried, and the one with
-    the most frames is kept.
+    the most frames is kept. ``review`` then sees the verdicts and may change them; see ``pipeline.failed_frames``.
 
     Raises
     ------
@@ -389,15 +455,31 @@ def register_group(group: Group, spec: RegisterSpec, *, workers: int = 1, progre
         _require_wcs(group)
     drop_starless(group, spec)
     if group.reference >= 0:
-        verdicts = _register_on(group, group.reference, spec, workers, progress)
+        verdicts = _register_on(group, group.reference, spec, workers, progress, kept)
     else:
-        group.reference, verdicts = _best_reference(group, spec, workers, progress)
+        group.reference, verdicts = _best_reference(group, spec, workers, progress, kept)
+    if review is not None:
+        review(group, spec, verdicts, _tools(group, spec, workers, kept))
     _tell_distortion([verdict for verdict in verdicts.values() if verdict.ok])
     for i, verdict in verdicts.items():
         group.rows[i].registration = verdict
         group.rows[i].scan = replace(group.scan(i), stars=None, wcs=None)
         if not verdict.ok:
             group.rows[i].drop(f"not registered: {verdict.reason}")
+
+
+def _tools(group: Group, spec: RegisterSpec, workers: int, kept: Kept | None) -> Tools:
+    measure = group.scan(group.reference).stats is not None
+
+    def register(i: int) -> Registration:
+        return _known_or_registered(group, i, group.reference, group.wcs(group.reference), spec, kept)
+
+    return Tools(
+        lambda source: _known_or_scanned(source, spec, kept, find_stars=True, measure=measure),
+        register,
+        workers,
+        max(1, min(workers, available_memory() // 2 // scan_bytes(group.source(group.reference)))),
+    )
 
 
 def _tell_distortion(verdicts: Sequence[Registration]) -> None:
@@ -413,27 +495,27 @@ def _tell_distortion(verdicts: Sequence[Registration]) -> None:
 def _require_wcs(group: Group) -> None:
     """Raise NoFramesError where the reference has no WCS, so that every other frame would fail."""
     if group.reference >= 0:
-        if group.scan(group.reference).wcs is None:
+        if not group.scan(group.reference).has_wcs:
             name = group.rows[group.reference].name
             raise NoFramesError(
                 f"the reference {name} has no celestial WCS, so nothing can be registered on it by the WCS; "
                 "use --register stars, or name a reference that is plate-solved"
             )
-    elif not any(group.scan(i).wcs is not None for i in group.usable):
+    elif not any(group.scan(i).has_wcs for i in group.usable):
         raise NoFramesError(
             f"none of {len(group.usable)} frames has a celestial WCS; use --register stars, or plate-solve the frames"
         )
 
 
 def _best_reference(
-    group: Group, spec: RegisterSpec, workers: int, progress: Callback | None
+    group: Group, spec: RegisterSpec, workers: int, progress: Callback | None, kept: Kept | None
 ) -> tuple[int, dict[int, Registration]]:
     """Return the first of a few references that half of the frames register on, else the best of them."""
     candidates = group.usable
     best, best_verdicts, most = -1, {}, 0
     for _ in range(MOST_REFERENCES):
         reference = _choose(group, candidates, spec)
-        verdicts = _register_on(group, reference, spec, workers, progress)
+        verdicts = _register_on(group, reference, spec, workers, progress, kept)
         count = sum(verdict.ok for verdict in verdicts.values())
         if count > most:
             best, best_verdicts, most = reference, verdicts, count
@@ -448,17 +530,17 @@ def _best_reference(
 def _choose(group: Group, candidates: list[int], spec: RegisterSpec) -> int:
     """Sharp, well populated, and with a WCS where any frame has one: the tile gets the reference's."""
     if spec.mode in ("auto", "wcs"):
-        candidates = [i for i in candidates if group.scan(i).wcs is not None] or candidates
+        candidates = [i for i in candidates if group.scan(i).has_wcs] or candidates
     stars = [found for i in candidates if (found := group.scan(i).stars) is not None]
     return candidates[choose_reference(stars, group.source(candidates[0]).shape)] if stars else candidates[0]
 
 
 def _register_on(
-    group: Group, reference: int, spec: RegisterSpec, workers: int, progress: Callback | None
+    group: Group, reference: int, spec: RegisterSpec, workers: int, progress: Callback | None, kept: Kept | None
 ) -> dict[int, Registration]:
     """Verdict on every usable frame against one reference."""
     usable = group.usable
-    wcs = group.scan(reference).wcs
+    wcs = group.wcs(reference)
     done = iter(range(1, len(usable) + 1))
 
     def register(i: int) -> Registration:
@@ -468,7 +550,7 @@ def _register_on(
             verdict = Registration(ok=True)
         else:
             try:
-                verdict = register_frame(group, i, reference, wcs, spec)
+                verdict = _known_or_registered(group, i, reference, wcs, spec, kept)
             except Exception as exc:  # noqa: BLE001 - a wall: what goes wrong in one frame is that frame's reason
                 verdict = Registration(ok=False, reason=frame_fault(exc, group.rows[i].name).reason)
         notify(progress, "register", next(done), len(usable))
@@ -477,10 +559,23 @@ def _register_on(
     return dict(zip(usable, parallel_map(register, usable, workers), strict=True))
 
 
+def _known_or_registered(
+    group: Group, i: int, reference: int, wcs: WCS | None, spec: RegisterSpec, kept: Kept | None
+) -> Registration:
+    if kept is None:
+        return register_frame(group, i, reference, wcs, spec)
+    pair = group.source(i), group.source(reference)
+    verdict = kept.registered(*pair, spec, "")
+    if verdict is None:
+        verdict = register_frame(group, i, reference, wcs, spec)
+        kept.keep_registered(*pair, spec, "", verdict)
+    return verdict
+
+
 def register_frame(group: Group, i: int, reference: int, reference_wcs: WCS | None, spec: RegisterSpec) -> Registration:
     """Register by the stars, seeded by the WCS; by the WCS alone where asked for, or where few stars do not deny it."""
     shape = group.source(i).shape
-    wcs, by_wcs = group.scan(i).wcs, None
+    wcs, by_wcs = group.wcs(i), None
     if reference_wcs is not None and wcs is not None:
         by_wcs = register_wcs(reference_wcs, wcs, shape, spec)
     known, stars = group.scan(reference).stars, group.scan(i).stars

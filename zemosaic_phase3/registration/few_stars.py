@@ -20,7 +20,7 @@ from zemosaic_phase3.registration.match import failed
 from zemosaic_phase3.registration.star_pairs import (
     MAX_LOG10_CHANCE,
     STATIONARY_RADIUS,
-    log10_chance,
+    log10_of_chance,
     without_defects,
 )
 from zemosaic_phase3.registration.transform import inside_frame, transform_points
@@ -65,10 +65,10 @@ def check_by_stars(
     Returns
     -------
     Registration
-        That of the stars, with the scale and rotation of the WCS and a shift of their own, where three or more agree on one
-        that is worth it and chance cannot have made it. ``by_wcs`` itself where the stars do not contradict it: as many
-        are where it says as agree on anything else, or there are none to tell. Else a failed one, whose reason begins
-        with :data:`DENIED`.
+        That of the stars, with the scale and rotation of the WCS and a shift of their own, where three or more agree on
+        one that is worth it and chance cannot have made it. ``by_wcs`` itself where the stars do not contradict it: as
+        many are where it says as agree on anything else, or there are none to tell. Else a failed one, whose reason
+        begins with :data:`DENIED`.
     """
     ours, theirs = without_defects(reference, frame, by_wcs.transform)
     predicted = _predicted(by_wcs, ours)
@@ -121,7 +121,7 @@ def confirm_by_stars(
     if np.hypot(*(predicted[i] - ours.xy[i]).T).max() < STATIONARY_RADIUS:
         return None  # they may be defects of the sensor
     probability = 1.0 - math.exp(-len(theirs) * math.pi * WCS_ERROR**2 / (size[0] * size[1]))
-    if log10_chance(len(i), int(np.count_nonzero(seen)), probability, 1.0) > MAX_LOG10_CHANCE:
+    if log10_of_chance(len(i), int(np.count_nonzero(seen)), probability, 1.0) > MAX_LOG10_CHANCE:
         return None
     rms = math.sqrt(float(np.mean(np.sum((theirs.xy[j] - predicted[i]) ** 2, axis=1))))
     return replace(by_wcs, matched=len(i), rms_px=rms)
@@ -172,4 +172,4 @@ def _chance_of_shift(matched: int, visible: int, found: int, size: tuple[int, in
     probability = 1.0 - math.exp(-min(found, TRIED) * math.pi * SHIFT_RADIUS**2 / (size[0] * size[1]))
     trials = min(found, TRIED) * min(known, TRIED)
     candidates = max(min(max(visible, matched), TRIED) - 1, matched - 1)
-    return log10_chance(matched - 1, candidates, probability, trials)
+    return log10_of_chance(matched - 1, candidates, probability, trials)

@@ -152,7 +152,7 @@ def evidence(pair: Pair, matrix: np.ndarray, i: np.ndarray, j: np.ndarray, radiu
     rms = math.sqrt(float(np.mean(np.sum((transform_points(matrix, source) - pair.frame.xy[j]) ** 2, axis=1))))
     area = len(overlap) / len(grid) * pair.shape[0] * pair.shape[1]
     probability = _chance_of_neighbour(pair, mapped[visible], radius, frame_visible / area)
-    log10_chance = log10_chance(
+    log10_chance = log10_of_chance(
         len(i) - FREE_PAIRS[pair.kind],
         int(np.count_nonzero(visible)) - FREE_PAIRS[pair.kind],
         probability,
@@ -182,7 +182,7 @@ def _chance_of_neighbour(pair: Pair, xy: np.ndarray, radius: float, density: flo
     return max(1.0 - math.exp(-density * cell), float(np.mean(1.0 - np.exp(-local * cell))))
 
 
-def log10_chance(confirmed: int, candidates: int, probability: float, trials: float) -> float:
+def log10_of_chance(confirmed: int, candidates: int, probability: float, trials: float) -> float:
     """Log10 of the expected number of matches as good as this among ``trials`` hypotheses of unrelated fields.
 
     Of ``candidates`` reference stars in the overlap each has a neighbour with ``probability``; ``confirmed`` have one,
