@@ -35,6 +35,7 @@ from zemosaic_phase3.runtime.threads import parallel_map
 if TYPE_CHECKING:
     from astropy.wcs import WCS
 
+    from zemosaic_phase3.detection.star_finder import StarList
     from zemosaic_phase3.io.frame import FrameSource
     from zemosaic_phase3.pipeline.group import Group, Scan, Tools
     from zemosaic_phase3.spec import RegisterSpec
@@ -143,7 +144,9 @@ def explain_failures(group: Group, spec: RegisterSpec, verdicts: Verdicts, worke
     def ask(i: int) -> tuple[str, str]:
         return _reason(group, i, spec, verdicts[i], places.get(i), shape)
 
-    for i, (kind, reason) in zip(chosen, parallel_map(ask, chosen, workers), strict=True):
+    answers = dict(zip(chosen, parallel_map(ask, chosen, workers), strict=True))
+    _name_other_field(group, spec, answers, workers)
+    for i, (kind, reason) in answers.items():
         verdicts[i] = replace(verdicts[i], reason=reason)
         kinds[kind].append(i)
     looked_into = set(chosen)
@@ -185,6 +188,33 @@ def _reason(
     if distance:
         return "show another field than the reference, as their WCS say", f"{distance} ({verdict.reason})"
     return "", f"{verdict.reason}; nor mirrored, nor at another scale, nor through the frames beside it: another field?"
+
+
+def _name_other_field(group: Group, spec: RegisterSpec, answers: dict[int, _Place], workers: int) -> None:
+    """Of the frames with no reason yet, tell those that register on one of them: they show another field together."""
+    shape = group.source(group.reference).shape
+    left = [i for i, (kind, _) in answers.items() if not kind]
+    while len(left) >= SUMMED_UP:
+        first, others = left[0], left[1:]
+        ours = group.scan(first).stars
+
+        def registers(i: int, ours: StarList | None = ours) -> bool:
+            theirs = group.scan(i).stars
+            if ours is None or theirs is None:
+                return False
+            return register_stars(brightest(ours), brightest(theirs), shape, spec).ok
+
+        joined = [i for i, yes in zip(others, parallel_map(registers, others, workers), strict=True) if yes]
+        if len(joined) + 1 >= SUMMED_UP:
+            for i in (first, *joined):
+                answers[i] = (
+                    f"show another field than the reference, and register on {_name(group, first)}: stack them on their own",
+                    f"another field than the reference's: it registers on {_name(group, first)}, as {len(joined)} others "
+                    f"do, and not on the reference ({answers[i][1]})",
+                )
+        elif not joined and len(others) < len(answers):
+            return  # one look: what is left has nothing in common with the first
+        left = [i for i in others if i not in joined]
 
 
 _Place = tuple[str, str]
@@ -261,6 +291,15 @@ def _cameras(group: Group, i: int) -> str:
 
 def review_wcs(group: Group, spec: RegisterSpec, verdicts: Verdicts, _tools: Tools) -> None:
     """Say how many frames were placed by their WCS alone, and place none by one that was copied and that stars deny."""
+    few = [i for i, v in verdicts.items() if v.ok and v.method == "stars" and v.matched < spec.min_matched]
+    if few:
+        group.notes.append(
+            f"{len(few)} of {len(verdicts)} frames, such as {_name(group, few[0])}, show fewer than {spec.min_matched} "
+            f"stars and were registered by these, with no more than scale and rotation from their WCS"
+        )
+    denied = [i for i, v in verdicts.items() if v.reason.startswith(DENIED)]
+    if len(denied) >= SUMMED_UP:
+        group.notes.append(f"the stars of {len(denied)} of {len(verdicts)} frames deny their WCS: copied from another?")
     alone = [i for i, v in verdicts.items() if v.ok and v.method == "wcs" and v.matched == 0]
     if not alone:
         return

@@ -16,7 +16,7 @@ import numpy as np
 from zemosaic_phase3.detection.star_finder import StarList
 from zemosaic_phase3.records import Registration
 from zemosaic_phase3.registration.distortion import NO_DISTORTION, displacement
-from zemosaic_phase3.registration.match import failed
+from zemosaic_phase3.registration.match import failed, register_stars
 from zemosaic_phase3.registration.star_pairs import (
     MAX_LOG10_CHANCE,
     STATIONARY_RADIUS,
@@ -30,6 +30,7 @@ WCS_ERROR: Final = 3.0  # px, that a plate solution may be off
 WORTH_A_SHIFT: Final = 0.5  # px, that stars must be off to correct it
 SHIFT_RADIUS: Final = 1.0  # px, stars of one shift agree to this
 TRIED: Final = 12  # brightest stars of each frame that shifts are looked for with
+LEAST_TURNED: Final = 5  # stars that a rotation of their own needs; with four chance is never excluded
 LEAST_CONFIRMED: Final = 4  # stars that must be where a WCS says, to believe it against a match that failed
 MOST_MISSING: Final = 0.5  # of the stars visible in both, that may not be there
 SURE: Final = 0.15  # px, centroid error of a star that is none by chance
@@ -66,7 +67,7 @@ def check_by_stars(
     -------
     Registration
         That of the stars, with the scale and rotation of the WCS and a shift of their own, where three or more agree on
-        one that is worth it and chance cannot have made it. ``by_wcs`` itself where the stars do not contradict it: as
+        one that is worth it and chance cannot have made it (or with their own rotation, which takes five). ``by_wcs`` itself where the stars do not contradict it: as
         many are where it says as agree on anything else, or there are none to tell. Else a failed one, whose reason
         begins with :data:`DENIED`.
     """
@@ -83,6 +84,9 @@ def check_by_stars(
             matrix = np.array([[1.0, 0.0, best.shift[0]], [0.0, 1.0, best.shift[1]], [0.0, 0.0, 1.0]])
             return replace(by_wcs, transform=matrix @ by_wcs.transform, method="stars", matched=n, rms_px=best.rms)
         if off > WCS_ERROR and n > len(agreeing):
+            turned = register_stars(ours, theirs, shape, replace(spec, min_matched=min(spec.min_matched, LEAST_TURNED)))
+            if turned.ok:
+                return turned
             return failed(
                 f"{DENIED}: {n} of them lie {off:.1f} px from where it puts them, and are too few to register by "
                 f"(p = 1e{chance:+.1f}, limit 1e{MAX_LOG10_CHANCE:+.0f})",
