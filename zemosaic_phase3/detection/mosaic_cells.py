@@ -22,6 +22,8 @@ from zemosaic_phase3.robust import MAD_TO_SIGMA
 ROWS: Final = 256  # of a frame that are looked at, and
 COLUMNS: Final = 2048  # of their columns, in the middle
 SKY_REACH: Final = 3.0  # sigma of the smoothed frame, pixels within are sky
+PIXEL_REACH: Final = 6.0  # sigma of a place's pixels, those beyond are stars or defects
+SAMPLED: Final = 5000  # pixels of each place that its usual level is measured on
 FEWEST_SKY: Final = 1000  # pixels of each place, of sky
 TILE: Final = 8  # cells, side of the tiles whose starlight is compared, tapered so that no star is cut by an edge
 SIGNAL: Final = 30.0  # times its noise, least light of a tile that counts
@@ -37,6 +39,7 @@ GREENS: Final = 0.12  # of the range of the skies, by which two green places may
 ERRORS: Final = 5.0  # standard errors that make a difference
 EVEN_NOISE: Final = 0.02  # largest range of the noise in a frame that is no mosaic
 EVEN_LIGHT: Final = 0.04  # and of the differences in a tile's starlight
+EVEN_ERRORS: Final = 4.0  # standard errors of a place, that two of a faint tile may differ by
 ALIKE: Final = 0.5  # ratio of the two diagonals' scatter above which it is the sampling of sharp stars, not colour
 
 DIAGONALS: Final = {0: ("GRBG", "GBRG"), 1: ("RGGB", "BGGR")}  # with their greens on places 0 and 3, or on 1 and 2
@@ -95,15 +98,19 @@ def measure_cells(pixels: np.ndarray) -> Cells | None:
         return None
     middle = float(np.median(sample))
     sigma = MAD_TO_SIGMA * float(np.median(np.abs(sample - middle)))
-    steps = np.abs(above[::5, ::3] - np.nanmedian(above[::5, ::3]))
-    reach = 6.0 * MAD_TO_SIGMA * float(np.nanmedian(steps))
-    if not (sigma > 0.0 and reach > 0.0):
+    if not sigma > 0.0:
         return None
     sky, noise, counts = np.zeros(4), np.zeros(4), []
     for place in range(4):
         first = np.s_[1 - place // 2 :: 2, 1 - place % 2 :: 2]  # the inner pixels begin on the cell's last place
         own, around = above[first], smooth[first]
-        chosen = own[(np.abs(around - np.float32(middle)) < SKY_REACH * sigma) & (np.abs(own) < reach)]
+        own = own[np.abs(around - np.float32(middle)) < SKY_REACH * sigma]
+        some = own[:: max(1, own.size // SAMPLED)]
+        if some.size < FEWEST_SKY // 4:
+            return None
+        usual = np.median(some)
+        reach = PIXEL_REACH * MAD_TO_SIGMA * np.median(np.abs(some - usual))
+        chosen = own[np.abs(own - usual) < reach]
         if chosen.size < FEWEST_SKY:
             return None
         sky[place], noise[place] = chosen.mean(dtype=np.float64), chosen.std(dtype=np.float64)
@@ -177,10 +184,10 @@ def _is_white(light: np.ndarray, error: np.ndarray) -> bool:
     """
     if len(light) < FEWEST_TILES:
         return False
-    limit = max(EVEN_LIGHT, 2.0 * float(np.median(error)))
+    limit = max(EVEN_LIGHT, EVEN_ERRORS * float(np.median(error)))
     diagonals = sorted((_spread(light[:, 0] - light[:, 3]), _spread(light[:, 1] - light[:, 2])))
     across = 0.5 * _spread(light[:, 0] + light[:, 3] - light[:, 1] - light[:, 2])
-    is_sampling = diagonals[0] >= ALIKE * diagonals[1] and across <= ALIKE * diagonals[0]
+    is_sampling = diagonals[0] >= ALIKE * diagonals[1] and across <= max(limit, ALIKE * diagonals[0])
     return is_sampling or max(diagonals[1], across) <= limit
 
 

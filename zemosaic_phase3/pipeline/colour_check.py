@@ -119,8 +119,8 @@ def _unnamed(group: Group, plain: list[int]) -> list[str]:
     return [
         f"THE FRAMES LOOK LIKE A COLOUR MOSAIC that no header names (the places of their 2x2 cells differ by "
         f"{look.contrast:.1f} times the noise), and are stacked as grey; for colour stack again with {choices} "
-        "(the pixels cannot tell which: with the wrong one red and blue change places), or with --bayer none if grey is "
-        "right"
+        "(the pixels cannot tell which: with the wrong one red and blue change places), or with --bayer none if grey "
+        "is right"
     ]
 
 

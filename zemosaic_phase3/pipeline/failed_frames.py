@@ -45,6 +45,7 @@ logger = logging.getLogger("ZeMosaicWorker")
 MOST_LOOKED_INTO: Final = 50  # failed frames of a run
 SHARED_WCS: Final = 3  # frames with one and the same WCS: it was copied
 SUMMED_UP: Final = 3  # frames with one kind of reason that get a line of their own in the report
+OTHER_FIELDS: Final = 3  # that are told apart
 CAMERA_CARDS: Final = ("INSTRUME", "FOCALLEN", "XPIXSZ", "XBINNING")
 
 Verdicts = dict[int, Registration]
@@ -194,7 +195,9 @@ def _name_other_field(group: Group, spec: RegisterSpec, answers: dict[int, _Plac
     """Of the frames with no reason yet, tell those that register on one of them: they show another field together."""
     shape = group.source(group.reference).shape
     left = [i for i, (kind, _) in answers.items() if not kind]
-    while len(left) >= SUMMED_UP:
+    for _ in range(OTHER_FIELDS):
+        if len(left) < SUMMED_UP:
+            return
         first, others = left[0], left[1:]
         ours = group.scan(first).stars
 
@@ -206,14 +209,13 @@ def _name_other_field(group: Group, spec: RegisterSpec, answers: dict[int, _Plac
 
         joined = [i for i, yes in zip(others, parallel_map(registers, others, workers), strict=True) if yes]
         if len(joined) + 1 >= SUMMED_UP:
+            name = _name(group, first)
             for i in (first, *joined):
                 answers[i] = (
-                    f"show another field than the reference, and register on {_name(group, first)}: stack them on their own",
-                    f"another field than the reference's: it registers on {_name(group, first)}, as {len(joined)} others "
-                    f"do, and not on the reference ({answers[i][1]})",
+                    f"show another field than the reference, and register on {name}: stack them on their own",
+                    f"another field than the reference's: it goes with {name}, as {len(joined)} others do "
+                    f"({answers[i][1]})",
                 )
-        elif not joined and len(others) < len(answers):
-            return  # one look: what is left has nothing in common with the first
         left = [i for i in others if i not in joined]
 
 

@@ -67,9 +67,9 @@ def check_by_stars(
     -------
     Registration
         That of the stars, with the scale and rotation of the WCS and a shift of their own, where three or more agree on
-        one that is worth it and chance cannot have made it (or with their own rotation, which takes five). ``by_wcs`` itself where the stars do not contradict it: as
-        many are where it says as agree on anything else, or there are none to tell. Else a failed one, whose reason
-        begins with :data:`DENIED`.
+        one that is worth it and chance cannot have made it; or with a rotation of their own, which takes five.
+        ``by_wcs`` itself where the stars do not contradict it: as many are where it says as agree on anything else, or
+        there are none to tell. Else a failed one, whose reason begins with :data:`DENIED`.
     """
     ours, theirs = without_defects(reference, frame, by_wcs.transform)
     predicted = _predicted(by_wcs, ours)
@@ -84,10 +84,7 @@ def check_by_stars(
             matrix = np.array([[1.0, 0.0, best.shift[0]], [0.0, 1.0, best.shift[1]], [0.0, 0.0, 1.0]])
             return replace(by_wcs, transform=matrix @ by_wcs.transform, method="stars", matched=n, rms_px=best.rms)
         if off > WCS_ERROR and n > len(agreeing):
-            turned = register_stars(ours, theirs, shape, replace(spec, min_matched=min(spec.min_matched, LEAST_TURNED)))
-            if turned.ok:
-                return turned
-            return failed(
+            return _turned(ours, theirs, shape, spec) or failed(
                 f"{DENIED}: {n} of them lie {off:.1f} px from where it puts them, and are too few to register by "
                 f"(p = 1e{chance:+.1f}, limit 1e{MAX_LOG10_CHANCE:+.0f})",
                 n,
@@ -96,8 +93,16 @@ def check_by_stars(
     back = inside_frame(transform_points(np.linalg.inv(by_wcs.transform), theirs.xy), size)
     sure = min(np.count_nonzero(seen & (ours.sigma < SURE)), np.count_nonzero(back & (theirs.sigma < SURE)))
     if len(agreeing) == 0 and sure >= 2:
-        return failed(f"{DENIED}: none of its {len(theirs)} stars is within {WCS_ERROR:g} px of where it puts one")
+        return _turned(ours, theirs, shape, spec) or failed(
+            f"{DENIED}: none of its {len(theirs)} stars is within {WCS_ERROR:g} px of where it puts one"
+        )
     return by_wcs
+
+
+def _turned(ours: StarList, theirs: StarList, shape: tuple[int, ...], spec: RegisterSpec) -> Registration | None:
+    """Return the registration by the stars alone, where five are enough."""
+    found = register_stars(ours, theirs, shape, replace(spec, min_matched=min(spec.min_matched, LEAST_TURNED)))
+    return found if found.ok else None
 
 
 def confirm_by_stars(
