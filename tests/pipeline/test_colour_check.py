@@ -19,7 +19,7 @@ PLAIN = StackSpec(normalize="none", weight="none", reject="none")
 
 
 def opened(paths: list[Path], bayer: str = "auto", **keywords: object) -> Group:
-    return open_group(paths, settle=lambda group: check_rows_and_colours(group, bayer), **keywords)
+    return open_group(paths, choose=lambda group: check_rows_and_colours(group, bayer), **keywords)
 
 
 def stacked(paths: list[Path], **keywords: object):

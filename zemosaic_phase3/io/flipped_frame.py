@@ -34,7 +34,7 @@ class FlippedSource(FrameSource):
     def __init__(self, source: FrameSource) -> None:
         for name in ("name", "height", "width", "channels", "dtype", "_codec", "_header", "_wcs"):
             setattr(self, name, getattr(source, name))
-        self.row_order = OTHER_ORDER.get(source.row_order, "")
+        self.row_order = OTHER_ORDER.get(getattr(source, "row_order", ""), "")
         cfa = source.cfa
         self.cfa = cfa if cfa is None or source.height % 2 else cfa[2:] + cfa[:2]
         self._inner = source

@@ -22,10 +22,12 @@ from zemosaic_phase3.detection.star_finder import StarList, choose_reference
 from zemosaic_phase3.detection.star_finder import find_stars as stars_of
 from zemosaic_phase3.errors import FrameError, NoFramesError, SpecError, StackCancelled
 from zemosaic_phase3.io.frame import FrameSource
+from zemosaic_phase3.io.frame_kind import FrameKind
 from zemosaic_phase3.io.inputs import real_path
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.photometry.levels import measure_levels
-from zemosaic_phase3.photometry.measure import cell_view, quanta, read_frame, with_stars
+from zemosaic_phase3.photometry.measure import quanta, read_frame, with_stars
+from zemosaic_phase3.pipeline.blank_frames import middle_rows, refuse_blank, shows_something
 from zemosaic_phase3.progress import Callback, notify
 from zemosaic_phase3.records import FrameStats, Registration
 from zemosaic_phase3.registration.few_stars import check_by_stars, confirm_by_stars
@@ -44,7 +46,6 @@ logger = logging.getLogger("ZeMosaicWorker")
 Opener = Callable[[Any], FrameSource]
 """Opens one descriptor, or raises FrameError."""
 
-LOOK_ROWS: Final = 16  # of the middle of a frame: nearly always enough to see that it is not blank
 FEW_STARS: Final = 0.5  # of the stars that a typical frame shows; fewer are next to none
 MOST_REFERENCES: Final = 3  # frames tried as reference before the run settles for the best of them
 
@@ -107,6 +108,8 @@ class FrameRow:
     weight: list[float] = field(default_factory=list)
     rejected_percent: float = float("nan")
     transparency: float = float("nan")  # of the air, the reference's being 1
+    facts: FrameKind | None = None  # what its header says it is; None: not asked
+    meant: bool = True  # False: left out because it is no frame of this stack, not because it failed
 
     def drop(self, reason: str) -> None:
         """Leave the frame out, and keep why."""
@@ -129,13 +132,13 @@ def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool, mea
     stats, stars = None, None
     if measure or find_stars:
         pixels, view = read_frame(source)
-        _refuse_blank(source, view)
+        refuse_blank(source, view)
         stats = measure_levels(view, quantum=quanta(source))
         if find_stars:
             stars = stars_of(pixels, spec, source.cfa)
             stats = with_stars(stats, stars, view, source.cfa)
-    elif not _shows_something(_middle_rows(source)):
-        _refuse_blank(source, read_frame(source)[1])
+    elif not shows_something(middle_rows(source)):
+        refuse_blank(source, read_frame(source)[1])
     start, *exposures = source.card_values("DATE-OBS", "EXPTIME", "EXPOSURE")
     wcs = source.wcs() if spec.mode in ("auto", "wcs") else None
     return Scan(
@@ -146,30 +149,6 @@ def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool, mea
         wcs,
         wcs is not None,
     )
-
-
-def _middle_rows(source: FrameSource) -> np.ndarray:
-    """Read ``LOOK_ROWS`` rows from the middle of a frame, as :func:`photometry.measure.read_frame` shows them."""
-    first = source.height // 4 * 2  # a whole cell of a mosaic
-    pixels = source.read_rows(first, min(first + LOOK_ROWS, source.height))
-    return cell_view(pixels, source.cfa) if source.cfa is not None else pixels.reshape(*pixels.shape[:2], -1)
-
-
-def _shows_something(view: np.ndarray) -> bool:
-    """Return True if every channel has a valid pixel, and not all of them are equal in every channel."""
-    channels = [plane[np.isfinite(plane)] for plane in np.moveaxis(view, -1, 0)]
-    return all(valid.size for valid in channels) and any(valid.min() < valid.max() for valid in channels)
-
-
-def _refuse_blank(source: FrameSource, view: np.ndarray) -> None:
-    """Raise FrameError for a frame, seen whole, that is blank or has no valid pixel in a channel."""
-    if _shows_something(view[view.shape[0] // 2 :][:LOOK_ROWS]) or _shows_something(view):
-        return
-    valid = [plane[np.isfinite(plane)] for plane in np.moveaxis(view, -1, 0)]
-    if not all(values.size for values in valid):
-        raise FrameError(source.name, "no valid pixel in at least one channel (all NaN); leave it out")
-    levels = ", ".join(f"{values[0]:g}" for values in valid)
-    raise FrameError(source.name, f"blank frame: every pixel is {levels}; leave it out")
 
 
 def scan_bytes(source: FrameSource) -> int:
@@ -274,12 +253,16 @@ def open_group(
     opener: Opener = open_source,
     *,
     reference: str | Path | None = None,
-    settle: Callable[[Group], None] | None = None,
+    further: Callable[[Any, FrameSource], tuple[list[FrameSource], list[str]]] | None = None,
+    choose: Callable[[Group], None] | None = None,
+    any_shape: bool = False,
 ) -> Group:
     """Open every descriptor; those that are not images, or of another size than the rest, are left out with the reason.
 
     The size is that of ``reference`` where one is named, else the commonest. Every frame gets a name of its own.
-    ``settle`` is called before sizes are compared, and may replace sources, say by others that have colours.
+    ``further`` returns all frames of the file that a frame is the first of, and notes; ``choose`` leaves out frames
+    that do not belong to the stack, and may replace sources, before their sizes are compared; with ``any_shape`` they
+    are not.
 
     Raises
     ------
@@ -290,9 +273,12 @@ def open_group(
     names: Counter[str] = Counter()
     for descriptor in descriptors:
         try:
-            source = _distinct(opener(descriptor), names)
-            group.rows.append(FrameRow(source.name, used=True))
-            group.sources.append(source)
+            opened = opener(descriptor)
+            sources, notes = ([opened], []) if further is None else further(descriptor, opened)
+            for source in (_distinct(source, names) for source in sources):
+                group.rows.append(FrameRow(source.name, used=True))
+                group.sources.append(source)
+            group.notes += notes
         except Exception as exc:  # noqa: BLE001 - a wall: what goes wrong in one frame is that frame's reason
             fault = frame_fault(exc, str(descriptor) if isinstance(descriptor, str | Path) else "<frame>")
             group.rows.append(FrameRow(fault.name))
@@ -300,10 +286,10 @@ def open_group(
             group.sources.append(None)
     if reference is not None:
         group.reference = _named(group, Path(reference))
-    if settle is not None:
-        settle(group)
+    if choose is not None:
+        choose(group)
     shapes = Counter(group.source(i).shape for i in group.usable)
-    if len(shapes) > 1:
+    if len(shapes) > 1 and not any_shape:
         wanted = shapes.most_common(1)[0][0] if group.reference < 0 else group.source(group.reference).shape
         for i in group.usable:
             shape = group.source(i).shape
