@@ -85,6 +85,14 @@ def flip(source: FrameSource) -> FrameSource:
     return source.as_stored if isinstance(source, FlippedSource) else FlippedSource(source)
 
 
+def turned_like(source: FrameSource, made: Callable[[FrameSource], FrameSource]) -> FrameSource:
+    """Return what is made of a frame as it is stored, in the order of rows in which the frame is read.
+
+    What belongs to the sensor (a dark, a flat, a map of defects) is put to the rows as they are stored.
+    """
+    return flip(made(source.as_stored)) if isinstance(source, FlippedSource) else made(source)
+
+
 def flipped_wcs(wcs: WCS, height: int) -> WCS:
     """Return the WCS of a frame of ``height`` rows after its last row became the first; distortion (SIP) included.
 
