@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from zemosaic_phase3.records import Registration
     from zemosaic_phase3.spec import RegisterSpec
 
-ASKED: Final = 80  # brightest stars that the questions are put to
+ASKED: Final = 40  # brightest stars that the questions are put to
 MOST_STILL: Final = 0.5  # of the detections that stand where the reference has them: defects
 
 
