@@ -15,7 +15,7 @@ import numpy as np
 from zemosaic_phase3.combine.kernel_arguments import KernelArguments, kernel_arguments
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.io.frame import Frame, FrameSource
-from zemosaic_phase3.photometry.flatten import flattened_sources
+from zemosaic_phase3.photometry.flatten import flatten_note, flattened_sources
 from zemosaic_phase3.photometry.frame_table import build_frame_table
 from zemosaic_phase3.photometry.levels import measure_levels
 from zemosaic_phase3.photometry.measure import measure_frame
@@ -140,6 +140,7 @@ def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) ->
     table = replace(table, distortion=fields, own_grid=shape != frames[0].source.shape)
     if spec.flatten:
         sources = flattened_sources(sources, [stats[i] for i in used], table, used.index(reference))
+        table.notes.extend(flatten_note(sources))
     return Job(sources, table, spec, shape, dropped)
 
 

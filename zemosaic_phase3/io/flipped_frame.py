@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.io.mosaic_cards import row_order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from astropy.io.fits import Header
     from astropy.wcs import WCS
@@ -34,7 +34,7 @@ class FlippedSource(FrameSource):
     def __init__(self, source: FrameSource) -> None:
         for name in ("name", "height", "width", "channels", "dtype", "_codec", "_header", "_wcs"):
             setattr(self, name, getattr(source, name))
-        self.row_order = OTHER_ORDER.get(getattr(source, "row_order", ""), "")
+        self.row_order = OTHER_ORDER.get(source.row_order, "")
         cfa = source.cfa
         self.cfa = cfa if cfa is None or source.height % 2 else cfa[2:] + cfa[:2]
         self._inner = source
@@ -56,6 +56,10 @@ class FlippedSource(FrameSource):
             return cards
 
         return header
+
+    def some_cards(self, keys: Collection[str]) -> dict[str, Any]:
+        """Return the values of some cards of the frame as it is stored."""
+        return self._inner.some_cards(keys)
 
     def wcs(self, header: Header | None = None) -> WCS | None:
         """Return the WCS of the frame as it is read."""

@@ -45,11 +45,9 @@ class FrameSource(abc.ABC):
         Colours of the 2 x 2 cell at row 0, column 0 as stored ("RGGB", ...); None when the frame is not a mosaic.
     dtype : numpy.dtype
         What :meth:`read_rows` gives: uint16 for unsigned 16-bit frames, float32 for everything else.
-    row_order : str
-        "TOP-DOWN" or "BOTTOM-UP" where its header says how the rows lie (ROWORDER), else empty.
     """
 
-    __slots__ = ("_codec", "_header", "_wcs", "cfa", "channels", "dtype", "height", "name", "row_order", "width")
+    __slots__ = ("_codec", "_header", "_row_order", "_wcs", "cfa", "channels", "dtype", "height", "name", "width")
 
     def __init__(self, name: str, size: Size, codec: Codec, cfa: str | None) -> None:
         self.name = name
@@ -57,7 +55,6 @@ class FrameSource(abc.ABC):
         self.cfa = cfa
         self.channels = 3 if cfa else planes
         self.dtype = codec.target
-        self.row_order = ""
         self._codec = codec
         self._header: Cards = None
         self._wcs: WCS | None = None
@@ -71,6 +68,15 @@ class FrameSource(abc.ABC):
     def shape(self) -> tuple[int, ...]:
         """Logical shape after debayering: (H, W) or (H, W, 3)."""
         return (self.height, self.width) if self.channels == 1 else (self.height, self.width, 3)
+
+    @property
+    def row_order(self) -> str:
+        """How the rows lie, "TOP-DOWN" or "BOTTOM-UP", where the header says so (ROWORDER); else empty."""
+        return getattr(self, "_row_order", "")  # a source that wraps another has none
+
+    @row_order.setter
+    def row_order(self, order: str) -> None:
+        self._row_order = order
 
     def read_rows(self, y0: int, y1: int) -> np.ndarray:
         """Read rows y0 (included) to y1 (excluded).
