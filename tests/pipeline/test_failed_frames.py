@@ -29,13 +29,11 @@ def sky(seed: int = 3, n: int = 500, margin: int = 500) -> tuple[np.ndarray, np.
 
 def frame(stars: tuple[np.ndarray, np.ndarray], move: tuple[float, float], seed: int, scale: float = 1.0) -> np.ndarray:
     """An exposure of the sky moved by (x, y) px."""
-    image = np.full(SHAPE, 1000.0)
     middle = np.array([139.5, 99.5])
-    y, x = np.arange(SHAPE[0])[:, None], np.arange(SHAPE[1])[None]
-    for at, flux in zip((stars[0] - middle) * scale + middle + move, stars[1], strict=True):
-        if np.all((at > -9) & (at < [289, 209])):
-            profile = np.exp(-0.5 * ((y - at[1]) / SIGMA) ** 2) * np.exp(-0.5 * ((x - at[0]) / SIGMA) ** 2)
-            image += flux / (2 * np.pi * SIGMA**2) * profile
+    at = (stars[0] - middle) * scale + middle + move
+    across = np.exp(-0.5 * ((np.arange(SHAPE[1]) - at[:, :1]) / SIGMA) ** 2)
+    down = np.exp(-0.5 * ((np.arange(SHAPE[0]) - at[:, 1:]) / SIGMA) ** 2)
+    image = 1000.0 + (down * (stars[1] / (2 * np.pi * SIGMA**2))[:, None]).T @ across
     return np.random.default_rng(seed).poisson(image).astype(np.float64)
 
 

@@ -31,13 +31,12 @@ def photons(
     xy = rng.random((n, 2)) * [width + 40, height + 40] - 20 + shift
     flux = 3000.0 + 60000.0 * rng.random(n) ** 2
     tints = np.column_stack([1 + tint * rng.uniform(-1, 1, n), np.ones(n), 1 + tint * rng.uniform(-1, 1, n)])
-    y, x = np.arange(height)[:, None], np.arange(width)[None]
+    across = np.exp(-0.5 * ((np.arange(width) - xy[:, :1]) / sigma) ** 2)
+    down = np.exp(-0.5 * ((np.arange(height) - xy[:, 1:]) / sigma) ** 2)
     planes = np.empty((3, height, width))
     for c in range(3):
-        planes[c] = sky * colours[c]
-        strength = flux * tints[:, c] * (colours[c] if pattern else 1.0) / (2 * np.pi * sigma**2)
-        for (a, b), peak in zip(xy, strength, strict=True):
-            planes[c] += peak * np.exp(-0.5 * ((y - b) / sigma) ** 2) * np.exp(-0.5 * ((x - a) / sigma) ** 2)
+        peak = flux * tints[:, c] * (colours[c] if pattern else 1.0) / (2 * np.pi * sigma**2)
+        planes[c] = sky * colours[c] + (down * peak[:, None]).T @ across
     image = planes[1].copy()
     if pattern:
         for (row, column), colour in zip(PLACES, pattern, strict=True):
