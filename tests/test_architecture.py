@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "zemosaic_phase3"
 FLOORS = [
     "errors", "records", "methods", "settings", "robust", "progress", "spec",  # files: the ground floor
-    "runtime", "io", "detection", "registration", "photometry", "resample", "rejection", "combine", "engine", "finish",
-    "pipeline", "compat", "simulate", "app", "api",
+    "runtime", "io", "calibrate", "detection", "registration", "photometry", "resample", "rejection", "combine",
+    "engine", "finish", "pipeline", "compat", "simulate", "app", "api",
 ]  # fmt: skip
 """Wings from the ground up; a file may import from its own wing and from those below."""
 TRUTH = {"simulate"}  # real frames have none: only the command line may look

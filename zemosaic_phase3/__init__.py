@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zemosaic_phase3.api import Tile, stack
     from zemosaic_phase3.errors import (
+        CalibrationError,
         DeviceError,
         FrameError,
         GPUStackingError,
@@ -25,13 +26,14 @@ if TYPE_CHECKING:
         ZeMosaicError,
     )
     from zemosaic_phase3.records import TileReport
-    from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
+    from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Tile": "api",
     "stack": "api",
+    "CalibrationError": "errors",
     "DeviceError": "errors",
     "FrameError": "errors",
     "GPUStackingError": "errors",
@@ -42,12 +44,15 @@ _HOMES = {
     "StackCancelled": "errors",
     "ZeMosaicError": "errors",
     "TileReport": "records",
+    "CalibrationSpec": "spec",
     "RegisterSpec": "spec",
     "SelectSpec": "spec",
     "StackSpec": "spec",
 }
 
 __all__ = [
+    "CalibrationError",
+    "CalibrationSpec",
     "DeviceError",
     "FrameError",
     "GPUStackingError",

@@ -27,11 +27,12 @@ from zemosaic_phase3.methods import (
 from zemosaic_phase3.pipeline import tile as pipeline_tile
 from zemosaic_phase3.pipeline.stack_files import stack_files
 from zemosaic_phase3.progress import Callback
-from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
+from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
 
 if TYPE_CHECKING:
     from astropy.table import Table
 
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 STAGES: Final = ("measure", "register", "stack")
 PREVIEW_PX: Final = 720  # longest side of the picture in a notebook
 
@@ -81,6 +82,7 @@ class Tile(pipeline_tile.Tile):
             ("device", report.device),
             ("time", f"{sum(report.seconds.values()):.1f} s"),
         ]
+        facts += [("calibration", line) for line in report.calibration]
         return facts + [("note", note) for note in report.warnings]
 
     def __repr__(self) -> str:
@@ -133,6 +135,12 @@ def stack(
     drop_worst: float | None = None,
     select: SelectSpec | None = None,
     bayer: str = "auto",
+    dark: Paths | None = None,
+    flat: Paths | None = None,
+    bias: Paths | None = None,
+    dark_flat: Paths | None = None,
+    calibration: str | os.PathLike[str] | CalibrationSpec | None = None,
+    cosmetic: str | os.PathLike[str] | None = None,
     reference: str | os.PathLike[str] | None = None,
     filter: str | None = None,  # noqa: A002 - as the option and the header card are called
     recursive: bool = False,
@@ -171,6 +179,12 @@ def stack(
         All of them at once.
     bayer : str
         "auto" (header), "none", or a pattern such as "GRBG".
+    dark, flat, bias, dark_flat : path or sequence of paths, optional
+        Calibration frames or masters of them: files, folders, patterns. See ``docs/calibration.md``.
+    calibration : path or CalibrationSpec, optional
+        Folder with any of these, told apart by header or name; or a whole specification.
+    cosmetic : str or path, optional
+        "auto" (the default) finds defective photosites in the frames, "off", or the file of a defect map.
     reference : path, optional
         Frame the others are registered on; None chooses the best.
     filter : str, optional
@@ -226,6 +240,14 @@ def stack(
             register=_with_given(given, mode=mode, transform=transform),
             select=_with_given(select or SelectSpec(), max_fwhm=max_fwhm, min_stars=min_stars, drop_worst=drop_worst),
             bayer=bayer,
+            calibration=_with_given(
+                calibration if isinstance(calibration, CalibrationSpec) else CalibrationSpec(library=calibration),
+                dark=dark,
+                flat=flat,
+                bias=bias,
+                dark_flat=dark_flat,
+                cosmetic=cosmetic,
+            ),  # fmt: skip
             reference=None if reference is None else os.fspath(reference),
             filter=filter,
             recursive=recursive,

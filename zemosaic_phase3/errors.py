@@ -32,6 +32,10 @@ class NoFramesError(ZeMosaicError, ValueError):
     """Nothing is left to stack; the message lists what was dropped and why."""
 
 
+class CalibrationError(ZeMosaicError, ValueError):
+    """Calibration frames that were named fit no light; the message says what the lights ask for and what there is."""
+
+
 class PlanError(ZeMosaicError):
     """The work cannot fit into the memory it may use; the message gives needed and allowed bytes."""
 

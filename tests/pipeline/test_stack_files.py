@@ -299,7 +299,7 @@ def test_report_is_ready_for_json(paths: list[Path]) -> None:
     report = stack_files(paths, workers=2).report
     text = json.dumps(report.as_dict())
     assert json.loads(text)["n_used"] == 5
-    assert set(report.seconds) == {"open", "measure", "register", "stack", "finish"}
+    assert set(report.seconds) == {"open", "calibrate", "measure", "register", "stack", "finish"}
     assert report.noise_after[0] < 0.7 * report.noise_before[0]
     assert report.peak_rss_bytes > 1e6
 

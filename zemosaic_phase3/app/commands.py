@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from zemosaic_phase3.app import console as console_module
 from zemosaic_phase3.app import doctor, summary
 from zemosaic_phase3.app.groups import run_groups, say_if_few
-from zemosaic_phase3.app.options import NO_PREVIEW
+from zemosaic_phase3.app.options import NO_PREVIEW, calibration_of
 from zemosaic_phase3.app.signals import PROGRAM
 from zemosaic_phase3.errors import OutputError, SpecError
 from zemosaic_phase3.io.inputs import real_paths
@@ -108,6 +108,7 @@ def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, consol
     from zemosaic_phase3.pipeline.stack_files import stack_files
 
     stack, register, select = specs_of(args)
+    calibration = calibration_of(args)
     outputs, started = _outputs(args), datetime.now(UTC)
     console_module.announce_compilation(console, quiet=args.quiet)
     with (
@@ -121,6 +122,7 @@ def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, consol
             register=register,
             select=select,
             bayer=args.bayer,
+            calibration=calibration,
             reference=None if args.reference == "auto" else args.reference,
             device=args.device,
             require_gpu=args.require_gpu,

@@ -29,7 +29,7 @@ from zemosaic_phase3.pipeline.frame_count import LeastFrames
 from zemosaic_phase3.pipeline.frame_groups import GROUP_KEYS, group_keys
 from zemosaic_phase3.runtime import limits as limits_module
 from zemosaic_phase3.simulate.session import SimulationSpec
-from zemosaic_phase3.spec import RegisterSpec, StackSpec
+from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, StackSpec
 
 NO_PREVIEW: Final = Path("none")
 
@@ -109,6 +109,7 @@ def add_stack(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add_choice_of_frames(parser.add_argument_group("which frames"))
     _add_registration(parser.add_argument_group("frames and registration"))
+    _add_calibration(parser.add_argument_group("calibration"))
     _add_stacking(parser.add_argument_group("rejection and combination"))
     _add_resources(parser.add_argument_group("device and resources"))
     _add_results(parser.add_argument_group("results"))
@@ -189,6 +190,52 @@ def _add_registration(group: Group) -> None:
         help=f"colour mosaic of the frames: auto (as their headers say), none, {', '.join(BAYER_PATTERNS)} "
         "(default: auto)",
     )  # fmt: skip
+
+
+def _add_calibration(group: Group) -> None:
+    for option, what in (
+        ("--dark", "darks"), ("--flat", "flats"), ("--bias", "bias frames"), ("--dark-flat", "darks of the flats"),
+    ):  # fmt: skip
+        group.add_argument(
+            option, action="append", default=[], metavar="PATH",
+            help=f"{what}: a master, a file, a folder or a quoted pattern; may be repeated (default: none)",
+        )  # fmt: skip
+    group.add_argument(
+        "--calibration", metavar="DIR",
+        help="folder with any of these, told apart by IMAGETYP or their names; what fits is used (default: none)",
+    )  # fmt: skip
+    group.add_argument(
+        "--scale-dark",
+        action="store_true",
+        help="scale darks to other exposures where none has that of a frame; needs bias frames (default: no)",
+    )
+    group.add_argument(
+        "--temperature-tolerance", type=float, default=CalibrationSpec.temperature_tolerance, metavar="DEG",
+        help="between a frame and its dark, degrees (default: %(default)g)",
+    )  # fmt: skip
+    group.add_argument(
+        "--calibration-cache", metavar="DIR", help="folder that keeps masters (default: the user's cache folder)"
+    )
+    group.add_argument(
+        "--cosmetic", default=CalibrationSpec.cosmetic, metavar="auto|off|FILE",
+        help="replace defective photosites: auto learns them from the frames; or a map of them, a FITS mask or a list "
+        "(default: auto)",
+    )  # fmt: skip
+
+
+def calibration_of(args: argparse.Namespace) -> CalibrationSpec:
+    """Return what the options of calibration ask for; raises SpecError for what contradicts itself."""
+    return CalibrationSpec(
+        dark=tuple(args.dark),
+        flat=tuple(args.flat),
+        bias=tuple(args.bias),
+        dark_flat=tuple(args.dark_flat),
+        library=args.calibration,
+        scale_dark=args.scale_dark,
+        temperature_tolerance=args.temperature_tolerance,
+        cache=args.calibration_cache,
+        cosmetic=args.cosmetic,
+    )
 
 
 def _users(option: str) -> str:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 UNITS: Final[Mapping[str, str]] = {
     "simulate": "frames",
+    "calibrate": "frames",
     "measure": "frames",
     "register": "frames",
     "stack": "slabs",
@@ -37,7 +38,7 @@ UNITS: Final[Mapping[str, str]] = {
     "bench": "methods",
 }
 REPORT_SCHEMA: Final = 2  # of the JSON report; grows when an entry goes or means something else
-STAGES: Final = ("open", "measure", "register", "stack", "finish", "write", "preview")
+STAGES: Final = ("open", "calibrate", "measure", "register", "stack", "finish", "write", "preview")
 CPU_ASKED_FOR: Final = "the CPU was asked for"
 CHANNEL_NAMES: Final[Mapping[int, Sequence[str]]] = {1: ("grey",), 3: ("red", "green", "blue")}
 
@@ -139,6 +140,7 @@ def print_summary(console: Console, tile: Tile, files: Mapping[str, Path | None]
     print_columns(console, ["", *channels], [[label, *map(_number, values)] for label, values in rows.items()])
     facts = observation_lines(facts_of(tile))
     facts.append(("frames", f"{report.n_used} of {report.n_input} used; reference {Path(report.reference).name}"))
+    facts += _labelled("calibration", report.calibration)
     facts += _labelled("left out", dropped_lines(report.dropped))
     if report.all_rejected_pixels:
         facts.append(("rejected", f"{report.all_rejected_pixels} pixels lost every sample and show their median"))

@@ -89,12 +89,12 @@ def flip(source: FrameSource) -> FrameSource:
     return source.as_stored if isinstance(source, FlippedSource) else FlippedSource(source)
 
 
-def turned_like(source: FrameSource, made: Callable[[FrameSource], FrameSource]) -> FrameSource:
-    """Return what is made of a frame as it is stored, in the order of rows in which the frame is read.
-
-    What belongs to the sensor (a dark, a flat, a map of defects) is put to the rows as they are stored.
-    """
-    return flip(made(source.as_stored)) if isinstance(source, FlippedSource) else made(source)
+def is_turned(source: FrameSource) -> bool:
+    """Return whether a frame, or the one inside it, is read in the other order: its sensor's places are turned over."""
+    inner: FrameSource | None = source
+    while inner is not None and not isinstance(inner, FlippedSource):
+        inner = getattr(inner, "inner", None)
+    return inner is not None
 
 
 def flipped_wcs(wcs: WCS, height: int) -> WCS:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from zemosaic_phase3.calibrate.wrapped_source import held_bytes
 from zemosaic_phase3.engine import cpu
 from zemosaic_phase3.engine.job import Job, StackResult, make_job
 from zemosaic_phase3.engine.resources import Resources
@@ -29,7 +31,7 @@ from zemosaic_phase3.pipeline.tile import Stacker, Tile, build_tile
 from zemosaic_phase3.pipeline.tile_facts import star_width
 from zemosaic_phase3.progress import Callback, timed
 from zemosaic_phase3.runtime import limits
-from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
+from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
 
 
 def stack_files(
@@ -40,6 +42,7 @@ def stack_files(
     register: RegisterSpec | None = None,
     select: SelectSpec | None = None,
     bayer: str = "auto",
+    calibration: CalibrationSpec | None = None,
     reference: str | None = None,
     device: str = "auto",
     require_gpu: bool = False,
@@ -71,6 +74,8 @@ def stack_files(
         Methods; the defaults of the command line.
     bayer : str
         "auto" (header), "none", or a pattern such as "GRBG".
+    calibration : CalibrationSpec, optional
+        Calibration frames and cosmetic correction; the default learns defective photosites from the frames.
     reference : str, optional
         File the others are registered on; None chooses the best.
     device : {"auto", "cpu", "gpu"}
@@ -141,7 +146,8 @@ def stack_files(
     with kept_for(output, cache, resume=resume and has_files, fresh=fresh and has_files) as kept:
         tile = build_tile(
             listed.frames, stacker_of(policy, request, resources, progress, kept.rows), stack=stack, register=register,
-            select=select, bayer=bayer, reference=reference, workers=resources.workers, allowed_bytes=allowed,
+            select=select, bayer=bayer, calibration=calibration or CalibrationSpec(), reference=reference,
+                workers=resources.workers, allowed_bytes=allowed,
             copied_maps=copied, progress=progress, kept=kept.frames,
             opened=None if wanted is None else lambda shape, n_frames: check_room(wanted.sizes(shape, n_frames)),
             choice=Choice(listed.named, filter), least=least,
@@ -168,11 +174,11 @@ def stacker_of(
 
     def stack(frames: list[Frame], spec: StackSpec, reference: int) -> StackResult:
         job = make_job(frames, spec, reference=reference)
+        held = held_bytes([frame.source for frame in frames])
+        left = replace(resources, memory=max(1, resources.memory - held)) if held and resources.memory else resources
         result, used = policy.stack(
-            lambda less_memory: stack_on_gpu(
-                job, resources.tighter() if less_memory else resources, progress, finished
-            ),
-            lambda: cpu.stack(job, resources, progress, finished),
+            lambda less_memory: stack_on_gpu(job, left.tighter() if less_memory else left, progress, finished),
+            lambda: cpu.stack(job, left, progress, finished),
             request,
         )
         result.device = used

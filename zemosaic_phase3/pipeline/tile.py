@@ -23,6 +23,7 @@ from zemosaic_phase3.finish.crop import shift_wcs
 from zemosaic_phase3.finish.noise import measure_noise, typical_noise
 from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.pipeline.calibration import calibrate_group
 from zemosaic_phase3.pipeline.canvas import Canvas, canvas_around
 from zemosaic_phase3.pipeline.colour_check import check_rows_and_colours
 from zemosaic_phase3.pipeline.failed_frames import review_failures
@@ -36,7 +37,7 @@ from zemosaic_phase3.pipeline.tile_header import cards_of_reference, tile_header
 from zemosaic_phase3.progress import Callback, timed
 from zemosaic_phase3.records import Equalization, Registration, TileReport
 from zemosaic_phase3.runtime.limits import give_back_freed_memory, peak_rss_bytes
-from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
+from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -77,6 +78,7 @@ def build_tile(
     register: RegisterSpec | None = None,
     select: SelectSpec | None = None,
     bayer: str = "auto",
+    calibration: CalibrationSpec | None = None,
     reference: str | None = None,
     workers: int = 1,
     allowed_bytes: int | None = None,
@@ -98,6 +100,8 @@ def build_tile(
     stack, register, select : StackSpec, RegisterSpec, SelectSpec
     bayer : str
         "auto", "none" or a pattern.
+    calibration : CalibrationSpec or None
+        Calibration frames and cosmetic correction; None: frames are taken as they are.
     reference : str or None
         Path or name of the reference frame; None chooses one.
     workers : int
@@ -128,6 +132,8 @@ def build_tile(
     stack, register, select = stack or StackSpec(), register or RegisterSpec(), select or SelectSpec()
     choice, least = choice or Choice(), least or LeastFrames()
     spec = {**asdict(stack), "register": asdict(register), "select": asdict(select)}
+    if calibration is not None:
+        spec["calibration"] = asdict(calibration)
     opener = partial(open_source, bayer=bayer)
     report = TileReport(spec=spec)
     with timed(report, "open"):
@@ -141,6 +147,12 @@ def build_tile(
             _check_memory(group, stack, register, workers, allowed_bytes, copied_maps)
         if opened is not None:
             opened(group.source(group.usable[0]).shape, len(group.rows))
+    if calibration is not None:
+        with timed(report, "calibrate"):
+            calibrate_group(
+                group, calibration, report, raw=register.mode != "none", workers=workers, allowed_bytes=allowed_bytes,
+                progress=progress,
+            )  # fmt: skip
     with timed(report, "measure"):
         find_stars = stack.needs_stars or select.needs_stars or register.mode in ("auto", "stars")
         scan_group(
@@ -308,4 +320,4 @@ def _fill_report(report: TileReport, group: Group, result: StackResult, workers:
     report.rejected_high_percent = result.rejected_percent("rejected_high")
     report.all_rejected_pixels = int(result.all_rejected)
     report.rows_per_slab = int(result.rows_per_slab)
-    report.warnings = list(result.job.table.notes)
+    report.warnings += result.job.table.notes

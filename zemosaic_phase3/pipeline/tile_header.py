@@ -156,6 +156,10 @@ def tile_header(cards: Header, group: Group, job: Job, report: TileReport, equal
         header["RGBEQMED"] = (_card_number(equalization.target_median), "RGB equalisation")
     header["ZMT_REF"] = (fits_text(Path(report.reference).name), "reference frame")
     header["ZMT_DEV"] = (report.device, "device that stacked")
+    if report.calstat:
+        header["CALSTAT"] = (report.calstat, "calibrated: B bias, D dark, F flat")
+    if report.defects:
+        header["ZMT_COSM"] = (report.defects, "defective photosites replaced")
     header["ALPHAEXT"] = (1, "alpha mask in extension ALPHA")
     for name, noise in zip("RGB" if len(report.noise_after) == 3 else "L", report.noise_after, strict=True):
         header[f"ZMT_NOI{name}"] = (_card_number(noise), "sky noise, adu")
