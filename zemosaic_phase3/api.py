@@ -151,6 +151,7 @@ def stack(
     workers: int | None = None,
     maps: bool = False,
     overwrite: bool = False,
+    self_check: bool = True,
     resume: bool = True,
     fresh: bool = False,
     cache: str | os.PathLike[str] | None = None,
@@ -206,6 +207,8 @@ def stack(
         Write COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and FRAMES too.
     overwrite : bool
         Replace an existing output.
+    self_check : bool
+        Make some pixels of the result again from the files, by plain definitions, and compare them.
     resume, fresh, cache
         Go on where an earlier run was, and keep a journal for the next one, in the folder ``cache`` or beside the
         output; ``fresh`` forgets what it holds. Without output and cache there is none.
@@ -258,6 +261,7 @@ def stack(
             workers=workers,
             maps=maps,
             overwrite=overwrite,
+            self_check=self_check,
             resume=resume,
             fresh=fresh,
             cache=cache,

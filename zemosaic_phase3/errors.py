@@ -48,6 +48,31 @@ class OutputError(ZeMosaicError):
     """A result could not be written; the message names the path and the remedy."""
 
 
+class SelfCheckError(ZeMosaicError):
+    """A pixel of a finished stack is not what its frames make: the machine, not the frames, is at fault.
+
+    Parameters
+    ----------
+    message : str
+        Names the pixel, its value, what it should be, the frames, and what would help.
+    pixel : tuple of int
+        Row, column and channel in the result, from 0.
+    value, expected : float
+        ADU.
+    frames : tuple of str
+        Frames whose samples the engine has otherwise than the check; all frames of the pixel where none is.
+    """
+
+    def __init__(
+        self, message: str, pixel: tuple[int, int, int], value: float, expected: float, frames: tuple[str, ...]
+    ) -> None:
+        super().__init__(message)
+        self.pixel = pixel
+        self.value = value
+        self.expected = expected
+        self.frames = frames
+
+
 class StackCancelled(ZeMosaicError):
     """Raised by a progress callback, or on an abort event, to stop a tile cleanly."""
 

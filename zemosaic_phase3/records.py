@@ -110,6 +110,20 @@ class FrameTable:
 
 
 @dataclass(frozen=True)
+class SelfCheck:
+    """Random pixels of a result that were made again from the files, by plain definitions, and compared.
+
+    ``largest_difference``: of value and expectation, ADU, of those that agree within rounding; ``note``: why it was not
+    made, or what it led to; empty where there is nothing to say.
+    """
+
+    pixels: int = 0
+    largest_difference: float = 0.0
+    seconds: float = 0.0
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Resumed:
     """What a run took from its journal: frames measured and registered before, rows stacked before."""
 
@@ -147,6 +161,7 @@ class TileReport:
     calibration: list[str] = field(default_factory=list)  # what was done to the frames before they were measured
     calstat: str = ""  # of it, letters as in the card CALSTAT: B bias, D dark, F flat
     defects: int = 0  # photosites that were replaced
+    self_check: SelfCheck | None = None  # None: it was switched off
     resumed: Resumed = Resumed()
 
     def as_dict(self) -> dict[str, Any]:

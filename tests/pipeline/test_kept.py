@@ -311,6 +311,23 @@ def test_a_full_disk_costs_the_journal_alone(
     assert_same(tile, stacked(subs, None))
 
 
+def test_rows_leave_the_room_that_the_files_need(
+    subs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: None
+) -> None:
+    usage = kept_rows.shutil.disk_usage(tmp_path)
+    needed = 4 * 96 * 128 * 3  # of the image alone
+    kept: list[str] = []
+    monkeypatch.setattr(kept_rows.shutil, "disk_usage", lambda _path: usage._replace(free=needed + 2_000_000))
+    monkeypatch.setattr(Journal, "keep_band", lambda _self, job, *_: kept.append(job))
+    stacked(subs, tmp_path / "o.fits")
+    assert kept == []
+    monkeypatch.undo()
+    monkeypatch.setattr(kept_rows, "FIRST_SECONDS", 0.0)
+    monkeypatch.setattr(Journal, "keep_band", lambda _self, job, *_: kept.append(job))
+    stacked(subs, tmp_path / "o.fits")
+    assert kept
+
+
 def test_threads_and_runs_share_a_journal(subs: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     cache.mkdir()

@@ -132,6 +132,7 @@ def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, consol
             overwrite=args.overwrite,
             preview=outputs.preview,
             report=None if outputs.report == STANDARD_OUTPUT else outputs.report,
+            self_check=args.self_check,
             filter=args.filter,
             recursive=args.recursive,
             min_frames=args.min_frames or LeastFrames.of(None, fails="one"),

@@ -292,6 +292,10 @@ def _add_resources(group: Group) -> None:
         "--workers", type=_positive, metavar="N", help="threads (default: the cores this process may use)"
     )
     group.add_argument(
+        "--self-check", action=argparse.BooleanOptionalAction, default=True,
+        help="make some pixels of the result again by plain definitions, and compare (default: yes)",
+    )  # fmt: skip
+    group.add_argument(
         "--cache", type=Path, metavar="DIR",
         help="folder of the journal, in which a run keeps what it measured, for the next one (default: beside OUT)",
     )  # fmt: skip

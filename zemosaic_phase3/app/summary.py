@@ -146,6 +146,9 @@ def print_summary(console: Console, tile: Tile, files: Mapping[str, Path | None]
         facts.append(("rejected", f"{report.all_rejected_pixels} pixels lost every sample and show their median"))
     facts += _labelled("note", report.warnings)
     facts.append(("device", device_text(report)))
+    check = report.self_check
+    if check is not None and check.pixels:
+        facts.append(("self-check", f"{check.pixels} pixels made again agree ({check.seconds:.2f} s)"))
     in_order = sorted(
         report.seconds.items(), key=lambda item: STAGES.index(item[0]) if item[0] in STAGES else len(STAGES)
     )

@@ -19,7 +19,7 @@ from zemosaic_phase3.photometry.flatten import flatten_note, flattened_sources
 from zemosaic_phase3.photometry.frame_table import build_frame_table
 from zemosaic_phase3.photometry.levels import measure_levels
 from zemosaic_phase3.photometry.measure import measure_frame
-from zemosaic_phase3.records import DeviceUse, Equalization, FrameTable
+from zemosaic_phase3.records import DeviceUse, Equalization, FrameTable, SelfCheck
 from zemosaic_phase3.registration.distortion import checked_fields
 from zemosaic_phase3.spec import StackSpec
 
@@ -89,6 +89,7 @@ class StackResult:
     equalization: Equalization = Equalization()
     device: DeviceUse = DeviceUse()
     gpu: GpuFigures | None = None
+    self_check: SelfCheck | None = None
 
     @property
     def maps(self) -> dict[str, np.ndarray]:

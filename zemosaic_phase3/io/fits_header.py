@@ -262,6 +262,29 @@ def scan_cards(raw: bytes, name: str) -> dict[str, Any]:
     return cards
 
 
+def values_like(raw: bytes, wanted: re.Pattern[str], name: str) -> dict[str, Any]:
+    """Return the first value of every card of a header whose keyword matches.
+
+    Raises
+    ------
+    FrameError
+        One of them cannot be read, or stands again with another value.
+    """
+    values: dict[str, Any] = {}
+    for start in range(0, len(raw), FITS_CARD):
+        key = raw[start : start + 8].decode("latin-1").rstrip().upper()
+        if key == "END":
+            break
+        if not wanted.match(key):
+            continue
+        image = raw[start : start + FITS_CARD]
+        value = plain_value(image)
+        value = _astropy_value(image, name) if value is None else value
+        if values.setdefault(key, value) != value:
+            raise FrameError(name, f"header card {key} stands twice, {values[key]!r} and {value!r}; repair the header")
+    return values
+
+
 def _astropy_value(image: bytes, name: str) -> Any:
     """Return the value of any card; None where it has none."""
     from astropy.io import fits

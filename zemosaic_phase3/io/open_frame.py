@@ -23,6 +23,7 @@ from zemosaic_phase3.io.codec import Codec, check_number_type, fits_codec
 from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.io.mosaic_cards import BAYER_PATTERNS, bayer_cards, cfa_from_header, row_order
 from zemosaic_phase3.io.pixel_files import ArraySource, PixelFile, Place, TileCompressedFile, file_errors
+from zemosaic_phase3.io.tile_table import check_tiles
 
 if TYPE_CHECKING:
     from io import BufferedIOBase
@@ -206,6 +207,8 @@ def _open_fits(
     # Plain pixels are whole without the padding of their last block; astropy, which reads tiles, wants that too.
     stored_bytes = hdu.padded_bytes if hdu.is_compressed else hdu.data_bytes
     _check_file_size(name, hdu.data_offset + stored_bytes, largest, hdu.shape)
+    if hdu.is_compressed:
+        check_tiles(stream, hdu, name)
     cfa = _cfa(bayer, size, name, primary, hdu.cards, header)
     codec = fits_codec(hdu, name)
     place = place._replace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,9 +25,10 @@ from zemosaic_phase3.pipeline.device_policy import POLICY, DevicePolicy, DeviceR
 from zemosaic_phase3.pipeline.frame_choice import Choice
 from zemosaic_phase3.pipeline.frame_count import LeastFrames
 from zemosaic_phase3.pipeline.input_list import Inputs, list_inputs
-from zemosaic_phase3.pipeline.kept import kept_for
+from zemosaic_phase3.pipeline.kept import Kept, kept_for
 from zemosaic_phase3.pipeline.kept_rows import KeptRows
 from zemosaic_phase3.pipeline.outputs import Wanted, check_output, check_room, check_tile_name, write_tile
+from zemosaic_phase3.pipeline.self_check import checked_stack
 from zemosaic_phase3.pipeline.tile import Stacker, Tile, build_tile
 from zemosaic_phase3.pipeline.tile_facts import star_width
 from zemosaic_phase3.progress import Callback, timed
@@ -52,6 +54,7 @@ def stack_files(
     overwrite: bool = False,
     preview: Path | None = None,
     report: Path | None = None,
+    self_check: bool = True,
     filter: str | None = None,  # noqa: A002 - as the option and the header card are called
     recursive: bool = False,
     min_frames: LeastFrames | int | str | None = None,
@@ -92,6 +95,8 @@ def stack_files(
         Replace an existing output; a symbolic link is replaced, not followed.
     preview, report : path, optional
         Files that the caller will write beside; they count where room on the disk is looked for before the work.
+    self_check : bool
+        Make some pixels of the result again from the files, by plain definitions, and compare them.
     filter : str, optional
         Stack only frames of this filter; None: of that of most frames.
     recursive : bool
@@ -123,6 +128,8 @@ def stack_files(
         disk has no room for it.
     PlanError
         The memory is less than this process uses already, or too small for one row.
+    SelfCheckError
+        A pixel of the result is not what its frames make; nothing is written.
     SpecError
         An option is not allowed.
     """
@@ -145,11 +152,11 @@ def stack_files(
     has_files = any(isinstance(frame, str | os.PathLike) for frame in listed.frames)
     with kept_for(output, cache, resume=resume and has_files, fresh=fresh and has_files) as kept:
         tile = build_tile(
-            listed.frames, stacker_of(policy, request, resources, progress, kept.rows), stack=stack, register=register,
-            select=select, bayer=bayer, calibration=calibration or CalibrationSpec(), reference=reference,
-                workers=resources.workers, allowed_bytes=allowed,
-            copied_maps=copied, progress=progress, kept=kept.frames,
-            opened=None if wanted is None else lambda shape, n_frames: check_room(wanted.sizes(shape, n_frames)),
+            listed.frames, stacker_of(policy, request, resources, progress, kept.rows, self_check=self_check),
+            stack=stack, register=register, select=select, bayer=bayer, calibration=calibration or CalibrationSpec(),
+            reference=reference, workers=resources.workers, allowed_bytes=allowed, copied_maps=copied,
+            progress=progress, kept=kept.frames,
+            opened=None if wanted is None else partial(_look_for_room, wanted, kept),
             choice=Choice(listed.named, filter), least=least,
         )  # fmt: skip
         tile.report.warnings[:0] = listed.notes
@@ -163,14 +170,25 @@ def stack_files(
     return tile
 
 
+def _look_for_room(wanted: Wanted, kept: Kept, shape: tuple[int, ...], n_frames: int) -> None:
+    """Refuse what the disks have no room for, and have the journal leave that room alone."""
+    sizes = wanted.sizes(shape, n_frames)
+    check_room(sizes)
+    if kept.rows is not None:
+        kept.rows.room = sum(sizes.values())
+
+
 def stacker_of(
     policy: DevicePolicy,
     request: DeviceRequest,
     resources: Resources,
     progress: Callback | None,
     finished: KeptRows | None = None,
+    *,
+    self_check: bool = True,
 ) -> Stacker:
-    """Return what stacks registered frames on the device that a policy chooses."""
+    """Return what stacks registered frames on the device that a policy chooses, and checks a few of its pixels."""
+    began = time.perf_counter()
 
     def stack(frames: list[Frame], spec: StackSpec, reference: int) -> StackResult:
         job = make_job(frames, spec, reference=reference)
@@ -182,6 +200,11 @@ def stacker_of(
             request,
         )
         result.device = used
+        if self_check:
+            result = checked_stack(
+                result, lambda: cpu.stack(job, left, progress), distrust=policy.distrust, finished=finished,
+                require_gpu=request.require_gpu, run_seconds=time.perf_counter() - began, workers=resources.workers,
+            )  # fmt: skip
         result.equalization = equalize_if(spec.equalize_rgb, result.image)
         return result
 

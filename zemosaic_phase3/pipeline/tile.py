@@ -321,3 +321,6 @@ def _fill_report(report: TileReport, group: Group, result: StackResult, workers:
     report.all_rejected_pixels = int(result.all_rejected)
     report.rows_per_slab = int(result.rows_per_slab)
     report.warnings += result.job.table.notes
+    report.self_check = result.self_check
+    if result.self_check is not None and result.self_check.note:
+        report.warnings.append(f"self-check: {result.self_check.note}")
