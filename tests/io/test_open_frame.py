@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from zemosaic_phase3.errors import FrameError, SpecError
-from zemosaic_phase3.io.fits_header import cfa_from_header
 from zemosaic_phase3.io.frame import Frame, FrameSource
+from zemosaic_phase3.io.mosaic_cards import cfa_from_header
 from zemosaic_phase3.io.open_frame import open_source
 
 HEIGHT, WIDTH = 23, 17

@@ -9,7 +9,7 @@ from typing import Any, Final, get_args
 
 from zemosaic_phase3.errors import SpecError
 from zemosaic_phase3.io.atomic_write import TILE_SUFFIXES
-from zemosaic_phase3.io.fits_header import BAYER_PATTERNS
+from zemosaic_phase3.io.mosaic_cards import BAYER_PATTERNS
 from zemosaic_phase3.methods import (
     DEFAULT_KAPPA,
     REJECTIONS,

@@ -29,6 +29,7 @@ from zemosaic_phase3.io.atomic_write import write_fits_atomically
 from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.io.open_frame import npy_header, open_source
 from zemosaic_phase3.io.tile_file import tile_hdus
+from zemosaic_phase3.pipeline.failed_frames import review_wcs
 from zemosaic_phase3.pipeline.group import FrameRow, Group, drop_starless, open_group, register_group, scan_group
 from zemosaic_phase3.pipeline.outputs import FRAMES_UNITS, frames_columns
 from zemosaic_phase3.pipeline.tile import Stacker, Tile, stack_group
@@ -271,7 +272,7 @@ def _align(request: TileRequest, group: Group, loaded: Sequence[int], report: Ti
     """Register on the reference; returns the retry groups: at most one, of the loaded entries that failed."""
     request.tell("info_intra_tile_alignment_started", "DEBUG_DETAIL", num_to_align=len(loaded))
     with timed(report, "register"):
-        register_group(group, RegisterSpec(), workers=_workers(request), progress=request.step)
+        register_group(group, RegisterSpec(), workers=_workers(request), progress=request.step, review=review_wcs)
     failed = [i for i in loaded if not group.rows[i].used]
     _tell_of_failed(request, [group.rows[i] for i in failed], len(loaded))
     request.tell(

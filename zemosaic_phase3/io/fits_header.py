@@ -19,6 +19,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from zemosaic_phase3.errors import FrameError
+from zemosaic_phase3.io.mosaic_cards import ALIAS_KEYS, BAYER_KEYS, LONG_KEYS
 from zemosaic_phase3.io.other_formats import not_fits
 from zemosaic_phase3.io.wcs_cards import wcs_cards_of
 
@@ -35,10 +36,6 @@ FITS_BLOCK: Final = 2880  # bytes; FITS standard 4.0, section 3.1
 FITS_CARD: Final = 80  # bytes of one header card
 MAX_HEADER_BLOCKS: Final = 2000  # 72,000 cards; a longer "header" is binary data that happens to begin like one
 BITPIX_DTYPE: Final = {8: ">u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
-BAYER_PATTERNS: Final = ("RGGB", "BGGR", "GRBG", "GBRG")
-_BAYER_ALIASES: Final = ("COLORTYP", "CFA_PAT")  # these keywords have other uses too, so only a pattern counts
-_NO_MOSAIC: Final = frozenset({"", "NONE", "MONO", "FALSE"})
-BAYER_KEYS: Final = ("BAYERPAT", *_BAYER_ALIASES, "XBAYROFF", "YBAYROFF", "ROWORDER")
 _SHAPE_KEYS: Final = (
     "SIMPLE", "XTENSION", "BITPIX", "NAXIS", "PCOUNT", "GCOUNT", "ZIMAGE", "ZBITPIX", "ZNAXIS", "TFIELDS",
 )  # fmt: skip
@@ -238,13 +235,17 @@ def scan_cards(raw: bytes, name: str) -> dict[str, Any]:
             break
         if key == "HIERARCH":  # astropy takes HIERARCH NAXIS for another NAXIS
             long_key = raw[start + 8 : start + FITS_CARD].decode("latin-1").partition("=")[0].strip().upper()
-            key = long_key if _ONCE_KEY.match(long_key) else key
+            key = long_key if _ONCE_KEY.match(long_key) or long_key in LONG_KEYS else key
         if not (key in _NEEDED_KEYS or _NUMBERED_KEY.match(key)) or (key in cards and not _ONCE_KEY.match(key)):
             continue
         image = raw[start : start + FITS_CARD]
         value = plain_value(image)
         if value is None:
-            value = _astropy_value(image, name)
+            try:
+                value = _astropy_value(image, name)
+            except FrameError:
+                if key not in ALIAS_KEYS:
+                    raise
         if value is not None and cards.setdefault(key, value) != value:
             # Which of them holds is anybody's guess, and astropy, which reads compressed images, may take the other.
             raise FrameError(name, f"header card {key} stands twice, {cards[key]!r} and {value!r}; repair the header")
@@ -316,59 +317,6 @@ def _check_storage(hdu: Hdu, name: str) -> None:
     if tiles != hdu.cards.get("NAXIS2"):
         rows = hdu.cards.get("NAXIS2")
         raise FrameError(name, f"damaged: its image needs {tiles} tiles, its table has {rows}; copy it again")
-
-
-def bayer_cards(*headers: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Gather the keywords on the mosaic; a later header overrides what an earlier one says."""
-    plain = (str, bool, int, float)
-    given = [header for header in headers if header is not None]
-    return {key: h[key] for h in given for key in BAYER_KEYS if key in h and isinstance(h[key], plain)}
-
-
-def cfa_from_header(cards: Mapping[str, Any], height: int, name: str) -> str | None:
-    """Return the colours of the 2 x 2 cell at array row 0, column 0, or None when the header speaks of no mosaic.
-
-    Parameters
-    ----------
-    cards : mapping
-        BAYERPAT (or COLORTYP, CFA_PAT), and optionally XBAYROFF, YBAYROFF, ROWORDER.
-    height : int
-        Rows of the frame.
-    name : str
-        Frame, for the message.
-
-    Raises
-    ------
-    FrameError
-        The pattern is none of RGGB, BGGR, GRBG, GBRG (an X-Trans sensor, for example).
-
-    Notes
-    -----
-    The keyword describes the picture as displayed, top row first. With ROWORDER 'BOTTOM-UP' array row y shows picture
-    row height - 1 - y, so for even heights the two rows of the cell change places. Offsets count the columns and rows
-    of the pattern that are missing at the start of the picture; modulo 2 they mean the same from either end.
-    """
-    pattern = _named_pattern(cards)
-    if pattern is None:
-        return None
-    if pattern not in BAYER_PATTERNS:
-        allowed = ", ".join(BAYER_PATTERNS)
-        raise FrameError(name, f"BAYERPAT {pattern!r} is none of {allowed}; use --bayer PATTERN, or --bayer none")
-    try:
-        dx, dy = (int(float(cards.get(key) or 0)) for key in ("XBAYROFF", "YBAYROFF"))
-    except (ValueError, OverflowError) as exc:
-        raise FrameError(name, f"XBAYROFF or YBAYROFF is no number ({exc}); use --bayer PATTERN") from exc
-    bottom_up = str(cards.get("ROWORDER", "")).strip().upper() == "BOTTOM-UP"
-    first = dy + (height - 1 if bottom_up else 0)  # picture row that array row 0 shows, offset included
-    return "".join(pattern[2 * ((y + first) % 2) + (x + dx) % 2] for y in (0, 1) for x in (0, 1))
-
-
-def _named_pattern(cards: Mapping[str, Any]) -> str | None:
-    text = str(cards.get("BAYERPAT", "")).strip().upper()
-    if text not in _NO_MOSAIC:
-        return text
-    named = (str(cards.get(key, "")).strip().upper() for key in _BAYER_ALIASES)
-    return next((alias for alias in named if alias in BAYER_PATTERNS), None)
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from zemosaic_phase3.errors import FrameError, SpecError
 from zemosaic_phase3.io import fits_header as headers
 from zemosaic_phase3.io.codec import Codec, check_number_type, fits_codec
 from zemosaic_phase3.io.frame import Frame, FrameSource
+from zemosaic_phase3.io.mosaic_cards import BAYER_PATTERNS, bayer_cards, cfa_from_header, row_order
 from zemosaic_phase3.io.pixel_files import ArraySource, PixelFile, Place, TileCompressedFile, file_errors
 from zemosaic_phase3.io.tile_table import check_tiles
 
@@ -112,7 +113,9 @@ def _open_array(value: object, name: str, bayer: str, header: Cards) -> FrameSou
     cfa = _cfa(bayer, size, name, header)
     if cfa is not None and min(size[:2]) < MIN_SIDE_PX:
         raise FrameError(name, f"{size[1]} x {size[0]} pixels are too few for a mosaic; at least {MIN_SIDE_PX} a side")
-    return ArraySource(name, size, Codec(array.dtype), cfa, pixels)
+    source = ArraySource(name, size, Codec(array.dtype), cfa, pixels)
+    source.row_order = row_order(bayer_cards(header))
+    return source
 
 
 def _open_path(path: str, label: object, bayer: str, header: Cards) -> FrameSource:
@@ -191,7 +194,9 @@ def _open_npy(stream: BufferedIOBase, place: Place, name: str, bayer: str, heade
     _check_file_size(name, offset + prod(shape) * stored.itemsize, largest, shape)
     order = "columns" if is_fortran else "planes" if planar else "rows"
     cfa = _cfa(bayer, size, name, header)
-    return PixelFile(name, size, Codec(stored), cfa, place._replace(offset=offset, order=order))
+    source = PixelFile(name, size, Codec(stored), cfa, place._replace(offset=offset, order=order))
+    source.row_order = row_order(bayer_cards(header))
+    return source
 
 
 def _open_fits(
@@ -209,7 +214,9 @@ def _open_fits(
     place = place._replace(
         offset=hdu.data_offset, order="planes" if planar else "rows", header_offset=hdu.header_offset, unit=unit
     )
-    return (TileCompressedFile if hdu.is_compressed else PixelFile)(name, size, codec, cfa, place)
+    source = (TileCompressedFile if hdu.is_compressed else PixelFile)(name, size, codec, cfa, place)
+    source.row_order = row_order(bayer_cards(primary, hdu.cards, header))
+    return source
 
 
 def _layout(shape: tuple[int, ...], name: str, minimum: int = 1) -> tuple[Size, bool]:
@@ -240,8 +247,8 @@ def _bayer_choice(bayer: str) -> str:
     text = str(bayer).strip()
     if text.lower() in ("auto", "none"):
         return text.lower()
-    if text.upper() not in headers.BAYER_PATTERNS:
-        allowed = ", ".join(("auto", "none", *headers.BAYER_PATTERNS))
+    if text.upper() not in BAYER_PATTERNS:
+        allowed = ", ".join(("auto", "none", *BAYER_PATTERNS))
         raise SpecError(f"unknown Bayer pattern {bayer!r}; choose one of: {allowed}")
     return text.upper()
 
@@ -249,4 +256,4 @@ def _bayer_choice(bayer: str) -> str:
 def _cfa(bayer: str, size: Size, name: str, *header: Cards) -> str | None:
     if bayer == "none" or size[2] != 1:
         return None
-    return headers.cfa_from_header(headers.bayer_cards(*header), size[0], name) if bayer == "auto" else bayer
+    return cfa_from_header(bayer_cards(*header), size[0], name) if bayer == "auto" else bayer

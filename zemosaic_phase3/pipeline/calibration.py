@@ -23,6 +23,7 @@ from zemosaic_phase3.calibrate.map_file import read_map
 from zemosaic_phase3.calibrate.wrapped_source import WrappedSource
 from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.errors import CalibrationError
+from zemosaic_phase3.io.flipped_frame import is_turned
 from zemosaic_phase3.io.pixel_files import ArraySource
 from zemosaic_phase3.io.value_bytes import digest
 from zemosaic_phase3.pipeline.group import Group, scan_bytes
@@ -343,12 +344,12 @@ def correct_defects(
     """
     if spec.cosmetic == "off" or (spec.cosmetic == "auto" and not raw):
         return
-    sensors: dict[tuple[tuple[int, int], str | None], list[int]] = {}
+    sensors: dict[tuple[tuple[int, int], str | None, bool], list[int]] = {}
     for i in group.usable:
         source = group.source(i)
         if (source.channels == 1 or source.cfa) and (spec.cosmetic != "auto" or _is_file(source)):
-            sensors.setdefault(((source.height, source.width), source.cfa), []).append(i)
-    for (shape, cfa), members in sensors.items():
+            sensors.setdefault(((source.height, source.width), source.cfa, is_turned(source)), []).append(i)
+    for (shape, cfa, _), members in sensors.items():
         sources = [group.source(i) for i in members]
         step = 2 if cfa else 1
         if spec.cosmetic == "auto":

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,9 +26,11 @@ from zemosaic_phase3.io.inputs import real_path
 from zemosaic_phase3.io.moments import MOMENT_KEYS, Exposure, exposure_of
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.photometry.levels import measure_levels
-from zemosaic_phase3.photometry.measure import cell_view, quanta, read_frame, with_stars
+from zemosaic_phase3.photometry.measure import quanta, read_frame, with_stars
+from zemosaic_phase3.pipeline.blank_frames import middle_rows, refuse_blank, shows_something
 from zemosaic_phase3.progress import Callback, notify
 from zemosaic_phase3.records import FrameStats, Registration
+from zemosaic_phase3.registration.few_stars import check_by_stars, confirm_by_stars
 from zemosaic_phase3.registration.match import register_stars
 from zemosaic_phase3.registration.wcs import register_stars_seeded, register_wcs
 from zemosaic_phase3.runtime.limits import available_memory
@@ -44,7 +46,6 @@ logger = logging.getLogger("ZeMosaicWorker")
 Opener = Callable[[Any], FrameSource]
 """Opens one descriptor, or raises FrameError."""
 
-LOOK_ROWS: Final = 16  # of the middle of a frame: nearly always enough to see that it is not blank
 FEW_STARS: Final = 0.5  # of the stars that a typical frame shows; fewer are next to none
 MOST_REFERENCES: Final = 3  # frames tried as reference before the run settles for the best of them
 
@@ -130,40 +131,16 @@ def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool, mea
     stats, stars = None, None
     if measure or find_stars:
         pixels, view = read_frame(source)
-        _refuse_blank(source, view)
+        refuse_blank(source, view)
         stats = measure_levels(view, quantum=quanta(source))
         if find_stars:
             stars = stars_of(pixels, spec, source.cfa)
             stats = with_stars(stats, stars, view, source.cfa)
-    elif not _shows_something(_middle_rows(source)):
-        _refuse_blank(source, read_frame(source)[1])
+    elif not shows_something(middle_rows(source)):
+        refuse_blank(source, read_frame(source)[1])
     exposure = exposure_of(dict(zip(MOMENT_KEYS, source.card_values(*MOMENT_KEYS), strict=True)))
     wcs = source.wcs() if spec.mode in ("auto", "wcs") else None
     return Scan(stats, stars if spec.mode in ("auto", "stars") else None, exposure, wcs, wcs is not None)
-
-
-def _middle_rows(source: FrameSource) -> np.ndarray:
-    """Read ``LOOK_ROWS`` rows from the middle of a frame, as :func:`photometry.measure.read_frame` shows them."""
-    first = source.height // 4 * 2  # a whole cell of a mosaic
-    pixels = source.read_rows(first, min(first + LOOK_ROWS, source.height))
-    return cell_view(pixels, source.cfa) if source.cfa is not None else pixels.reshape(*pixels.shape[:2], -1)
-
-
-def _shows_something(view: np.ndarray) -> bool:
-    """Return True if every channel has a valid pixel, and not all of them are equal in every channel."""
-    channels = [plane[np.isfinite(plane)] for plane in np.moveaxis(view, -1, 0)]
-    return all(valid.size for valid in channels) and any(valid.min() < valid.max() for valid in channels)
-
-
-def _refuse_blank(source: FrameSource, view: np.ndarray) -> None:
-    """Raise FrameError for a frame, seen whole, that is blank or has no valid pixel in a channel."""
-    if _shows_something(view[view.shape[0] // 2 :][:LOOK_ROWS]) or _shows_something(view):
-        return
-    valid = [plane[np.isfinite(plane)] for plane in np.moveaxis(view, -1, 0)]
-    if not all(values.size for values in valid):
-        raise FrameError(source.name, "no valid pixel in at least one channel (all NaN); leave it out")
-    levels = ", ".join(f"{values[0]:g}" for values in valid)
-    raise FrameError(source.name, f"blank frame: every pixel is {levels}; leave it out")
 
 
 def scan_bytes(source: FrameSource) -> int:
@@ -226,6 +203,22 @@ class Group:
         raise NoFramesError(f"none of {len(self.rows)} frames could be {what}: {reasons}")
 
 
+class Tools(NamedTuple):
+    """What a review of verdicts may do: measure a frame as the others were, and register one on the reference.
+
+    ``workers``: threads; ``scanning``: of them, that may measure a frame at a time.
+    """
+
+    scan: Callable[[FrameSource], Scan]
+    register: Callable[[int], Registration]
+    workers: int
+    scanning: int
+
+
+Review = Callable[[Group, RegisterSpec, dict[int, Registration], Tools], None]
+"""Looks at the verdicts on the frames of a group, and may change them."""
+
+
 def open_group(
     descriptors: Iterable[Any],
     opener: Opener = open_source,
@@ -239,7 +232,8 @@ def open_group(
 
     The size is that of ``reference`` where one is named, else the commonest. Every frame gets a name of its own.
     ``further`` returns all frames of the file that a frame is the first of, and notes; ``choose`` leaves out frames
-    that do not belong to the stack, before their sizes are compared; with ``any_shape`` they are not.
+    that do not belong to the stack, and may replace sources, before their sizes are compared; with ``any_shape`` they
+    are not.
 
     Raises
     ------
@@ -342,12 +336,8 @@ def scan_group(
 
     def scan(i: int) -> Scan | FrameError:
         found: Scan | FrameError
-        source, wanted = group.source(i), {"find_stars": find_stars, "measure": measure}
         try:
-            known = None if kept is None else kept.measured(source, spec, **wanted)
-            found = scan_frame(source, spec, **wanted) if known is None else known
-            if kept is not None and known is None:
-                kept.keep_measured(source, spec, found, **wanted)
+            found = _known_or_scanned(group.source(i), spec, kept, find_stars=find_stars, measure=measure)
         except Exception as exc:  # noqa: BLE001 - a wall: what goes wrong in one frame is that frame's reason
             found = frame_fault(exc, group.rows[i].name)
         notify(progress, "measure", next(done), len(todo))
@@ -358,6 +348,16 @@ def scan_group(
             group.rows[i].drop(found.reason)
         else:
             group.rows[i].scan = found
+
+
+def _known_or_scanned(
+    source: FrameSource, spec: RegisterSpec, kept: Kept | None, *, find_stars: bool, measure: bool
+) -> Scan:
+    known = None if kept is None else kept.measured(source, spec, find_stars=find_stars, measure=measure)
+    found = scan_frame(source, spec, find_stars=find_stars, measure=measure) if known is None else known
+    if kept is not None and known is None:
+        kept.keep_measured(source, spec, found, find_stars=find_stars, measure=measure)
+    return found
 
 
 def drop_starless(group: Group, spec: RegisterSpec) -> None:
@@ -385,13 +385,19 @@ def drop_starless(group: Group, spec: RegisterSpec) -> None:
 
 
 def register_group(
-    group: Group, spec: RegisterSpec, *, workers: int = 1, progress: Callback | None = None, kept: Kept | None = None
+    group: Group,
+    spec: RegisterSpec,
+    *,
+    workers: int = 1,
+    progress: Callback | None = None,
+    kept: Kept | None = None,
+    review: Review | None = None,
 ) -> None:
     """Register every frame on the reference, choosing one where none was named; fills the rows' registrations.
 
     The star lists and the WCS have served then and are given up. A reference that was chosen here must bring in most of
     the frames: if it does not (it shows another field, or is the one spoilt frame), others are tried, and the one with
-    the most frames is kept.
+    the most frames is kept. ``review`` then sees the verdicts and may change them; see ``pipeline.failed_frames``.
 
     Raises
     ------
@@ -409,12 +415,28 @@ def register_group(
         verdicts = _register_on(group, group.reference, spec, workers, progress, kept)
     else:
         group.reference, verdicts = _best_reference(group, spec, workers, progress, kept)
+    if review is not None:
+        review(group, spec, verdicts, _tools(group, spec, workers, kept))
     _tell_distortion([verdict for verdict in verdicts.values() if verdict.ok])
     for i, verdict in verdicts.items():
         group.rows[i].registration = verdict
         group.rows[i].scan = replace(group.scan(i), stars=None, wcs=None)
         if not verdict.ok:
             group.rows[i].drop(f"not registered: {verdict.reason}")
+
+
+def _tools(group: Group, spec: RegisterSpec, workers: int, kept: Kept | None) -> Tools:
+    measure = group.scan(group.reference).stats is not None
+
+    def register(i: int) -> Registration:
+        return _known_or_registered(group, i, group.reference, group.wcs(group.reference), spec, kept)
+
+    return Tools(
+        lambda source: _known_or_scanned(source, spec, kept, find_stars=True, measure=measure),
+        register,
+        workers,
+        max(1, min(workers, available_memory() // 2 // scan_bytes(group.source(group.reference)))),
+    )
 
 
 def _tell_distortion(verdicts: Sequence[Registration]) -> None:
@@ -508,7 +530,7 @@ def _known_or_registered(
 
 
 def register_frame(group: Group, i: int, reference: int, reference_wcs: WCS | None, spec: RegisterSpec) -> Registration:
-    """Register by the stars, seeded by the WCS; by the WCS alone where asked for, or where there are too few stars."""
+    """Register by the stars, seeded by the WCS; by the WCS alone where asked for, or where few stars do not deny it."""
     shape = group.source(i).shape
     wcs, by_wcs = group.wcs(i), None
     if reference_wcs is not None and wcs is not None:
@@ -519,10 +541,9 @@ def register_frame(group: Group, i: int, reference: int, reference_wcs: WCS | No
         reason = f"{who} has no celestial WCS; use --register stars"
         return by_wcs or Registration(ok=False, method="wcs", reason=reason)
     seed = by_wcs if by_wcs is not None and by_wcs.ok else None
-    if seed is not None and min(len(known), len(stars)) < spec.min_matched:
-        return seed
-    return (
-        register_stars(known, stars, shape, spec)
-        if seed is None
-        else register_stars_seeded(known, stars, shape, spec, seed)
-    )
+    if seed is None:
+        return register_stars(known, stars, shape, spec)
+    if min(len(known), len(stars)) < spec.min_matched:
+        return check_by_stars(known, stars, shape, spec, seed)
+    by_stars = register_stars_seeded(known, stars, shape, spec, seed)
+    return by_stars if by_stars.ok else confirm_by_stars(known, stars, shape, seed) or by_stars

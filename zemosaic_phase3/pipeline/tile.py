@@ -25,6 +25,8 @@ from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.pipeline.calibration import calibrate_group
 from zemosaic_phase3.pipeline.canvas import Canvas, canvas_around
+from zemosaic_phase3.pipeline.colour_check import check_rows_and_colours
+from zemosaic_phase3.pipeline.failed_frames import review_failures
 from zemosaic_phase3.pipeline.frame_choice import Choice, all_images, choose_frames, remarks_on_result
 from zemosaic_phase3.pipeline.frame_count import LeastFrames, meant_frames
 from zemosaic_phase3.pipeline.group import FrameRow, Group, Kept, open_group, register_group, scan_group
@@ -137,7 +139,7 @@ def build_tile(
     with timed(report, "open"):
         group = open_group(
             descriptors, opener, reference=reference, further=partial(all_images, opener=opener),
-            choose=partial(choose_frames, choice=choice),
+            choose=partial(_settle, choice=choice, bayer=bayer),
         )  # fmt: skip
         report.n_input = len(group.rows)
         group.require_some("opened")
@@ -164,7 +166,7 @@ def build_tile(
         if stack.needs_levels:
             measure_noise_of_stacks(group, workers)
     with timed(report, "register"):
-        register_group(group, register, workers=workers, progress=progress, kept=kept)
+        register_group(group, register, workers=workers, progress=progress, kept=kept, review=review_failures)
         rate_frames(group)
         least.check(group)
         for i in drop_worst(group, select):
@@ -174,6 +176,12 @@ def build_tile(
     remark = least.remark(report.n_used, report.n_meant)
     report.warnings[:0] = [*([remark] if remark else []), *group.notes, *remarks_on_result(tile.rows)]
     return tile
+
+
+def _settle(group: Group, choice: Choice, bayer: str) -> None:
+    """Leave out what is no frame of this stack, then see to the rows and colours of what is."""
+    choose_frames(group, choice=choice)
+    check_rows_and_colours(group, bayer)
 
 
 def _check_memory(

@@ -42,6 +42,7 @@ class _Triangles(NamedTuple):
 
 
 SHAPE_TOLERANCE: Final = 0.012  # of the two side ratios
+SIZE_FEATURE: Final = 2  # column of the logarithm of the size
 SIZE_TOLERANCE: Final = 0.25  # of the logarithm of the size; far beyond any plausible scale, which the verdict judges
 
 
@@ -78,7 +79,9 @@ def triangles(xy: np.ndarray, n_neighbours: int) -> _Triangles:
     return _Triangles(z, features)
 
 
-def _asterism_hypotheses(pair: Pair, n_stars: int, n_neighbours: int, n_best: int) -> tuple[list[np.ndarray], int]:
+def _asterism_hypotheses(
+    pair: Pair, n_stars: int, n_neighbours: int, n_best: int, *, any_size: bool = False
+) -> tuple[list[np.ndarray], int]:
     """Similarities proposed by equal triangles, best first, and how many were weighed.
 
     Every pair of equal triangles proposes one; proposals that agree at the field's centre and its rim vote for each
@@ -91,6 +94,9 @@ def _asterism_hypotheses(pair: Pair, n_stars: int, n_neighbours: int, n_best: in
     ours, theirs = triangles(reference, n_neighbours), triangles(frame, n_neighbours)
     if len(ours.vertices) == 0 or len(theirs.vertices) == 0:
         return [], 0
+    if any_size:
+        for each in (ours, theirs):
+            each.features[:, SIZE_FEATURE] = 0.0
     found = cKDTree(theirs.features).query_ball_point(ours.features, SHAPE_TOLERANCE, p=np.inf, return_sorted=True)
     count = np.array([len(each) for each in found])
     if count.sum() == 0:
@@ -153,10 +159,12 @@ def _seeded_hypotheses(pair: Pair, seed: np.ndarray) -> tuple[list[np.ndarray], 
     return hypotheses, n_bins**2
 
 
-def transform_hypotheses(pair: Pair, seed: np.ndarray | None) -> Iterator[tuple[list[np.ndarray], int]]:
-    """Yield batches of hypotheses with the number weighed, cheapest first."""
+def transform_hypotheses(
+    pair: Pair, seed: np.ndarray | None, *, any_size: bool = False
+) -> Iterator[tuple[list[np.ndarray], int]]:
+    """Yield batches of hypotheses with the number weighed, cheapest first; with ``any_size`` of any scale."""
     if seed is not None:
         yield _seeded_hypotheses(pair, seed)
     # Few stars: all triangles. Many: first the bright ones, then deeper for shifts, clouds and frames of other depth.
     for n_stars, n_neighbours, n_best in ((16, 15, 6), (60, 7, 6), (160, 10, 10)):
-        yield _asterism_hypotheses(pair, n_stars, n_neighbours, n_best)
+        yield _asterism_hypotheses(pair, n_stars, n_neighbours, n_best, any_size=any_size)

@@ -8,7 +8,7 @@ A transform is a (3, 3) float64 matrix in homogeneous coordinates that maps a RE
 FRAME pixel, which is the direction resampling needs. Pixel coordinates are 0-based, centres at integers.
 
 A fit is a verdict, never a guess: a frame fails, with its numbers, unless its match is far beyond what the density
-of its stars would give by chance (see :func:`_log10_chance`).
+of its stars would give by chance (see :func:`registration.star_pairs.log10_of_chance`).
 """
 
 from __future__ import annotations

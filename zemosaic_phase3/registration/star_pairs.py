@@ -13,6 +13,8 @@ from zemosaic_phase3.registration.transform import FREE_PAIRS, grid_points, insi
 if TYPE_CHECKING:
     from scipy.spatial import cKDTree
 
+    from zemosaic_phase3.detection.star_finder import StarList
+
 
 STATIONARY_RADIUS: Final = 0.5  # px, two detections closer than this did not move between the frames
 MOVED: Final = 1.0  # px, a sky that moved by more than this cannot explain stationary detections
@@ -150,7 +152,7 @@ def evidence(pair: Pair, matrix: np.ndarray, i: np.ndarray, j: np.ndarray, radiu
     rms = math.sqrt(float(np.mean(np.sum((transform_points(matrix, source) - pair.frame.xy[j]) ** 2, axis=1))))
     area = len(overlap) / len(grid) * pair.shape[0] * pair.shape[1]
     probability = _chance_of_neighbour(pair, mapped[visible], radius, frame_visible / area)
-    log10_chance = _log10_chance(
+    log10_chance = log10_of_chance(
         len(i) - FREE_PAIRS[pair.kind],
         int(np.count_nonzero(visible)) - FREE_PAIRS[pair.kind],
         probability,
@@ -180,7 +182,7 @@ def _chance_of_neighbour(pair: Pair, xy: np.ndarray, radius: float, density: flo
     return max(1.0 - math.exp(-density * cell), float(np.mean(1.0 - np.exp(-local * cell))))
 
 
-def _log10_chance(confirmed: int, candidates: int, probability: float, trials: float) -> float:
+def log10_of_chance(confirmed: int, candidates: int, probability: float, trials: float) -> float:
     """Log10 of the expected number of matches as good as this among ``trials`` hypotheses of unrelated fields.
 
     Of ``candidates`` reference stars in the overlap each has a neighbour with ``probability``; ``confirmed`` have one,
@@ -192,3 +194,15 @@ def _log10_chance(confirmed: int, candidates: int, probability: float, trials: f
         return 0.0
     tail = float(betainc(confirmed, candidates - confirmed + 1.0, min(max(probability, 1e-300), 1.0)))
     return math.log10(max(tail, 1e-300)) + math.log10(max(trials, 1.0))
+
+
+def without_defects(reference: StarList, frame: StarList, matrix: np.ndarray) -> tuple[StarList, StarList]:
+    """Leave out detections that kept their pixel while the sky moved: displaced, they would no longer be known."""
+    from scipy.spatial import cKDTree
+
+    moved = np.hypot(*(transform_points(matrix, reference.xy) - reference.xy).T) > MOVED
+    distance, nearest = cKDTree(frame.xy).query(reference.xy, distance_upper_bound=STATIONARY_RADIUS)
+    defect = np.isfinite(distance) & moved
+    theirs = np.ones(len(frame), bool)
+    theirs[nearest[defect]] = False
+    return reference.select(~defect), frame.select(theirs)

@@ -16,7 +16,7 @@ from zemosaic_phase3.methods import TransformName
 from zemosaic_phase3.records import Registration
 from zemosaic_phase3.registration.distortion import NO_DISTORTION, STEP, displacement, make_field, nodes, steepest
 from zemosaic_phase3.registration.match import failed, implausible_shape, register_stars
-from zemosaic_phase3.registration.star_pairs import MOVED, STATIONARY_RADIUS
+from zemosaic_phase3.registration.star_pairs import without_defects
 from zemosaic_phase3.registration.transform import fit_transform, grid_points, inside_frame, transform_points
 from zemosaic_phase3.spec import RegisterSpec
 
@@ -166,7 +166,7 @@ def register_stars_seeded(
     if field is None:
         return plain
     matrix = by_wcs.transform
-    ours, theirs = _without_defects(reference, frame, matrix)
+    ours, theirs = without_defects(reference, frame, matrix)
     grid = grid_points((int(shape[0]), int(shape[1])), 5)
     for _ in range(REFINEMENTS):
         bent = register_stars(ours, _unbent(theirs, field, matrix), shape, spec, matrix)
@@ -188,18 +188,6 @@ def _unbent(frame: StarList, field: np.ndarray, matrix: np.ndarray) -> StarList:
     for _ in range(3):  # a field changes by a few percent of a distance at most, so each round gains two digits
         straight = xy - displacement(field, transform_points(back, straight))
     return replace(frame, x=straight[:, 0], y=straight[:, 1])
-
-
-def _without_defects(reference: StarList, frame: StarList, matrix: np.ndarray) -> tuple[StarList, StarList]:
-    """Leave out detections that kept their pixel while the sky moved: displaced, they would no longer be known."""
-    from scipy.spatial import cKDTree
-
-    moved = np.hypot(*(transform_points(matrix, reference.xy) - reference.xy).T) > MOVED
-    distance, nearest = cKDTree(frame.xy).query(reference.xy, distance_upper_bound=STATIONARY_RADIUS)
-    defect = np.isfinite(distance) & moved
-    theirs = np.ones(len(frame), bool)
-    theirs[nearest[defect]] = False
-    return reference.select(~defect), frame.select(theirs)
 
 
 def _fit_wcs(
