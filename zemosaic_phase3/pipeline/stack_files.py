@@ -11,6 +11,7 @@ from typing import Any
 from zemosaic_phase3.engine import cpu
 from zemosaic_phase3.engine.job import Job, StackResult, make_job
 from zemosaic_phase3.engine.resources import Resources
+from zemosaic_phase3.engine.star_tolerance import with_star_tolerance
 from zemosaic_phase3.engine.result_check import result_fault
 from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS
 from zemosaic_phase3.errors import GPUStackingError, PlanError, StackCancelled
@@ -143,7 +144,8 @@ def stacker_of(
     """Return what stacks registered frames on the device that a policy chooses."""
 
     def stack(frames: list[Frame], spec: StackSpec, reference: int) -> StackResult:
-        job = make_job(frames, spec, reference=reference)
+        fwhm = {frame.source.name: frame.stats.fwhm for frame in frames if frame.stats is not None}
+        job = with_star_tolerance(make_job(frames, spec, reference=reference), fwhm, resources)
         result, used = policy.stack(
             lambda less_memory: stack_on_gpu(
                 job, resources.tighter() if less_memory else resources, progress, finished

@@ -109,7 +109,7 @@ def tile_header(cards: Header, group: Group, job: Job, report: TileReport) -> He
     for key in ("NCOMBINE", "STACKCNT", "NEXP_SUM"):
         header[key] = (n, "frames stacked")
     header["BUNIT"] = ("adu", "level of the reference frame")
-    header.extend(_method_cards(job.spec, job.table))
+    header.extend(_method_cards(job.spec, job.table, is_sparing=job.tolerance is not None))
     header["ZMT_REF"] = (_short(report.reference), "reference frame")
     header["ZMT_DEV"] = (report.device, "device that stacked")
     header["ALPHAEXT"] = (1, "alpha mask in extension ALPHA")
@@ -119,7 +119,7 @@ def tile_header(cards: Header, group: Group, job: Job, report: TileReport) -> He
     return header
 
 
-def _method_cards(stack: StackSpec, table: FrameTable) -> Header:
+def _method_cards(stack: StackSpec, table: FrameTable, *, is_sparing: bool) -> Header:
     """Say what was applied, which may be less than what was asked for: only a mean is weighted."""
     from astropy.io.fits import Header
 
@@ -133,6 +133,7 @@ def _method_cards(stack: StackSpec, table: FrameTable) -> Header:
         cards["ZMT_RADF"] = (stack.radial_feather, "radial feather, half diagonals")
         cards["ZMT_RADP"] = (stack.radial_power, "radial shape power")
     cards["ZMT_REJ"] = (stack.reject, "rejection")
+    cards["ZMT_SPAR"] = (is_sparing, "rejection spares what seeing does to stars")
     if stack.reject == "winsorized_sigma_clip":
         cards["ZMT_WSC"] = (stack.wsc_impl, "winsorizing")
     if stack.is_legacy_winsor:
