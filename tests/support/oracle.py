@@ -261,6 +261,21 @@ def sides(method: str, x: np.ndarray, **limits: object) -> Side:
     return function(x, **limits)
 
 
+def spared(x: np.ndarray, side: Side, tolerance: float) -> Side:
+    """Keep what lies between the farthest sample that is kept, or that is ``tolerance`` from the median, on each side.
+
+    A tolerance of 0 spares nothing.
+    """
+    if not tolerance > 0.0:
+        return side
+    m = np.median(x)
+    kept = x[side == 0]
+    lowest, highest = (kept.min(), kept.max()) if kept.size else (m, m)
+    low = (x < lowest) & (m - x > tolerance)
+    high = (x > highest) & (x - m > tolerance)
+    return np.where(low, -1, np.where(high, 1, 0))
+
+
 Rejected = tuple[np.ndarray, np.ndarray | None]
 
 
@@ -304,6 +319,7 @@ def combine_pixel(
     weights: np.ndarray | None = None,
     method: str = "none",
     combine: str = "mean",
+    tolerance: float = 0.0,
     **limits: object,
 ) -> Pixel:
     """Reject and combine the samples of one pixel.
@@ -316,6 +332,8 @@ def combine_pixel(
         One weight per sample, None = all 1. They enter the mean alone.
     method, combine : str
         A key of ``SIDES``; "mean", "median", "min" or "max".
+    tolerance : float
+        Samples no farther from the median, ADU, are kept, unless rejected ones are replaced.
     **limits
         Passed to the rejection.
     """
@@ -327,6 +345,9 @@ def combine_pixel(
         return Pixel(np.nan, 0, 0.0, 0, 0)
     keep, substituted = reject(method, x, **limits)
     side = sides(method, x, **{k: v for k, v in limits.items() if k != "apply_rewinsor"})
+    if substituted is None:
+        side = spared(x, side, tolerance)
+        keep = side == 0
     n_low, n_high = int((side < 0).sum()), int((side > 0).sum())
     if substituted is None and not keep.any():
         return Pixel(float(np.median(x)), x.size, float(w.sum()), n_low, n_high)
@@ -353,14 +374,16 @@ def stack(
     weights: np.ndarray | None = None,
     method: str = "none",
     combine: str = "mean",
+    tolerance: np.ndarray | None = None,
     **limits: object,
 ) -> Stacked:
     """Combine ``frames (N, H, W[, C])`` pixel by pixel.
 
     ``weights`` is None or broadcasts against the frames after trailing axes of length 1 are added: ``(N,)`` one per
-    frame, ``(N, 1, 1, C)`` one per frame and channel, or the full shape.
+    frame, ``(N, 1, 1, C)`` one per frame and channel, or the full shape. ``tolerance (H, W[, C])``: of each pixel.
     """
     frames = np.asarray(frames, float)
+    allowed = np.zeros(frames.shape[1:]) if tolerance is None else tolerance
     if weights is not None:
         weights = np.asarray(weights, float)
         weights = weights.reshape(weights.shape + (1,) * (frames.ndim - weights.ndim))
@@ -368,7 +391,8 @@ def stack(
     out = np.empty((5, *frames.shape[1:]))
     for index in np.ndindex(frames.shape[1:]):
         at = (slice(None), *index)
-        out[at] = combine_pixel(frames[at], None if weights is None else weights[at], method, combine, **limits)
+        weight = None if weights is None else weights[at]
+        out[at] = combine_pixel(frames[at], weight, method, combine, float(allowed[index]), **limits)
     return Stacked(out[0], out[1].astype(int), out[2], out[3].astype(int), out[4].astype(int))
 
 
