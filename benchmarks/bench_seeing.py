@@ -144,7 +144,7 @@ def figures(made: Session, job: Job) -> list[float]:
     return [
         error(8.0, 8e3, 3e4), error(8.0, 3e4, 1e5), error(8.0, 1e5, 1e6), error(1.5, 3e4, 1e5), error(1.5, 1e5, 1e6),
         float(np.mean([deviation[(np.abs(d) < 1.5) & sky].mean() for d in made.trails])),
-        float(np.mean([deviation[(np.abs(d) < 1.5) & over].mean() for d in made.trails])),
+        float(np.nanmean([deviation[(np.abs(d) < 1.5) & over].mean() for d in made.trails])),
         float(deviation[y, x][~on_star].mean()), float(deviation[y, x][on_star].mean()),
         float(deviation[y, x][on_star].max()),
         float(rest[sky & (np.min(np.abs(made.trails), axis=0) > 6.0)].std()),
@@ -176,7 +176,7 @@ def main() -> None:
                     if spare and method == "none":
                         continue
                     rows = [figures(made, job_of(made, spare=spare, **METHODS[method])) for made in sessions]
-                    mean = np.mean(rows, axis=0)
+                    mean = np.nanmean(rows, axis=0)
                     mean[9] = np.max(rows, axis=0)[9]
                     told = [f"{v:+.2f}" for v in mean[:10]] + [f"{v:.2f}" for v in mean[10:]]
                     print(f"| {name} | {n} | {method} | {'spared' if spare else ''} | {' | '.join(told)} |", flush=True)

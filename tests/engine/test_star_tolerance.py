@@ -37,7 +37,9 @@ def sky_of(rng: np.random.Generator, star_light: np.ndarray) -> np.ndarray:
     return 1000.0 + star_light + rng.standard_normal(star_light.shape) * np.sqrt(30.0**2 + star_light)
 
 
-def session(widths: np.ndarray, seed: int = 1, trails: tuple[int, ...] = ()) -> tuple[list[np.ndarray], dict[str, float]]:
+def session(
+    widths: np.ndarray, seed: int = 1, trails: tuple[int, ...] = ()
+) -> tuple[list[np.ndarray], dict[str, float]]:
     """Frames of stars of these widths, with a trail in some of them, and the widths by the names of the frames."""
     rng = np.random.default_rng(seed)
     frames = [sky_of(rng, light(fwhm)).astype(np.float32) for fwhm in widths]

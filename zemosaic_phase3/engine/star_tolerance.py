@@ -6,8 +6,8 @@ light, a bright one more than a faint one.
 
 The tolerance is what the frames themselves show. Three medians are made at each pixel: of the three sharpest frames
 that cover it, of the three most blurred, and of five whose stars are of middling width. Where the first or the second
-differs from the third by more than noise, samples may differ by as much from the median of their pixel, and by half as
-much again. A trail or a hit of a cosmic ray is in one frame of three and moves no median; where seeing is steady, and in
+differs from the third by more than noise, over several pixels together, samples may differ by as much from the median
+of their pixel, and by half as much again. A trail or a hit of a cosmic ray is in one frame of three and moves no median; where seeing is steady, and in
 the sky between the stars, the medians are equal but for noise.
 
 It is a map of the result, made on the processor from a few frames in an order of their own, so that it has the same
@@ -39,9 +39,15 @@ FEWEST: Final = 4  # frames whose stars' widths are known: of three all medians 
 MOST: Final = 8  # frames of a median, where the first ones do not cover the whole result
 NODES: Final = 17  # of a grid on which is seen what a frame covers, in each direction
 FACTOR: Final = 1.5  # tolerance over what the medians differ by: frames differ by more than their widths, and by noise
-NOISE: Final = 3.0  # standard deviations of the difference of two medians that are taken for noise
+NOISE: Final = 1.5  # standard deviations of the difference of two medians that are taken for noise
+SIGNIFICANT: Final = 5.0  # standard deviations of the mean of 3x3 differences, beyond which they are a star's
+REACH: Final = 3  # pixels around those that belong to the star: its light there is less in one of two frames, or equal
 QUARTILE: Final = 0.3186  # half of the values of a normal deviate of 1 lie nearer to 0 than 0.6745, a quarter than this
 SAMPLED: Final = 200_000  # pixels whose differences tell the noise of a channel
+BAND: Final = 8  # rows of them together
+BLOCK_ROWS: Final = 128
+HALO: Final = REACH + 3  # rows that a block looks at beyond its own
+LEAST_CHANGE: Final = 0.05  # of a profile, below which a ratio of changes tells nothing
 BETA: Final = 4.0  # exponent of the Moffat profile by which stars of different widths are compared
 LARGEST_RATIO: Final = 3.0  # of the outermost frame's difference to the median's of its group
 
@@ -102,14 +108,16 @@ def star_tolerance(job: Job, fwhm: Mapping[str, float], resources: Resources) ->
     if groups is None:
         return None
     differences = _differences(job, groups, resources)
-    tolerance = differences[0]
+    tolerance = np.zeros(job.shape, np.float32)
     for difference, ratio in zip(differences, groups.ratios, strict=True):
-        _excess(difference, ratio, job.channels)
-    np.maximum(*differences, out=tolerance)
-    if not tolerance.any():
-        return None
-    _widen(tolerance, differences[1])
-    return differences[1]
+        for c in range(job.channels):
+            _tolerance_from(channel(difference, c), ratio, channel(tolerance, c))
+    return tolerance if tolerance.any() else None
+
+
+def channel(image: np.ndarray, c: int) -> np.ndarray:
+    """Return one channel of an image, ``(H, W)``."""
+    return image if image.ndim == 2 else image[:, :, c]
 
 
 def coverage_nodes(job: Job) -> np.ndarray:
@@ -183,9 +191,9 @@ def _ratio(outermost: float, typical: float, middle: float) -> float:
         return np.asarray((1.0 + u) ** -BETA / fwhm**2)
 
     near, far = np.abs(profile(typical) - profile(middle)), np.abs(profile(outermost) - profile(middle))
-    tells = near > 0.2 * near.max()
-    if not tells.any():
+    if near.max() < LEAST_CHANGE * profile(middle).max():
         return 1.0
+    tells = near > 0.2 * near.max()
     return float(np.clip((far[tells] / near[tells]).max(), 1.0, LARGEST_RATIO))
 
 
@@ -244,39 +252,59 @@ def _subtract_medians(slab: Slab, groups: list[np.ndarray], out: list[np.ndarray
     parallel_map(subtract, shares(out[0].size, workers * SHARES_PER_WORKER), workers)
 
 
-def _excess(difference: np.ndarray, ratio: float, channels: int) -> None:
-    """Turn differences into what of their size is more than noise, times the ratio; 0 where there is none.
+def _noise_of(values: np.ndarray) -> float:
+    """Return the standard deviation of the noise of some differences, told by the smaller ones, which stars do not reach.
 
-    What most pixels of a channel differ by is not a star's, so that the differences count from their median. Their
-    noise is told by the smaller ones, which stars do not reach; of few frames two medians are often the same sample,
-    which tells nothing.
+    Zeros do not count: of few frames two medians are often the same sample, which tells nothing.
     """
-    flat = difference.reshape(-1, channels)
-    step = max(1, len(flat) // SAMPLED)
-    for c in range(channels):
-        some = flat[::step, c]
-        some = some[np.isfinite(some) & (some != 0.0)]
-        if some.size == 0:
-            flat[:, c] = 0.0
-            continue
-        level = np.median(some)
-        noise = np.float32(NOISE * np.quantile(np.abs(some - level), 0.25) / QUARTILE)
-        for rows in row_slabs(len(difference), max(1, SAMPLED // difference.shape[1])):  # little memory beside the map
-            own = difference[rows].reshape(-1, channels)[:, c]
-            own -= level
-            np.abs(own, out=own)
-            own -= noise
-            own *= np.float32(ratio)
-            own[~(own > 0.0)] = 0.0
+    sizes = np.abs(values[values != 0.0])
+    return float(np.quantile(sizes, 0.25)) / QUARTILE if sizes.size else 0.0
 
 
-def _widen(tolerance: np.ndarray, out: np.ndarray) -> None:
-    """Give every pixel the largest tolerance of its neighbours and its own, times ``FACTOR``.
+def _box_mean(image: np.ndarray) -> np.ndarray:
+    """Return the mean of 3x3 pixels, ``(H - 2, W - 2)``, added in one order wherever they are."""
+    lines = (image[:-2] + image[1:-1]) + image[2:]
+    return np.asarray(((lines[:, :-2] + lines[:, 1:-1]) + lines[:, 2:]) * np.float32(1.0 / 9.0))
 
-    Between two pixels a profile may be steeper than it is at either.
+
+def _levels_and_noise(difference: np.ndarray) -> tuple[float, float, float]:
+    """Return of one channel's differences ``(H, W)`` the level of most, their noise, and that of means of 3x3 pixels.
+
+    Measured on bands of rows, evenly spaced, of about ``SAMPLED`` pixels in all.
+    """
+    height, width = difference.shape
+    bands = max(1, min(SAMPLED // (BAND * width), height // BAND))
+    starts = np.linspace(0, max(0, height - BAND), bands).astype(int)
+    some = np.concatenate([difference[y : y + BAND].reshape(-1) for y in starts])
+    some = some[np.isfinite(some)]
+    if some.size == 0:
+        return 0.0, 0.0, 0.0
+    level = float(np.median(some))
+    means = [_box_mean(np.nan_to_num(difference[y : y + BAND] - np.float32(level))).reshape(-1) for y in starts]
+    return level, _noise_of(some - level), _noise_of(np.concatenate(means))
+
+
+def _tolerance_from(difference: np.ndarray, ratio: float, tolerance: np.ndarray) -> None:
+    """Raise one channel's tolerance ``(H, W)``, where it is less, to what its differences ``(H, W)`` ask for.
+
+    What most pixels of a channel differ by is not a star's, so that differences count from their level. Stars differ
+    over some pixels together, noise does not: there is a tolerance only near pixels whose 3x3 differ significantly in
+    their mean. It is the largest of its neighbours and its own, because a profile may be steeper between two pixels.
     """
     from scipy.ndimage import maximum_filter
 
-    size = (3, 3) if tolerance.ndim == 2 else (3, 3, 1)
-    maximum_filter(tolerance, size, output=out, mode="nearest")
-    out *= np.float32(FACTOR)
+    level, noise, noise_of_means = _levels_and_noise(difference)
+    if noise == 0.0:
+        return
+    height = len(difference)
+    for rows in row_slabs(height, BLOCK_ROWS):  # little memory beside the maps, the same for all tiles
+        top, bottom = max(rows.start - HALO, 0), min(rows.stop + HALO, height)
+        d = np.nan_to_num(difference[top:bottom] - np.float32(level))
+        is_star = np.abs(_box_mean(np.pad(d, 1, mode="edge"))) > np.float32(SIGNIFICANT * noise_of_means)
+        if not is_star.any():
+            continue
+        size = np.maximum(np.abs(d) - np.float32(NOISE * noise), np.float32(0.0))
+        size[~maximum_filter(is_star, 2 * REACH + 1, mode="nearest")] = 0.0
+        wide = maximum_filter(size, 3, mode="nearest")[rows.start - top : rows.stop - top]
+        own = tolerance[rows]
+        np.maximum(own, wide * np.float32(FACTOR * ratio), out=own)
