@@ -122,7 +122,8 @@ def on_host(
         at(case.parameters), at(critical), at(weight),
         at(None if samples is None else samples[:, start // case.step :]),
         ctypes.c_longlong(0 if samples is None else samples.shape[1]), case.step, int(case.uniform),
-        at(None if case.tolerance is None else case.tolerance[start:]), *[at(a) for a in maps], at(out["hits"]), at(out["lost"]), at(scratch),
+        at(None if case.tolerance is None else case.tolerance[start:]),
+        *[at(a) for a in maps], at(out["hits"]), at(out["lost"]), at(scratch),
     )  # fmt: skip
     return out
 

@@ -2,14 +2,68 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from zemosaic_phase3.runtime.jit import inlined, kernel
 
+EXTREMES: Final = 3  # frames of a median of the sharpest, or of the most blurred: one of them may be wrong at a pixel
+MIDDLE: Final = 5  # of the median between them
+CHUNK: Final = 1 << 14  # pixels at a time, whose samples of all frames fit into the processor's caches
+
+
+def median_differences(
+    cube: np.ndarray,
+    start: int,
+    stop: int,
+    groups: tuple[np.ndarray, np.ndarray, np.ndarray],
+    out: tuple[np.ndarray, np.ndarray],
+) -> None:
+    """Fill pixels ``start .. stop - 1`` of two maps: median of the sharp and of the blurred frames less the middle's.
+
+    Parameters
+    ----------
+    cube : ndarray (N, P) float32, ADU
+        Samples; NaN and infinities are invalid.
+    groups : three ndarrays (k,) int64
+        Sharp, blurred and middle frames. At a pixel count the first ``EXTREMES`` that are valid there of either of the
+        first two, and the first ``MIDDLE`` of the last. A median of fewer than ``EXTREMES`` is NaN.
+    out : two ndarrays (P,) float32, ADU
+    """
+    sharp, blurred, middle = groups
+    ordered = np.empty(max(group.size for group in groups))
+    in_short = middle.size >= MIDDLE
+    for first in range(start, stop, CHUNK):
+        last = min(first + CHUNK, stop)
+        if not in_short:
+            _at_each(cube, np.arange(first, last), sharp, blurred, middle, ordered, *out)
+            continue
+        a, b = ([cube[k, first:last] for k in group[:EXTREMES]] for group in (sharp, blurred))
+        m = [cube[k, first:last] for k in middle[:MIDDLE]]
+        centre = _median_of_five(*m)
+        np.subtract(_median_of_three(*a), centre, out=out[0][first:last])
+        np.subtract(_median_of_three(*b), centre, out=out[1][first:last])
+        with np.errstate(over="ignore", invalid="ignore"):
+            invalid = np.flatnonzero(~np.isfinite(sum([*a[1:], *b, *m], a[0])))
+        if invalid.size:
+            _at_each(cube, invalid + first, sharp, blurred, middle, ordered, *out)
+
+
+def _median_of_three(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    return np.asarray(np.maximum(np.minimum(a, b), np.minimum(np.maximum(a, b), c)))
+
+
+def _median_of_five(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, e: np.ndarray) -> np.ndarray:
+    """Neither the smaller of two smaller ones nor the larger of two larger ones is the median: three are left."""
+    lower = np.maximum(np.minimum(a, b), np.minimum(c, d))
+    upper = np.minimum(np.maximum(a, b), np.maximum(c, d))
+    return _median_of_three(lower, upper, e)
+
 
 @inlined
-def _median(cube: np.ndarray, p: int, frames: np.ndarray, wanted: int, least: int, ordered: np.ndarray) -> float:
-    """Median at pixel p of the first ``wanted`` frames that are valid there; NaN if fewer than ``least`` are."""
+def _median(cube: np.ndarray, p: int, frames: np.ndarray, wanted: int, ordered: np.ndarray) -> float:
+    """Median at pixel p of the first ``wanted`` frames that are valid there; NaN if fewer than ``EXTREMES`` are."""
     n = 0
     for k in range(frames.size):
         x = np.float64(cube[frames[k], p])
@@ -21,27 +75,16 @@ def _median(cube: np.ndarray, p: int, frames: np.ndarray, wanted: int, least: in
             i -= 1
         ordered[i] = x
         n += 1
-    return 0.5 * (ordered[(n - 1) // 2] + ordered[n // 2]) if n >= least else np.nan
+    return 0.5 * (ordered[(n - 1) // 2] + ordered[n // 2]) if n >= EXTREMES else np.nan
 
 
 @kernel
-def median_differences(
-    cube: np.ndarray, start: int, stop: int, sharp: np.ndarray, blurred: np.ndarray, middle: np.ndarray, extremes: int,
+def _at_each(
+    cube: np.ndarray, pixels: np.ndarray, sharp: np.ndarray, blurred: np.ndarray, middle: np.ndarray,
     ordered: np.ndarray, sharp_less_middle: np.ndarray, blurred_less_middle: np.ndarray,
 ) -> None:  # fmt: skip
-    """Fill pixels ``start .. stop - 1`` of two maps, ``(P,) float32``, ADU.
-
-    Parameters
-    ----------
-    cube : ndarray (N, P) float32, ADU
-        Samples; NaN and infinities are invalid.
-    sharp, blurred, middle : ndarray (k,) int64
-        Frames of three medians; of the first two only the first ``extremes`` that are valid at a pixel count. A
-        median of fewer valid samples than ``extremes`` is NaN.
-    ordered : ndarray (as long as the longest of them,) float64
-        Scratch.
-    """
-    for p in range(start, stop):
-        centre = _median(cube, p, middle, middle.size, extremes, ordered)
-        sharp_less_middle[p] = np.float32(_median(cube, p, sharp, extremes, extremes, ordered) - centre)
-        blurred_less_middle[p] = np.float32(_median(cube, p, blurred, extremes, extremes, ordered) - centre)
+    """Do the same for some pixels, whatever is valid there. ``ordered``: as long as the longest group."""
+    for p in pixels:
+        centre = _median(cube, p, middle, MIDDLE, ordered)
+        sharp_less_middle[p] = np.float32(_median(cube, p, sharp, EXTREMES, ordered) - centre)
+        blurred_less_middle[p] = np.float32(_median(cube, p, blurred, EXTREMES, ordered) - centre)

@@ -1,14 +1,14 @@
 """By how much the samples of a pixel may differ because seeing and focus change: a tolerance for rejection.
 
-Rejection takes what lies far from the others for a fault. In the core of a bright star the sharpest frames of a night lie far
-above the others and the most blurred ones below, by many times the noise, and they are right: without them a star loses
-light, a bright one more than a faint one.
+Rejection takes what lies far from the others for a fault. In the core of a bright star the sharpest frames of
+a night lie far above the others and the most blurred ones below, by many times the noise, and they are right: without
+them a star loses light, a bright one more than a faint one.
 
 The tolerance is what the frames themselves show. Three medians are made at each pixel: of the three sharpest frames
 that cover it, of the three most blurred, and of five whose stars are of middling width. Where the first or the second
 differs from the third by more than noise, over several pixels together, samples may differ by as much from the median
-of their pixel, and by half as much again. A trail or a hit of a cosmic ray is in one frame of three and moves no median; where seeing is steady, and in
-the sky between the stars, the medians are equal but for noise.
+of their pixel, and by half as much again. A trail or a hit of a cosmic ray is in one frame of three and moves no
+median; where seeing is steady, and in the sky between the stars, the medians are equal but for noise.
 
 It is a map of the result, made on the processor from a few frames in an order of their own, so that it has the same
 bits for any device, number of threads and slab height.
@@ -23,6 +23,7 @@ import numpy as np
 
 from zemosaic_phase3.engine.cpu import SHARES_PER_WORKER, fill_slab, shares, slab_plan
 from zemosaic_phase3.engine.job import Job, without_unreadable
+from zemosaic_phase3.engine.median_difference import EXTREMES, MIDDLE, median_differences
 from zemosaic_phase3.engine.slab import Slab, slab_for
 from zemosaic_phase3.engine.slab_plan import row_slabs
 from zemosaic_phase3.errors import FrameError
@@ -33,11 +34,10 @@ if TYPE_CHECKING:
 
     from zemosaic_phase3.engine.resources import Resources
 
-EXTREMES: Final = 3  # frames of a median of the sharpest, or of the most blurred: one of them may be wrong at a pixel
-MIDDLE: Final = 5  # of the median between them
 FEWEST: Final = 4  # frames whose stars' widths are known: of three all medians are the same
-MOST: Final = 8  # frames of a median, where the first ones do not cover the whole result
+MOST: Final = 6  # frames of a median, where the first ones do not cover the whole result
 NODES: Final = 17  # of a grid on which is seen what a frame covers, in each direction
+BORDER: Final = 0.04  # of height and width that such points keep from the border: dithered frames leave it to others
 FACTOR: Final = 1.5  # tolerance over what the medians differ by: frames differ by more than their widths, and by noise
 NOISE: Final = 1.5  # standard deviations of the difference of two medians that are taken for noise
 SIGNIFICANT: Final = 5.0  # standard deviations of the mean of 3x3 differences, beyond which they are a star's
@@ -55,8 +55,8 @@ LARGEST_RATIO: Final = 3.0  # of the outermost frame's difference to the median'
 class Groups(NamedTuple):
     """Frames of the three medians, in the order in which they are taken, and two ratios.
 
-    ``sharp``, ``blurred``, ``middle``: positions in the job. A median of extremes is that of the first three that cover
-    a pixel. ``ratios``: how much farther the sharpest frame, and the most blurred one, is from the middle than the
+    ``sharp``, ``blurred``, ``middle``: positions in the job, more than a median takes where the first ones do not cover
+    the whole result. ``ratios``: how much farther the sharpest frame, and the most blurred one, is from the middle than the
     median of its group is, by the widths of their stars.
     """
 
@@ -123,7 +123,8 @@ def channel(image: np.ndarray, c: int) -> np.ndarray:
 def coverage_nodes(job: Job) -> np.ndarray:
     """Return what of a grid of points over the result lies in each frame, ``(N, NODES * NODES) bool``."""
     height, width = job.shape[:2]
-    y, x = (a.reshape(-1) for a in np.meshgrid(np.linspace(0, height - 1, NODES), np.linspace(0, width - 1, NODES)))
+    places = np.linspace(BORDER, 1.0 - BORDER, NODES)
+    y, x = (a.reshape(-1) for a in np.meshgrid((height - 1) * places, (width - 1) * places))
     mapped = job.table.transform @ np.stack([x, y, np.ones(x.size)])
     size = np.array([[source.width, source.height] for source in job.sources])[:, :, None]
     ahead = mapped[:, 2] > 0
@@ -238,7 +239,6 @@ def _differences(job: Job, groups: Groups, resources: Resources) -> tuple[np.nda
 
 
 def _subtract_medians(slab: Slab, groups: list[np.ndarray], out: list[np.ndarray], workers: int) -> None:
-    from zemosaic_phase3.engine.median_difference import median_differences
     from zemosaic_phase3.runtime.jit import wait_for_compiler
 
     wait_for_compiler()
@@ -246,16 +246,15 @@ def _subtract_medians(slab: Slab, groups: list[np.ndarray], out: list[np.ndarray
 
     def subtract(share: range) -> None:
         for cube, start, stop, offset in slab.pieces(share.start, share.stop):
-            to = [difference[offset:] for difference in out]
-            median_differences(cube, start, stop, sharp, blurred, middle, EXTREMES, np.empty(2 * MOST), *to)
+            median_differences(cube, start, stop, (sharp, blurred, middle), (out[0][offset:], out[1][offset:]))
 
     parallel_map(subtract, shares(out[0].size, workers * SHARES_PER_WORKER), workers)
 
 
 def _noise_of(values: np.ndarray) -> float:
-    """Return the standard deviation of the noise of some differences, told by the smaller ones, which stars do not reach.
+    """Return the standard deviation of the noise of some differences.
 
-    Zeros do not count: of few frames two medians are often the same sample, which tells nothing.
+    It is told by the smaller ones, which are no star's. Zeros do not count: of few frames two medians are often the same sample, which tells nothing.
     """
     sizes = np.abs(values[values != 0.0])
     return float(np.quantile(sizes, 0.25)) / QUARTILE if sizes.size else 0.0

@@ -145,7 +145,7 @@ def spare(samples: Samples, tolerance: np.ndarray, p0: int, width: int) -> None:
     """Widen the windows to all samples within ``tolerance (P,) float32``, ADU, of the median of their pixel.
 
     What a judge does not know: by how much the frames may differ there for good reason, because seeing changes what a
-    slope or a peak looks like; see :mod:`pipeline.star_tolerance`. A window that is empty grows from the median; one
+    slope or a peak looks like; see :mod:`engine.star_tolerance`. A window that is empty grows from the median; one
     whose pixel has the tolerance 0 or NaN stays as it is. Pixels ``p0 .. p0 + width - 1`` are those of the block.
     """
     t, n_valid, centre, first, last = samples.table, samples.n_valid, samples.centre, samples.first, samples.last
