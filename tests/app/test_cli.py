@@ -110,6 +110,7 @@ def test_options_reach_the_stack(subs, tmp_path, capsys):
         "median",
         "--radial-weight",
         "--equalize-rgb",
+        "--no-spare-stars",
     )
     chosen += ("--bayer", "none", "--device", "cpu", "--workers", 1, "--memory", "2GB", "--preview", "none")
     assert run("stack", subs, "-o", out, "--maps", "--json", report, "--quiet", *chosen) == 0
@@ -123,6 +124,7 @@ def test_options_reach_the_stack(subs, tmp_path, capsys):
         "weight": "none",
     }
     wanted |= {"normalize": "sky_mean", "combine": "median", "radial_weight": True, "equalize_rgb": True}
+    wanted |= {"spare_stars": False}
     assert {name: spec[name] for name in wanted} == wanted
     assert {frame["method"] for frame in document["frames"]} == {"wcs", "reference"}
     assert document["device_reason"] == "the CPU was asked for"

@@ -55,9 +55,9 @@ LARGEST_RATIO: Final = 3.0  # of the outermost frame's difference to the median'
 class Groups(NamedTuple):
     """Frames of the three medians, in the order in which they are taken, and two ratios.
 
-    ``sharp``, ``blurred``, ``middle``: positions in the job, more than a median takes where the first ones do not cover
-    the whole result. ``ratios``: how much farther the sharpest frame, and the most blurred one, is from the middle than the
-    median of its group is, by the widths of their stars.
+    ``sharp``, ``blurred``, ``middle``: positions in the job, more than a median takes where the first ones do not
+    cover the whole result. ``ratios``: how much farther the sharpest frame, and the most blurred one, is from the
+    middle than the median of its group is, by the widths of their stars.
     """
 
     sharp: list[int]
@@ -254,7 +254,8 @@ def _subtract_medians(slab: Slab, groups: list[np.ndarray], out: list[np.ndarray
 def _noise_of(values: np.ndarray) -> float:
     """Return the standard deviation of the noise of some differences.
 
-    It is told by the smaller ones, which are no star's. Zeros do not count: of few frames two medians are often the same sample, which tells nothing.
+    It is told by the smaller ones, which are no star's. Zeros do not count: of few frames two medians are often the
+    same sample, which tells nothing.
     """
     sizes = np.abs(values[values != 0.0])
     return float(np.quantile(sizes, 0.25)) / QUARTILE if sizes.size else 0.0
