@@ -295,8 +295,10 @@ def create_master_tile(
     Raises
     ------
     SpecError
-        A method name or a limit is not allowed; before anything is read. All other failures are the tile's alone:
-        a progress key tells them, and no path is returned.
+        A method name or a limit is not allowed; before anything is read. All other failures but the next are the tile's
+        alone: a progress key tells them, and no path is returned.
+    SelfCheckError
+        The tile was made and is not what its frames make: a failure of this machine. Nothing is written.
     """
     request = request_of(SimpleNamespace(**locals()), _PH3_CONCURRENCY_SEMAPHORE)
     load_cache = _NAMES["_safe_load_cache"]

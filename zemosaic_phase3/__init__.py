@@ -14,40 +14,47 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zemosaic_phase3.api import Tile, stack
     from zemosaic_phase3.errors import (
+        CalibrationError,
         DeviceError,
         FrameError,
         GPUStackingError,
         NoFramesError,
         OutputError,
         PlanError,
+        SelfCheckError,
         SpecError,
         StackCancelled,
         ZeMosaicError,
     )
     from zemosaic_phase3.records import TileReport
-    from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
+    from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Tile": "api",
     "stack": "api",
+    "CalibrationError": "errors",
     "DeviceError": "errors",
     "FrameError": "errors",
     "GPUStackingError": "errors",
     "NoFramesError": "errors",
     "OutputError": "errors",
     "PlanError": "errors",
+    "SelfCheckError": "errors",
     "SpecError": "errors",
     "StackCancelled": "errors",
     "ZeMosaicError": "errors",
     "TileReport": "records",
+    "CalibrationSpec": "spec",
     "RegisterSpec": "spec",
     "SelectSpec": "spec",
     "StackSpec": "spec",
 }
 
 __all__ = [
+    "CalibrationError",
+    "CalibrationSpec",
     "DeviceError",
     "FrameError",
     "GPUStackingError",
@@ -56,6 +63,7 @@ __all__ = [
     "PlanError",
     "RegisterSpec",
     "SelectSpec",
+    "SelfCheckError",
     "SpecError",
     "StackCancelled",
     "StackSpec",

@@ -27,11 +27,12 @@ from zemosaic_phase3.methods import (
 from zemosaic_phase3.pipeline import tile as pipeline_tile
 from zemosaic_phase3.pipeline.stack_files import stack_files
 from zemosaic_phase3.progress import Callback
-from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
+from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
 
 if TYPE_CHECKING:
     from astropy.table import Table
 
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 STAGES: Final = ("measure", "register", "stack")
 PREVIEW_PX: Final = 720  # longest side of the picture in a notebook
 
@@ -49,7 +50,7 @@ class Tile(pipeline_tile.Tile):
 
         from zemosaic_phase3.pipeline.outputs import FRAMES_UNITS, frames_columns
 
-        return Table(frames_columns(self.rows), units=FRAMES_UNITS)
+        return Table(frames_columns(self.rows), units={**FRAMES_UNITS, "REJECTED": "%"})
 
     def save(self, path: str | os.PathLike[str], *, maps: bool = False, overwrite: bool = False) -> Path:
         """Write the tile as FITS, atomically; with ``maps`` also COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and FRAMES.
@@ -57,11 +58,13 @@ class Tile(pipeline_tile.Tile):
         Raises
         ------
         OutputError
-            The file exists and ``overwrite`` is False, or it cannot be written.
+            The file exists and ``overwrite`` is False, its name does not end in .fits, .fit or .fts, or it cannot be
+            written.
         """
-        from zemosaic_phase3.pipeline.outputs import check_output, write_tile
+        from zemosaic_phase3.pipeline.outputs import check_output, check_tile_name, write_tile
 
         check_output(path, overwrite=overwrite)
+        check_tile_name(path)
         return write_tile(self, path, maps=maps, overwrite=overwrite)
 
     def _facts(self) -> list[tuple[str, str]]:
@@ -69,7 +72,7 @@ class Tile(pipeline_tile.Tile):
         height, width = self.image.shape[:2]
         colour = "colour" if self.image.ndim == 3 else "grey"
         noise = ", ".join(f"{value:.4g}" for value in report.noise_after)
-        before = ", ".join(f"{value:.4g}" for value in report.noise_before)
+        before = ", ".join(f"{value:.4g}" for value in report.noise_typical)
         facts = [
             ("image", f"{width} x {height} pixels, {colour}, float32, ADU"),
             ("frames", f"{report.n_used} of {report.n_input} stacked"),
@@ -79,6 +82,7 @@ class Tile(pipeline_tile.Tile):
             ("device", report.device),
             ("time", f"{sum(report.seconds.values()):.1f} s"),
         ]
+        facts += [("calibration", line) for line in report.calibration]
         return facts + [("note", note) for note in report.warnings]
 
     def __repr__(self) -> str:
@@ -132,13 +136,23 @@ def stack(
     drop_worst: float | None = None,
     select: SelectSpec | None = None,
     bayer: str = "auto",
+    dark: Paths | None = None,
+    flat: Paths | None = None,
+    bias: Paths | None = None,
+    dark_flat: Paths | None = None,
+    calibration: str | os.PathLike[str] | CalibrationSpec | None = None,
+    cosmetic: str | os.PathLike[str] | None = None,
     reference: str | os.PathLike[str] | None = None,
+    filter: str | None = None,  # noqa: A002 - as the option and the header card are called
+    recursive: bool = False,
+    min_frames: int | str | None = None,
     device: DeviceName = "auto",
     require_gpu: bool = False,
     memory: str | int | None = None,
     workers: int | None = None,
     maps: bool = False,
     overwrite: bool = False,
+    self_check: bool = True,
     resume: bool = True,
     fresh: bool = False,
     cache: str | os.PathLike[str] | None = None,
@@ -167,8 +181,21 @@ def stack(
         All of them at once.
     bayer : str
         "auto" (header), "none", or a pattern such as "GRBG".
+    dark, flat, bias, dark_flat : path or sequence of paths, optional
+        Calibration frames or masters of them: files, folders, patterns. See ``docs/calibration.md``.
+    calibration : path or CalibrationSpec, optional
+        Folder with any of these, told apart by header or name; or a whole specification.
+    cosmetic : str or path, optional
+        "auto" (the default) finds defective photosites in the frames, "off", or the file of a defect map.
     reference : path, optional
         Frame the others are registered on; None chooses the best.
+    filter : str, optional
+        Stack only frames of this filter; None: of that of most frames.
+    recursive : bool
+        A folder stands for the folders below it too.
+    min_frames : int or str, optional
+        Frames, or a share such as "80%" of those that were to be stacked, below which nothing is stacked: an error.
+        None: fewer than half are a warning in the report.
     device : {"auto", "cpu", "gpu"}
         "auto" uses a GPU if there is a healthy one; the bits are the same.
     require_gpu : bool
@@ -181,6 +208,8 @@ def stack(
         Write COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and FRAMES too.
     overwrite : bool
         Replace an existing output.
+    self_check : bool
+        Make some pixels of the result again from the files, by plain definitions, and compare them.
     resume, fresh, cache
         Go on where an earlier run was, and keep a journal for the next one, in the folder ``cache`` or beside the
         output; ``fresh`` forgets what it holds. Without output and cache there is none.
@@ -216,13 +245,25 @@ def stack(
             register=_with_given(given, mode=mode, transform=transform),
             select=_with_given(select or SelectSpec(), max_fwhm=max_fwhm, min_stars=min_stars, drop_worst=drop_worst),
             bayer=bayer,
+            calibration=_with_given(
+                calibration if isinstance(calibration, CalibrationSpec) else CalibrationSpec(library=calibration),
+                dark=dark,
+                flat=flat,
+                bias=bias,
+                dark_flat=dark_flat,
+                cosmetic=cosmetic,
+            ),  # fmt: skip
             reference=None if reference is None else os.fspath(reference),
+            filter=filter,
+            recursive=recursive,
+            min_frames=min_frames,
             device=device,
             require_gpu=require_gpu,
             memory=memory,
             workers=workers,
             maps=maps,
             overwrite=overwrite,
+            self_check=self_check,
             resume=resume,
             fresh=fresh,
             cache=cache,

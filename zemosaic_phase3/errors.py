@@ -32,6 +32,10 @@ class NoFramesError(ZeMosaicError, ValueError):
     """Nothing is left to stack; the message lists what was dropped and why."""
 
 
+class CalibrationError(ZeMosaicError, ValueError):
+    """Calibration frames that were named fit no light; the message says what the lights ask for and what there is."""
+
+
 class PlanError(ZeMosaicError):
     """The work cannot fit into the memory it may use; the message gives needed and allowed bytes."""
 
@@ -42,6 +46,31 @@ class DeviceError(ZeMosaicError):
 
 class OutputError(ZeMosaicError):
     """A result could not be written; the message names the path and the remedy."""
+
+
+class SelfCheckError(ZeMosaicError):
+    """A pixel of a finished stack is not what its frames make: the machine, not the frames, is at fault.
+
+    Parameters
+    ----------
+    message : str
+        Names the pixel, its value, what it should be, the frames, and what would help.
+    pixel : tuple of int
+        Row, column and channel in the result, from 0.
+    value, expected : float
+        ADU.
+    frames : tuple of str
+        Frames whose samples the engine has otherwise than the check; all frames of the pixel where none is.
+    """
+
+    def __init__(
+        self, message: str, pixel: tuple[int, int, int], value: float, expected: float, frames: tuple[str, ...]
+    ) -> None:
+        super().__init__(message)
+        self.pixel = pixel
+        self.value = value
+        self.expected = expected
+        self.frames = frames
 
 
 class StackCancelled(ZeMosaicError):

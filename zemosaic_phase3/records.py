@@ -110,6 +110,20 @@ class FrameTable:
 
 
 @dataclass(frozen=True)
+class SelfCheck:
+    """Random pixels of a result that were made again from the files, by plain definitions, and compared.
+
+    ``largest_difference``: of value and expectation, ADU, of those that agree within rounding; ``note``: why it was not
+    made, or what it led to; empty where there is nothing to say.
+    """
+
+    pixels: int = 0
+    largest_difference: float = 0.0
+    seconds: float = 0.0
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Resumed:
     """What a run took from its journal: frames measured and registered before, rows stacked before."""
 
@@ -125,6 +139,8 @@ class TileReport:
 
     n_input: int = 0
     n_used: int = 0
+    n_meant: int = 0  # inputs that were to be stacked: no calibration frames, finished stacks, copies
+    n_needed: int = 0  # of them, at least
     dropped: list[tuple[str, str]] = field(default_factory=list)  # name, reason
     reference: str = ""
     device: str = "cpu"
@@ -132,7 +148,9 @@ class TileReport:
     device_reason: str = ""
     spec: dict[str, Any] = field(default_factory=dict)
     noise_before: list[float] = field(default_factory=list)  # per channel, ADU, reference frame
+    noise_typical: list[float] = field(default_factory=list)  # per channel, ADU, median of the frames, levels matched
     noise_after: list[float] = field(default_factory=list)  # per channel, ADU, result
+    fwhm_px: float = math.nan  # of the stars of the result; nan: none, or not measured
     rejected_low_percent: list[float] = field(default_factory=list)
     rejected_high_percent: list[float] = field(default_factory=list)
     all_rejected_pixels: int = 0
@@ -140,6 +158,10 @@ class TileReport:
     peak_rss_bytes: int = 0
     rows_per_slab: int = 0
     warnings: list[str] = field(default_factory=list)
+    calibration: list[str] = field(default_factory=list)  # what was done to the frames before they were measured
+    calstat: str = ""  # of it, letters as in the card CALSTAT: B bias, D dark, F flat
+    defects: int = 0  # photosites that were replaced
+    self_check: SelfCheck | None = None  # None: it was switched off
     resumed: Resumed = Resumed()
 
     def as_dict(self) -> dict[str, Any]:

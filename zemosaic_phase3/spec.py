@@ -6,7 +6,9 @@ Frozen dataclasses, checked when made. Nothing is opened, measured or computed h
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
+from typing import Final
 
 from zemosaic_phase3.errors import SpecError
 from zemosaic_phase3.methods import (
@@ -175,6 +177,51 @@ class SelectSpec:
     def needs_stars(self) -> bool:
         """True when frames are judged by their stars."""
         return self.max_fwhm is not None or self.min_stars is not None or self.drop_worst > 0.0
+
+
+Inputs = tuple[str | os.PathLike[str], ...]
+COSMETIC: Final = ("auto", "off")  # or a file
+
+
+@dataclass(frozen=True)
+class CalibrationSpec:
+    """Calibration frames, how they are matched to the lights, and what is done about defective photosites.
+
+    Files, folders and patterns; what ``library`` holds is told apart by its headers and names.
+    """
+
+    dark: Inputs = ()
+    flat: Inputs = ()
+    bias: Inputs = ()
+    dark_flat: Inputs = ()
+    library: str | os.PathLike[str] | None = None
+    scale_dark: bool = False  # a dark of another exposure is scaled, which needs a bias
+    temperature_tolerance: float = 3.0  # of lights and darks, degrees
+    cache: str | os.PathLike[str] | None = None  # folder of finished masters; None: that of the user
+    cosmetic: str | os.PathLike[str] = "auto"  # "auto", "off", or the file of a defect map
+
+    def __post_init__(self) -> None:  # noqa: D105
+        for name in ("dark", "flat", "bias", "dark_flat"):
+            given = getattr(self, name) or ()
+            paths = (given,) if isinstance(given, str | os.PathLike) else tuple(given)
+            for path in paths:
+                if not isinstance(path, str | os.PathLike):
+                    raise SpecError(f"{name.replace('_', '-')} = {path!r} is no file, folder or pattern")
+            object.__setattr__(self, name, tuple(map(os.fspath, paths)))
+        for name in ("library", "cache", "cosmetic"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else os.fspath(value))
+        store_number(self, "temperature_tolerance", "temperature tolerance", 0.0, 1000.0)
+        text = str(self.cosmetic).strip().lower()
+        if text in COSMETIC:
+            object.__setattr__(self, "cosmetic", text)
+        if self.scale_dark and not (self.bias or self.library):
+            raise SpecError("scaling darks (scale_dark) needs a bias: a dark is its bias and a current that grows")
+
+    @property
+    def wants_masters(self) -> bool:
+        """True when any calibration frame was given."""
+        return bool(self.dark or self.flat or self.bias or self.dark_flat or self.library)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ from resample_case import some_field
 
 import zemosaic_worker as worker
 from zemosaic_phase3 import methods
+from zemosaic_phase3.calibrate.calibrated import CalibratedSource, relative_flat
+from zemosaic_phase3.calibrate.cosmetic import CosmeticSource, DefectMap
 from zemosaic_phase3.compat import stack_cpu, stack_gpu
 from zemosaic_phase3.compat.descriptors import as_frames
 from zemosaic_phase3.compat.parallel_plan import ParallelPlan
@@ -104,6 +106,30 @@ def test_registered_frames(launched, interpolation, radial):
         **REJECTIONS["winsorized_huber"],
     )  # fmt: skip
     both(frames, spec, rows=6)
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+def test_calibrated_frames_without_their_defects(launched, gaps):
+    """Mosaics that are calibrated and mended as they are read, whatever the rows of a slab."""
+    rng = np.random.default_rng(4)
+    shape = (24, 30)
+    defect = rng.random(shape) < 0.03
+    defect[:, 11] = True
+    if gaps:
+        defect[4:12, 4:12] = True
+    defects = DefectMap(defect, 2)
+    dark = rng.normal(500, 20, shape).astype(np.float32)
+    flat = relative_flat(rng.uniform(0.7, 1.0, shape).astype(np.float32), "GRBG")
+    flat[20, 5] = np.nan
+    frames = []
+    for i in range(9):
+        light = open_source({"data": rng.integers(900, 1500, shape, np.uint16), "name": str(i)}, bayer="GRBG")
+        source = CosmeticSource(CalibratedSource(light, dark, flat) if gaps else light, defects)
+        frames.append(Frame(source, turned(0.3 * i, 0.4 * i, -0.2 * i)))
+    spec = StackSpec(normalize="additive", weight="noise_variance", **REJECTIONS["sigma_clip"])
+    image, _ = both(frames, spec, rows=5)
+    other, _ = both(frames, spec, rows=24)
+    np.testing.assert_array_equal(image.view(np.uint32), other.view(np.uint32))
 
 
 @pytest.mark.parametrize("radial", [False, True])

@@ -1,137 +1,33 @@
-"""The definitions of ``docs/algorithms.md``, in float64 NumPy, one pixel at a time: slow, obvious and independent.
+"""The definitions of ``docs/algorithms.md``, in float64 NumPy: slow, obvious and independent.
 
-Nothing of the library is imported here, so an agreement between the two means something. Each rejection is a function
-``side_<name>(x, **limits)`` of the valid samples of one pixel, and a row of ``SIDES``. ``reject(name, x, **limits)``
-returns ``keep``, a boolean mask, and ``substituted``: None (rejected samples are dropped) or the samples with the
-rejected ones replaced.
-``combine_pixel`` and ``stack`` add the rules that hold for every method (validity, minimum counts, weights).
+Rejection and combination stand in ``zemosaic_phase3/check/definitions.py``, which imports nothing of the library, and
+are handed on here; nothing else of the library is imported, so an agreement between the two means something.
+``stack`` applies them to whole frames. What levels, weights and equalisation mean stands here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t as student_t
 
-Side = np.ndarray  # int array, one per sample: -1 rejected low, 0 kept, +1 rejected high
+from zemosaic_phase3.check.definitions import (
+    SIDES,
+    Pixel,
+    clipped_median_std,
+    clipped_samples,
+    combine_pixel,
+    deviation,
+    gesd_steps,
+    line_least_squares,
+    reject,
+    reject_winsorized_legacy,
+)
 
-
-# ------------------------------------------------------------------ small statistics
-
-
-def deviation(x: np.ndarray, ddof: int) -> float:
-    """Standard deviation about the mean; exactly 0 for equal samples, which plain sums do not guarantee."""
-    return float(np.std(x - x[0], ddof=ddof))
-
-
-def clipped_samples(x: np.ndarray, low: float = 3.0, high: float = 3.0, rounds: int = 5) -> np.ndarray:
-    """Samples left after median-centred clipping with the population deviation, at most ``rounds`` times."""
-    for _ in range(rounds):
-        m, s = np.median(x), deviation(x, 0)
-        inside = (x >= m - low * s) & (x <= m + high * s)
-        if inside.all():
-            break
-        x = x[inside]
-    return x
-
-
-def clipped_median_std(x: np.ndarray, low: float = 3.0, high: float = 3.0) -> tuple[float, float]:
-    """Median and population deviation after five rounds of clipping."""
-    kept = clipped_samples(x, low, high)
-    return float(np.median(kept)), deviation(kept, 0)
-
-
-def outside(x: np.ndarray, low: float, high: float) -> Side:
-    """Which samples lie strictly outside [low, high], and on which side."""
-    return (x > high).astype(int) - (x < low).astype(int)
-
-
-def reject_until_stable(x: np.ndarray, minimum: int, one_round: Callable[[np.ndarray], Side]) -> Side:
-    """Repeat ``one_round`` on the survivors until none falls or fewer than ``minimum`` are left."""
-    side = np.zeros(x.size, int)
-    while True:
-        alive = np.flatnonzero(side == 0)
-        if alive.size < minimum:
-            return side
-        falls = one_round(x[alive])
-        if not falls.any():
-            return side
-        side[alive] = falls
-
-
-# ------------------------------------------------------------------ rejection, each returning the side of every sample
-
-
-def side_none(x: np.ndarray) -> Side:
-    """Keep all."""
-    return np.zeros(x.size, int)
-
-
-def side_kappa_sigma(
-    x: np.ndarray, kappa_low: float = 3.0, kappa_high: float = 3.0, clipped_statistics: bool = False
-) -> Side:
-    """One pass about the median with the population deviation of all samples.
-
-    ``clipped_statistics`` takes both from the samples left after five clipping rounds with the same limits: the
-    variant that ``stack_aligned_images`` and ``_reject_outliers_kappa_sigma`` have always used.
-    """
-    m, s = clipped_median_std(x, kappa_low, kappa_high) if clipped_statistics else (np.median(x), deviation(x, 0))
-    return outside(x, m - kappa_low * s, m + kappa_high * s)
-
-
-def quantile_clipped(x: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """Samples clipped to the linear-interpolated quantiles q(l) and q(1 - h)."""
-    return np.clip(x, np.quantile(x, limits[0]), np.quantile(x, 1.0 - limits[1]))
-
-
-def side_winsorized_legacy(
-    x: np.ndarray, kappa_low: float = 3.0, kappa_high: float = 3.0, limits: tuple[float, float] = (0.05, 0.05)
-) -> Side:
-    """ZeMosaic's winsorizing: bounds from the sigma-clipped statistics of the quantile-clipped samples."""
-    m, s = clipped_median_std(quantile_clipped(x, limits))
-    return outside(x, m - kappa_low * s, m + kappa_high * s)
-
-
-def huber_deviation(x: np.ndarray) -> float:
-    """Deviation of the samples, winsorized at 1.5 sigma about their median until it changes by less than 0.05 %."""
-    m, s = np.median(x), deviation(x, 1)
-    clipped, done = x, 0
-    while s > 0:
-        clipped = np.clip(clipped, m - 1.5 * s, m + 1.5 * s)
-        previous, s = s, 1.134 * deviation(clipped, 1)
-        done += 1
-        if done >= 2 and abs(s - previous) < 0.0005 * previous:
-            break
-    return s
-
-
-def side_winsorized_pixinsight(x: np.ndarray, kappa_low: float = 4.0, kappa_high: float = 3.0) -> Side:
-    """Huber winsorisation, repeated on the survivors."""
-
-    def one_round(kept: np.ndarray) -> Side:
-        m, s = np.median(kept), huber_deviation(kept)
-        return outside(kept, m - kappa_low * s, m + kappa_high * s)
-
-    return reject_until_stable(x, 3, one_round)
-
-
-def side_sigma_clip(x: np.ndarray, kappa_low: float = 3.0, kappa_high: float = 3.0) -> Side:
-    """Median-centred clipping with the sample deviation (n - 1), repeated on the survivors."""
-
-    def one_round(kept: np.ndarray) -> Side:
-        m, s = np.median(kept), deviation(kept, 1)
-        return outside(kept, m - kappa_low * s, m + kappa_high * s)
-
-    return reject_until_stable(x, 3, one_round)
-
-
-def line_least_squares(y: np.ndarray) -> np.ndarray:
-    """Least-squares line through value against rank, at the ranks."""
-    rank = np.arange(y.size, dtype=float)
-    slope = np.sum((rank - rank.mean()) * (y - y.mean())) / np.sum((rank - rank.mean()) ** 2)
-    return y.mean() + slope * (rank - rank.mean())
+__all__ = [
+    "SIDES", "Pixel", "clipped_median_std", "clipped_samples", "combine_pixel", "deviation", "gesd_steps",
+    "line_least_squares", "reject", "reject_winsorized_legacy",
+]  # fmt: skip
 
 
 def line_least_absolute(y: np.ndarray) -> np.ndarray:
@@ -149,214 +45,6 @@ def line_least_absolute(y: np.ndarray) -> np.ndarray:
         if costs.min() < best_cost:
             best, best_cost = lines[np.argmin(costs)], costs.min()
     return best
-
-
-def side_linear_fit_clip(x: np.ndarray, kappa_low: float = 5.0, kappa_high: float = 2.5, fit: str = "lad") -> Side:
-    """Reject by distance from a line fitted to the sorted samples; refit on the survivors with new ranks."""
-    line_of = {"lad": line_least_absolute, "ols": line_least_squares}[fit]
-
-    def one_round(kept: np.ndarray) -> Side:
-        order = np.argsort(kept, kind="stable")
-        residual = kept[order] - line_of(kept[order])
-        sigma = 2.0 * np.abs(residual).mean()
-        side = np.zeros(kept.size, int)
-        if sigma > 1e-12 * np.abs(kept).max():  # less is the rounding of a perfect fit
-            side[order] = (residual / sigma >= kappa_high).astype(int) - (-residual / sigma >= kappa_low).astype(int)
-        return side
-
-    return reject_until_stable(x, 5, one_round)
-
-
-class GesdStep(NamedTuple):
-    """One step of the generalised extreme Studentised deviate test."""
-
-    index: int  # sample removed in this step
-    statistic: float  # R_i
-    critical: float  # lambda_i
-    side: int  # -1 below the mean, +1 above
-
-
-def gesd_steps(x: np.ndarray, steps: int, alpha: float = 0.05) -> list[GesdStep]:
-    """Rosner's test (Technometrics, 1983): remove the most extreme sample ``steps`` times, with the critical values."""
-    alive = list(range(x.size))
-    table = []
-    for i in range(1, steps + 1):
-        kept = x[alive]
-        m, s = kept.mean(), deviation(kept, 1)
-        if s == 0:
-            break
-        far = int(np.argmax(np.abs(kept - m)))
-        left = x.size - i  # samples that remain after this step
-        t = student_t.ppf(1.0 - alpha / (2.0 * (left + 1)), left - 1)
-        critical = left * t / np.sqrt((left - 1 + t * t) * (left + 1))
-        table.append(GesdStep(alive[far], abs(kept[far] - m) / s, critical, int(np.sign(kept[far] - m))))
-        del alive[far]
-    return table
-
-
-def side_gesd(x: np.ndarray, fraction: float = 0.3, alpha: float = 0.05) -> Side:
-    """Reject up to the last step whose statistic exceeds its critical value."""
-    table = gesd_steps(x, int(np.floor(fraction * x.size + 1e-9)), alpha)
-    passed = [i for i, step in enumerate(table, start=1) if step.statistic > step.critical]
-    side = np.zeros(x.size, int)
-    for step in table[: max(passed, default=0)]:
-        side[step.index] = step.side
-    return side
-
-
-def side_averaged_sigma(x: np.ndarray, kappa_low: float = 4.0, kappa_high: float = 3.0) -> Side:
-    """Poisson-like noise: sigma = g sqrt(median), with one gain factor g from all samples. Needs x > 0."""
-    if (x <= 0).any():
-        return side_none(x)
-    m = np.median(x)
-    gain = np.sqrt(np.sum((x - m) ** 2 / m) / (x.size - 1))
-
-    def one_round(kept: np.ndarray) -> Side:
-        centre = np.median(kept)
-        sigma = gain * np.sqrt(centre)
-        return outside(kept, centre - kappa_low * sigma, centre + kappa_high * sigma)
-
-    return reject_until_stable(x, 3, one_round)
-
-
-def side_percentile_clip(x: np.ndarray, low: float = 0.2, high: float = 0.1) -> Side:
-    """One pass on the distance from the median in units of the median; skipped when the median is 0."""
-    m = np.median(x)
-    if m == 0:
-        return side_none(x)
-    return ((x - m) / m > high).astype(int) - ((m - x) / m > low).astype(int)
-
-
-def side_mad_clip(x: np.ndarray, kappa_low: float = 4.5, kappa_high: float = 4.5) -> Side:
-    """Median-centred clipping with the median absolute deviation, not scaled, repeated on the survivors."""
-
-    def one_round(kept: np.ndarray) -> Side:
-        m = np.median(kept)
-        s = np.median(np.abs(kept - m))
-        return outside(kept, m - kappa_low * s, m + kappa_high * s) if s > 0 else side_none(kept)
-
-    return reject_until_stable(x, 3, one_round)
-
-
-SIDES: Mapping[str, tuple[Callable[..., Side], int]] = {
-    "none": (side_none, 1),
-    "kappa_sigma": (side_kappa_sigma, 3),
-    "winsorized_legacy": (side_winsorized_legacy, 3),
-    "winsorized_pixinsight": (side_winsorized_pixinsight, 3),
-    "sigma_clip": (side_sigma_clip, 3),
-    "linear_fit_clip": (side_linear_fit_clip, 5),
-    "gesd": (side_gesd, 10),
-    "averaged_sigma": (side_averaged_sigma, 3),
-    "percentile_clip": (side_percentile_clip, 2),
-    "mad_clip": (side_mad_clip, 3),
-}
-"""Name -> (function, smallest number of valid samples it can judge)."""
-
-
-def sides(method: str, x: np.ndarray, **limits: object) -> Side:
-    """Side of every valid sample; all kept below the method's minimum count or when the samples are all equal."""
-    function, minimum = SIDES[method]
-    if x.size < minimum or (x == x[0]).all():
-        return side_none(x)
-    return function(x, **limits)
-
-
-def spared(x: np.ndarray, side: Side, tolerance: float) -> Side:
-    """Keep what lies between the farthest sample that is kept, or that is ``tolerance`` from the median, on each side.
-
-    A tolerance of 0 spares nothing.
-    """
-    if not tolerance > 0.0:
-        return side
-    m = np.median(x)
-    kept = x[side == 0]
-    lowest, highest = (kept.min(), kept.max()) if kept.size else (m, m)
-    low = (x < lowest) & (m - x > tolerance)
-    high = (x > highest) & (x - m > tolerance)
-    return np.where(low, -1, np.where(high, 1, 0))
-
-
-Rejected = tuple[np.ndarray, np.ndarray | None]
-
-
-def reject_winsorized_legacy(x: np.ndarray, apply_rewinsor: bool = True, **limits: object) -> Rejected:
-    """See :func:`side_winsorized_legacy`; with ``apply_rewinsor`` a rejected sample becomes its clipped value."""
-    keep = sides("winsorized_legacy", x, **limits) == 0
-    if not apply_rewinsor:
-        return keep, None
-    return keep, np.where(keep, x, quantile_clipped(x, limits.get("limits", (0.05, 0.05))))
-
-
-def reject(method: str, x: np.ndarray, **limits: object) -> Rejected:
-    """Which samples a method keeps, and what it replaces the others by, if it does."""
-    if method == "winsorized_legacy":
-        return reject_winsorized_legacy(x, **limits)
-    return sides(method, x, **limits) == 0, None
-
-
-# ------------------------------------------------------------------ combination
-
-
-class Pixel(NamedTuple):
-    """Result at one pixel and channel."""
-
-    value: float
-    coverage: int  # valid samples
-    weight_sum: float  # of the samples that make the value
-    n_low: int
-    n_high: int
-
-
-def weighted_mean(x: np.ndarray, w: np.ndarray) -> float:
-    """Mean about the first sample, so that equal samples return themselves; plain when all weights are 0."""
-    if not w.any():
-        w = np.ones_like(w)
-    return float(x[0] + np.sum(w * (x - x[0])) / np.sum(w))
-
-
-def combine_pixel(
-    x_all: np.ndarray,
-    weights: np.ndarray | None = None,
-    method: str = "none",
-    combine: str = "mean",
-    tolerance: float = 0.0,
-    **limits: object,
-) -> Pixel:
-    """Reject and combine the samples of one pixel.
-
-    Parameters
-    ----------
-    x_all : ndarray (n,)
-        Samples, ADU; NaN and infinities are invalid and leave every sum and count.
-    weights : ndarray (n,) or None
-        One weight per sample, None = all 1. They enter the mean alone.
-    method, combine : str
-        A key of ``SIDES``; "mean", "median", "min" or "max".
-    tolerance : float
-        Samples no farther from the median, ADU, are kept, unless rejected ones are replaced.
-    **limits
-        Passed to the rejection.
-    """
-    x_all = np.asarray(x_all, float)
-    valid = np.isfinite(x_all)
-    x = x_all[valid]
-    w = np.ones(x.size) if weights is None else np.asarray(weights, float)[valid]
-    if x.size == 0:
-        return Pixel(np.nan, 0, 0.0, 0, 0)
-    keep, substituted = reject(method, x, **limits)
-    side = sides(method, x, **{k: v for k, v in limits.items() if k != "apply_rewinsor"})
-    if substituted is None:
-        side = spared(x, side, tolerance)
-        keep = side == 0
-    n_low, n_high = int((side < 0).sum()), int((side > 0).sum())
-    if substituted is None and not keep.any():
-        return Pixel(float(np.median(x)), x.size, float(w.sum()), n_low, n_high)
-    values, w = (x[keep], w[keep]) if substituted is None else (substituted, w)
-    if combine == "mean":
-        value = weighted_mean(values, w)
-    else:
-        value = float({"median": np.median, "min": np.min, "max": np.max}[combine](values))
-    return Pixel(value, x.size, float(w.sum()), n_low, n_high)
 
 
 class Stacked(NamedTuple):

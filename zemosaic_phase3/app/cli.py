@@ -23,7 +23,7 @@ from zemosaic_phase3.app.commands import (
     run_stack,
 )
 from zemosaic_phase3.app.options import add_bench, add_checkout, add_demo, add_doctor, add_simulate, add_stack
-from zemosaic_phase3.app.printable import printable
+from zemosaic_phase3.app.printable import broken_lines, printable
 from zemosaic_phase3.app.signals import PROGRAM, stopped_status
 from zemosaic_phase3.errors import SpecError, ZeMosaicError
 
@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Turns a folder of astronomical sub-frames into one master image.",
         epilog=f"'{PROGRAM} COMMAND --help' lists the options of a command. Exit status: 0 done, 1 nothing stacked or "
-        "failed, 2 wrong usage, 130 interrupted (143 by SIGTERM, 129 by SIGHUP).",
+        "failed, 2 wrong usage, 3 done with too few of the frames, 130 interrupted (143 by SIGTERM, 129 by SIGHUP).",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -110,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0 done, 1 failed, 130 interrupted (143 by SIGTERM, 129 by SIGHUP).
+        The exit status: 0 done, 1 failed, 3 done with fewer frames than wanted, 130 interrupted (143 by SIGTERM, 129 by
+        SIGHUP).
 
     Raises
     ------
@@ -118,11 +119,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         With 2 after a wrong usage, with 0 after ``--help`` and ``--version``.
     """
     args = build_parser().parse_args(argv)
+    args.command_line = [PROGRAM, *map(str, sys.argv[1:] if argv is None else argv)]
     with _printable_streams(), _rare_collections():
         console = console_module.make_console(sys.stderr)
         try:
             with console_module.shown_log(console, quiet=args.quiet, verbose=args.verbose):
-                args.run(args, console)
+                status: int | None = args.run(args, console)
         except SpecError as exc:
             args.parser.error(str(exc))
         except KeyboardInterrupt as exc:
@@ -132,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.verbose:
                 console.print(printable(traceback.format_exc(), lines=True), soft_wrap=True)
             text = f"out of memory ({exc}); use a smaller --memory" if isinstance(exc, MemoryError) else str(exc)
-            console.print(f"{PROGRAM}: error: {printable(text)}", style="red", soft_wrap=True)
+            shown = broken_lines(f"{PROGRAM}: error: {printable(text)}", console)
+            console.print("\n".join(shown), style="red", soft_wrap=True)
             return FAILED
-    return 0
+    return status or 0

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from zemosaic_phase3.errors import SpecError
+from zemosaic_phase3.io.atomic_write import TILE_SUFFIXES
 from zemosaic_phase3.io.fits_header import BAYER_PATTERNS
 from zemosaic_phase3.methods import (
     DEFAULT_KAPPA,
@@ -24,11 +25,12 @@ from zemosaic_phase3.methods import (
     WscImpl,
     canonical,
 )
+from zemosaic_phase3.pipeline.frame_count import LeastFrames
+from zemosaic_phase3.pipeline.frame_groups import GROUP_KEYS, group_keys
 from zemosaic_phase3.runtime import limits as limits_module
 from zemosaic_phase3.simulate.session import SimulationSpec
-from zemosaic_phase3.spec import RegisterSpec, StackSpec
+from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, StackSpec
 
-OUTPUT_SUFFIXES: Final = (".fits", ".fit", ".fts")
 NO_PREVIEW: Final = Path("none")
 
 
@@ -102,10 +104,12 @@ def add_stack(parser: argparse.ArgumentParser) -> None:
         "inputs", nargs="+", metavar="INPUT", help="files, folders (their FITS and .npy files) or quoted patterns"
     )
     parser.add_argument(
-        "-o", "--output", required=True, metavar="OUT", type=_path_ending(*OUTPUT_SUFFIXES),
+        "-o", "--output", required=True, metavar="OUT", type=_path_ending(*TILE_SUFFIXES),
         help="FITS file to write, ending in .fits, .fit or .fts",
     )  # fmt: skip
+    add_choice_of_frames(parser.add_argument_group("which frames"))
     _add_registration(parser.add_argument_group("frames and registration"))
+    _add_calibration(parser.add_argument_group("calibration"))
     _add_stacking(parser.add_argument_group("rejection and combination"))
     _add_resources(parser.add_argument_group("device and resources"))
     _add_results(parser.add_argument_group("results"))
@@ -113,6 +117,36 @@ def add_stack(parser: argparse.ArgumentParser) -> None:
 
 
 Group = argparse._ArgumentGroup  # noqa: SLF001 - argparse gives its groups no public name
+
+
+def add_choice_of_frames(group: Group) -> None:
+    """Add the options that say which frames belong to the stack."""
+    group.add_argument(
+        "--recursive", action="store_true", help="take the frames in the folders below a folder too (default: no)"
+    )
+    group.add_argument(
+        "--filter", metavar="NAME", help="stack only frames of this filter (default: the filter of most frames)"
+    )
+    group.add_argument(
+        "--group-by", type=_group_keys, metavar="LIST",
+        help=f"one stack for each group of frames that agree in these, of: {', '.join(GROUP_KEYS)}; the group is added "
+        "to the name of OUT, e.g. filter,exposure (default: one stack)",
+    )  # fmt: skip
+    group.add_argument(
+        "--min-frames", type=_least_frames, metavar="N|P%", default=None,
+        help="with fewer frames used, or a smaller share of them, the exit status is 3; one frame of several is "
+        "written only with --min-frames 1 (default: 50%%)",
+    )  # fmt: skip
+
+
+def _least_frames(text: str) -> LeastFrames:
+    found: LeastFrames = _as_argument(lambda: LeastFrames.of(text, fails="one"))
+    return found
+
+
+def _group_keys(text: str) -> tuple[str, ...]:
+    keys: tuple[str, ...] = _as_argument(lambda: group_keys(text))
+    return keys
 
 
 def _add_choice(group: Group, option: str, kind: str, allowed: object, default: str, meaning: str) -> None:
@@ -156,6 +190,52 @@ def _add_registration(group: Group) -> None:
         help=f"colour mosaic of the frames: auto (as their headers say), none, {', '.join(BAYER_PATTERNS)} "
         "(default: auto)",
     )  # fmt: skip
+
+
+def _add_calibration(group: Group) -> None:
+    for option, what in (
+        ("--dark", "darks"), ("--flat", "flats"), ("--bias", "bias frames"), ("--dark-flat", "darks of the flats"),
+    ):  # fmt: skip
+        group.add_argument(
+            option, action="append", default=[], metavar="PATH",
+            help=f"{what}: a master, a file, a folder or a quoted pattern; may be repeated (default: none)",
+        )  # fmt: skip
+    group.add_argument(
+        "--calibration", metavar="DIR",
+        help="folder with any of these, told apart by IMAGETYP or their names; what fits is used (default: none)",
+    )  # fmt: skip
+    group.add_argument(
+        "--scale-dark",
+        action="store_true",
+        help="scale darks to other exposures where none has that of a frame; needs bias frames (default: no)",
+    )
+    group.add_argument(
+        "--temperature-tolerance", type=float, default=CalibrationSpec.temperature_tolerance, metavar="DEG",
+        help="between a frame and its dark, degrees (default: %(default)g)",
+    )  # fmt: skip
+    group.add_argument(
+        "--calibration-cache", metavar="DIR", help="folder that keeps masters (default: the user's cache folder)"
+    )
+    group.add_argument(
+        "--cosmetic", default=CalibrationSpec.cosmetic, metavar="auto|off|FILE",
+        help="replace defective photosites: auto learns them from the frames; or a map of them, a FITS mask or a list "
+        "(default: auto)",
+    )  # fmt: skip
+
+
+def calibration_of(args: argparse.Namespace) -> CalibrationSpec:
+    """Return what the options of calibration ask for; raises SpecError for what contradicts itself."""
+    return CalibrationSpec(
+        dark=tuple(args.dark),
+        flat=tuple(args.flat),
+        bias=tuple(args.bias),
+        dark_flat=tuple(args.dark_flat),
+        library=args.calibration,
+        scale_dark=args.scale_dark,
+        temperature_tolerance=args.temperature_tolerance,
+        cache=args.calibration_cache,
+        cosmetic=args.cosmetic,
+    )
 
 
 def _users(option: str) -> str:
@@ -216,6 +296,10 @@ def _add_resources(group: Group) -> None:
         "--workers", type=_positive, metavar="N", help="threads (default: the cores this process may use)"
     )
     group.add_argument(
+        "--self-check", action=argparse.BooleanOptionalAction, default=True,
+        help="make some pixels of the result again by plain definitions, and compare (default: yes)",
+    )  # fmt: skip
+    group.add_argument(
         "--cache", type=Path, metavar="DIR",
         help="folder of the journal, in which a run keeps what it measured, for the next one (default: beside OUT)",
     )  # fmt: skip
@@ -224,7 +308,7 @@ def _add_resources(group: Group) -> None:
         action="store_true",
         help="neither go on where an earlier run was nor keep a journal (default: do)",
     )
-    group.add_argument("--fresh", action="store_true", help="forget what the journal holds, and begin a new one")
+    group.add_argument("--fresh", action="store_true", help="forget what the journal holds (default: no)")
 
 
 def _add_results(group: Group) -> None:

@@ -23,7 +23,7 @@ from types import ModuleType
 from typing import Any, Final
 
 from zemosaic_phase3.compat.forwarding import forwarding, incompatibility
-from zemosaic_phase3.errors import ZeMosaicError
+from zemosaic_phase3.errors import SelfCheckError, ZeMosaicError
 
 logger = logging.getLogger("ZeMosaicWorker")
 
@@ -199,10 +199,13 @@ def _served(module: ModuleType, ours: ModuleType, name: str) -> Callable[..., An
 
 
 def _costs_no_tile(worker: ModuleType, exc: Exception) -> bool:
-    """Tell an error after which the checkout makes a tile itself: any but a wrong option and a request to stop."""
+    """Tell an error after which the checkout makes a tile itself: any but a wrong option and a request to stop.
+
+    A tile that failed its self-check is one of those: whatever made it wrong, the checkout's code may be spared.
+    """
     stopped = getattr(worker, "Phase3TileAbortRequested", None)
     asked = (ZeMosaicError, stopped) if isinstance(stopped, type) else (ZeMosaicError,)
-    return not isinstance(exc, asked)
+    return isinstance(exc, SelfCheckError) or not isinstance(exc, asked)
 
 
 def _share(module: ModuleType, ours: ModuleType, served: Iterable[str]) -> None:

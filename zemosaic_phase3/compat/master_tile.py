@@ -21,7 +21,7 @@ import numpy as np
 from zemosaic_phase3.compat.center_out import Correction, match_tile, matching
 from zemosaic_phase3.compat.tile_cards import center_out_cards, complete_header
 from zemosaic_phase3.compat.tile_request import Entry, TileRequest
-from zemosaic_phase3.errors import FrameError, NoFramesError, StackCancelled, ZeMosaicError
+from zemosaic_phase3.errors import FrameError, NoFramesError, SelfCheckError, StackCancelled, ZeMosaicError
 from zemosaic_phase3.finish.alpha import alpha_from_coverage
 from zemosaic_phase3.finish.crop import apply_crop_pipeline, shift_wcs
 from zemosaic_phase3.finish.quality_gate import evaluate_quality_gate_metrics
@@ -94,7 +94,13 @@ announced: Final = _Once()
 
 
 def make_master_tile(request: TileRequest, stacker: Stacker) -> TileResult:
-    """Make one tile; every failure of the tile becomes a progress key and ``((None, None), retry_groups)``."""
+    """Make one tile; every failure of the tile becomes a progress key and ``((None, None), retry_groups)``.
+
+    Raises
+    ------
+    SelfCheckError
+        The tile was made and is wrong: a failure of this machine.
+    """
     result: TileResult = (None, None), []
     context = None if request.center_out is None else request.context
     with matching(context, request.tile_id):
@@ -150,6 +156,9 @@ def _make(request: TileRequest, stacker: Stacker) -> TileResult:
         request.fail("error_memory_loading_cache" if key == "error_loading_cache" else key, exc)
     except NoFramesError as exc:
         request.fail("error_no_valid_images_from_cache" if key == "error_loading_cache" else key, exc)
+    except SelfCheckError as exc:  # of the computation, not of the tile: whoever else can make it is to try
+        request.fail(key, exc)
+        raise
     except _FAILURES as exc:
         request.fail(key, exc)
     return lost

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -22,6 +23,7 @@ from zemosaic_phase3.engine.job import Job, StackResult, make_job, result_shape
 from zemosaic_phase3.engine.result_check import result_fault
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.pipeline.device_policy import DevicePolicy, DeviceRequest
+from zemosaic_phase3.pipeline.self_check import checked_stack
 from zemosaic_phase3.pipeline.tile import Stacker
 from zemosaic_phase3.progress import Callback, notify
 from zemosaic_phase3.records import DeviceUse
@@ -131,7 +133,9 @@ def _device_keys(used: DeviceUse) -> dict[str, Any]:
 
 
 def stacker_through(names: Mapping[str, Any], memory: Callable[[], int], **keywords: Any) -> Stacker:
-    """Return what stacks registered frames through the door's own ``_stack_master_tile_auto``.
+    """Return what stacks registered frames through the door's own ``_stack_master_tile_auto``, and checks the result.
+
+    A result of somebody else's function is theirs: it is not checked.
 
     Parameters
     ----------
@@ -145,7 +149,18 @@ def stacker_through(names: Mapping[str, Any], memory: Callable[[], int], **keywo
 
     def stack(frames: list[Frame], spec: StackSpec, reference: int) -> StackResult:
         params = {**params_from_stack_spec(spec), "reference_index": reference, "memory_bytes": memory()}
-        image, metadata, _ = names["_stack_master_tile_auto"](frames, params, **keywords)
-        return result_of(image, metadata, frames, spec)
+        began = time.perf_counter()
+
+        def once(**more: Any) -> tuple[StackResult, bool]:
+            image, metadata, _ = names["_stack_master_tile_auto"](frames, {**params, **more}, **keywords)
+            return result_of(image, metadata, frames, spec), isinstance(metadata, Metadata)
+
+        result, is_ours = once()
+        if not is_ours:
+            return result
+        return checked_stack(
+            result, lambda: once(device="cpu")[0], distrust=DevicePolicy(names).distrust,
+            run_seconds=time.perf_counter() - began,
+        )  # fmt: skip
 
     return stack

@@ -15,11 +15,11 @@ import numpy as np
 from zemosaic_phase3.combine.kernel_arguments import KernelArguments, kernel_arguments
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.io.frame import Frame, FrameSource
-from zemosaic_phase3.photometry.flatten import flattened_sources
+from zemosaic_phase3.photometry.flatten import flatten_note, flattened_sources
 from zemosaic_phase3.photometry.frame_table import build_frame_table
 from zemosaic_phase3.photometry.levels import measure_levels
 from zemosaic_phase3.photometry.measure import measure_frame
-from zemosaic_phase3.records import DeviceUse, Equalization, FrameTable
+from zemosaic_phase3.records import DeviceUse, Equalization, FrameTable, SelfCheck
 from zemosaic_phase3.registration.distortion import checked_fields
 from zemosaic_phase3.spec import StackSpec
 
@@ -90,6 +90,7 @@ class StackResult:
     equalization: Equalization = Equalization()
     device: DeviceUse = DeviceUse()
     gpu: GpuFigures | None = None
+    self_check: SelfCheck | None = None
 
     @property
     def maps(self) -> dict[str, np.ndarray]:
@@ -141,6 +142,7 @@ def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) ->
     table = replace(table, distortion=fields, own_grid=shape != frames[0].source.shape)
     if spec.flatten:
         sources = flattened_sources(sources, [stats[i] for i in used], table, used.index(reference))
+        table.notes.extend(flatten_note(sources))
     return Job(sources, table, spec, shape, dropped)
 
 

@@ -96,6 +96,10 @@ class DevicePolicy:
         if self._is_first("hard_disabled"):
             logger.warning("[P3][GPU] GPU disabled for remaining Phase 3 tiles after repeated failures.")
 
+    def distrust(self, logger: logging.Logger) -> None:
+        """Turn the GPU off for the rest of the run, because a tile of its was found wrong."""
+        self._names["_hard_disable"](logger)
+
     def _is_first(self, key: str) -> bool:
         """Return True for the first caller of the run only."""
         with LOCK:

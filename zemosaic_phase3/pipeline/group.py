@@ -12,7 +12,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -22,7 +21,9 @@ from zemosaic_phase3.detection.star_finder import StarList, choose_reference
 from zemosaic_phase3.detection.star_finder import find_stars as stars_of
 from zemosaic_phase3.errors import FrameError, NoFramesError, SpecError, StackCancelled
 from zemosaic_phase3.io.frame import FrameSource
+from zemosaic_phase3.io.frame_kind import FrameKind
 from zemosaic_phase3.io.inputs import real_path
+from zemosaic_phase3.io.moments import MOMENT_KEYS, Exposure, exposure_of
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.photometry.levels import measure_levels
 from zemosaic_phase3.photometry.measure import cell_view, quanta, read_frame, with_stars
@@ -54,8 +55,7 @@ class Scan:
 
     stats: FrameStats | None  # None: not measured, because nothing needs the levels
     stars: StarList | None  # None: not for registration, or they have served; 10,000 lists are 200 MB
-    start: datetime | None = None  # of the exposure, UTC
-    exposure: float = math.nan  # seconds
+    exposure: Exposure = Exposure()
     wcs: WCS | None = None  # celestial; None: it has none, or not for registration, or it has served
     has_wcs: bool = False  # for registration; where ``wcs`` is None all the same, the file tells it again
 
@@ -106,6 +106,8 @@ class FrameRow:
     weight: list[float] = field(default_factory=list)
     rejected_percent: float = float("nan")
     transparency: float = float("nan")  # of the air, the reference's being 1
+    facts: FrameKind | None = None  # what its header says it is; None: not asked
+    meant: bool = True  # False: left out because it is no frame of this stack, not because it failed
 
     def drop(self, reason: str) -> None:
         """Leave the frame out, and keep why."""
@@ -135,16 +137,9 @@ def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool, mea
             stats = with_stars(stats, stars, view, source.cfa)
     elif not _shows_something(_middle_rows(source)):
         _refuse_blank(source, read_frame(source)[1])
-    start, *exposures = source.card_values("DATE-OBS", "EXPTIME", "EXPOSURE")
+    exposure = exposure_of(dict(zip(MOMENT_KEYS, source.card_values(*MOMENT_KEYS), strict=True)))
     wcs = source.wcs() if spec.mode in ("auto", "wcs") else None
-    return Scan(
-        stats,
-        stars if spec.mode in ("auto", "stars") else None,
-        _moment(start),
-        _seconds(*exposures),
-        wcs,
-        wcs is not None,
-    )
+    return Scan(stats, stars if spec.mode in ("auto", "stars") else None, exposure, wcs, wcs is not None)
 
 
 def _middle_rows(source: FrameSource) -> np.ndarray:
@@ -178,27 +173,6 @@ def scan_bytes(source: FrameSource) -> int:
     return cells * (4 * pixel + (50 if source.cfa is None else 36))
 
 
-def _moment(text: object) -> datetime | None:
-    """Time of an ISO 8601 text, UTC; None where it is none."""
-    try:
-        moment = datetime.fromisoformat(str(text).strip())
-        return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
-    except (ValueError, OverflowError):
-        return None
-
-
-def _seconds(*values: object) -> float:
-    """First of the values that is a length of time, seconds; nan where none is."""
-    for value in values:
-        try:
-            number = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            continue
-        if math.isfinite(number) and number >= 0:
-            return number
-    return math.nan
-
-
 @dataclass
 class Group:
     """The frames of one tile. ``rows`` has one entry per input, ``sources[i]`` is None where it could not be opened."""
@@ -206,6 +180,7 @@ class Group:
     rows: list[FrameRow]
     sources: list[FrameSource | None]
     reference: int = -1
+    notes: list[str] = field(default_factory=list)
 
     @property
     def usable(self) -> list[int]:
@@ -252,11 +227,19 @@ class Group:
 
 
 def open_group(
-    descriptors: Iterable[Any], opener: Opener = open_source, *, reference: str | Path | None = None
+    descriptors: Iterable[Any],
+    opener: Opener = open_source,
+    *,
+    reference: str | Path | None = None,
+    further: Callable[[Any, FrameSource], tuple[list[FrameSource], list[str]]] | None = None,
+    choose: Callable[[Group], None] | None = None,
+    any_shape: bool = False,
 ) -> Group:
     """Open every descriptor; those that are not images, or of another size than the rest, are left out with the reason.
 
     The size is that of ``reference`` where one is named, else the commonest. Every frame gets a name of its own.
+    ``further`` returns all frames of the file that a frame is the first of, and notes; ``choose`` leaves out frames
+    that do not belong to the stack, before their sizes are compared; with ``any_shape`` they are not.
 
     Raises
     ------
@@ -267,9 +250,12 @@ def open_group(
     names: Counter[str] = Counter()
     for descriptor in descriptors:
         try:
-            source = _distinct(opener(descriptor), names)
-            group.rows.append(FrameRow(source.name, used=True))
-            group.sources.append(source)
+            opened = opener(descriptor)
+            sources, notes = ([opened], []) if further is None else further(descriptor, opened)
+            for source in (_distinct(source, names) for source in sources):
+                group.rows.append(FrameRow(source.name, used=True))
+                group.sources.append(source)
+            group.notes += notes
         except Exception as exc:  # noqa: BLE001 - a wall: what goes wrong in one frame is that frame's reason
             fault = frame_fault(exc, str(descriptor) if isinstance(descriptor, str | Path) else "<frame>")
             group.rows.append(FrameRow(fault.name))
@@ -277,8 +263,10 @@ def open_group(
             group.sources.append(None)
     if reference is not None:
         group.reference = _named(group, Path(reference))
+    if choose is not None:
+        choose(group)
     shapes = Counter(group.source(i).shape for i in group.usable)
-    if len(shapes) > 1:
+    if len(shapes) > 1 and not any_shape:
         wanted = shapes.most_common(1)[0][0] if group.reference < 0 else group.source(group.reference).shape
         for i in group.usable:
             shape = group.source(i).shape

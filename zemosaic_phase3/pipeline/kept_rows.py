@@ -33,12 +33,17 @@ class KeptRows:
     Parameters
     ----------
     journal : Journal
+
+    Attributes
+    ----------
     room : int
         Bytes on the disk that the journal leaves to the files of the run.
+    n_restored : int
+        Rows that were found.
     """
 
-    def __init__(self, journal: Journal, room: int = 0) -> None:
-        self._journal, self._room = journal, room
+    def __init__(self, journal: Journal) -> None:
+        self._journal, self.room = journal, 0
         self._job = ""  # what stands for it; "": it cannot be known again
         self._jobs: set[str] = set()  # of this run: a frame that can no longer be read makes a new one
         self._next = 0.0  # when rows are due
@@ -103,6 +108,10 @@ class KeptRows:
         if self._writing is not None:
             self._writing.result()
 
+    def close(self) -> None:
+        """Wait, and end the thread that writes."""
+        self._beside.shutdown()
+
     def _hand_over(self, result: StackResult) -> None:
         """Have the waiting rows written."""
         first, last = self._waiting.start, self._waiting.stop
@@ -124,7 +133,7 @@ class KeptRows:
         except OSError as exc:
             logger.debug("rows are not kept: %s", exc)
             return
-        if free < self._room + COPIES * n_bytes:
+        if free < self.room + COPIES * n_bytes:
             logger.debug("no room to keep rows %d to %d", first, last)
             return
         self._journal.keep_band(job, first, last, to_bytes(content))

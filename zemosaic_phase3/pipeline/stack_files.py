@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from zemosaic_phase3.calibrate.wrapped_source import held_bytes
 from zemosaic_phase3.engine import cpu
 from zemosaic_phase3.engine.job import Job, StackResult, make_job
 from zemosaic_phase3.engine.resources import Resources
@@ -20,24 +23,29 @@ from zemosaic_phase3.io.atomic_write import remove_strays
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.methods import DeviceName, canonical
 from zemosaic_phase3.pipeline.device_policy import POLICY, DevicePolicy, DeviceRequest
-from zemosaic_phase3.pipeline.input_list import list_inputs
-from zemosaic_phase3.pipeline.kept import kept_for
+from zemosaic_phase3.pipeline.frame_choice import Choice
+from zemosaic_phase3.pipeline.frame_count import LeastFrames
+from zemosaic_phase3.pipeline.input_list import Inputs, list_inputs
+from zemosaic_phase3.pipeline.kept import Kept, kept_for
 from zemosaic_phase3.pipeline.kept_rows import KeptRows
-from zemosaic_phase3.pipeline.outputs import Wanted, check_output, check_room, write_tile
+from zemosaic_phase3.pipeline.outputs import Wanted, check_output, check_room, check_tile_name, write_tile
+from zemosaic_phase3.pipeline.self_check import checked_stack
 from zemosaic_phase3.pipeline.tile import Stacker, Tile, build_tile
+from zemosaic_phase3.pipeline.tile_facts import star_width
 from zemosaic_phase3.progress import Callback, timed
 from zemosaic_phase3.runtime import limits
-from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
+from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
 
 
 def stack_files(
-    inputs: Sequence[Any],
+    inputs: Sequence[Any] | Inputs,
     output: str | os.PathLike[str] | None = None,
     *,
     stack: StackSpec | None = None,
     register: RegisterSpec | None = None,
     select: SelectSpec | None = None,
     bayer: str = "auto",
+    calibration: CalibrationSpec | None = None,
     reference: str | None = None,
     device: str = "auto",
     require_gpu: bool = False,
@@ -47,6 +55,10 @@ def stack_files(
     overwrite: bool = False,
     preview: Path | None = None,
     report: Path | None = None,
+    self_check: bool = True,
+    filter: str | None = None,  # noqa: A002 - as the option and the header card are called
+    recursive: bool = False,
+    min_frames: LeastFrames | int | str | None = None,
     resume: bool = True,
     fresh: bool = False,
     cache: str | os.PathLike[str] | None = None,
@@ -58,13 +70,16 @@ def stack_files(
     Parameters
     ----------
     inputs : sequence
-        Files, folders, globs, each file once; or arrays and other descriptors (:func:`io.open_frame.open_source`).
+        Files, folders, globs, each file once; or arrays and other descriptors (:func:`io.open_frame.open_source`); or
+        what :func:`pipeline.input_list.list_inputs` made of them.
     output : path, optional
         FITS file to write; None only returns the tile. An earlier one in a folder of inputs is not stacked.
     stack, register, select : StackSpec, RegisterSpec, SelectSpec, optional
         Methods; the defaults of the command line.
     bayer : str
         "auto" (header), "none", or a pattern such as "GRBG".
+    calibration : CalibrationSpec, optional
+        Calibration frames and cosmetic correction; the default learns defective photosites from the frames.
     reference : str, optional
         File the others are registered on; None chooses the best.
     device : {"auto", "cpu", "gpu"}
@@ -81,6 +96,14 @@ def stack_files(
         Replace an existing output; a symbolic link is replaced, not followed.
     preview, report : path, optional
         Files that the caller will write beside; they count where room on the disk is looked for before the work.
+    self_check : bool
+        Make some pixels of the result again from the files, by plain definitions, and compare them.
+    filter : str, optional
+        Stack only frames of this filter; None: of that of most frames.
+    recursive : bool
+        A folder stands for the folders below it too.
+    min_frames : LeastFrames, int or str, optional
+        Number or share ("80%") of frames below which nothing is stacked; None: fewer than half are a warning.
     resume : bool
         Go on where an earlier run was, and let a later one: keep a journal, see :mod:`pipeline.journal`.
     fresh : bool
@@ -100,19 +123,28 @@ def stack_files(
     Raises
     ------
     NoFramesError
-        Nothing could be stacked.
+        Nothing could be stacked, or fewer frames than ``min_frames``.
     OutputError
-        The output exists, is itself an input, or cannot be written; the disk has no room for it.
+        The output exists, is itself an input, or cannot be written; its name does not end in .fits, .fit or .fts; the
+        disk has no room for it.
     PlanError
         The memory is less than this process uses already, or too small for one row.
+    SelfCheckError
+        A pixel of the result is not what its frames make; nothing is written.
     SpecError
         An option is not allowed.
     """
     choice = canonical("device", device, DeviceName)
     if output is not None:
         check_output(output, overwrite=overwrite)
+        check_tile_name(output)
         remove_strays(Path(output).parent)
-    listed = list_inputs([inputs] if isinstance(inputs, str | os.PathLike) else list(inputs), output)
+    least = min_frames if isinstance(min_frames, LeastFrames) else LeastFrames.of(min_frames)
+    if isinstance(inputs, Inputs):
+        listed = inputs
+    else:
+        given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
+        listed = list_inputs(given, output, recursive=recursive)
     allowed = _allowed_bytes(limits.default_limit() if memory is None else memory)
     copied = OUTPUT_MAPS if maps and output is not None else 1
     resources = Resources(workers=workers or limits.usable_cpus(), memory=allowed, copied_maps=copied)
@@ -121,17 +153,30 @@ def stack_files(
     has_files = any(isinstance(frame, str | os.PathLike) for frame in listed.frames)
     with kept_for(output, cache, resume=resume and has_files, fresh=fresh and has_files) as kept:
         tile = build_tile(
-            listed.frames, stacker_of(policy, request, resources, progress, kept.rows), stack=stack, register=register,
-            select=select, bayer=bayer, reference=reference, workers=resources.workers, allowed_bytes=allowed,
-            copied_maps=copied, progress=progress, kept=kept.frames,
-            opened=None if wanted is None else lambda shape, n_frames: check_room(wanted.sizes(shape, n_frames)),
+            listed.frames, stacker_of(policy, request, resources, progress, kept.rows, self_check=self_check),
+            stack=stack, register=register, select=select, bayer=bayer, calibration=calibration or CalibrationSpec(),
+            reference=reference, workers=resources.workers, allowed_bytes=allowed, copied_maps=copied,
+            progress=progress, kept=kept.frames,
+            opened=None if wanted is None else partial(_look_for_room, wanted, kept),
+            choice=Choice(listed.named, filter), least=least,
         )  # fmt: skip
         tile.report.warnings[:0] = listed.notes
+        if any(row.scan is not None and row.scan.n_stars for row in tile.rows):
+            with timed(tile.report, "finish"):
+                tile.report.fwhm_px = star_width(tile.image)
         if output is not None:
             with timed(tile.report, "write"):
                 write_tile(tile, output, maps=maps, overwrite=overwrite)
         kept.tell(tile.report)
     return tile
+
+
+def _look_for_room(wanted: Wanted, kept: Kept, shape: tuple[int, ...], n_frames: int) -> None:
+    """Refuse what the disks have no room for, and have the journal leave that room alone."""
+    sizes = wanted.sizes(shape, n_frames)
+    check_room(sizes)
+    if kept.rows is not None:
+        kept.rows.room = sum(sizes.values())
 
 
 def stacker_of(
@@ -140,20 +185,29 @@ def stacker_of(
     resources: Resources,
     progress: Callback | None,
     finished: KeptRows | None = None,
+    *,
+    self_check: bool = True,
 ) -> Stacker:
-    """Return what stacks registered frames on the device that a policy chooses."""
+    """Return what stacks registered frames on the device that a policy chooses, and checks a few of its pixels."""
+    began = time.perf_counter()
 
     def stack(frames: list[Frame], spec: StackSpec, reference: int) -> StackResult:
+        job = make_job(frames, spec, reference=reference)
+        held = held_bytes([frame.source for frame in frames])
+        left = replace(resources, memory=max(1, resources.memory - held)) if held and resources.memory else resources
         fwhm = {frame.source.name: frame.stats.fwhm for frame in frames if frame.stats is not None}
-        job = with_star_tolerance(make_job(frames, spec, reference=reference), fwhm, resources)
+        job = with_star_tolerance(job, fwhm, left)
         result, used = policy.stack(
-            lambda less_memory: stack_on_gpu(
-                job, resources.tighter() if less_memory else resources, progress, finished
-            ),
-            lambda: cpu.stack(job, resources, progress, finished),
+            lambda less_memory: stack_on_gpu(job, left.tighter() if less_memory else left, progress, finished),
+            lambda: cpu.stack(job, left, progress, finished),
             request,
         )
         result.device = used
+        if self_check:
+            result = checked_stack(
+                result, lambda: cpu.stack(job, left, progress), distrust=policy.distrust, finished=finished,
+                require_gpu=request.require_gpu, run_seconds=time.perf_counter() - began, workers=resources.workers,
+            )  # fmt: skip
         result.equalization = equalize_if(spec.equalize_rgb, result.image)
         return result
 

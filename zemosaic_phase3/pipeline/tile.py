@@ -6,7 +6,6 @@ Every frame is read twice: once whole, to find its stars and measure its levels,
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -16,22 +15,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zemosaic_phase3.engine.job import StackResult
-from zemosaic_phase3.engine.slab import frame_block, source_pixel_bytes
+from zemosaic_phase3.engine.slab import source_pixel_bytes
 from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS, plan_slabs
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.finish.alpha import alpha_from_coverage
 from zemosaic_phase3.finish.crop import shift_wcs
-from zemosaic_phase3.finish.noise import measure_noise, noise_rows, typical_noise
+from zemosaic_phase3.finish.noise import measure_noise, typical_noise
 from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.pipeline.calibration import calibrate_group
 from zemosaic_phase3.pipeline.canvas import Canvas, canvas_around
+from zemosaic_phase3.pipeline.frame_choice import Choice, all_images, choose_frames, remarks_on_result
+from zemosaic_phase3.pipeline.frame_count import LeastFrames, meant_frames
 from zemosaic_phase3.pipeline.group import FrameRow, Group, Kept, open_group, register_group, scan_group
+from zemosaic_phase3.pipeline.observation_cards import complete_exposures
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
+from zemosaic_phase3.pipeline.stack_noise import measure_noise_of_stacks, noise_bands, typical_noise_of_frame
 from zemosaic_phase3.pipeline.tile_header import cards_of_reference, tile_header, wcs_cards
 from zemosaic_phase3.progress import Callback, timed
 from zemosaic_phase3.records import Equalization, Registration, TileReport
 from zemosaic_phase3.runtime.limits import give_back_freed_memory, peak_rss_bytes
-from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
+from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -72,12 +76,15 @@ def build_tile(
     register: RegisterSpec | None = None,
     select: SelectSpec | None = None,
     bayer: str = "auto",
+    calibration: CalibrationSpec | None = None,
     reference: str | None = None,
     workers: int = 1,
     allowed_bytes: int | None = None,
     copied_maps: int = OUTPUT_MAPS,
     progress: Callback | None = None,
     opened: Callable[[tuple[int, ...], int], None] | None = None,
+    choice: Choice | None = None,
+    least: LeastFrames | None = None,
     kept: Kept | None = None,
 ) -> Tile:
     """Open, scan, register, stack and finish: the whole way from descriptors to a tile in memory.
@@ -91,6 +98,8 @@ def build_tile(
     stack, register, select : StackSpec, RegisterSpec, SelectSpec
     bayer : str
         "auto", "none" or a pattern.
+    calibration : CalibrationSpec or None
+        Calibration frames and cosmetic correction; None: frames are taken as they are.
     reference : str or None
         Path or name of the reference frame; None chooses one.
     workers : int
@@ -104,26 +113,44 @@ def build_tile(
     opened : callable or None
         Called before a frame is read as ``opened(shape, n_frames)``, with the shape of the tile; what it raises ends
         the run.
+    choice : Choice or None
+        What a user said of which frames belong to the stack.
+    least : LeastFrames or None
+        How many of them must be used.
     kept : Kept or None
         What earlier runs measured, and where this one leaves it.
 
     Raises
     ------
     NoFramesError
-        Nothing is left to stack; the message says why.
+        Nothing is left to stack, or too little; the message says why.
     PlanError
         Not one row of the stack fits into the memory; before a frame is read.
     """
     stack, register, select = stack or StackSpec(), register or RegisterSpec(), select or SelectSpec()
+    choice, least = choice or Choice(), least or LeastFrames()
     spec = {**asdict(stack), "register": asdict(register), "select": asdict(select)}
-    report = TileReport(n_input=len(descriptors), spec=spec)
+    if calibration is not None:
+        spec["calibration"] = asdict(calibration)
+    opener = partial(open_source, bayer=bayer)
+    report = TileReport(spec=spec)
     with timed(report, "open"):
-        group = open_group(descriptors, partial(open_source, bayer=bayer), reference=reference)
+        group = open_group(
+            descriptors, opener, reference=reference, further=partial(all_images, opener=opener),
+            choose=partial(choose_frames, choice=choice),
+        )  # fmt: skip
+        report.n_input = len(group.rows)
         group.require_some("opened")
         if allowed_bytes is not None:
             _check_memory(group, stack, register, workers, allowed_bytes, copied_maps)
         if opened is not None:
             opened(group.source(group.usable[0]).shape, len(group.rows))
+    if calibration is not None:
+        with timed(report, "calibrate"):
+            calibrate_group(
+                group, calibration, report, raw=register.mode != "none", workers=workers, allowed_bytes=allowed_bytes,
+                progress=progress,
+            )  # fmt: skip
     with timed(report, "measure"):
         find_stars = stack.needs_stars or select.needs_stars or register.mode in ("auto", "stars")
         scan_group(
@@ -133,11 +160,20 @@ def build_tile(
         group.require_some("read")
         apply_limits(group, select)
         group.require_some("kept")
+        complete_exposures(group)
+        if stack.needs_levels:
+            measure_noise_of_stacks(group, workers)
     with timed(report, "register"):
         register_group(group, register, workers=workers, progress=progress, kept=kept)
         rate_frames(group)
-        drop_worst(group, select)
-    return stack_group(group, stacker, stack, report, workers=workers)
+        least.check(group)
+        for i in drop_worst(group, select):
+            group.rows[i].meant = False  # that was asked for
+    tile = stack_group(group, stacker, stack, report, workers=workers)
+    report.n_meant, report.n_needed = meant_frames(group), least.needed(meant_frames(group))
+    remark = least.remark(report.n_used, report.n_meant)
+    report.warnings[:0] = [*([remark] if remark else []), *group.notes, *remarks_on_result(tile.rows)]
+    return tile
 
 
 def _check_memory(
@@ -195,7 +231,7 @@ def stack_group(
         stack = replace(stack, grid=canvas.shape)
     with ThreadPoolExecutor(1, thread_name_prefix="zemosaic") as beside:
         with timed(report, "finish"):
-            noise_before = beside.submit(typical_noise, _bands(reference))
+            noise_before = beside.submit(typical_noise, noise_bands(reference))
             cards, wcs, notes = _describe_reference(reference, canvas)
             for note in notes:
                 logger.warning("%s: %s", reference.name, note)
@@ -204,13 +240,14 @@ def stack_group(
     with timed(report, "finish"):
         report.noise_before = noise_before.result()
         _note_in_rows(group, result)
+        report.noise_typical = typical_noise_of_frame(report.noise_before, group, result.job.table)
         _fill_report(report, group, result, workers)
         report.warnings[:0] = notes
         tile = Tile(
             image=result.image,
             alpha=alpha_from_coverage(result.coverage),
             maps=result.maps,
-            header=tile_header(cards, group, result.job, report),
+            header=tile_header(cards, group, result.job, report, result.equalization),
             wcs=wcs,
             report=report,
             rows=group.rows,
@@ -226,16 +263,6 @@ def _registration(group: Group, i: int) -> Registration:
     if found is None:
         raise FrameError(group.rows[i].name, "was not registered")
     return found
-
-
-def _bands(reference: FrameSource) -> list[np.ndarray]:
-    """Read the bands of the reference that its noise is measured on, demosaiced."""
-
-    def band(rows: slice) -> np.ndarray:
-        shape = (rows.stop - rows.start, *reference.shape[1:])
-        return frame_block(reference, rows.start, rows.stop)[: math.prod(shape)].reshape(shape)
-
-    return [band(rows) for rows in noise_rows(reference.height, reference.width)]
 
 
 def _describe_reference(reference: FrameSource, canvas: Canvas | None) -> tuple[Header, WCS | None, list[str]]:
@@ -285,4 +312,7 @@ def _fill_report(report: TileReport, group: Group, result: StackResult, workers:
     report.rejected_high_percent = result.rejected_percent("rejected_high")
     report.all_rejected_pixels = int(result.all_rejected)
     report.rows_per_slab = int(result.rows_per_slab)
-    report.warnings = list(result.job.table.notes)
+    report.warnings += result.job.table.notes
+    report.self_check = result.self_check
+    if result.self_check is not None and result.self_check.note:
+        report.warnings.append(f"self-check: {result.self_check.note}")
