@@ -11,6 +11,7 @@ from astropy.io import fits
 
 from zemosaic_phase3.engine import cpu, star_tolerance
 from zemosaic_phase3.engine.job import Job, make_job
+from zemosaic_phase3.engine.median_difference import median_differences
 from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.engine.star_tolerance import choose_groups, with_star_tolerance
 from zemosaic_phase3.io.frame import Frame
@@ -223,3 +224,28 @@ def test_a_frame_that_vanished_is_left_out(tmp_path: Path) -> None:
     assert [name for name, _ in left.dropped] == [str(paths[0])]
     assert len(left.sources) == 11
     assert left.tolerance is not None
+
+
+@pytest.mark.parametrize("sizes", [(3, 3, 5), (6, 4, 6), (3, 3, 4)])
+def test_medians_of_what_is_valid(sizes: tuple[int, int, int]) -> None:
+    rng = np.random.default_rng(6)
+    n = sum(sizes)
+    cube = rng.normal(1000.0, 50.0, (n, 400)).astype(np.float32)
+    cube[:, 200:][rng.random((n, 200)) < 0.2] = np.nan
+    cube[:, 300:][rng.random((n, 100)) < 0.1] = np.inf
+    frames = rng.permutation(n)
+    groups = tuple(np.split(frames, np.cumsum(sizes)[:2]))
+    out = np.full(400, 7.0, np.float32), np.full(400, 7.0, np.float32)
+    median_differences(cube, 10, 390, groups, (3, 3, 5), out)  # type: ignore[arg-type]
+
+    def median(p: int, group: np.ndarray, wanted: int) -> float:
+        x = cube[group, p].astype(float)
+        x = x[np.isfinite(x)][:wanted]
+        return float(np.median(x)) if x.size >= 3 else np.nan
+
+    for p in range(10, 390):
+        sharp, blurred, middle = (median(p, g, k) for g, k in zip(groups, (3, 3, 5), strict=True))
+        np.testing.assert_allclose([out[0][p], out[1][p]], [sharp - middle, blurred - middle], rtol=1e-6, atol=1e-4)
+    for difference in out:
+        assert (difference[:10] == 7.0).all()
+        assert (difference[390:] == 7.0).all()

@@ -23,7 +23,6 @@ import numpy as np
 
 from zemosaic_phase3.engine.cpu import SHARES_PER_WORKER, fill_slab, shares, slab_plan
 from zemosaic_phase3.engine.job import Job, without_unreadable
-from zemosaic_phase3.engine.median_difference import EXTREMES, MIDDLE, median_differences
 from zemosaic_phase3.engine.slab import Slab, slab_for
 from zemosaic_phase3.engine.slab_plan import row_slabs
 from zemosaic_phase3.errors import FrameError
@@ -34,6 +33,8 @@ if TYPE_CHECKING:
 
     from zemosaic_phase3.engine.resources import Resources
 
+EXTREMES: Final = 3  # frames of a median of the sharpest, or of the most blurred: one of them may be wrong at a pixel
+MIDDLE: Final = 5  # of the median between them
 FEWEST: Final = 4  # frames whose stars' widths are known: of three all medians are the same
 MOST: Final = 6  # frames of a median, where the first ones do not cover the whole result
 NODES: Final = 17  # of a grid on which is seen what a frame covers, in each direction
@@ -239,6 +240,7 @@ def _differences(job: Job, groups: Groups, resources: Resources) -> tuple[np.nda
 
 
 def _subtract_medians(slab: Slab, groups: list[np.ndarray], out: list[np.ndarray], workers: int) -> None:
+    from zemosaic_phase3.engine.median_difference import median_differences
     from zemosaic_phase3.runtime.jit import wait_for_compiler
 
     wait_for_compiler()
@@ -246,7 +248,14 @@ def _subtract_medians(slab: Slab, groups: list[np.ndarray], out: list[np.ndarray
 
     def subtract(share: range) -> None:
         for cube, start, stop, offset in slab.pieces(share.start, share.stop):
-            median_differences(cube, start, stop, (sharp, blurred, middle), (out[0][offset:], out[1][offset:]))
+            median_differences(
+                cube,
+                start,
+                stop,
+                (sharp, blurred, middle),
+                (EXTREMES, EXTREMES, MIDDLE),
+                (out[0][offset:], out[1][offset:]),
+            )
 
     parallel_map(subtract, shares(out[0].size, workers * SHARES_PER_WORKER), workers)
 
