@@ -276,6 +276,13 @@ def _box_mean(image: np.ndarray) -> np.ndarray:
     return np.asarray(((lines[:, :-2] + lines[:, 1:-1]) + lines[:, 2:]) * np.float32(1.0 / 9.0))
 
 
+def _box_max(image: np.ndarray) -> np.ndarray:
+    """Return the largest of 3x3 pixels, ``(H, W)``; beyond the border there is 0."""
+    padded = np.pad(image, 1)
+    lines = np.maximum(np.maximum(padded[:-2], padded[1:-1]), padded[2:])
+    return np.asarray(np.maximum(np.maximum(lines[:, :-2], lines[:, 1:-1]), lines[:, 2:]))
+
+
 def _levels_and_noise(difference: np.ndarray) -> tuple[float, float, float]:
     """Return of one channel's differences ``(H, W)`` the level of most, their noise, and that of means of 3x3 pixels.
 
@@ -314,6 +321,6 @@ def _tolerance_from(difference: np.ndarray, ratio: float, tolerance: np.ndarray)
             continue
         size = np.maximum(np.abs(d) - np.float32(NOISE * noise), np.float32(0.0))
         size[~maximum_filter(is_star, 2 * REACH + 1, mode="nearest")] = 0.0
-        wide = maximum_filter(size, 3, mode="nearest")[rows.start - top : rows.stop - top]
+        wide = _box_max(size)[rows.start - top : rows.stop - top]
         own = tolerance[rows]
         np.maximum(own, wide * np.float32(FACTOR * ratio), out=own)
