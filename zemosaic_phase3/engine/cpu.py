@@ -194,6 +194,8 @@ def _reading_ahead(job: Job, rows: slice | None) -> Iterator[None]:
     if rows is None:
         yield
         return
+    import numba  # noqa: F401 - two threads that import it at once fail, and both need it from here on
+
     thread = threading.Thread(target=expect_slab, args=(job, rows), name="zemosaic-ahead")
     thread.start()
     try:
