@@ -170,6 +170,12 @@ def test_every_method_and_combination_has_the_bits_of_numba(strict, method, n):
                 check(strict, Case(cube, method, combine, channels=3, weights=weights, sample_weights=samples, step=3))
             if KERNELS[method].replaces:
                 check(strict, Case(cube, method, combine, channels=3, weights=weights_for(n, 3, 1), rewinsor=True))
+        rng = np.random.default_rng(n)
+        tolerance = rng.choice([0.0, 25.0, 100.0, 900.0, np.nan, np.inf], p).astype(np.float32)
+        check(strict, Case(cube, method, tolerance=tolerance))
+        check(strict, Case(cube, method, par=(0.0, 0.0), tolerance=tolerance))  # windows that were empty
+        if KERNELS[method].replaces:
+            check(strict, Case(cube, method, tolerance=tolerance, rewinsor=True))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -227,18 +233,6 @@ def test_lines_through_samples_on_a_grid_have_the_bits_of_numba(strict, step):
         cube = 1000.0 + 30.0 * np.random.default_rng(n).standard_normal((n, 192))
         cube = np.round(cube / step) * step if step else np.full_like(cube, 7.0)
         check(strict, Case(cube.astype(np.float32), "least_absolute_line", par=(2.0, 1.5)))
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("n", [1, 2, 3, 5, 10, 33, 200])
-def test_what_is_spared_has_the_bits_of_numba(strict, method, n):
-    rng = np.random.default_rng(n)
-    for ties in (False, True):
-        cube = stack(n, 3 * LANES + 7, n + 7, ties=ties)
-        tolerance = rng.choice([0.0, 25.0, 100.0, 900.0, np.nan, np.inf], cube.shape[1]).astype(np.float32)
-        for combine, rewinsor in (("mean", False), ("median", False), ("mean", method == "winsorized_quantile")):
-            check(strict, Case(cube, method, combine, tolerance=tolerance, rewinsor=rewinsor))
-        check(strict, Case(cube, method, par=(0.0, 0.0), tolerance=tolerance))  # windows that were empty
 
 
 @pytest.mark.parametrize("method", METHODS)
