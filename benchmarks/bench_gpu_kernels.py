@@ -70,7 +70,7 @@ def noise(n_frames: int, elements: int) -> cp.ndarray:
 
 
 def arguments_for(row: Row, cube: cp.ndarray, scratch_bytes: int) -> list:
-    """Return the kernel's arguments; those from the 13th on are the maps, the hits, the lost and the scratch."""
+    """Return the kernel's arguments; those from the 14th on are the maps, the hits, the lost and the scratch."""
     n, p = cube.shape
     weight = np.linspace(0.5, 1.0, 3 * n).reshape(n, 3) if row.weighted else np.ones((n, 3))
     par = np.array([3.0, 3.0, 0.05, 0.05, 0.3, 0.05])
@@ -81,7 +81,7 @@ def arguments_for(row: Row, cube: cp.ndarray, scratch_bytes: int) -> list:
     counts = [cp.zeros((n, 3), np.uint64), cp.zeros(1, np.uint64)]
     return [
         cube, np.int64(p), np.int32(n), np.int64(p), np.int32(3), *numbers, np.uint64(0), np.int64(0), np.int32(1),
-        np.int32(not row.weighted), *maps, *counts, cp.empty(max(scratch_bytes // 4, 1), np.float32),
+        np.int32(not row.weighted), np.uint64(0), *maps, *counts, cp.empty(max(scratch_bytes // 4, 1), np.float32),
     ]  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def on_host(text: str, row: Row, arguments: list) -> list[np.ndarray]:
         else (ctypes.c_int(a) if isinstance(a, np.int32) else ctypes.c_longlong(int(a)))
         for a in host
     ))  # fmt: skip
-    return host[12:17]
+    return host[13:18]
 
 
 def measure(row: Row, cube: cp.ndarray) -> str:
@@ -125,7 +125,7 @@ def measure(row: Row, cube: cp.ndarray) -> str:
         b.record()
         b.synchronize()
         times.append(cp.cuda.get_elapsed_time(a, b))
-    pairs = zip(arguments[12:17], on_host(text, row, arguments), strict=True)
+    pairs = zip(arguments[13:18], on_host(text, row, arguments), strict=True)
     differ = sum(int((d[:CHECKED].get().view("i4") != h[:CHECKED].view("i4")).sum()) for d, h in pairs)
     ms = statistics.median(times[1:])
     return (

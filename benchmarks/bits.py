@@ -4,7 +4,8 @@ Run ``python benchmarks/bits.py`` and again after a change: equal tables mean eq
 table on the GPU, where it must be equal as well.
 
 Parts: every rejection x combination x weight on frames in place (float32 colour and grey, uint16), with 3, 5, 14 and 70
-frames; every interpolation, normalisation and weight on raw subs from a folder.
+frames; every rejection with a tolerance of the pixels; every interpolation, normalisation and weight on raw subs from a
+folder.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import hashlib
 import itertools
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +26,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import zemosaic_worker as worker
 from zemosaic_phase3 import methods
 from zemosaic_phase3.app.cli import main as program
+from zemosaic_phase3.engine.job import make_job
+from zemosaic_phase3.engine.resources import Resources
+from zemosaic_phase3.io.frame import Frame
+from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.spec import StackSpec
 
 REJECTIONS = {row.name: {} for row in methods.REJECTIONS if row.choice is None} | {
@@ -95,6 +101,23 @@ def in_place(stack: object, counts: tuple[int, ...]) -> dict[str, str]:
     return table
 
 
+def with_tolerance(gpu: bool, counts: tuple[int, ...]) -> dict[str, str]:
+    """Hashes of image and maps by rejection, where samples within a tolerance of each pixel are kept."""
+    table = {}
+    for (kind, n), row in itertools.product(itertools.product(("rgb", "u16"), counts), methods.REJECTIONS):
+        choice = {} if row.choice is None else {row.choice[0]: row.choice[1]}
+        spec = StackSpec(normalize="none", reject=row.name, **choice)  # type: ignore[arg-type]
+        job = make_job([Frame(open_source(frame)) for frame in frames(n, kind, 6)], spec)
+        tolerance = np.random.default_rng(n).choice([0.0, 20.0, 100.0, 900.0], job.shape).astype(np.float32)
+        if gpu:
+            from zemosaic_phase3.engine.gpu import stack
+        else:
+            from zemosaic_phase3.engine.cpu import stack
+        made = stack(replace(job, tolerance=tolerance), Resources(workers=2, rows=4, gpu_rows=4))
+        table[f"{kind} N={n} {row.kernel} spared"] = sha(*(made.maps[name] for name in sorted(made.maps)), made.image)
+    return table
+
+
 def from_raw(folder: Path, device: str) -> dict[str, str]:
     """Hashes of tiles made from raw subs: registered, resampled, normalised, weighted."""
 
@@ -106,6 +129,7 @@ def from_raw(folder: Path, device: str) -> dict[str, str]:
     table |= {f"raw normalize {name}": tile(normalize=name, reject="sigma_clip") for name in NORMALISATIONS}
     table |= {f"raw weight {name}": tile(weight=name, reject="sigma_clip") for name in RAW_WEIGHTS}
     table["raw flatten"] = tile(flatten=True)
+    table["raw without sparing"] = tile(spare_stars=False)
     table["raw radial bicubic"] = tile(radial_weight=True, interpolation="bicubic")
     return table
 
@@ -127,7 +151,7 @@ def main() -> None:
             raise SystemExit(f"not on the GPU: {found['phase3_device_reason']}")
         return image, found
 
-    table = in_place(stack, tuple(options.counts))
+    table = in_place(stack, tuple(options.counts)) | with_tolerance(options.gpu, tuple(options.counts))
     with tempfile.TemporaryDirectory(prefix="bits-") as folder:
         arguments = [folder, "--frames", "7", "--size", "480x640", "--seed", "3", "--quiet", "--overwrite"]
         program(["simulate", *arguments])

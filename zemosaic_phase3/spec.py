@@ -56,6 +56,7 @@ class StackSpec:
     radial_floor: float = 0.05
     interpolation: InterpolationName = "lanczos3"
     flatten: bool = False  # make the frames' backgrounds alike, by a low-order surface each
+    spare_stars: bool = True  # a mean keeps what seeing explains of stars: engine.star_tolerance
     grid: tuple[int, int] | None = None  # (H, W) of the result, which the frames' transforms start from; None: theirs
     bounded_by_stars: bool = False  # linear_fit only: where a frame's stars contradict its scale, they decide
 
@@ -97,6 +98,12 @@ class StackSpec:
     def is_legacy_winsor(self) -> bool:
         """True when rejection is ZeMosaic's quantile winsorizing."""
         return self.rejection.replaces
+
+    @property
+    def spares(self) -> bool:
+        """True when samples of stars are spared: only a mean loses light by rejection, and not where it replaces."""
+        replaces = self.rejection.replaces and self.apply_rewinsor
+        return self.spare_stars and self.reject != "none" and self.combine == "mean" and not replaces
 
     @property
     def frame_weight(self) -> WeightName:

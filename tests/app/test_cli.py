@@ -110,6 +110,7 @@ def test_options_reach_the_stack(subs, tmp_path, capsys):
         "median",
         "--radial-weight",
         "--equalize-rgb",
+        "--no-spare-stars",
     )
     chosen += ("--bayer", "none", "--device", "cpu", "--workers", 1, "--memory", "2GB", "--preview", "none")
     assert run("stack", subs, "-o", out, "--maps", "--json", report, "--quiet", *chosen) == 0
@@ -123,6 +124,7 @@ def test_options_reach_the_stack(subs, tmp_path, capsys):
         "weight": "none",
     }
     wanted |= {"normalize": "sky_mean", "combine": "median", "radial_weight": True, "equalize_rgb": True}
+    wanted |= {"spare_stars": False}
     assert {name: spec[name] for name in wanted} == wanted
     assert {frame["method"] for frame in document["frames"]} == {"wcs", "reference"}
     assert document["device_reason"] == "the CPU was asked for"
@@ -397,7 +399,7 @@ def test_help_gives_meaning_and_default_of_each_option():
         "--flatten --transform --max-fwhm --min-stars --drop-worst --memory --workers --maps --preview --overwrite "
         "--json --quiet --verbose --recursive --filter --group-by --min-frames --cache --no-resume --fresh "
         "--dark --flat --bias --dark-flat --calibration --scale-dark --temperature-tolerance "
-        "--calibration-cache --cosmetic"
+        "--calibration-cache --cosmetic --no-self-check --no-spare-stars"
     )
     stack = {action.option_strings[-1] if "--equalize-rgb" not in action.option_strings else "--equalize-rgb": action
              for action in actions(commands()["stack"]) if action.option_strings}  # fmt: skip

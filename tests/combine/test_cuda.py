@@ -42,6 +42,7 @@ class Case:
     weights: np.ndarray | None = None  # (N, channels)
     sample_weights: np.ndarray | None = None  # (N, P / step)
     step: int = 1
+    tolerance: np.ndarray | None = None  # (P,) float32
     rewinsor: bool = False
     place: int = cuda.SHARED  # where the columns are sorted
     run: int = 32  # samples sorted in registers
@@ -91,6 +92,7 @@ def on_numba(case: Case) -> dict[str, np.ndarray]:
     out["lost"][0] = block.combine_block(
         cube, 0, p, case.arguments, lanes, samples, case.step,
         [out[name] for name in ("image", "coverage", "weight", "low", "high")], out["hits"],
+        **({} if case.tolerance is None else {"tolerance": case.tolerance}),
     )  # fmt: skip
     return out
 
@@ -104,7 +106,8 @@ def on_host(
     cube = np.full((n, p + gap), 55, case.cube.dtype)
     cube[:, :p] = case.cube
     out = outputs(n, p)
-    text = cuda.source(case.method, case.combine, rewinsor=case.rewinsor, in_shared=True, n_frames=n)
+    spares = case.tolerance is not None and case.arguments.may_spare
+    text = cuda.source(case.method, case.combine, rewinsor=case.rewinsor, spares=spares, in_shared=True, n_frames=n)
     library = cuda_host.combine_library(text, flags)
     cuda_host.set_constants(library, text, PLACE=case.place, RUN=case.run)
     critical = case.arguments.critical
@@ -119,6 +122,7 @@ def on_host(
         at(case.parameters), at(critical), at(weight),
         at(None if samples is None else samples[:, start // case.step :]),
         ctypes.c_longlong(0 if samples is None else samples.shape[1]), case.step, int(case.uniform),
+        at(None if case.tolerance is None else case.tolerance[start:]),
         *[at(a) for a in maps], at(out["hits"]), at(out["lost"]), at(scratch),
     )  # fmt: skip
     return out
@@ -166,6 +170,12 @@ def test_every_method_and_combination_has_the_bits_of_numba(strict, method, n):
                 check(strict, Case(cube, method, combine, channels=3, weights=weights, sample_weights=samples, step=3))
             if KERNELS[method].replaces:
                 check(strict, Case(cube, method, combine, channels=3, weights=weights_for(n, 3, 1), rewinsor=True))
+        rng = np.random.default_rng(n)
+        tolerance = rng.choice([0.0, 25.0, 100.0, 900.0, np.nan, np.inf], p).astype(np.float32)
+        check(strict, Case(cube, method, tolerance=tolerance))
+        check(strict, Case(cube, method, par=(0.0, 0.0), tolerance=tolerance))  # windows that were empty
+        if KERNELS[method].replaces:
+            check(strict, Case(cube, method, tolerance=tolerance, rewinsor=True))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -223,6 +233,14 @@ def test_lines_through_samples_on_a_grid_have_the_bits_of_numba(strict, step):
         cube = 1000.0 + 30.0 * np.random.default_rng(n).standard_normal((n, 192))
         cube = np.round(cube / step) * step if step else np.full_like(cube, 7.0)
         check(strict, Case(cube.astype(np.float32), "least_absolute_line", par=(2.0, 1.5)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_tolerance_of_zero_changes_no_bit(strict, method):
+    cube = stack(14, 200, 3)
+    plain = on_numba(Case(cube, method))
+    assert not differences(plain, on_numba(Case(cube, method, tolerance=np.zeros(200, np.float32))))
+    assert not differences(plain, on_numba(Case(cube, method, tolerance=np.full(200, np.nan, np.float32))))
 
 
 @pytest.mark.parametrize("place", [cuda.MERGED, cuda.SCRATCH])

@@ -194,6 +194,28 @@ def test_weights_of_every_sample(launched):
     assert result.all_rejected == expected.all_rejected
 
 
+@pytest.mark.parametrize("rejection", ["sigma_clip", "winsorized_huber", "gesd", "winsorized_quantile"])
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("colour", [False, True])
+def test_what_is_spared(launched, rejection, apart, colour):
+    shape = (19, 13, 3) if colour else (19, 13)
+    arrays = stack_of(4, 14, shape, np.uint16 if apart else np.float32)
+    frames = [
+        Frame(open_source(a), turned(0.5 * i, -0.3 * i, 0.1) if apart else np.eye(3)) for i, a in enumerate(arrays)
+    ]
+    job = make_job(frames, StackSpec(normalize="none", weight="noise_variance", **REJECTIONS[rejection]))
+    rng = np.random.default_rng(3)
+    spared = replace(job, tolerance=rng.choice([0.0, 30.0, 300.0, 3000.0], job.shape).astype(np.float32))
+    result = gpu.stack(spared, Resources(workers=2, gpu_rows=4))
+    expected, plain = cpu.stack(spared, Resources(workers=2, rows=5)), cpu.stack(job, Resources())
+    for name in ("image", "coverage", "weight", "rejected_low", "rejected_high", "frame_counts"):
+        np.testing.assert_array_equal(getattr(result, name), getattr(expected, name), err_msg=name)
+    replaces = rejection == "winsorized_quantile"
+    assert (expected.rejected_high.sum() < plain.rejected_high.sum()) != replaces
+    untouched = spared.tolerance == 0.0
+    np.testing.assert_array_equal(expected.image[untouched], plain.image[untouched])
+
+
 def test_a_summary_goes_to_the_log_when_nobody_listens(cupy, caplog):
     caplog.set_level(logging.INFO, logger="ZeMosaicWorker")
     stack_gpu.gpu_stack_from_arrays(stack_of(n=3), {}, tile_id=9)
@@ -234,6 +256,7 @@ def test_device_memory_is_what_the_plan_says(cupy, share):
         for i, a in enumerate(arrays)
     ]
     job = make_job(frames, StackSpec(normalize="none", weight="none", radial_weight=True, reject="sigma_clip"))
+    job = replace(job, tolerance=np.ones(job.shape, np.float32))
     route = route_of(job)
     least, most = device_bytes(route, 1, 0), device_bytes(route, 60, 0)
     allowed = int(least + share * (most - least))

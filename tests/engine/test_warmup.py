@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import get_args
 
@@ -33,17 +33,19 @@ def test_every_method_can_be_compiled_for(reject: str) -> None:
     warmup.main([json.dumps(asdict(StackSpec(reject=reject, radial_weight=True)))])
 
 
+@pytest.mark.parametrize("spare", [False, True])
 @pytest.mark.parametrize("weight", ["none", "noise_variance"])
-def test_what_is_compiled_is_what_the_stack_calls(weight: str, rng: np.random.Generator) -> None:
+def test_what_is_compiled_is_what_the_stack_calls(weight: str, spare: bool, rng: np.random.Generator) -> None:
     from zemosaic_phase3.combine.block import _block_kernel
 
-    spec = StackSpec(normalize="none", weight=weight)
+    spec = StackSpec(normalize="none", weight=weight, spare_stars=spare)
     _block_kernel.cache_clear()
     warmup.warm_up(spec)
     compiled = _block_kernel.cache_info().misses
     spread = np.arange(1.0, 13.0)[:, None, None]
     frames = as_frames(list((1000.0 + spread * rng.standard_normal((12, 16, 16))).astype(np.float32)))
-    stack(make_job(frames, spec), Resources())
+    job = make_job(frames, spec)
+    stack(replace(job, tolerance=np.ones(job.shape, np.float32) if spare else None), Resources())
     assert _block_kernel.cache_info().misses == compiled > 0
 
 

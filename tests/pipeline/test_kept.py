@@ -189,6 +189,22 @@ def test_gaps_between_finished_rows(subs: Path, tmp_path: Path, at_once: None) -
     journal.close()
 
 
+def test_rows_of_another_tolerance_are_not_taken(subs: Path, tmp_path: Path, at_once: None) -> None:
+    frames = [Frame(open_source(path)) for path in sorted(subs.glob("*.fits"))]
+    job = make_job(frames, StackSpec(normalize="none", weight="none"))
+    journal = Journal.opened(tmp_path / "j")
+    taken = []
+    for tolerance in (None, 0.0, 5.0, 5.0):
+        kept = KeptRows(journal)
+        some = None if tolerance is None else np.full(job.shape, tolerance, np.float32)
+        cpu.stack(replace(job, tolerance=some), Resources(memory=1 << 30, rows=32), None, kept)
+        taken.append(kept.n_restored)
+        kept.finish()
+    assert taken[:3] == [0, 0, 0]
+    assert taken[3] > 0
+    journal.close()
+
+
 @pytest.mark.parametrize(
     ("finished", "expected"),
     [

@@ -62,6 +62,19 @@ def test_a_right_result_is_found_right(kind: str, place: str, interpolation: str
     assert found.largest_difference < 0.01
 
 
+@pytest.mark.parametrize("reject", ["winsorized_sigma_clip", "sigma_clip", "percentile_clip", "linear_fit_clip"])
+def test_what_is_spared_is_judged_right_and_told_from_what_is_not(reject: str) -> None:
+    job = stacked(spec=StackSpec(normalize="additive", weight="noise_variance", reject=reject)).job  # type: ignore[arg-type]
+    rng = np.random.default_rng(4)
+    tolerance = rng.choice([0.0, 40.0, 300.0, 5000.0], job.shape).astype(np.float32)
+    result = cpu.stack(replace(job, tolerance=tolerance), Resources())
+    assert check_result(result, run_seconds=ALL).wrong is None
+    everything = replace(job, tolerance=np.full(job.shape, np.inf, np.float32))
+    other = cpu.stack(job, Resources())
+    assert other.rejected_high.sum() > 0
+    assert check_result(replace(other, job=everything), run_seconds=ALL).wrong is not None
+
+
 def test_it_stops_after_its_share_of_the_run_but_not_before_four_pixels() -> None:
     assert check_result(stacked(), run_seconds=0.0).pixels == 4
 

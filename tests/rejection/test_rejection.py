@@ -101,6 +101,24 @@ def test_equals_the_oracle(method, ties, n):
             np.testing.assert_allclose(got["weight"][some], expected.weight_sum[some], rtol=1e-6)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("n", [2, 9, 24])
+def test_what_is_spared_equals_the_oracle(method, n):
+    line = method.endswith("_line")  # there are several through equal samples, and none of limit 0 but by rounding
+    cube = sample_stack(n, 60, seed=n, ties=not line)
+    tolerance = np.random.default_rng(n).choice([0.0, 10.0, 60.0, 500.0, 5000.0], 60)
+    for par in ((2.0, 2.5, 0.05, 0.1), (0.0, 0.0, 0.05, 0.1))[: 1 if line else 2]:
+        name, limits = what_the_oracle_calls(method, par)
+        expected = oracle.stack(cube.astype(float), None, name, tolerance=tolerance, **limits)
+        got = run(cube, method, par=par, tolerance=tolerance)
+        # As above: limits that fall on a sample, lines that are equally good.
+        same = (got["low"] == expected.n_low) & (got["high"] == expected.n_high)
+        assert same.mean() >= (0.9 if method == "percentile_clip" else 0.95)
+        np.testing.assert_allclose(
+            got["image"][same], expected.value[same].astype(np.float32), rtol=3e-7, equal_nan=True
+        )
+
+
 @pytest.mark.parametrize("n", [1000])
 def test_many_frames_equal_the_oracle(n):
     cube = sample_stack(n, 24, seed=7)

@@ -89,7 +89,14 @@ def build(text: str, name: str, folder: Path, flags: tuple[str, ...] = STRICT) -
     return ctypes.CDLL(str(library))
 
 
-VARIED = ("BY_MEAN", "HALVES", "REWINSOR", "PLACE", "RUN")  # set before each call; a device has a text for each
+VARIED = (
+    "BY_MEAN",
+    "HALVES",
+    "REWINSOR",
+    "SPARES",
+    "PLACE",
+    "RUN",
+)  # set before each call; a device has a text for each
 _CONSTANT = re.compile(r"^constexpr int (\w+) = (\d+);$", re.MULTILINE)
 
 

@@ -62,14 +62,16 @@ def stack(
     weights: np.ndarray | None = None,
     method: str = "none",
     combine: str = "mean",
+    tolerance: np.ndarray | None = None,
     **limits: object,
 ) -> Stacked:
     """Combine ``frames (N, H, W[, C])`` pixel by pixel.
 
     ``weights`` is None or broadcasts against the frames after trailing axes of length 1 are added: ``(N,)`` one per
-    frame, ``(N, 1, 1, C)`` one per frame and channel, or the full shape.
+    frame, ``(N, 1, 1, C)`` one per frame and channel, or the full shape. ``tolerance (H, W[, C])``: of each pixel.
     """
     frames = np.asarray(frames, float)
+    allowed = np.zeros(frames.shape[1:]) if tolerance is None else tolerance
     if weights is not None:
         weights = np.asarray(weights, float)
         weights = weights.reshape(weights.shape + (1,) * (frames.ndim - weights.ndim))
@@ -77,7 +79,8 @@ def stack(
     out = np.empty((5, *frames.shape[1:]))
     for index in np.ndindex(frames.shape[1:]):
         at = (slice(None), *index)
-        out[at] = combine_pixel(frames[at], None if weights is None else weights[at], method, combine, **limits)
+        weight = None if weights is None else weights[at]
+        out[at] = combine_pixel(frames[at], weight, method, combine, float(allowed[index]), **limits)
     return Stacked(out[0], out[1].astype(int), out[2], out[3].astype(int), out[4].astype(int))
 
 

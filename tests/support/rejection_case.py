@@ -15,7 +15,7 @@ from zemosaic_phase3.runtime.lanes import LANES
 
 def run(
     cube, method="none", combine="mean", par=(3.0, 3.0, 0.05, 0.05), weights=None, rewinsor=False, start=0, stop=None,
-    limits=False,
+    limits=False, tolerance=None,
 ):  # fmt: skip
     """Combine a cube (N, P) float32 with one channel; returns a dictionary of the kernel's outputs."""
     cube = np.ascontiguousarray(cube, np.float32)
@@ -39,6 +39,7 @@ def run(
         cube, start, p if stop is None else stop, arguments, lanes, np.empty((0, 0), np.float32), 1,
         [out[k] for k in ("image", "coverage", "weight", "low", "high")], out["hits"],
         **({"kept": (out["kept_low"], out["kept_high"])} if limits else {}),
+        **({} if tolerance is None else {"tolerance": np.ascontiguousarray(tolerance, np.float32)}),
     )  # fmt: skip
     return out
 

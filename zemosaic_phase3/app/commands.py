@@ -88,6 +88,7 @@ def specs_of(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectS
         radial_weight=args.radial_weight,
         interpolation=args.interpolation,
         flatten=args.flatten,
+        spare_stars=args.spare_stars,
     )
     if args.winsor_limits is not None and not stack.is_legacy_winsor:
         raise SpecError("--winsor-limits needs --reject winsorized_sigma_clip --wsc-impl legacy_quantile")

@@ -261,6 +261,10 @@ def _add_stacking(group: Group) -> None:
         help=f"fractions winsorized at each end; only for {_users('winsor_limits')} (default: 0.05,0.05)",
     )  # fmt: skip
     _add_choice(group, "--wsc-impl", "winsorizing (wsc_impl)", WscImpl, default.wsc_impl, "kind of winsorizing")
+    group.add_argument(
+        "--no-spare-stars", dest="spare_stars", action="store_false",
+        help="reject in stars as in the sky, though seeing makes frames differ there (default: spare what it explains)",
+    )  # fmt: skip
     _add_choice(group, "--line-fit", "line fit", LineFit, default.line_fit, "how linear_fit_clip fits its line")
     _add_choice(group, "--normalize", "normalisation", NormalizeName, default.normalize, "matching of levels")
     group.add_argument(

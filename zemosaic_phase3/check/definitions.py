@@ -310,6 +310,21 @@ def sides(method: str, x: np.ndarray, **limits: Any) -> Side:
     return function(x, **limits)
 
 
+def spared(x: np.ndarray, side: Side, tolerance: float) -> Side:
+    """Keep what lies between the farthest sample that is kept, or that is ``tolerance`` from the median, on each side.
+
+    A tolerance of 0 spares nothing.
+    """
+    if not tolerance > 0.0:
+        return side
+    m = np.median(x)
+    kept = x[side == 0]
+    lowest, highest = (kept.min(), kept.max()) if kept.size else (m, m)
+    low = (x < lowest) & (m - x > tolerance)
+    high = (x > highest) & (x - m > tolerance)
+    return high.astype(int) - low.astype(int)
+
+
 Rejected = tuple[np.ndarray, np.ndarray | None]
 
 
@@ -353,6 +368,7 @@ def combine_pixel(
     weights: np.ndarray | None = None,
     method: str = "none",
     combine: str = "mean",
+    tolerance: float = 0.0,
     **limits: Any,
 ) -> Pixel:
     """Reject and combine the samples of one pixel.
@@ -365,6 +381,8 @@ def combine_pixel(
         One weight per sample, None = all 1. They enter the mean alone.
     method, combine : str
         A key of ``SIDES``; "mean", "median", "min" or "max".
+    tolerance : float
+        Samples no farther from the median, ADU, are kept, unless rejected ones are replaced.
     **limits
         Passed to the rejection.
     """
@@ -376,6 +394,9 @@ def combine_pixel(
         return Pixel(np.nan, 0, 0.0, 0, 0)
     keep, substituted = reject(method, x, **limits)
     side = sides(method, x, **{k: v for k, v in limits.items() if k != "apply_rewinsor"})
+    if substituted is None:
+        side = spared(x, side, tolerance)
+        keep = side == 0
     n_low, n_high = int((side < 0).sum()), int((side > 0).sum())
     if substituted is None and not keep.any():
         return Pixel(float(np.median(x)), x.size, float(w.sum()), n_low, n_high)

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from zemosaic_phase3.check.definitions import Pixel, combine_pixel, sides
+from zemosaic_phase3.check.definitions import Pixel, combine_pixel, sides, spared
 from zemosaic_phase3.check.samples import Samples
 from zemosaic_phase3.engine.job import Job
 
@@ -30,10 +30,11 @@ class Definition:
     method: str
     limits: dict[str, Any]
     combine: str
+    tolerance: float = 0.0  # ADU: samples so near the median are kept
 
     def of(self, x: np.ndarray, w: np.ndarray) -> Pixel:
         """Return what samples with weights make."""
-        return combine_pixel(x, w, self.method, self.combine, **self.limits)
+        return combine_pixel(x, w, self.method, self.combine, self.tolerance, **self.limits)
 
     def nudged(self) -> Iterator[Definition]:
         """Yield the same with limits that differ in their last digits, either way, both or one."""
@@ -41,7 +42,8 @@ class Definition:
         for by in NUDGES if names else ():
             for low, high in ((1, 1), (-1, -1), (1, -1), (-1, 1), (1, 0), (-1, 0), (0, 1), (0, -1)):
                 moved = {name: self.limits[name] * (1.0 + k * by) for name, k in zip(names, (low, high), strict=False)}
-                yield Definition(self.method, {**self.limits, **moved}, self.combine)
+                tolerance = self.tolerance * (1.0 + low * by)
+                yield Definition(self.method, {**self.limits, **moved}, self.combine, tolerance)
 
 
 def definition_of(job: Job) -> Definition:
@@ -132,7 +134,7 @@ def _tolerance(definition: Definition, value: float, x: np.ndarray, error: np.nd
         return 0.0
     x, error = x[valid], error[valid]
     limits = {name: limit for name, limit in definition.limits.items() if name != "apply_rewinsor"}
-    kept = sides(definition.method, x, **limits) == 0
+    kept = spared(x, sides(definition.method, x, **limits), definition.tolerance) == 0
     some = kept if kept.any() and definition.method != "winsorized_legacy" else np.ones(x.size, bool)
     of_weights = 4e-7 * float(np.abs(x[some] - value).max()) if np.unique(w).size > 1 else 0.0
     own = 2.0 * float(np.spacing(np.float32(np.abs(value)))) + 1e-12 * float(np.abs(x).max())

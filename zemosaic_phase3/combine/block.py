@@ -46,11 +46,13 @@ from zemosaic_phase3.rejection.judge import (
     new_limits,
     new_samples,
     new_scratch,
+    spare,
 )
 from zemosaic_phase3.runtime.jit import inlined, kernel_with
 from zemosaic_phase3.runtime.lanes import LANES
 
 NOWHERE: Final = (np.empty(0, np.float32), np.empty(0, np.float32))
+NO_TOLERANCE: Final = np.empty(0, np.float32)
 LARGEST: Final = np.finfo(np.float32).max
 _BUILDING = threading.Lock()  # a cache lets two threads build what neither has, and then compile it twice
 
@@ -60,6 +62,7 @@ REJECTS: bool = False  # there is a method
 SORTS: bool = False  # it, or the combination, needs sorted samples
 BY_MIDDLE: bool = False  # only a sample of some rank is asked for: the middle is found without sorting to the end
 IN_LOCKSTEP: bool = False  # the judge takes all lanes at once
+SPARES: bool = False  # samples within a pixel's tolerance are kept, whatever the judge says
 FEWEST: int = 1  # valid samples of a pixel that can be judged
 fill_sums: Any = fill_nothing  # what the judge needs
 judge: Any = None
@@ -137,7 +140,7 @@ def _write_maps(p0: int, width: int, samples: Samples, lanes: Lanes, maps: Maps)
 
 def _block(
     cube: np.ndarray, start: int, stop: int, limits: Limits, halves: int, weights: Weights, maps: Maps,
-    counts: np.ndarray, samples: Samples, lanes: Lanes, scratch: Scratch,
+    counts: np.ndarray, samples: Samples, lanes: Lanes, scratch: Scratch, tolerance: np.ndarray,
 ) -> int:  # fmt: skip
     """Reject and combine pixels ``start .. stop - 1``; see :func:`combine_block`."""
     n_frames, n_valid, first, last = cube.shape[0], samples.n_valid, samples.first, samples.last
@@ -171,6 +174,8 @@ def _block(
                 for j in range(LANES):
                     if n_valid[j] >= FEWEST:
                         first[j], last[j] = judge(samples, limits, j)
+            if SPARES:
+                spare(samples, tolerance, p0, width)
             mark_kept(samples, lanes)
             for j in range(width):
                 n_rejected += n_valid[j] - (last[j] - first[j])
@@ -201,17 +206,18 @@ def _sums(rejection: Rejection) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _block_kernel(method: str, by_mean: bool, rewinsor: bool, uniform: bool) -> Any:
+def _block_kernel(method: str, by_mean: bool, rewinsor: bool, uniform: bool, spares: bool) -> Any:
     """Return the kernel that rejects by ``method`` and then averages, or takes a sample; see :func:`combine_block`."""
     rejection, rejects, combine = KERNELS[method], method != "none", _average(by_mean, rewinsor, uniform)
     method_judge, in_lockstep = judge_of(rejection) if rejects else (None, False)
     return kernel_with(
         _block,
-        f"block.{method}.{combine.__name__}",
+        f"block.{method}.{combine.__name__}{'.sparing' if spares else ''}",
         REJECTS=rejects,
         SORTS=rejects or not by_mean,
         BY_MIDDLE=not rejects and not by_mean,
         IN_LOCKSTEP=in_lockstep,
+        SPARES=spares,
         FEWEST=rejection.fewest,
         fill_sums=_sums(rejection),
         judge=method_judge,
@@ -245,6 +251,7 @@ def combine_block(
     counts: np.ndarray,
     *,
     kept: tuple[np.ndarray, np.ndarray] = NOWHERE,
+    tolerance: np.ndarray = NO_TOLERANCE,
 ) -> int:
     """Reject and combine pixels ``start .. stop - 1``; returns how many had every sample rejected.
 
@@ -269,11 +276,14 @@ def combine_block(
         Grows by the samples of each frame rejected low, rejected high, and valid.
     kept : two ndarrays (P,) float32, optional
         Filled with the smallest and the largest value each pixel keeps; crossed where it keeps none.
+    tolerance : ndarray (P,) float32, ADU, optional
+        Samples no farther from the median of their pixel's are kept in any case; 0 and NaN change nothing.
     """
     rejection, combination = KERNELS[arguments.method], COMBINATIONS[arguments.combine]
     uniform = arguments.uniform and combination.is_mean
+    spares = tolerance.size > 0 and arguments.may_spare
     with _BUILDING:
-        run = _block_kernel(arguments.method, combination.is_mean, arguments.rewinsor, uniform)
+        run = _block_kernel(arguments.method, combination.is_mean, arguments.rewinsor, uniform, spares)
     n_frames = len(cube)
     image, coverage, weight, rejected_low, rejected_high = maps
     scratch = new_scratch(n_frames, columns="columns" in rejection.needs)
@@ -286,6 +296,7 @@ def combine_block(
         new_samples(new_table(n_frames), n_frames),
         _lanes(n_frames, scratch, weigh_samples=sample_weight.size > 0),
         scratch,
+        tolerance,
     )
     if arguments.method != "none" or not uniform or kept is not NOWHERE:
         return int(run(cube, start, stop, *rest))

@@ -28,7 +28,8 @@ DEVICE int crossed(const float* t, int n, double centre, float& low, float& high
     return f;
 }
 
-DEVICE Verdict reject(const float* t, int n_frames, int n, double centre, const Limits& limits) {
+DEVICE Verdict reject(
+    const float* t, int n_frames, int n, double centre, const Limits& limits, const float* tolerance) {
     Verdict v = {0, n, 0.0f, 0.0f, 0.0, 0.0};
     Window w = {0, n};
 #ifdef JUDGE
@@ -43,6 +44,7 @@ DEVICE Verdict reject(const float* t, int n_frames, int n, double centre, const 
         v.clip_low = samples.clip_low;
         v.clip_high = samples.clip_high;
     }
+    if (SPARES) w = spared(t, n, centre, w, (double)*tolerance);
 #endif
     if (w.last > w.first) {
         v.low = t[w.first * ROW];
@@ -216,7 +218,8 @@ DEVICE float rank_of(const float* t, int n, const Verdict& v) {
 
 DEVICE void combine_pixel(
     const Cube& cube, int n_frames, const Memory& memory, const Limits& limits, const Weights& weights, bool uniform,
-    bool active, const Maps& maps, unsigned long long* counts, unsigned long long* all_rejected) {
+    bool active, const float* tolerance, const Maps& maps, unsigned long long* counts,
+    unsigned long long* all_rejected) {
     const float* t = nullptr;
     int n = n_frames;
     double centre = 0.0;
@@ -231,7 +234,7 @@ DEVICE void combine_pixel(
     }
     if (REJECTS) {
         centre = centre_of(t, n);
-        v = reject(t, n_frames, n, centre, limits);
+        v = reject(t, n_frames, n, centre, limits, tolerance);
     }
     const bool sums = BY_MEAN && !REWINSOR;
     const bool count = REJECTS && __any_sync(EVERYONE, v.last - v.first < n);
@@ -265,13 +268,15 @@ extern __shared__ float tile_memory[];
 // par: (6,) float64; critical: (N + 1,) float64, of GESD; frame_weight: (N, channels) float64
 // sample_weight: (N, sample_stride) float32, or null; sample_step neighbouring elements share one
 // uniform: all frame weights are 1 and there is no sample weight
+// tolerance: (n_elements,) float32 where the text SPARES, else not read
 // image .. rejected_high: (n_elements,), written; counts: (N, 3) and all_rejected: (1,), added to
 // scratch: as much as the launch plan says
 extern "C" __global__ void __launch_bounds__(LANES) combine_block(
     const float* cube, long long stride, int n_frames, long long n_elements, int channels, const double* par,
     const double* critical, const double* frame_weight, const float* sample_weight, long long sample_stride,
-    int sample_step, int uniform, float* image, int* coverage, float* weight_map, int* rejected_low,
-    int* rejected_high, unsigned long long* counts, unsigned long long* all_rejected, float* scratch) {
+    int sample_step, int uniform, const float* tolerance, float* image, int* coverage, float* weight_map,
+    int* rejected_low, int* rejected_high, unsigned long long* counts, unsigned long long* all_rejected,
+    float* scratch) {
     const long long scratch_words = (long long)(PLACE == MERGED ? 2 : 1) * n_frames * ROW;
     const Memory memory = {tile_memory + threadIdx.x, scratch + blockIdx.x * scratch_words + threadIdx.x};
     if (blockIdx.x == 0) {  // each frame's valid samples: all, less those that turn out invalid
@@ -288,6 +293,8 @@ extern "C" __global__ void __launch_bounds__(LANES) combine_block(
         const long long p = active ? element : n_elements - 1;
         const Cube column = {cube, stride, p, channels, (int)(p % channels)};
         const Weights weights = {frame_weight, sample_weight, sample_stride, p / sample_step};
-        combine_pixel(column, n_frames, memory, limits, weights, uniform != 0, active, maps, counts, all_rejected);
+        const float* allowed = SPARES ? tolerance + p : nullptr;
+        combine_pixel(
+            column, n_frames, memory, limits, weights, uniform != 0, active, allowed, maps, counts, all_rejected);
     }
 }

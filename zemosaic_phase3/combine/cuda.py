@@ -88,7 +88,9 @@ def _sums(rejection: Rejection) -> int:
     return RANKS if "ranks" in rejection.needs else NOTHING
 
 
-def source(method: str, combine: str, *, rewinsor: bool = False, in_shared: bool, n_frames: int) -> str:
+def source(
+    method: str, combine: str, *, rewinsor: bool = False, spares: bool = False, in_shared: bool, n_frames: int
+) -> str:
     """Return the text of the kernel for one way to reject and combine.
 
     The kernel is :data:`KERNEL`; it takes the arguments of :func:`combine.block.combine_block` as pointers; see the
@@ -100,6 +102,8 @@ def source(method: str, combine: str, *, rewinsor: bool = False, in_shared: bool
         From :class:`combine.kernel_arguments.KernelArguments`.
     rewinsor : bool
         Replace rejected samples by their clipped values.
+    spares : bool
+        Keep the samples within each pixel's tolerance.
     in_shared : bool
         From :func:`launch_plan`.
     n_frames : int
@@ -111,6 +115,7 @@ def source(method: str, combine: str, *, rewinsor: bool = False, in_shared: bool
         "ROW": LANES + 1 if in_shared else LANES,
         "RUN": next((run for run in (8, 16) if n_frames <= run), 32),
         "REJECTS": rejects,
+        "SPARES": spares,
         "FEWEST": rejection.fewest,
         "NOTHING": NOTHING,
         "SQUARES": SQUARES,

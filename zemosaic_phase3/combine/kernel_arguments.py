@@ -48,6 +48,11 @@ class KernelArguments:
     critical: np.ndarray
     weights: np.ndarray
 
+    @property
+    def may_spare(self) -> bool:
+        """True where a tolerance of the pixels can have an effect: samples are rejected, and left out."""
+        return self.method != "none" and not self.rewinsor
+
 
 def kernel_arguments(
     spec: StackSpec, weights: np.ndarray, *, sample_weights: bool, clipped_kappa: bool = False

@@ -71,6 +71,7 @@ def stack_spec_from_params(params: Mapping[str, Any], zconfig: object = None) ->
         flatten=as_bool(get("flatten"), False),
         grid=get("grid"),
         bounded_by_stars=as_bool(get("bounded_by_stars"), False),
+        spare_stars=False,  # the doors keep the numbers they had
     )
 
 

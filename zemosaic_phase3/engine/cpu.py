@@ -56,6 +56,7 @@ def slab_plan(job: Job, resources: Resources) -> SlabPlan:
         raw_bytes=max(source_pixel_bytes(source) for source in job.sources),
         stored_bytes=stored_bytes,
         field_bytes=sum(field.nbytes for field in job.table.distortion),
+        own_maps=int(job.tolerance is not None),
         copied_maps=resources.copied_maps,
         max_rows=resources.rows or max(FEW_ROWS, most),
     )
@@ -63,7 +64,7 @@ def slab_plan(job: Job, resources: Resources) -> SlabPlan:
 
 def combine_slab(job: Job, arguments: KernelArguments, slab: Slab, result: StackResult, workers: int) -> None:
     """Reject and combine the samples of one slab into the rows of the result."""
-    from zemosaic_phase3.combine.block import combine_block
+    from zemosaic_phase3.combine.block import NO_TOLERANCE, combine_block
     from zemosaic_phase3.runtime.jit import wait_for_compiler
     from zemosaic_phase3.runtime.lanes import LANES
 
@@ -72,15 +73,18 @@ def combine_slab(job: Job, arguments: KernelArguments, slab: Slab, result: Stack
     size = (slab.rows.stop - slab.rows.start) * line
     sample_weight, step = slab.weights()
     maps = (result.image, result.coverage, result.weight, result.rejected_low, result.rejected_high)
-    out = [a.reshape(-1)[slab.rows.start * line : slab.rows.stop * line] for a in maps]
+    here = slice(slab.rows.start * line, slab.rows.stop * line)
+    out = [a.reshape(-1)[here] for a in maps]
+    allowed = NO_TOLERANCE if job.tolerance is None else job.tolerance.reshape(-1)[here]
     lanes = np.tile(arguments.weights, (1, LANES // job.channels))  # one column per lane of the kernel
 
     def combine(share: range) -> tuple[int, np.ndarray]:
         hits, lost = np.zeros((n_frames, 3), np.int64), 0
         for cube, start, stop, offset in slab.pieces(LANES * share.start, min(LANES * share.stop, size)):
             lost += combine_block(
-                cube, start, stop, arguments, lanes, sample_weight, step, [a[offset:] for a in out], hits
-            )
+                cube, start, stop, arguments, lanes, sample_weight, step, [a[offset:] for a in out], hits,
+                tolerance=allowed[offset:],
+            )  # fmt: skip
         return int(lost), hits
 
     for lost, hits in parallel_map(combine, shares(-(-size // LANES), workers * SHARES_PER_WORKER), workers):
@@ -147,7 +151,7 @@ def _stack_once(job: Job, plan: SlabPlan, progress: Callback | None, finished: F
     known = [] if finished is None else finished.restore(job, result)
     slab, slabs = slab_for(job, plan.rows_per_slab), list(slabs_to_do(job.shape[0], plan.rows_per_slab, known))
     for done, rows in enumerate(slabs, 1):
-        waited = _fill_slab(job, slab, rows, plan.workers)
+        waited = fill_slab(job, slab, rows, plan.workers)
         with _reading_ahead(job, slabs[done] if waited and done < len(slabs) else None):
             combine_slab(job, arguments, slab, result, plan.workers)
         if finished is not None:
@@ -156,7 +160,7 @@ def _stack_once(job: Job, plan: SlabPlan, progress: Callback | None, finished: F
     return result
 
 
-def _fill_slab(job: Job, slab: Slab, rows: slice, workers: int) -> bool:
+def fill_slab(job: Job, slab: Slab, rows: slice, workers: int) -> bool:
     """Fill a slab with rows of all frames; returns whether the workers waited for the disk more than they computed."""
 
     def fill(some: range) -> None:
@@ -179,7 +183,7 @@ def stack_rows(job: Job, rows: slice) -> np.ndarray:
     """
     height = rows.stop - rows.start
     slab, result = slab_for(job, height), empty_result(job, height)
-    _fill_slab(job, slab, rows, 1)
+    fill_slab(job, slab, rows, 1)
     combine_slab(job, job.kernel_arguments(), slab, result, 1)
     return result.image[rows]
 
@@ -190,6 +194,8 @@ def _reading_ahead(job: Job, rows: slice | None) -> Iterator[None]:
     if rows is None:
         yield
         return
+    import numba  # noqa: F401 - two threads that import it at once fail, and both need it from here on
+
     thread = threading.Thread(target=expect_slab, args=(job, rows), name="zemosaic-ahead")
     thread.start()
     try:

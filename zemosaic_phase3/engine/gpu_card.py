@@ -127,6 +127,10 @@ class Card:
         self._sample_weights = [
             self._empty(route.n_frames * per_frame, np.float32) if per_frame else None for _ in range(self._in_flight)
         ]
+        held = self._in_flight if route.has_tolerance else 0
+        self._tolerances = [self._empty(elements, np.float32) for _ in range(held)]
+        self._pinned_tolerances = [self._pinned(4 * elements) for _ in range(held)]
+        self._tolerances_sent = self._events(held)
         self._samples_free = self._events(self._in_flight)
         launch = launch_plan(route.n_frames, elements, self._scratch_limit)
         self._scratch = self._empty(launch.scratch_bytes // 4, np.float32)
@@ -178,6 +182,13 @@ class Card:
             weights = np.ascontiguousarray(self._job.sample_weight[:, slab.rows], np.float32)
             self._copy_there(self._sample_weights[k], weights.reshape(-1).view(np.uint8))
             self._copying.synchronize()
+        if self._job.tolerance is not None:
+            self._tolerances_sent[k].synchronize()
+            tolerance = np.ascontiguousarray(self._job.tolerance[slab.rows], np.float32).reshape(-1).view(np.uint8)
+            pinned = self._pinned_tolerances[k][: tolerance.size]
+            pinned[:] = tolerance
+            self._copy_there(self._tolerances[k], pinned)
+            self._tolerances_sent[k].record(self._copying)
         if not self._route.is_direct:
             self._frames_sent[k].synchronize()
             self._pinned_frames[k][:] = slab.frames.view(np.uint8).reshape(-1)
@@ -256,6 +267,7 @@ class Card:
             chosen.method,
             chosen.combine,
             rewinsor=chosen.rewinsor,
+            spares=route.has_tolerance and chosen.may_spare,
             in_shared=launch.in_shared,
             n_frames=route.n_frames,
         )
@@ -271,6 +283,7 @@ class Card:
             _pointer(self._samples[k]), np.int64(size), np.int32(route.n_frames), np.int64(size),
             np.int32(route.channels), parameters, critical, weights, _pointer(self._sample_weights[k]),
             np.int64(size // step), np.int32(step), np.int32(chosen.uniform),
+            _pointer(self._tolerances[k] if self._tolerances else None),
             *(base + np.uint64(4 * size * m) for m in range(maps)),
             _pointer(self._counts), _pointer(self._all_rejected), _pointer(self._scratch),
         )  # fmt: skip

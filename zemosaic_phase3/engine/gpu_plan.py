@@ -158,6 +158,7 @@ class Route:
     field_elements: int
     has_radial: bool
     has_sample_weights: bool
+    has_tolerance: bool = False
 
     @property
     def row_bytes(self) -> int:
@@ -212,6 +213,7 @@ def route_of(job: Job) -> Route:
         field_elements=sum(field.size for field in table.distortion),
         has_radial=has_radial,
         has_sample_weights=job.sample_weight is not None,
+        has_tolerance=job.tolerance is not None,
     )
 
 
@@ -263,7 +265,7 @@ def device_bytes(route: Route, rows: int, scratch_bytes: int) -> int:
 
     * the samples of two slabs (one when a slab is the whole tile), and their radial or sample weights;
     * unless the frames travel directly: ``STAGING_BUFFERS`` batches as stored, and one batch demosaiced;
-    * the maps of two slabs, ``OUTPUT_BYTES`` per element;
+    * the maps of two slabs, ``OUTPUT_BYTES`` per element, and the tolerance of their pixels, 4 bytes;
     * the scratch of the rejection kernel, the distortion fields, and per frame its numbers, twice.
     """
     rows = min(rows, route.height)
@@ -275,7 +277,7 @@ def device_bytes(route: Route, rows: int, scratch_bytes: int) -> int:
     fields = 4 * route.field_elements
     per_frame = 2 * FRAME_ROWS.itemsize + 128
     return (
-        in_flight * (samples + weights + OUTPUT_BYTES * elements)
+        in_flight * (samples + weights + (OUTPUT_BYTES + 4 * route.has_tolerance) * elements)
         + staging
         + _block_bytes(route, rows)
         + scratch_bytes

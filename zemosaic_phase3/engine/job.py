@@ -36,6 +36,7 @@ class Job:
     shape: tuple[int, ...]  # of the result: (H, W) or (H, W, 3)
     dropped: list[tuple[str, str]] = field(default_factory=list)
     sample_weight: np.ndarray | None = None  # (N, *shape), multiplies the frame weights
+    tolerance: np.ndarray | None = None  # of the shape, float32, ADU: samples so near the median of a pixel are kept
     clipped_kappa: bool = False  # kappa_sigma with sigma-clipped statistics, as stack_aligned_images has it
 
     @property

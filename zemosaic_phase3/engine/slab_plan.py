@@ -44,6 +44,7 @@ def stack_bytes(
     raw_bytes: int = 4,
     stored_bytes: int = 0,
     field_bytes: int = 0,
+    own_maps: int = 0,
     copied_maps: int = OUTPUT_MAPS,
 ) -> int:
     """Return the bytes the CPU engine needs at its peak, with slabs of ``rows`` output rows.
@@ -55,6 +56,7 @@ def stack_bytes(
     * per worker one source block, ``(rows * source_stretch + source_margin, width)``, as stored and debayered to
       float32; or, where the slab holds stored pixels, one tile of samples of every frame;
     * per worker the scratch of the rejection kernel, ``KERNEL_PIXELS`` pixels of ``n_frames`` samples;
+    * ``own_maps`` maps of the result's shape that the stack is given (the tolerance of its pixels);
     * per frame ``FRAME_BYTES``, for weights and counts, and all frames' distortion fields;
     * the finished tile: ``OUTPUT_MAPS`` maps of ``(height, width, channels)``, 4 bytes each;
 
@@ -84,6 +86,8 @@ def stack_bytes(
         Bytes of one stored sample where slabs hold frames as they are stored; 0 where they hold float32 samples.
     field_bytes : int
         Bytes of the distortion fields of all frames.
+    own_maps : int
+        Maps, float32, that the stack reads.
     copied_maps : int
         Maps, the image among them, that are written to a file.
     """
@@ -96,7 +100,7 @@ def stack_bytes(
         source = min(math.ceil(rows * source_stretch) + source_margin, height) * width * (raw_bytes + 4 * channels)
     scratch = KERNEL_PIXELS * KERNEL_SAMPLE_BYTES * n_frames
     one_map = 4 * height * width * channels
-    frames = FRAME_BYTES * n_frames + field_bytes
+    frames = FRAME_BYTES * n_frames + field_bytes + own_maps * one_map
     return OUTPUT_MAPS * one_map + max(slab + weights + workers * (source + scratch) + frames, copied_maps * one_map)
 
 
@@ -137,6 +141,7 @@ def plan_slabs(
     raw_bytes: int = 4,
     stored_bytes: int = 0,
     field_bytes: int = 0,
+    own_maps: int = 0,
     copied_maps: int = OUTPUT_MAPS,
     max_rows: int | None = None,
 ) -> SlabPlan:
@@ -156,7 +161,7 @@ def plan_slabs(
         As many as there may be.
     n_frames, width, channels, weights_per_pixel, source_margin, source_stretch, raw_bytes
         As in :func:`stack_bytes`.
-    stored_bytes, field_bytes, copied_maps
+    stored_bytes, field_bytes, own_maps, copied_maps
         As in :func:`stack_bytes`.
 
     Raises
@@ -179,6 +184,7 @@ def plan_slabs(
             raw_bytes=raw_bytes,
             stored_bytes=stored_bytes,
             field_bytes=field_bytes,
+            own_maps=own_maps,
             copied_maps=copied_maps,
         )
 

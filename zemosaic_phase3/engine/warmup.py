@@ -69,6 +69,8 @@ def warm_up(stack: StackSpec) -> None:
     job = make_job([Frame(open_source(frame)) for frame in frames], spec)
     if stack.radial_weight or stack.frame_weight != "none":  # weights that are all 1 have a kernel of their own
         job.table.weight[:] = 0.5
+    if stack.spares:  # with a tolerance, too
+        job = replace(job, tolerance=np.zeros(job.shape, np.float32))
     stack_on_cpu(job, Resources())
 
 

@@ -165,4 +165,5 @@ def _job_key(job: Job) -> str:
         version(), str(job.spec), str(job.shape), str(job.clipped_kappa), str(table.own_grid),
         *[f"{origin.path} {origin.identity.size} {origin.identity.modified_ns} {origin.recipe}" for origin in origins],
         *[np.ascontiguousarray(array).tobytes() for array in numbers],
+        "" if job.tolerance is None else digest(np.ascontiguousarray(job.tolerance).tobytes()),
     )  # fmt: skip

@@ -13,7 +13,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -79,7 +79,8 @@ def check_result(result: StackResult, *, run_seconds: float = 0.0, workers: int 
         samples = samples_at(result.job, rows, columns, workers)
         for p, (row, column) in enumerate(zip(rows.tolist(), columns.tolist(), strict=True)):
             for c in range(result.job.channels):
-                judged = judge_pixel(definition, _pixel(result, row, column, c), samples, p, c, gains[c])
+                here = replace(definition, tolerance=_tolerance(result.job, row, column, c))
+                judged = judge_pixel(here, _pixel(result, row, column, c), samples, p, c, gains[c])
                 if not judged.agrees:
                     wrong = _error(result.job, samples, p, (row, column, c), judged)
                     return Found(pixels, largest, time.perf_counter() - began, wrong)
@@ -152,6 +153,13 @@ def checked_stack(
 def _gains(result: StackResult) -> list[float]:
     done = result.equalization
     return [done.gain_r, done.gain_g, done.gain_b] if result.job.channels == 3 and done.applied else [1.0] * 3
+
+
+def _tolerance(job: Job, row: int, column: int, c: int) -> float:
+    """Return by how much samples of a pixel may differ from their median and are kept in any case, ADU."""
+    if job.tolerance is None:
+        return 0.0
+    return float(job.tolerance[(row, column) if job.tolerance.ndim == 2 else (row, column, c)])
 
 
 def _pixel(result: StackResult, row: int, column: int, c: int) -> Pixel:

@@ -16,6 +16,7 @@ from zemosaic_phase3.engine.job import Job, StackResult, make_job
 from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.engine.result_check import result_fault
 from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS
+from zemosaic_phase3.engine.star_tolerance import with_star_tolerance
 from zemosaic_phase3.errors import GPUStackingError, PlanError, StackCancelled
 from zemosaic_phase3.finish.equalize import equalize_if
 from zemosaic_phase3.io.atomic_write import remove_strays
@@ -194,6 +195,8 @@ def stacker_of(
         job = make_job(frames, spec, reference=reference)
         held = held_bytes([frame.source for frame in frames])
         left = replace(resources, memory=max(1, resources.memory - held)) if held and resources.memory else resources
+        fwhm = {frame.source.name: frame.stats.fwhm for frame in frames if frame.stats is not None}
+        job = with_star_tolerance(job, fwhm, left)
         result, used = policy.stack(
             lambda less_memory: stack_on_gpu(job, left.tighter() if less_memory else left, progress, finished),
             lambda: cpu.stack(job, left, progress, finished),

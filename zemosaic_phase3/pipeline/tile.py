@@ -197,7 +197,7 @@ def _check_memory(
         some.height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=some.width,
         channels=some.channels, workers=workers, weights_per_pixel=int(stack.radial_weight),
         source_margin=0 if register.mode == "none" else some.height,
-        raw_bytes=source_pixel_bytes(some), copied_maps=copied_maps,
+        raw_bytes=source_pixel_bytes(some), own_maps=int(stack.spares), copied_maps=copied_maps,
     )  # fmt: skip
 
 

@@ -185,6 +185,7 @@ def _method_cards(job: Job) -> Header:
         cards["ZMT_RADF"] = (stack.radial_feather, "radial feather, half diagonals")
         cards["ZMT_RADP"] = (stack.radial_power, "radial shape power")
     cards["ZMT_REJ"] = (stack.reject, "rejection")
+    cards["ZMT_SPAR"] = (job.tolerance is not None, "rejection spares what seeing does to stars")
     if stack.reject == "winsorized_sigma_clip":
         cards["ZMT_WSC"] = (stack.wsc_impl, "winsorizing")
     if stack.is_legacy_winsor:

@@ -25,3 +25,16 @@ struct Samples {  // of one pixel
     Sums sums;
     double clip_low, clip_high;  // what rejected samples are replaced by, where a judge says so
 };
+
+// Widens a window to all samples within a tolerance of the median: spare of rejection/judge.py.
+DEVICE Window spared(const float* t, int n, double centre, Window w, double allowed) {
+    if (!(allowed > 0.0) || w.last - w.first == n) return w;
+    if (w.last <= w.first) {
+        w.first = 0;
+        while (at(t, w.first) < centre) w.first++;
+        w.last = w.first;
+    }
+    while (w.first > 0 && centre - at(t, w.first - 1) <= allowed) w.first--;
+    while (w.last < n && at(t, w.last) - centre <= allowed) w.last++;
+    return w;
+}

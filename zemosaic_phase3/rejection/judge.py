@@ -141,6 +141,35 @@ def no_critical_values() -> np.ndarray:
 
 
 @inlined
+def spare(samples: Samples, tolerance: np.ndarray, p0: int, width: int) -> None:
+    """Widen the windows to all samples within ``tolerance (P,) float32``, ADU, of the median of their pixel.
+
+    What a judge does not know: by how much the frames may differ there for good reason, because seeing changes what a
+    slope or a peak looks like; see :mod:`engine.star_tolerance`. A window that is empty grows from the median; one
+    whose pixel has the tolerance 0 or NaN stays as it is. Pixels ``p0 .. p0 + width - 1`` are those of the block.
+    """
+    t, n_valid, centre, first, last = samples.table, samples.n_valid, samples.centre, samples.first, samples.last
+    for j in range(width):
+        allowed = np.float64(tolerance[p0 + j])
+        n = n_valid[j]
+        if not allowed > 0.0 or last[j] - first[j] == n:
+            continue
+        f = first[j]
+        g = last[j]
+        if g <= f:
+            f = 0
+            while np.float64(t[f, j]) < centre[j]:
+                f += 1
+            g = f
+        while f > 0 and centre[j] - np.float64(t[f - 1, j]) <= allowed:
+            f -= 1
+        while g < n and np.float64(t[g, j]) - centre[j] <= allowed:
+            g += 1
+        first[j] = f
+        last[j] = g
+
+
+@inlined
 def fill_nothing(samples: Samples, full: bool, depth: int) -> int:
     """Fill no sums."""
     return depth

@@ -1,0 +1,326 @@
+"""By how much the samples of a pixel may differ because seeing and focus change: a tolerance for rejection.
+
+Rejection takes what lies far from the others for a fault. In the core of a bright star the sharpest frames of
+a night lie far above the others and the most blurred ones below, by many times the noise, and they are right: without
+them a star loses light, a bright one more than a faint one.
+
+The tolerance is what the frames themselves show. Three medians are made at each pixel: of the three sharpest frames
+that cover it, of the three most blurred, and of five whose stars are of middling width. Where the first or the second
+differs from the third by more than noise, over several pixels together, samples may differ by as much from the median
+of their pixel, and by half as much again. A trail or a hit of a cosmic ray is in one frame of three and moves no
+median; where seeing is steady, and in the sky between the stars, the medians are equal but for noise.
+
+It is a map of the result, made on the processor from a few frames in an order of their own, so that it has the same
+bits for any device, number of threads and slab height.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from zemosaic_phase3.engine.cpu import SHARES_PER_WORKER, fill_slab, shares, slab_plan
+from zemosaic_phase3.engine.job import Job, without_unreadable
+from zemosaic_phase3.engine.slab import Slab, slab_for
+from zemosaic_phase3.engine.slab_plan import row_slabs
+from zemosaic_phase3.errors import FrameError
+from zemosaic_phase3.runtime.threads import parallel_map
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from zemosaic_phase3.engine.resources import Resources
+
+EXTREMES: Final = 3  # frames of a median of the sharpest, or of the most blurred: one of them may be wrong at a pixel
+MIDDLE: Final = 5  # of the median between them
+FEWEST: Final = 4  # frames whose stars' widths are known: of three all medians are the same
+MOST: Final = 6  # frames of a median, where the first ones do not cover the whole result
+NODES: Final = 17  # of a grid on which is seen what a frame covers, in each direction
+BORDER: Final = 0.04  # of height and width that such points keep from the border: dithered frames leave it to others
+FACTOR: Final = 1.5  # tolerance over what the medians differ by: frames differ by more than their widths, and by noise
+NOISE: Final = 1.5  # standard deviations of the difference of two medians that are taken for noise
+SIGNIFICANT: Final = 5.0  # standard deviations of the mean of 3x3 differences, beyond which they are a star's
+REACH: Final = 3  # pixels around those that belong to the star: its light there is less in one of two frames, or equal
+QUARTILE: Final = 0.3186  # half of the values of a normal deviate of 1 lie nearer to 0 than 0.6745, a quarter than this
+SAMPLED: Final = 200_000  # pixels whose differences tell the noise of a channel
+BAND: Final = 8  # rows of them together
+BLOCK_ROWS: Final = 128
+HALO: Final = REACH + 3  # rows that a block looks at beyond its own
+LEAST_CHANGE: Final = 0.05  # of a profile, below which a ratio of changes tells nothing
+BETA: Final = 4.0  # exponent of the Moffat profile by which stars of different widths are compared
+LARGEST_RATIO: Final = 3.0  # of the outermost frame's difference to the median's of its group
+
+
+class Groups(NamedTuple):
+    """Frames of the three medians, in the order in which they are taken, and two ratios.
+
+    ``sharp``, ``blurred``, ``middle``: positions in the job, more than a median takes where the first ones do not
+    cover the whole result. ``ratios``: how much farther the sharpest frame, and the most blurred one, is from the
+    middle than the median of its group is, by the widths of their stars.
+    """
+
+    sharp: list[int]
+    blurred: list[int]
+    middle: list[int]
+    ratios: tuple[float, float]
+
+
+def with_star_tolerance(job: Job, fwhm: Mapping[str, float], resources: Resources) -> Job:
+    """Return a job with the tolerance of its pixels; a frame that can no longer be read is dropped.
+
+    Parameters
+    ----------
+    job : Job
+    fwhm : mapping
+        Width of the stars of each frame by its name, full width at half maximum, pixels of the frame; NaN: not known.
+    resources : Resources
+
+    Returns
+    -------
+    Job
+        As it was, if the specification spares no stars, the widths of fewer than ``FEWEST`` frames are known, or no
+        pixel has a tolerance.
+
+    Raises
+    ------
+    FrameError
+        No frame can be read.
+    PlanError
+        Not even one row fits into the memory.
+    """
+    while job.spec.spares:
+        try:
+            return replace(job, tolerance=star_tolerance(job, fwhm, resources))
+        except FrameError as exc:
+            job = without_unreadable(job, exc)
+    return job
+
+
+def star_tolerance(job: Job, fwhm: Mapping[str, float], resources: Resources) -> np.ndarray | None:
+    """Return the tolerance of every pixel, of the job's shape, float32, ADU; None: it is 0 everywhere.
+
+    It is 0 too where a median is not that of three frames, because fewer cover the pixel.
+    """
+    widths = np.array([fwhm.get(name, np.nan) for name in job.table.names])
+    area = np.abs(np.linalg.det(job.table.transform[:, :2, :2]))  # of a pixel of the result, pixels of the frame
+    groups = choose_groups(widths / np.sqrt(area), coverage_nodes(job))
+    if groups is None:
+        return None
+    differences = _differences(job, groups, resources)
+    tolerance = np.zeros(job.shape, np.float32)
+    for difference, ratio in zip(differences, groups.ratios, strict=True):
+        for c in range(job.channels):
+            _tolerance_from(channel(difference, c), ratio, channel(tolerance, c))
+    return tolerance if tolerance.any() else None
+
+
+def channel(image: np.ndarray, c: int) -> np.ndarray:
+    """Return one channel of an image, ``(H, W)``."""
+    return image if image.ndim == 2 else image[:, :, c]
+
+
+def coverage_nodes(job: Job) -> np.ndarray:
+    """Return what of a grid of points over the result lies in each frame, ``(N, NODES * NODES) bool``."""
+    height, width = job.shape[:2]
+    places = np.linspace(BORDER, 1.0 - BORDER, NODES)
+    y, x = (a.reshape(-1) for a in np.meshgrid((height - 1) * places, (width - 1) * places))
+    mapped = job.table.transform @ np.stack([x, y, np.ones(x.size)])
+    size = np.array([[source.width, source.height] for source in job.sources])[:, :, None]
+    ahead = mapped[:, 2] > 0
+    place = mapped[:, :2] / np.where(ahead, mapped[:, 2], 1.0)[:, None]
+    inside: np.ndarray = ((place >= 0) & (place <= size - 1)).all(axis=1) & ahead
+    return inside
+
+
+def choose_groups(widths: np.ndarray, inside: np.ndarray) -> Groups | None:
+    """Choose the frames of the three medians.
+
+    Parameters
+    ----------
+    widths : ndarray (N,) float64
+        Of the stars, pixels of the result; NaN: not known.
+    inside : ndarray (N, nodes) bool
+        From :func:`coverage_nodes`.
+
+    Returns
+    -------
+    Groups or None
+        None: fewer than ``FEWEST`` widths are known.
+    """
+    order = np.argsort(widths, kind="stable")
+    order = order[: int(np.isfinite(widths).sum())]
+    n = len(order)
+    if n < FEWEST:
+        return None
+    from_middle = order[np.argsort(np.abs(np.arange(n) - (n - 1) / 2), kind="stable")]
+    sharp, blurred = _covering(order, inside, EXTREMES), _covering(order[::-1], inside, EXTREMES)
+    middle = float(np.median(widths[order]))
+    ratios = tuple(
+        _ratio(float(widths[outermost]), float(np.median(widths[group[:EXTREMES]])), middle)
+        for outermost, group in ((order[0], sharp), (order[-1], blurred))
+    )
+    return Groups(sharp, blurred, _covering(from_middle, inside, min(MIDDLE, n)), (ratios[0], ratios[1]))
+
+
+def _covering(order: np.ndarray, inside: np.ndarray, wanted: int) -> list[int]:
+    """Return the first frames, and of the next ones those without which points would be covered by too few."""
+    chosen = order[:wanted].tolist()
+    covered = inside[chosen].sum(axis=0)
+    for i in order[wanted:].tolist():
+        if len(chosen) == MOST:
+            break
+        lacking = covered < EXTREMES
+        if not lacking.any():
+            break
+        if (inside[i] & lacking).any():
+            chosen.append(i)
+            covered += inside[i]
+    return chosen
+
+
+def _ratio(outermost: float, typical: float, middle: float) -> float:
+    """Return how much farther from the profile of a middling star the outermost one's is than the typical one's.
+
+    The largest ratio, at the centre of the star and at up to 1.5 times its width, of those places where the typical
+    profile differs by a fifth of its largest difference or more; 1 to ``LARGEST_RATIO``.
+    """
+    r = np.array([0.0, 0.5, 1.0, 1.5]) * middle
+
+    def profile(fwhm: float) -> np.ndarray:
+        u = (2.0 * r / fwhm) ** 2 * (2.0 ** (1.0 / BETA) - 1.0)
+        return np.asarray((1.0 + u) ** -BETA / fwhm**2)
+
+    near, far = np.abs(profile(typical) - profile(middle)), np.abs(profile(outermost) - profile(middle))
+    if near.max() < LEAST_CHANGE * profile(middle).max():
+        return 1.0
+    tells = near > 0.2 * near.max()
+    return float(np.clip((far[tells] / near[tells]).max(), 1.0, LARGEST_RATIO))
+
+
+def _part(job: Job, frames: list[int]) -> Job:
+    """Return a job of some frames of another, without weights."""
+    table = job.table
+    return replace(
+        job,
+        sources=[job.sources[k] for k in frames],
+        table=replace(
+            table,
+            names=[table.names[k] for k in frames],
+            transform=table.transform[frames],
+            scale=table.scale[frames],
+            offset=table.offset[frames],
+            weight=table.weight[frames],
+            distortion=[table.distortion[k] for k in frames] if table.distortion else [],
+        ),
+        spec=replace(job.spec, radial_weight=False),
+        sample_weight=None,
+        tolerance=None,
+    )
+
+
+def _differences(job: Job, groups: Groups, resources: Resources) -> tuple[np.ndarray, np.ndarray]:
+    """Return the medians of the sharpest and of the most blurred frames less that of the middle; NaN: one is missing.
+
+    Of the job's shape, float32, ADU.
+    """
+    frames = sorted({*groups.sharp, *groups.blurred, *groups.middle})
+    part, at = _part(job, frames), {k: i for i, k in enumerate(frames)}
+    own = [np.array([at[k] for k in group]) for group in (groups.sharp, groups.blurred, groups.middle)]
+    plan = slab_plan(part, resources)
+    slab = slab_for(part, plan.rows_per_slab)
+    made = np.empty(job.shape, np.float32), np.empty(job.shape, np.float32)
+    line = job.shape[1] * job.channels
+    for rows in row_slabs(job.shape[0], plan.rows_per_slab):
+        fill_slab(part, slab, rows, plan.workers)
+        out = [difference.reshape(-1)[rows.start * line : rows.stop * line] for difference in made]
+        _subtract_medians(slab, own, out, plan.workers)
+    return made
+
+
+def _subtract_medians(slab: Slab, groups: list[np.ndarray], out: list[np.ndarray], workers: int) -> None:
+    from zemosaic_phase3.engine.median_difference import median_differences
+    from zemosaic_phase3.runtime.jit import wait_for_compiler
+
+    wait_for_compiler()
+    sharp, blurred, middle = groups
+
+    def subtract(share: range) -> None:
+        for cube, start, stop, offset in slab.pieces(share.start, share.stop):
+            median_differences(
+                cube,
+                start,
+                stop,
+                (sharp, blurred, middle),
+                (EXTREMES, EXTREMES, MIDDLE),
+                (out[0][offset:], out[1][offset:]),
+            )
+
+    parallel_map(subtract, shares(out[0].size, workers * SHARES_PER_WORKER), workers)
+
+
+def _noise_of(values: np.ndarray) -> float:
+    """Return the standard deviation of the noise of some differences.
+
+    It is told by the smaller ones, which are no star's. Zeros do not count: of few frames two medians are often the
+    same sample, which tells nothing.
+    """
+    sizes = np.abs(values[values != 0.0])
+    return float(np.quantile(sizes, 0.25)) / QUARTILE if sizes.size else 0.0
+
+
+def _box_mean(image: np.ndarray) -> np.ndarray:
+    """Return the mean of 3x3 pixels, ``(H - 2, W - 2)``, added in one order wherever they are."""
+    lines = (image[:-2] + image[1:-1]) + image[2:]
+    return np.asarray(((lines[:, :-2] + lines[:, 1:-1]) + lines[:, 2:]) * np.float32(1.0 / 9.0))
+
+
+def _box_max(image: np.ndarray) -> np.ndarray:
+    """Return the largest of 3x3 pixels, ``(H, W)``; beyond the border there is 0."""
+    padded = np.pad(image, 1)
+    lines = np.maximum(np.maximum(padded[:-2], padded[1:-1]), padded[2:])
+    return np.asarray(np.maximum(np.maximum(lines[:, :-2], lines[:, 1:-1]), lines[:, 2:]))
+
+
+def _levels_and_noise(difference: np.ndarray) -> tuple[float, float, float]:
+    """Return of one channel's differences ``(H, W)`` the level of most, their noise, and that of means of 3x3 pixels.
+
+    Measured on bands of rows, evenly spaced, of about ``SAMPLED`` pixels in all.
+    """
+    height, width = difference.shape
+    bands = max(1, min(SAMPLED // (BAND * width), height // BAND))
+    starts = np.linspace(0, max(0, height - BAND), bands).astype(int)
+    some = np.concatenate([difference[y : y + BAND].reshape(-1) for y in starts])
+    some = some[np.isfinite(some)]
+    if some.size == 0:
+        return 0.0, 0.0, 0.0
+    level = float(np.median(some))
+    means = [_box_mean(np.nan_to_num(difference[y : y + BAND] - np.float32(level))).reshape(-1) for y in starts]
+    return level, _noise_of(some - level), _noise_of(np.concatenate(means))
+
+
+def _tolerance_from(difference: np.ndarray, ratio: float, tolerance: np.ndarray) -> None:
+    """Raise one channel's tolerance ``(H, W)``, where it is less, to what its differences ``(H, W)`` ask for.
+
+    What most pixels of a channel differ by is not a star's, so that differences count from their level. Stars differ
+    over some pixels together, noise does not: there is a tolerance only near pixels whose 3x3 differ significantly in
+    their mean. It is the largest of its neighbours and its own, because a profile may be steeper between two pixels.
+    """
+    from scipy.ndimage import maximum_filter
+
+    level, noise, noise_of_means = _levels_and_noise(difference)
+    if noise == 0.0:
+        return
+    height = len(difference)
+    for rows in row_slabs(height, BLOCK_ROWS):  # little memory beside the maps, the same for all tiles
+        top, bottom = max(rows.start - HALO, 0), min(rows.stop + HALO, height)
+        d = np.nan_to_num(difference[top:bottom] - np.float32(level))
+        is_star = np.abs(_box_mean(np.pad(d, 1, mode="edge"))) > np.float32(SIGNIFICANT * noise_of_means)
+        if not is_star.any():
+            continue
+        size = np.maximum(np.abs(d) - np.float32(NOISE * noise), np.float32(0.0))
+        size[~maximum_filter(is_star, 2 * REACH + 1, mode="nearest")] = 0.0
+        wide = _box_max(size)[rows.start - top : rows.stop - top]
+        own = tolerance[rows]
+        np.maximum(own, wide * np.float32(FACTOR * ratio), out=own)
