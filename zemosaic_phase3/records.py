@@ -24,6 +24,9 @@ class FrameStats:
     To match frames by what they show: ``star_xy (m, 2)`` pixels of the frame, ``star_light (m, C)`` and its standard
     deviation ``star_light_error (m, C)``, ADU, NaN where a star may be saturated; ``sky_mesh (rows, columns, C)``,
     level of the sky in cells of ``sky_cell`` pixels, ADU. All float32: ten thousand frames keep them.
+
+    ``clip (C,)``: level at which samples are clipped, ADU; infinity where no sample is seen to be, empty where nobody
+    looked.
     """
 
     median: np.ndarray
@@ -41,6 +44,7 @@ class FrameStats:
     star_light_error: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
     sky_mesh: np.ndarray = field(default_factory=lambda: np.empty((0, 0, 0), np.float32))
     sky_cell: int = 1
+    clip: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
 IDENTITY: Final = np.eye(3)
@@ -130,6 +134,8 @@ class TileReport:
     peak_rss_bytes: int = 0
     rows_per_slab: int = 0
     warnings: list[str] = field(default_factory=list)
+    saturation_level: float | None = None  # of the result, ADU; None: no frame that counts has clipped samples
+    saturated_pixels: int = 0  # of the result, that reach it in a channel: no frame measured them
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers, ready for JSON."""

@@ -33,9 +33,13 @@ def read_frame(source: FrameSource) -> tuple[np.ndarray, np.ndarray]:
     view : ndarray (h, w, C) float32, ADU
         NaN where invalid. Of a Bayer mosaic the 2x2 cells, so h = H // 2 and w = W // 2: red, mean green, blue.
     """
-    pixels = source.read_rows(0, source.height)
-    if source.cfa is not None:
-        return pixels, cell_view(pixels, source.cfa)
+    return shown(source.read_rows(0, source.height), source.cfa)
+
+
+def shown(pixels: np.ndarray, cfa: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return all pixels of a frame as :func:`read_frame` does."""
+    if cfa is not None:
+        return pixels, cell_view(pixels, cfa)
     view = pixels if pixels.ndim == 3 else pixels[:, :, None]
     view = np.ascontiguousarray(view, dtype=np.float32)
     return view, view

@@ -23,9 +23,18 @@ from zemosaic_phase3.detection.star_finder import find_stars as stars_of
 from zemosaic_phase3.errors import FrameError, NoFramesError, SpecError, StackCancelled
 from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.io.inputs import real_path
+from zemosaic_phase3.io.mended_frame import Mend, MendedSource
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.photometry.levels import measure_levels
-from zemosaic_phase3.photometry.measure import cell_view, quanta, read_frame, with_stars
+from zemosaic_phase3.photometry.measure import cell_view, quanta, read_frame, shown, with_stars
+from zemosaic_phase3.pipeline.samples import (
+    clip_levels,
+    find_mend,
+    may_have_filler,
+    refuse_clipped,
+    refuse_rounded,
+    refuse_rounded_level,
+)
 from zemosaic_phase3.progress import Callback, notify
 from zemosaic_phase3.records import FrameStats, Registration
 from zemosaic_phase3.registration.match import register_stars
@@ -57,6 +66,7 @@ class Scan:
     start: datetime | None = None  # of the exposure, UTC
     exposure: float = math.nan  # seconds
     wcs: WCS | None = None  # celestial; None: it has none, or not for registration, or it has served
+    mend: Mend = Mend()  # what is put right in its pixels
 
     @property
     def n_stars(self) -> int:
@@ -102,23 +112,33 @@ def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool, mea
     FrameError
         The frame cannot be read, has no valid pixel, or is blank.
     """
-    stats, stars = None, None
+    stats, stars, mend = None, None, Mend()
+    start, saturate, *exposures = source.card_values("DATE-OBS", "SATURATE", "EXPTIME", "EXPOSURE")
     if measure or find_stars:
         pixels, view = read_frame(source)
         _refuse_blank(source, view)
-        stats = measure_levels(view, quantum=quanta(source))
+        mend = find_mend(source, pixels)
+        if mend:
+            source = MendedSource(source, mend)
+            pixels, view = shown(mend.apply(pixels), source.cfa)
+        clip = clip_levels(pixels, saturate, source.cfa)
+        refuse_clipped(source.name, pixels)
+        stats = replace(measure_levels(view, quantum=quanta(source)), clip=clip)
+        refuse_rounded(source, stats)
         if find_stars:
             stars = stars_of(pixels, spec, source.cfa)
             stats = with_stars(stats, stars, view, source.cfa)
     elif not _shows_something(_middle_rows(source)):
         _refuse_blank(source, read_frame(source)[1])
-    start, *exposures = source.card_values("DATE-OBS", "EXPTIME", "EXPOSURE")
+    elif may_have_filler(source):
+        mend = find_mend(source, source.read_rows(0, source.height))
     return Scan(
         stats,
         stars if spec.mode in ("auto", "stars") else None,
         _moment(start),
         _seconds(*exposures),
         source.wcs() if spec.mode in ("auto", "wcs") else None,
+        mend,
     )
 
 
@@ -140,6 +160,8 @@ def _refuse_blank(source: FrameSource, view: np.ndarray) -> None:
     if _shows_something(view[view.shape[0] // 2 :][:LOOK_ROWS]) or _shows_something(view):
         return
     valid = [plane[np.isfinite(plane)] for plane in np.moveaxis(view, -1, 0)]
+    if all(values.size for values in valid):
+        refuse_rounded_level(source, max(float(np.abs(values[0])) for values in valid), 0.0)
     if not all(values.size for values in valid):
         raise FrameError(source.name, "no valid pixel in at least one channel (all NaN); leave it out")
     levels = ", ".join(f"{values[0]:g}" for values in valid)
@@ -334,6 +356,8 @@ def scan_group(
             group.rows[i].drop(found.reason)
         else:
             group.rows[i].scan = found
+            if found.mend:
+                group.sources[i] = MendedSource(group.source(i), found.mend)
 
 
 def drop_starless(group: Group, spec: RegisterSpec) -> None:

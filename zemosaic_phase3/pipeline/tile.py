@@ -26,6 +26,7 @@ from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.pipeline.canvas import Canvas, canvas_around
 from zemosaic_phase3.pipeline.group import FrameRow, Group, open_group, register_group, scan_group
+from zemosaic_phase3.pipeline.sample_report import note_saturation, sample_notes
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
 from zemosaic_phase3.pipeline.tile_header import cards_of_reference, tile_header, wcs_cards
 from zemosaic_phase3.progress import Callback, timed
@@ -202,12 +203,12 @@ def stack_group(
         report.noise_before = noise_before.result()
         _note_in_rows(group, result)
         _fill_report(report, group, result, workers)
-        report.warnings[:0] = notes
+        report.warnings[:0] = [*notes, *sample_notes(group, result)]
         tile = Tile(
             image=result.image,
             alpha=alpha_from_coverage(result.coverage),
             maps=result.maps,
-            header=tile_header(cards, group, result.job, report),
+            header=note_saturation(tile_header(cards, group, result.job, report), result, report),
             wcs=wcs,
             report=report,
             rows=group.rows,

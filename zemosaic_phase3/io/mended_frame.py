@@ -1,0 +1,141 @@
+"""Frames whose pixels are not all what they seem: some are no data, some were wrapped when they were stored.
+
+What is wrong with a frame is found once, when it is measured, and kept as a few rectangles. It is put right as rows are
+read, before anything else is done with them, so that both devices stack the same numbers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+
+from zemosaic_phase3.io.frame import FrameSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from astropy.io.fits import Header
+    from astropy.wcs import WCS
+
+WRAP: Final = 65536.0  # ADU, between a number and what it becomes where 16 bits are too few
+NO_AREAS: Final = np.empty((0, 4), np.int32)
+
+
+def areas_of(mask: np.ndarray) -> np.ndarray:
+    """Return the pixels of a mask ``(h, w) bool`` as rectangles ``(n, 4) int32``: rows from, to, columns from, to.
+
+    Runs that are alike in consecutive rows are one rectangle, so that a straight border is one, and a slanted one has
+    one for each row.
+    """
+    found: list[tuple[int, int, int, int]] = []
+    growing: dict[tuple[int, int], int] = {}
+    rows = np.flatnonzero(mask.any(axis=1))
+    last = -2
+    for y in rows.tolist():
+        edges = np.flatnonzero(np.diff(mask[y].astype(np.int8), prepend=0, append=0))
+        runs = list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+        before = growing if y == last + 1 else {}
+        if y != last + 1:
+            found.extend((first, last + 1, *run) for run, first in growing.items())
+        else:
+            found.extend((first, y, *run) for run, first in growing.items() if run not in runs)
+        growing = {run: before.get(run, y) for run in runs}
+        last = y
+    found.extend((first, last + 1, *run) for run, first in growing.items())
+    return np.array(sorted(found), np.int32).reshape(-1, 4)
+
+
+class Mend(NamedTuple):
+    """What is put right in a frame: rectangles ``(n, 4) int32`` of pixels, from :func:`areas_of`.
+
+    ``invalid``: hold no data, and become NaN; ``wrapped``: 65536 is added to. ``value``: the number that most of the
+    invalid ones have, of the first channel, ADU; nan where there are none.
+    """
+
+    invalid: np.ndarray = NO_AREAS
+    wrapped: np.ndarray = NO_AREAS
+    value: float = float("nan")
+
+    def __bool__(self) -> bool:
+        """Return whether there is anything to do."""
+        return len(self.invalid) + len(self.wrapped) > 0
+
+    @property
+    def invalid_pixels(self) -> int:
+        """Number of pixels that are no data."""
+        sides = self.invalid.astype(np.int64)
+        return int(((sides[:, 1] - sides[:, 0]) * (sides[:, 3] - sides[:, 2])).sum())
+
+    @property
+    def wrapped_pixels(self) -> int:
+        """Number of pixels that are lifted."""
+        return Mend(invalid=self.wrapped).invalid_pixels
+
+    def apply(self, pixels: np.ndarray, y0: int = 0) -> np.ndarray:
+        """Return rows of the frame from ``y0`` on as float32, put right; ``pixels (rows, W, ...)`` stay as they are."""
+        mended = pixels.astype(np.float32)
+        for areas, lift in ((self.wrapped, WRAP), (self.invalid, np.nan)):
+            y1 = y0 + len(pixels)
+            touched = areas[(areas[:, 0] < y1) & (areas[:, 1] > y0)] if len(areas) else areas
+            for first, end, left, right in touched.tolist():
+                mended[max(first - y0, 0) : end - y0, left:right] += np.float32(lift)
+        return mended
+
+
+class WrappedSource(FrameSource):
+    """A frame read through another one: float32, whatever is stored; header, WCS and file are the frame's own."""
+
+    __slots__ = ("_inner",)
+
+    def __init__(self, source: FrameSource) -> None:
+        for name in ("name", "height", "width", "channels", "cfa", "_codec", "_header", "_wcs"):
+            setattr(self, name, getattr(source, name))
+        self.dtype = np.dtype(np.float32)
+        self._inner = source
+
+    @property
+    def inner(self) -> FrameSource:
+        """The frame that is read."""
+        return self._inner
+
+    def deferred_header(self) -> Callable[[], Header]:
+        """Read the header of the frame, and return what makes it."""
+        return self._inner.deferred_header()
+
+    def card_values(self, *keys: str) -> list[object]:
+        """Return the values of a few cards of the frame."""
+        return self._inner.card_values(*keys)
+
+    def wcs(self, header: Header | None = None) -> WCS | None:
+        """Return the WCS of the frame."""
+        return self._inner.wcs(header)
+
+    def require_unchanged(self) -> None:
+        """Make sure that the frame's file is still the one that was opened."""
+        self._inner.require_unchanged()
+
+    def expect_rows(self, y0: int, y1: int) -> None:
+        """Have the system fetch rows of the frame."""
+        self._inner.expect_rows(y0, y1)
+
+
+class MendedSource(WrappedSource):
+    """A frame with what is wrong in it put right.
+
+    Parameters
+    ----------
+    source : FrameSource
+        The frame.
+    mend : Mend
+        What is done to its pixels.
+    """
+
+    __slots__ = ("mend",)
+
+    def __init__(self, source: FrameSource, mend: Mend) -> None:
+        super().__init__(source)
+        self.mend = mend
+
+    def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
+        return self.mend.apply(self._inner.read_rows(y0, y1), y0)
