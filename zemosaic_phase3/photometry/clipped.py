@@ -28,8 +28,11 @@ SAME_UNIT: Final = 30.0  # ratio of scales up to which two frames count in the s
 
 
 class Clipping(NamedTuple):
-    """Levels that clip, in ADU of the result: ``level (N,)``, the lowest of a frame's channels, infinity where nothing is
-    known to be clipped; ``headroom (N,)``, where a frame would clip if it had anything as bright."""
+    """Levels at which frames clip, ADU of the result: the lowest of their channels.
+
+    ``level (N,)``: infinity where nothing is known to be clipped; ``headroom (N,)``: where a frame would clip if it had
+    anything as bright.
+    """
 
     level: np.ndarray
     headroom: np.ndarray
@@ -80,7 +83,7 @@ class UnclippedSource(WrappedSource):
         first, end = max(y0 - GUARD, 0), min(y1 + GUARD, self.height)
         pixels = self._inner.read_rows(first, end).astype(np.float32)
         planes = pixels.reshape(*pixels.shape[:2], -1)
-        clipped: np.ndarray = (planes >= self._clip.astype(np.float32)).any(axis=2)
+        clipped = np.asarray((planes >= self._clip.astype(np.float32)).any(axis=2))
         if clipped.any():
             y, x = np.nonzero(clipped)
             for dy in range(-GUARD, GUARD + 1):

@@ -41,7 +41,7 @@ def find_mend(source: FrameSource, pixels: np.ndarray) -> Mend:
 
 
 def may_have_filler(source: FrameSource) -> bool:
-    """Look at a few rows of a frame that is not read whole: does any begin or end with a run of one number?"""
+    """Return whether any of a few rows of a frame, which is not read whole, begins or ends with a run of one number."""
     places = {0, source.height // 4, source.height // 2, 3 * source.height // 4, source.height - 1}
     return any(has_long_runs(source.read_rows(y, y + 1)) for y in sorted(places))
 
@@ -90,12 +90,12 @@ def refuse_clipped(name: str, pixels: np.ndarray) -> None:
     if seen.size == 0 or np.count_nonzero(seen == seen.max()) < MOST_CLIPPED * seen.size:
         return
     highest = float(np.nanmax(pixels))
-    share = np.count_nonzero(pixels == highest) / max(np.count_nonzero(np.isfinite(pixels)), 1)
+    share = float(np.mean(pixels[np.isfinite(pixels)] == highest))
     if share >= MOST_CLIPPED and seen.min() < highest:
         raise FrameError(
             name,
-            f"saturated: {100.0 * share:.0f} % of its samples have its highest number, {highest:g}, so that it shows too "
-            "little sky to be matched by; leave it out, or expose shorter",
+            f"saturated: {100.0 * share:.0f} % of its samples have its highest number, {highest:g}, so that it shows "
+            "too little sky to be matched by; leave it out, or expose shorter",
         )
 
 
@@ -120,8 +120,8 @@ def refuse_rounded_level(source: FrameSource, level: float, noise: float) -> Non
     if step >= 1.0 and step > ROUNDED * noise:
         raise FrameError(
             source.name,
-            f"its numbers ({source.codec.stored.newbyteorder('=')}) lie about {level:g}, where samples, which are float32, "
-            f"are {step:g} ADU apart, more than its noise; subtract a constant from all frames and save them again",
+            f"its numbers ({source.codec.stored.newbyteorder('=')}) lie about {level:g}, where samples, which are "
+            f"float32, are {step:g} ADU apart, wide beside its noise; subtract a constant from all frames, save them again",
         )
 
 
