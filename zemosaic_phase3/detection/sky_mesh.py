@@ -9,6 +9,8 @@ from typing import Final
 
 import numpy as np
 
+from zemosaic_phase3.robust import FLOORED, sky_above_floor
+
 ENOUGH: Final = 0.25  # of a cell's samples, that must be valid
 CLIP: Final = 3.0  # units of the noise, samples beyond are no sky
 CROWDED: Final = 0.3  # units of the noise, between mean and median; beyond it the mode's formula fails
@@ -36,7 +38,7 @@ def sky_mesh(image: np.ndarray, cell: int, step: int = 2) -> tuple[np.ndarray, n
     beyond 3 of it from the median is left out; the level is ``2.5 median - 1.5 mean`` of the rest, or the median where
     the two differ by more than 0.3 of the noise (Bertin & Arnouts 1996, A&AS 117, 393, 7.1). Where the samples come in
     steps of a sixteenth of the noise or more, all of that is taken from the distribution between the steps, see
-    :func:`grouped_sky`.
+    :func:`grouped_sky`. Where the low side was cut off, it is taken from the high one.
 
     Parameters
     ----------
@@ -70,9 +72,15 @@ def sky_mesh(image: np.ndarray, cell: int, step: int = 2) -> tuple[np.ndarray, n
     mean = median + np.sum(np.where(kept, about, 0.0), axis=1) / count
     median = samples[each, np.argmax(kept, axis=1) + count // 2]
     level = np.where(np.abs(mean - median) < CROWDED * noise, 2.5 * median - 1.5 * mean, median)
+    floored = usable & (samples[:, 0] == samples[each, (FLOORED * last).astype(np.intp)]) & (last > 0)
+    for k in np.flatnonzero(floored).tolist():
+        above = sky_above_floor(lambda i, k=k: float(samples[k, i]), int(last[k]) + 1, float(samples[k, 0]))
+        floored[k] = above is not None
+        if above is not None:
+            level[k], noise[k] = above
     step_adu = sample_step(samples, usable, last, noise)
     if step_adu > 0.0:
-        grouped = usable & (noise * FINE <= step_adu)
+        grouped = usable & ~floored & (noise * FINE <= step_adu)
         level[grouped], noise[grouped] = grouped_sky(samples[grouped], last[grouped] + 1, step_adu, noise[grouped])
     level[~usable], noise[~usable] = np.nan, np.nan
     return level.reshape(rows, columns), noise.reshape(rows, columns)

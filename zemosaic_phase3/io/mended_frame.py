@@ -46,20 +46,30 @@ def areas_of(mask: np.ndarray) -> np.ndarray:
     return np.array(sorted(found), np.int32).reshape(-1, 4)
 
 
+def planes_of(pixels: np.ndarray, is_mosaic: bool, y0: int = 0) -> list[np.ndarray]:
+    """Return views of rows from ``y0`` on, one for each place in the 2x2 cell of a mosaic, or for each channel."""
+    if is_mosaic:
+        return [pixels[(row - y0) % 2 :: 2, column::2] for row in (0, 1) for column in (0, 1)]
+    return [pixels] if pixels.ndim == 2 else [pixels[:, :, c] for c in range(pixels.shape[2])]
+
+
 class Mend(NamedTuple):
     """What is put right in a frame: rectangles ``(n, 4) int32`` of pixels, from :func:`areas_of`.
 
     ``invalid``: hold no data, and become NaN; ``wrapped``: 65536 is added to. ``value``: the number that most of the
-    invalid ones have, of the first channel, ADU; nan where there are none.
+    invalid ones have, of the first channel, ADU; nan where there are none. ``floors``: of each plane (of a mosaic, of
+    each place in its cell) the lowest number, what samples that have it count as, ADU, and their share; see
+    :mod:`detection.floor`.
     """
 
     invalid: np.ndarray = NO_AREAS
     wrapped: np.ndarray = NO_AREAS
     value: float = float("nan")
+    floors: tuple[tuple[float, float, float], ...] = ()
 
     def __bool__(self) -> bool:
         """Return whether there is anything to do."""
-        return len(self.invalid) + len(self.wrapped) > 0
+        return len(self.invalid) + len(self.wrapped) + len(self.floors) > 0
 
     @property
     def invalid_pixels(self) -> int:
@@ -75,6 +85,10 @@ class Mend(NamedTuple):
     def apply(self, pixels: np.ndarray, y0: int = 0) -> np.ndarray:
         """Return rows of the frame from ``y0`` on as float32, put right; ``pixels (rows, W, ...)`` stay as they are."""
         mended = pixels.astype(np.float32)
+        if self.floors:
+            is_mosaic = mended.ndim == 2 and len(self.floors) == 4
+            for plane, (floor, mean_below, _) in zip(planes_of(mended, is_mosaic, y0), self.floors, strict=True):
+                plane[plane == np.float32(floor)] = np.float32(mean_below if mean_below == mean_below else floor)
         for areas, lift in ((self.wrapped, WRAP), (self.invalid, np.nan)):
             y1 = y0 + len(pixels)
             touched = areas[(areas[:, 0] < y1) & (areas[:, 1] > y0)] if len(areas) else areas

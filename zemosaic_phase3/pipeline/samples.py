@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from zemosaic_phase3.detection.filler import find_filler, has_long_runs
+from zemosaic_phase3.detection.floor import find_floors
 from zemosaic_phase3.detection.wrapped import find_wrapped
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.io.mended_frame import Mend, areas_of
@@ -32,11 +33,13 @@ def find_mend(source: FrameSource, pixels: np.ndarray) -> Mend:
     """Find what has to be put right in all pixels of a frame, as they are stored."""
     wrapped = find_wrapped(pixels) if source.codec.is_signed16 else None
     filler = find_filler(pixels, source.cfa)
+    floors = find_floors(pixels if filler is None else Mend(areas_of(filler[0])).apply(pixels), source.cfa)
     nothing = Mend()
     return Mend(
         nothing.invalid if filler is None else areas_of(filler[0]),
         nothing.wrapped if wrapped is None else areas_of(wrapped if filler is None else wrapped & ~filler[0]),
         math.nan if filler is None else filler[1],
+        () if floors is None else tuple(map(tuple, floors.tolist())),
     )
 
 
@@ -121,7 +124,7 @@ def refuse_rounded_level(source: FrameSource, level: float, noise: float) -> Non
         raise FrameError(
             source.name,
             f"its numbers ({source.codec.stored.newbyteorder('=')}) lie about {level:g}, where samples, which are "
-            f"float32, are {step:g} ADU apart, wide beside its noise; subtract a constant from all frames, save them again",
+            f"float32, are {step:g} ADU apart, wide beside its noise; subtract a constant from all and save them again",
         )
 
 
@@ -145,6 +148,14 @@ def mend_notes(names: Iterable[str], mends: Iterable[Mend], pixels: int) -> list
             f"wrapped: {len(wrapped)} of the frames are signed 16-bit numbers in which {count} pixels above 32767 came "
             f"back negative, such as {Path(wrapped[0][0]).name}; 65536 was added to those. Have the program that wrote "
             "them write BZERO = 32768"
+        )
+    floored = [(name, mend) for name, mend in pairs if mend.floors]
+    if floored:
+        shares = [100.0 * max(share for _, _, share in mend.floors if share == share) for _, mend in floored]
+        notes.append(
+            f"cut off: {_percent(min(shares))} to {_percent(max(shares))} % of the samples of {len(floored)} frames have "
+            f"the lowest number of their frame, such as {Path(floored[0][0]).name}: the low side of the sky's noise is "
+            "lost; they count as the mean of what was below. Add a pedestal when subtracting darks"
         )
     return notes
 
