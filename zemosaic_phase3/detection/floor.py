@@ -14,7 +14,7 @@ import numpy as np
 from zemosaic_phase3.io.mended_frame import planes_of
 from zemosaic_phase3.robust import FLOORED, sky_above_floor
 
-MOST_SEEN: Final = 65_536  # samples of a colour that are looked at
+MOST_SEEN: Final = 16_384  # samples of a colour that are looked at
 MOST_FLOORED: Final = 0.8  # of the samples; with more there is too little sky to tell by
 
 

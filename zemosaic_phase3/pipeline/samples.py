@@ -55,24 +55,29 @@ def clip_levels(pixels: np.ndarray, saturate: object = None, cfa: str | None = N
     That is the highest number of the frame, where several pixels that lie together have it, or what the header gives as
     ``SATURATE``, where the frame reaches it.
     """
-    channels = 1 if pixels.ndim == 2 else pixels.shape[2]
-    levels = [_clip_level(pixels if pixels.ndim == 2 else pixels[:, :, c], saturate) for c in range(channels)]
+    planes = pixels.reshape(*pixels.shape[:2], -1)
+    largest = np.maximum if pixels.dtype.kind in "iu" else np.fmax
+    # Down the columns first, which lie side by side in memory; the highest pixels are then in a few of them.
+    columns = largest.reduce(pixels.reshape(len(pixels), -1), axis=0).reshape(planes.shape[1:])
+    levels = [_clip_level(planes[:, :, c], columns[:, c], saturate) for c in range(planes.shape[2])]
     return np.array(levels * 3 if cfa is not None else levels)
 
 
-def _clip_level(plane: np.ndarray, saturate: object) -> float:
-    highest = plane.max() if plane.dtype.kind in "iu" else np.fmax.reduce(plane, axis=None)
+def _clip_level(plane: np.ndarray, columns: np.ndarray, saturate: object) -> float:
+    """Return the level at which a channel (H, W), of which the highest number of each column is known, is clipped."""
+    highest = np.fmax.reduce(columns)
     try:
         stated = float(saturate)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         stated = math.nan
     if 0.0 < stated <= float(highest):
         return stated
-    place = np.flatnonzero(plane.ravel() == highest)
-    if len(place) < MIN_CLIPPED:
+    reaching = np.flatnonzero(columns == highest)
+    y, x = np.nonzero(plane[:, reaching] == highest)
+    if len(y) < MIN_CLIPPED:
         return math.inf
-    place = place[:MOST_COMPARED]
     width = plane.shape[1]
+    place = (y * width + reaching[x])[:MOST_COMPARED]
     together = np.zeros(len(place), bool)
     for distance in (1, 2, width, 2 * width):  # of a mosaic the next of the same colour
         together |= np.isin(place + distance, place)
