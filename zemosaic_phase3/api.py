@@ -138,6 +138,9 @@ def stack(
     workers: int | None = None,
     maps: bool = False,
     overwrite: bool = False,
+    resume: bool = True,
+    fresh: bool = False,
+    cache: str | os.PathLike[str] | None = None,
     progress: bool | Callback = True,
 ) -> Tile:
     """Register and stack frames into one tile; write it if ``output`` is given.
@@ -177,6 +180,9 @@ def stack(
         Write COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and FRAMES too.
     overwrite : bool
         Replace an existing output.
+    resume, fresh, cache
+        Go on where an earlier run was, and keep a journal for the next one, in the folder ``cache`` or beside the
+        output; ``fresh`` forgets what it holds. Without output and cache there is none.
     progress : bool or callable
         True shows bars in a terminal and in a notebook, and nothing elsewhere; a callable is called as
         ``progress(stage, done, total)``, from several threads, and may raise :class:`StackCancelled`.
@@ -215,6 +221,9 @@ def stack(
             workers=workers,
             maps=maps,
             overwrite=overwrite,
+            resume=resume,
+            fresh=fresh,
+            cache=cache,
             progress=callback,
         )
     return Tile(**vars(made))

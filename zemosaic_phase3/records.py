@@ -113,6 +113,16 @@ class FrameTable:
         return lies & [field.size == 0 for field in self.distortion] if self.distortion else lies
 
 
+@dataclass(frozen=True)
+class Resumed:
+    """What a run took from its journal: frames measured and registered before, rows stacked before."""
+
+    journal: str = ""  # "": none was kept
+    measured: int = 0
+    registered: int = 0
+    rows: int = 0
+
+
 @dataclass
 class TileReport:
     """What happened to one tile, for the end-of-run table, ``--json`` and the FITS header."""
@@ -136,6 +146,7 @@ class TileReport:
     warnings: list[str] = field(default_factory=list)
     saturation_level: float | None = None  # of the result, ADU; None: no frame that counts has clipped samples
     saturated_pixels: int = 0  # of the result, that reach it in a channel: no frame measured them
+    resumed: Resumed = Resumed()
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers, ready for JSON."""

@@ -108,7 +108,7 @@ def test_a_planted_link_is_not_written_through(tmp_path, monkeypatch):
     victim = tmp_path / "victim"
     victim.write_text("mine")
     monkeypatch.setattr(os, "urandom", lambda n: bytes(n))
-    (tmp_path / f".zemosaic-{os.getpid()}-{'00' * 6}.tmp").symlink_to(victim)
+    (tmp_path / f".zemosaic-{os.getpid()}-{atomic_write.machine()}-{'00' * 6}.tmp").symlink_to(victim)
     with pytest.raises(OutputError):
         write(tmp_path / "tile.fits")
     assert victim.read_text() == "mine"

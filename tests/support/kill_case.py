@@ -19,7 +19,7 @@ import numpy as np
 from astropy.io import fits
 from places import ROOT
 
-from zemosaic_phase3.io.atomic_write import STRAY_SECONDS, TEMPORARY
+from zemosaic_phase3.io.atomic_write import FOREIGN_STRAY_SECONDS, TEMPORARY
 
 NAMES = ("out.fits", "out.png", "out.json")
 CALLS = ("write", "fsync", "rename", "renameat", "renameat2", "link", "linkat", "unlink", "unlinkat", "close")
@@ -55,7 +55,7 @@ class Kills:
     def command(self, kind: str, out: Path) -> list[str]:
         """Return the command line of a run; the files there are replaced."""
         order = ["stack", f"{self.folder / kind}_subs", "-o", f"{out}/out.fits", "--json", f"{out}/out.json", "--maps"]
-        return [sys.executable, "-m", "zemosaic_phase3", *order, "--overwrite", "--quiet", *PLAIN]
+        return [sys.executable, "-m", "zemosaic_phase3", *order, "--overwrite", "--quiet", "--no-resume", *PLAIN]
 
     def at_moment(self, seconds: float, *, is_new: bool) -> None:
         """Kill a run some seconds after its start."""
@@ -107,7 +107,7 @@ class Kills:
 
     def left_by_next_run(self) -> list[str]:
         """Have one more run write where everything lies that the killed ones left; return what is still there."""
-        long_ago = time.time() - 2 * STRAY_SECONDS
+        long_ago = time.time() - 2 * FOREIGN_STRAY_SECONDS
         for path in self.strays.iterdir():
             os.utime(path, (long_ago, long_ago))
         subprocess.run(self.command("new", self.strays), cwd=ROOT, check=True)

@@ -68,6 +68,8 @@ def specs_of(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectS
     """Return what the options ask for; raises SpecError for a value out of range."""
     if args.require_gpu and args.device == "cpu":
         raise SpecError("--require-gpu and --device cpu contradict each other")
+    if args.no_resume and (args.fresh or args.cache is not None):
+        raise SpecError("--no-resume keeps no journal, so that --fresh and --cache have no meaning with it")
     stack = StackSpec(
         normalize=args.normalize,
         weight=args.weight,
@@ -117,6 +119,9 @@ def run_stack(args: argparse.Namespace, console: Console) -> None:
             overwrite=args.overwrite,
             preview=outputs.preview,
             report=None if outputs.report == STANDARD_OUTPUT else outputs.report,
+            resume=not args.no_resume,
+            fresh=args.fresh,
+            cache=args.cache,
             progress=progress,
         )
     if outputs.preview is not None:

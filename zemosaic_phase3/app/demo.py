@@ -54,7 +54,7 @@ def run_demo(folder: Path, console: Console, *, quiet: bool = False) -> None:
     console_module.announce_compilation(console, quiet=quiet)
     with console_module.shown_progress(console, STAGES, quiet=quiet) as progress:
         truth = simulate(SESSION, subs, overwrite=True, progress=progress)
-        tile = stack_files([subs], master, overwrite=True, progress=progress)
+        tile = stack_files([subs], master, overwrite=True, resume=False, progress=progress)
     summary.write_preview(tile, master.with_suffix(".png"))
     write_before_after(tile, truth, picture)
     figures = compare_with_truth(

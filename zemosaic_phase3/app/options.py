@@ -211,6 +211,16 @@ def _add_resources(group: Group) -> None:
     group.add_argument(
         "--workers", type=_positive, metavar="N", help="threads (default: the cores this process may use)"
     )
+    group.add_argument(
+        "--cache", type=Path, metavar="DIR",
+        help="folder of the journal, in which a run keeps what it measured, for the next one (default: beside OUT)",
+    )  # fmt: skip
+    group.add_argument(
+        "--no-resume",
+        action="store_true",
+        help="neither go on where an earlier run was nor keep a journal (default: do)",
+    )
+    group.add_argument("--fresh", action="store_true", help="forget what the journal holds, and begin a new one")
 
 
 def _add_results(group: Group) -> None:

@@ -136,7 +136,27 @@ def print_summary(console: Console, tile: Tile, files: Mapping[str, Path | None]
     facts.append(("time", f"{sum(report.seconds.values()):.1f} s" + (f": {stages}" if stages else "")))
     facts.append(("memory", f"peak {memory_text(report.peak_rss_bytes)}, slabs of {report.rows_per_slab} rows"))
     facts += [(label, str(path)) for label, path in files.items() if path is not None]
+    facts += _labelled("journal", journal_lines(report))
     print_facts(console, facts)
+
+
+def journal_lines(report: TileReport) -> list[str]:
+    """Say what a run took from its journal, and where that is."""
+    resumed = report.resumed
+    if not resumed.journal:
+        return []
+    known = [
+        f"{count} {what}"
+        for count, what in (
+            (resumed.measured, "frames were measured before"),
+            (resumed.registered, "registered before"),
+            (resumed.rows, "rows stacked before"),
+        )
+        if count
+    ]
+    path = Path(resumed.journal)
+    size = path.stat().st_size if path.exists() else 0
+    return [*([", ".join(known)] if known else []), f"{path} ({memory_text(size)}), for the next run"]
 
 
 def _labelled(label: str, lines: Sequence[str]) -> list[tuple[str, str]]:

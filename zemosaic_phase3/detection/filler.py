@@ -158,15 +158,18 @@ class _Search:
         same = (part == value).all(axis=2)
         # Beyond the frame's own border it may go on; beyond the box's it is seen that it does.
         around = ((y0 == 0, y1 == height), (x0 == 0, x1 == width))
-        labels, n = ndimage.label(_shrunk(same, around))
+        cores, n = ndimage.label(_shrunk(same, around))
         if n == 0:
             return
-        sizes = np.bincount(labels.ravel())[1:]
+        # What hangs together with a core belongs to it, thin ends too.
+        labels, _ = ndimage.label(same, np.ones((3, 3), bool))
         boxes = ndimage.find_objects(labels)
-        for k in (np.argsort(-sizes)[:MOST_REGIONS] + 1).tolist():
+        sizes = np.bincount(labels[cores > 0], minlength=len(boxes) + 1)
+        largest = np.argsort(-sizes, kind="stable")[:MOST_REGIONS]
+        for k in largest[sizes[largest] > 0].tolist():
             where = boxes[k - 1]
             goes_on = any(
-                (span.start <= 1 and not low) or (span.stop >= length - 1 and not high)
+                (span.start == 0 and not low) or (span.stop == length and not high)
                 for span, length, (low, high) in zip(where, same.shape, around, strict=True)
             )
             if goes_on:
@@ -175,10 +178,9 @@ class _Search:
                 return
             reach = RIM + EDGE
             near = tuple(slice(max(s.start - reach, 0), s.stop + reach) for s in where)
-            region = _grown(labels[near] == k, 1) & same[near]
-            offset = (y0 + near[0].start, x0 + near[1].start)
+            region = labels[near] == k
             if region.sum() >= MIN_AREA:
-                self._judge(region, value, offset)
+                self._judge(region, value, (y0 + near[0].start, x0 + near[1].start))
 
     def _judge(self, region: np.ndarray, value: np.ndarray, offset: tuple[int, int]) -> None:
         """Mark a region (h, w) bool at (row, column) of the frame if its surroundings say that it is filler."""

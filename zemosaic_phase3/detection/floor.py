@@ -44,7 +44,7 @@ def find_floors(pixels: np.ndarray, cfa: str | None = None) -> np.ndarray | None
             continue
         known = np.sort(seen[np.isfinite(seen)]).astype(np.float64)
         share = np.count_nonzero(known == lowest) / known.size
-        sky = sky_above_floor(lambda i, known=known: float(known[i]), known.size, lowest)
+        sky = sky_above_floor(known.item, known.size, lowest)
         if sky is None or share > MOST_FLOORED:
             continue
         from scipy.special import ndtri

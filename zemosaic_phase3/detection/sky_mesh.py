@@ -74,7 +74,7 @@ def sky_mesh(image: np.ndarray, cell: int, step: int = 2) -> tuple[np.ndarray, n
     level = np.where(np.abs(mean - median) < CROWDED * noise, 2.5 * median - 1.5 * mean, median)
     floored = usable & (samples[:, 0] == samples[each, (FLOORED * last).astype(np.intp)]) & (last > 0)
     for k in np.flatnonzero(floored).tolist():
-        above = sky_above_floor(lambda i, k=k: float(samples[k, i]), int(last[k]) + 1, float(samples[k, 0]))
+        above = sky_above_floor(samples[k].item, int(last[k]) + 1, float(samples[k, 0]))
         floored[k] = above is not None
         if above is not None:
             level[k], noise[k] = above

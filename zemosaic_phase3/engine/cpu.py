@@ -19,10 +19,11 @@ from dataclasses import replace
 import numpy as np
 
 from zemosaic_phase3.combine.kernel_arguments import KernelArguments
+from zemosaic_phase3.engine.finished_rows import FinishedRows
 from zemosaic_phase3.engine.job import Job, StackResult, empty_result, stack_what_can_be_read
 from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.engine.slab import Slab, expect_slab, slab_for, source_pixel_bytes, source_reach, stored_layout
-from zemosaic_phase3.engine.slab_plan import FEW_ROWS, SlabPlan, plan_slabs, row_slabs
+from zemosaic_phase3.engine.slab_plan import FEW_ROWS, SlabPlan, plan_slabs, slabs_to_do
 from zemosaic_phase3.progress import Callback, notify
 from zemosaic_phase3.runtime.limits import available_memory
 from zemosaic_phase3.runtime.threads import parallel_map
@@ -93,7 +94,9 @@ def shares(count: int, pieces: int) -> list[range]:
     return [range(a, b) for a, b in itertools.pairwise(edges) if b > a]
 
 
-def stack(job: Job, resources: Resources, progress: Callback | None = None) -> StackResult:
+def stack(
+    job: Job, resources: Resources, progress: Callback | None = None, finished: FinishedRows | None = None
+) -> StackResult:
     """Stack a job on the CPU; a frame that can no longer be read is dropped, and the stack starts anew without it.
 
     Parameters
@@ -104,6 +107,8 @@ def stack(job: Job, resources: Resources, progress: Callback | None = None) -> S
         What it may take of the machine; slabs never change a value.
     progress : callable or None
         Called as ``progress("stack", slabs_done, slabs)``.
+    finished : FinishedRows, optional
+        Rows of an earlier run, which are not stacked again, and where those of this run are kept.
 
     Raises
     ------
@@ -114,16 +119,18 @@ def stack(job: Job, resources: Resources, progress: Callback | None = None) -> S
     FrameError
         No frame can be read.
     """
-    return stack_what_can_be_read(job, lambda readable: _stack_in_memory(readable, resources, progress))
+    return stack_what_can_be_read(job, lambda readable: _stack_in_memory(readable, resources, progress, finished))
 
 
-def _stack_in_memory(job: Job, resources: Resources, progress: Callback | None) -> StackResult:
+def _stack_in_memory(
+    job: Job, resources: Resources, progress: Callback | None, finished: FinishedRows | None
+) -> StackResult:
     """Stack with smaller slabs and fewer workers where the system gives less memory than it said it had."""
     while True:
         plan = slab_plan(job, resources)
         logger.debug("CPU stack: %s", plan)
         try:
-            return _stack_once(job, plan, progress)
+            return _stack_once(job, plan, progress, finished)
         except MemoryError as exc:
             if plan.rows_per_slab == plan.workers == 1:
                 raise
@@ -135,14 +142,17 @@ def _stack_in_memory(job: Job, resources: Resources, progress: Callback | None) 
         )  # fmt: skip
 
 
-def _stack_once(job: Job, plan: SlabPlan, progress: Callback | None) -> StackResult:
+def _stack_once(job: Job, plan: SlabPlan, progress: Callback | None, finished: FinishedRows | None) -> StackResult:
     arguments, result = job.kernel_arguments(), empty_result(job, plan.rows_per_slab)
-    slab, slabs = slab_for(job, plan.rows_per_slab), list(row_slabs(job.shape[0], plan.rows_per_slab))
+    known = [] if finished is None else finished.restore(job, result)
+    slab, slabs = slab_for(job, plan.rows_per_slab), list(slabs_to_do(job.shape[0], plan.rows_per_slab, known))
     for done, rows in enumerate(slabs, 1):
         waited = _fill_slab(job, slab, rows, plan.workers)
         with _reading_ahead(job, slabs[done] if waited and done < len(slabs) else None):
             combine_slab(job, arguments, slab, result, plan.workers)
-        notify(progress, "stack", done, plan.n_slabs)
+        if finished is not None:
+            finished.keep(rows, result)
+        notify(progress, "stack", done, len(slabs))
     return result
 
 

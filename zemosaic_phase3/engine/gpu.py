@@ -20,6 +20,7 @@ from typing import Final
 
 import numpy as np
 
+from zemosaic_phase3.engine.finished_rows import FinishedRows
 from zemosaic_phase3.engine.gpu_card import MAPS, Card, launch_plan
 from zemosaic_phase3.engine.gpu_gather import gatherer_of
 from zemosaic_phase3.engine.gpu_plan import (
@@ -34,6 +35,7 @@ from zemosaic_phase3.engine.gpu_plan import (
 )
 from zemosaic_phase3.engine.job import SUMMED, GpuFigures, Job, StackResult, empty_result, stack_what_can_be_read
 from zemosaic_phase3.engine.resources import Resources
+from zemosaic_phase3.engine.slab_plan import slabs_to_do
 from zemosaic_phase3.errors import PlanError, UnsuitedTileError
 from zemosaic_phase3.methods import REJECTIONS, Rejection
 from zemosaic_phase3.progress import Callback, notify
@@ -48,14 +50,27 @@ MAPS_IN_FLIGHT: Final = 2  # slabs whose maps are on their way back
 
 
 def _stack_slabs(
-    job: Job, route: Route, plan: GpuPlan, scratch_limit: int, workers: int, progress: Callback | None
+    job: Job,
+    route: Route,
+    plan: GpuPlan,
+    scratch_limit: int,
+    workers: int,
+    progress: Callback | None,
+    finished: FinishedRows | None,
 ) -> tuple[StackResult, int]:
     """Stack a job by a plan; returns the result and the bytes sent.
 
     The batches of all slabs go through the pinned buffers in turn, so the next slab is gathered while this one is
-    rejected.
+    rejected. Counts stay on the card; finished rows are handed over when it is due, and wait for it until then.
     """
-    result, slabs = empty_result(job, plan.rows_per_slab), functools.partial(cut, job, route, plan)
+    result = empty_result(job, plan.rows_per_slab)
+    known = [] if finished is None else finished.restore(job, result)
+    todo = list(slabs_to_do(job.shape[0], plan.rows_per_slab, known))
+    if not todo:
+        return result, 0
+    slabs = functools.partial(cut, job, route, plan, todo)
+    counts_before, lost_before = result.frame_counts, result.all_rejected
+    waiting: list[slice] = []
     ahead = min(COPIES_AHEAD, plan.pinned_buffers - 1)
     collecting: deque[list[Future[tuple[str, np.ndarray]]]] = deque()  # one list per slab, its maps
     result.sums = {name: np.zeros(job.channels, np.int64) for name in SUMMED}
@@ -65,6 +80,12 @@ def _stack_slabs(
             name, sums = collected.result()
             if name in result.sums:
                 result.sums[name] += sums
+
+    def collect_all(card: Card) -> None:
+        while collecting:
+            collect_oldest()
+        counts, lost = card.counts()
+        result.frame_counts, result.all_rejected = counts_before + counts, lost_before + lost
 
     with (
         Card(job, route, plan, scratch_limit) as card,
@@ -81,14 +102,19 @@ def _stack_slabs(
                 card.wait_for_buffer((number - ahead) % plan.pinned_buffers)
                 gatherer.release()
             if batch.last == route.n_frames:
+                if finished is not None and waiting and (finished.is_due() or waiting[-1].stop != slab.rows.start):
+                    collect_all(card)
+                    finished.keep(slice(waiting[0].start, waiting[-1].stop), result)
+                    waiting.clear()
                 if len(collecting) == MAPS_IN_FLIGHT:
                     collect_oldest()
                 card.combine(slab)
                 collecting.append([collectors.submit(card.collect, slab, name, result) for name in MAPS])
-                notify(progress, "stack", slab.number + 1, plan.n_slabs)
-        while collecting:
-            collect_oldest()
-        result.frame_counts, result.all_rejected = card.counts()
+                waiting.append(slab.rows)
+                notify(progress, "stack", slab.number + 1, len(todo))
+        collect_all(card)
+        if known:
+            result.sums = {}  # of the rows stacked now alone
         return result, card.bytes_h2d
 
 
@@ -97,7 +123,9 @@ def gathering_threads(workers: int) -> int:
     return max(1, workers - 2) if workers > 4 else workers
 
 
-def stack(job: Job, resources: Resources, progress: Callback | None = None) -> StackResult:
+def stack(
+    job: Job, resources: Resources, progress: Callback | None = None, finished: FinishedRows | None = None
+) -> StackResult:
     """Stack a job on the GPU; a frame that can no longer be read is dropped, and the stack starts anew without it.
 
     Parameters
@@ -108,6 +136,8 @@ def stack(job: Job, resources: Resources, progress: Callback | None = None) -> S
         What it may take of the machine; slabs never change a value. One row is always tried if the card has room.
     progress : callable or None
         Called as ``progress("stack", slabs_done, slabs)``.
+    finished : FinishedRows, optional
+        Rows of an earlier run, which are not stacked again, and where those of this run are kept.
 
     Returns
     -------
@@ -124,13 +154,15 @@ def stack(job: Job, resources: Resources, progress: Callback | None = None) -> S
         No frame can be read.
     """
     began = time.perf_counter()
-    result = stack_what_can_be_read(job, lambda readable: _stack_once(readable, resources, progress))
+    result = stack_what_can_be_read(job, lambda readable: _stack_once(readable, resources, progress, finished))
     if result.gpu is not None:
         result.gpu = replace(result.gpu, seconds=time.perf_counter() - began)
     return result
 
 
-def _stack_once(job: Job, resources: Resources, progress: Callback | None) -> StackResult:
+def _stack_once(
+    job: Job, resources: Resources, progress: Callback | None, finished: FinishedRows | None
+) -> StackResult:
     _check_suited(job)
     route = route_of(job)
     rows = preferred_rows(route, resources.gpu_rows)
@@ -151,7 +183,7 @@ def _stack_once(job: Job, resources: Resources, progress: Callback | None) -> St
                 host_bytes=None if resources.memory is None else resources.memory - _result_bytes(job),
             )
             LOGGER.debug("GPU stack: %s", plan)
-            result, sent = _stack_slabs(job, route, plan, scratch_limit, resources.workers, progress)
+            result, sent = _stack_slabs(job, route, plan, scratch_limit, resources.workers, progress, finished)
         except PlanError as exc:
             raise UnsuitedTileError(str(exc)) from exc
     result.gpu = GpuFigures(

@@ -11,13 +11,13 @@ from __future__ import annotations
 import bisect
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from zemosaic_phase3.engine.slab_plan import row_slabs
+from zemosaic_phase3.engine.slab_plan import slabs_to_do
 from zemosaic_phase3.errors import PlanError
 from zemosaic_phase3.registration.distortion import reach
 from zemosaic_phase3.resample.cuda import (
@@ -406,8 +406,8 @@ def frame_table(job: Job, route: Route) -> np.ndarray:
     return frames
 
 
-def cut(job: Job, route: Route, plan: GpuPlan) -> Iterator[Slab]:
-    """Yield the slabs of a tile, top to bottom.
+def cut(job: Job, route: Route, plan: GpuPlan, slabs: Sequence[slice] | None = None) -> Iterator[Slab]:
+    """Yield the slabs of a tile, top to bottom; ``slabs``: of these rows alone.
 
     Raises
     ------
@@ -419,7 +419,7 @@ def cut(job: Job, route: Route, plan: GpuPlan) -> Iterator[Slab]:
     is_mosaic = common["red_row"] >= 0
     reach_px = reaches(job)
     packed: tuple[np.ndarray, np.ndarray, tuple[Batch, ...], np.ndarray, np.ndarray] | None = None  # of the last slab
-    for number, rows in enumerate(row_slabs(route.height, plan.rows_per_slab)):
+    for number, rows in enumerate(slabs_to_do(route.height, plan.rows_per_slab, ()) if slabs is None else slabs):
         frames = common.copy()
         first = np.full(route.n_frames, rows.start, np.int64)
         last = np.full(route.n_frames, rows.stop, np.int64)

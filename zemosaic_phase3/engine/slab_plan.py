@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -214,3 +214,20 @@ def row_slabs(height: int, rows_per_slab: int) -> Iterator[slice]:
         raise ValueError(f"cannot cut {height} rows into slabs of {rows_per_slab}; use slabs of at least one row")
     for start in range(0, height, rows_per_slab):
         yield slice(start, min(start + rows_per_slab, height))
+
+
+def slabs_to_do(height: int, rows_per_slab: int, finished: Sequence[slice]) -> Iterator[slice]:
+    """Yield the slabs of the rows that are not finished, top to bottom.
+
+    Parameters
+    ----------
+    height, rows_per_slab : int
+        Rows of the result, and of a slab at most.
+    finished : sequence of slice
+        Disjoint, ascending.
+    """
+    first = 0
+    for done in (*finished, slice(height, height)):
+        for rows in row_slabs(max(0, done.start - first), rows_per_slab):
+            yield slice(first + rows.start, first + rows.stop)
+        first = done.stop

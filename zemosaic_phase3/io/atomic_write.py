@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import logging
 import os
+import platform
 import shutil
 import time
 from collections.abc import Iterator
@@ -23,7 +25,8 @@ logger = logging.getLogger("zemosaic.utils")
 
 WRITE_OPTIONS: Final[dict[str, Any]] = {"checksum": True, "output_verify": "silentfix+ignore"}
 TEMPORARY: Final = ".zemosaic-"  # how names of temporary files begin; the number of the process follows
-STRAY_SECONDS: Final = 3600.0
+STRAY_SECONDS: Final = 60.0  # since the last byte: whoever still writes is faster
+FOREIGN_STRAY_SECONDS: Final = 3600.0  # of a machine that shares the folder, whose processes cannot be seen
 COMPRESSED_SUFFIXES: Final = (".gz", ".fz", ".bz2", ".zip", ".z")
 
 
@@ -80,7 +83,7 @@ def written_whole(target: Path, needed_bytes: int, *, overwrite: bool) -> Iterat
     """
     if not target.parent.is_dir():
         raise OutputError(f"{target}: folder {target.parent} does not exist; create it first")
-    temporary = target.parent / f"{TEMPORARY}{os.getpid()}-{os.urandom(6).hex()}.tmp"
+    temporary = target.parent / f"{TEMPORARY}{os.getpid()}-{machine()}-{os.urandom(6).hex()}.tmp"
     try:
         with _output_errors(target):
             if not overwrite and (target.exists() or target.is_symlink()):
@@ -107,20 +110,26 @@ def _new_file(path: str, flags: int) -> int:
 def remove_strays(folder: Path) -> list[Path]:
     """Remove temporary files that processes left behind which are no more (a kill, a power cut); returns them.
 
-    Their names tell which process made them. Files of a process that still runs, here or on another machine that shares
-    the folder, stay: only files that nobody has touched for an hour are looked at.
+    Their names tell which process made them, and on which machine. What somebody has written to within a minute stays,
+    and within an hour where another machine did that shares the folder.
     """
     import psutil
 
     gone = []
     for path in folder.glob(f"{TEMPORARY}*.tmp"):
-        pid = path.name.removeprefix(TEMPORARY).partition("-")[0]
+        pid, _, rest = path.name.removeprefix(TEMPORARY).partition("-")
+        most = STRAY_SECONDS if rest.startswith(f"{machine()}-") else FOREIGN_STRAY_SECONDS
         with contextlib.suppress(OSError):
-            is_old = time.time() - path.stat().st_mtime > STRAY_SECONDS
+            is_old = time.time() - path.stat().st_mtime > most
             if pid.isdecimal() and is_old and not psutil.pid_exists(int(pid)):
                 path.unlink()
                 gone.append(path)
     return gone
+
+
+def machine() -> str:
+    """Return a short text that stands for this machine in the names of temporary files."""
+    return hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()
 
 
 def _refuse_if_too_large(needed: int, target: Path) -> None:

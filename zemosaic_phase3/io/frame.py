@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from astropy.io.fits import Header
     from astropy.wcs import WCS
 
+    from zemosaic_phase3.io.origin import Origin
+
     Cards = Mapping[str, Any] | None
     Size = tuple[int, int, int]  # height, width, planes
 
@@ -119,6 +121,11 @@ class FrameSource(abc.ABC):
     @property
     def raw_file(self) -> RawFile | None:
         """Where :meth:`read_raw` reads, if that is a file."""
+        return None
+
+    @property
+    def origin(self) -> Origin | None:
+        """Where the pixels come from, as a later run can know it again; None where it could not, as for arrays."""
         return None
 
     def require_unchanged(self) -> None:  # noqa: B027 - most kinds of frame have nothing to look at

@@ -6,17 +6,22 @@ read, before anything else is done with them, so that both devices stack the sam
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+import abc
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from zemosaic_phase3.io.frame import FrameSource
+from zemosaic_phase3.io.value_bytes import digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from astropy.io.fits import Header
     from astropy.wcs import WCS
+
+    from zemosaic_phase3.io.origin import Origin
 
 WRAP: Final = 65536.0  # ADU, between a number and what it becomes where 16 bits are too few
 NO_AREAS: Final = np.empty((0, 4), np.int32)
@@ -53,7 +58,8 @@ def planes_of(pixels: np.ndarray, is_mosaic: bool, y0: int = 0) -> list[np.ndarr
     return [pixels] if pixels.ndim == 2 else [pixels[:, :, c] for c in range(pixels.shape[2])]
 
 
-class Mend(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Mend:
     """What is put right in a frame: rectangles ``(n, 4) int32`` of pixels, from :func:`areas_of`.
 
     ``invalid``: hold no data, and become NaN; ``wrapped``: 65536 is added to. ``value``: the number that most of the
@@ -62,8 +68,8 @@ class Mend(NamedTuple):
     :mod:`detection.floor`.
     """
 
-    invalid: np.ndarray = NO_AREAS
-    wrapped: np.ndarray = NO_AREAS
+    invalid: np.ndarray = field(default_factory=lambda: NO_AREAS)
+    wrapped: np.ndarray = field(default_factory=lambda: NO_AREAS)
     value: float = float("nan")
     floors: tuple[tuple[float, float, float], ...] = ()
 
@@ -125,6 +131,16 @@ class WrappedSource(FrameSource):
         """Return the WCS of the frame."""
         return self._inner.wcs(header)
 
+    @property
+    def origin(self) -> Origin | None:
+        """Where the frame comes from, and what is done to its pixels."""
+        inner = self._inner.origin
+        return None if inner is None else inner._replace(recipe=f"{inner.recipe} {self._recipe()}")
+
+    @abc.abstractmethod
+    def _recipe(self) -> str:
+        """Say what is done to the pixels: for two frames alike where it is the same."""
+
     def require_unchanged(self) -> None:
         """Make sure that the frame's file is still the one that was opened."""
         self._inner.require_unchanged()
@@ -150,6 +166,10 @@ class MendedSource(WrappedSource):
     def __init__(self, source: FrameSource, mend: Mend) -> None:
         super().__init__(source)
         self.mend = mend
+
+    def _recipe(self) -> str:
+        mend = self.mend
+        return f"mended {digest(mend.invalid.tobytes(), mend.wrapped.tobytes(), repr(mend.floors))}"
 
     def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
         return self.mend.apply(self._inner.read_rows(y0, y1), y0)

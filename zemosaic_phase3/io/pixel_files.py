@@ -18,6 +18,7 @@ from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.io import fits_header as headers
 from zemosaic_phase3.io.codec import Codec, RawLayout
 from zemosaic_phase3.io.frame import FrameSource, RawFile
+from zemosaic_phase3.io.origin import Identity, Origin
 
 if TYPE_CHECKING:
     from io import BufferedIOBase
@@ -43,29 +44,6 @@ def file_errors(name: str) -> Iterator[None]:
         raise FrameError(name, f"its compressed data are cut short or damaged ({exc}); copy it again") from exc
     except OSError as exc:
         raise FrameError(name, f"cannot be read ({exc}); check the disk or copy it again") from exc
-
-
-class Identity(NamedTuple):
-    """What tells a file from another one in its place, and from itself after it was written again."""
-
-    size: int
-    modified_ns: int
-    number: int  # inode
-    changed_ns: int  # of its inode
-
-    @classmethod
-    def of(cls, status: os.stat_result) -> Identity:
-        """Return what the system knows of a file."""
-        return cls(status.st_size, status.st_mtime_ns, status.st_ino, status.st_ctime_ns)
-
-    def is_same(self, now: Identity) -> bool:
-        """Return whether this is the file of before, as it was.
-
-        Some network folders give a file another number each time they are asked, and links and permissions change its
-        inode: only both together mean another file.
-        """
-        as_it_was = (self.size, self.modified_ns) == (now.size, now.modified_ns)
-        return as_it_was and (self.number == now.number or self.changed_ns == now.changed_ns)
 
 
 class Place(NamedTuple):
@@ -129,6 +107,15 @@ class PixelFile(FrameSource):
         if not self._identity.is_same(Identity.of(status)):
             reason = "its file was written or replaced after it was opened, so that what was measured of it is not true"
             raise FrameError(self.name, f"{reason}; stack again when nothing writes there")
+
+    @property
+    def origin(self) -> Origin | None:
+        """The file, and how its pixels are opened; None where the caller's header or WCS stand for the file's."""
+        if self._header is not None or self._wcs is not None:
+            return None
+        place = self._place._replace(path="")
+        recipe = f"{type(self).__name__} {tuple(place)} {self.width}x{self.height} {self.cfa} {tuple(self._codec)}"
+        return Origin(os.path.abspath(self._place.path), self._identity, recipe)  # noqa: PTH100 - ten thousand files
 
     def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
         with self._open() as stream:

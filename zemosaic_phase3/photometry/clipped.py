@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from zemosaic_phase3.io.mended_frame import WrappedSource
+from zemosaic_phase3.io.value_bytes import digest
 from zemosaic_phase3.registration.transform import transform_points
 
 if TYPE_CHECKING:
@@ -78,6 +79,9 @@ class UnclippedSource(WrappedSource):
         super().__init__(source)
         self._clip = clip[:1] if source.cfa is not None else clip
         self._to_others = to_others
+
+    def _recipe(self) -> str:
+        return f"unclipped {digest(self._clip.tobytes(), *[transform.tobytes() for transform in self._to_others])}"
 
     def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
         first, end = max(y0 - GUARD, 0), min(y1 + GUARD, self.height)

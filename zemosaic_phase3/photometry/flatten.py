@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from astropy.io.fits import Header
     from astropy.wcs import WCS
 
+    from zemosaic_phase3.io.origin import Origin
+
 
 TERMS: Final = 6  # of a surface: 1, u, v, u^2, u v, v^2
 PLANE_CELLS: Final = 12  # patches of common sky that a plane needs, else a frame is left as it is
@@ -116,6 +118,14 @@ class FlattenedSource(FrameSource):
     def wcs(self, header: Header | None = None) -> WCS | None:
         """Return the WCS of the frame."""
         return self._inner.wcs(header)
+
+    @property
+    def origin(self) -> Origin | None:
+        """Where the frame comes from, and the surface."""
+        inner = self._inner.origin
+        return (
+            None if inner is None else inner._replace(recipe=f"{inner.recipe} flattened {self._terms.tobytes().hex()}")
+        )
 
     def require_unchanged(self) -> None:
         """Make sure that the frame's file is still the one that was opened."""

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
@@ -66,6 +66,7 @@ class Scan:
     start: datetime | None = None  # of the exposure, UTC
     exposure: float = math.nan  # seconds
     wcs: WCS | None = None  # celestial; None: it has none, or not for registration, or it has served
+    has_wcs: bool = False  # for registration; where ``wcs`` is None all the same, the file tells it again
     mend: Mend = Mend()  # what is put right in its pixels
 
     @property
@@ -77,6 +78,28 @@ class Scan:
     def fwhm(self) -> float:
         """Median full width at half maximum of the stars, pixels; nan without stars."""
         return math.nan if self.stats is None else self.stats.fwhm
+
+
+class Kept(Protocol):
+    """What earlier runs measured of frames and of how they lie on each other: ``pipeline.kept_frames``."""
+
+    def measured(self, source: FrameSource, spec: RegisterSpec, *, find_stars: bool, measure: bool) -> Scan | None:
+        """Return what was measured of a frame as it is now; None: not known."""
+
+    def keep_measured(
+        self, source: FrameSource, spec: RegisterSpec, scan: Scan, *, find_stars: bool, measure: bool
+    ) -> None:
+        """Keep what was measured of a frame."""
+
+    def registered(
+        self, source: FrameSource, reference: FrameSource, spec: RegisterSpec, how: str
+    ) -> Registration | None:
+        """Return how a frame lies on a reference; None: not known."""
+
+    def keep_registered(
+        self, source: FrameSource, reference: FrameSource, spec: RegisterSpec, how: str, verdict: Registration
+    ) -> None:
+        """Keep how a frame lies on a reference."""
 
 
 @dataclass
@@ -132,12 +155,14 @@ def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool, mea
         _refuse_blank(source, read_frame(source)[1])
     elif may_have_filler(source):
         mend = find_mend(source, source.read_rows(0, source.height))
+    wcs = source.wcs() if spec.mode in ("auto", "wcs") else None
     return Scan(
         stats,
         stars if spec.mode in ("auto", "stars") else None,
         _moment(start),
         _seconds(*exposures),
-        source.wcs() if spec.mode in ("auto", "wcs") else None,
+        wcs,
+        wcs is not None,
         mend,
     )
 
@@ -215,6 +240,11 @@ class Group:
         if found is None:
             raise FrameError(self.rows[i].name, "was not opened")
         return found
+
+    def wcs(self, i: int) -> WCS | None:
+        """Return the celestial WCS of a frame, for registration; None: it has none, or it is not wanted."""
+        scan = self.scan(i)
+        return self.source(i).wcs() if scan.wcs is None and scan.has_wcs else scan.wcs
 
     def scan(self, i: int) -> Scan:
         """Return what was measured of a frame."""
@@ -332,10 +362,12 @@ def scan_group(
     workers: int = 1,
     allowed_bytes: int | None = None,
     progress: Callback | None = None,
+    kept: Kept | None = None,
 ) -> None:
     """Read every frame once, in parallel; fills the rows' scans. See :func:`scan_frame` for what is wanted of them.
 
     ``allowed_bytes`` (half of what is available) limits how many frames are in memory at a time; one always may be.
+    What is ``kept`` of a frame is not measured again.
     """
     todo = group.usable
     done = iter(range(1, len(todo) + 1))
@@ -344,8 +376,12 @@ def scan_group(
 
     def scan(i: int) -> Scan | FrameError:
         found: Scan | FrameError
+        source, wanted = group.source(i), {"find_stars": find_stars, "measure": measure}
         try:
-            found = scan_frame(group.source(i), spec, find_stars=find_stars, measure=measure)
+            known = None if kept is None else kept.measured(source, spec, **wanted)
+            found = scan_frame(source, spec, **wanted) if known is None else known
+            if kept is not None and known is None:
+                kept.keep_measured(source, spec, found, **wanted)
         except Exception as exc:  # noqa: BLE001 - a wall: what goes wrong in one frame is that frame's reason
             found = frame_fault(exc, group.rows[i].name)
         notify(progress, "measure", next(done), len(todo))
@@ -384,7 +420,9 @@ def drop_starless(group: Group, spec: RegisterSpec) -> None:
             group.rows[i].drop(f"not registered: {reason}")
 
 
-def register_group(group: Group, spec: RegisterSpec, *, workers: int = 1, progress: Callback | None = None) -> None:
+def register_group(
+    group: Group, spec: RegisterSpec, *, workers: int = 1, progress: Callback | None = None, kept: Kept | None = None
+) -> None:
     """Register every frame on the reference, choosing one where none was named; fills the rows' registrations.
 
     The star lists and the WCS have served then and are given up. A reference that was chosen here must bring in most of
@@ -404,9 +442,9 @@ def register_group(group: Group, spec: RegisterSpec, *, workers: int = 1, progre
         _require_wcs(group)
     drop_starless(group, spec)
     if group.reference >= 0:
-        verdicts = _register_on(group, group.reference, spec, workers, progress)
+        verdicts = _register_on(group, group.reference, spec, workers, progress, kept)
     else:
-        group.reference, verdicts = _best_reference(group, spec, workers, progress)
+        group.reference, verdicts = _best_reference(group, spec, workers, progress, kept)
     _tell_distortion([verdict for verdict in verdicts.values() if verdict.ok])
     for i, verdict in verdicts.items():
         group.rows[i].registration = verdict
@@ -428,27 +466,27 @@ def _tell_distortion(verdicts: Sequence[Registration]) -> None:
 def _require_wcs(group: Group) -> None:
     """Raise NoFramesError where the reference has no WCS, so that every other frame would fail."""
     if group.reference >= 0:
-        if group.scan(group.reference).wcs is None:
+        if not group.scan(group.reference).has_wcs:
             name = group.rows[group.reference].name
             raise NoFramesError(
                 f"the reference {name} has no celestial WCS, so nothing can be registered on it by the WCS; "
                 "use --register stars, or name a reference that is plate-solved"
             )
-    elif not any(group.scan(i).wcs is not None for i in group.usable):
+    elif not any(group.scan(i).has_wcs for i in group.usable):
         raise NoFramesError(
             f"none of {len(group.usable)} frames has a celestial WCS; use --register stars, or plate-solve the frames"
         )
 
 
 def _best_reference(
-    group: Group, spec: RegisterSpec, workers: int, progress: Callback | None
+    group: Group, spec: RegisterSpec, workers: int, progress: Callback | None, kept: Kept | None
 ) -> tuple[int, dict[int, Registration]]:
     """Return the first of a few references that half of the frames register on, else the best of them."""
     candidates = group.usable
     best, best_verdicts, most = -1, {}, 0
     for _ in range(MOST_REFERENCES):
         reference = _choose(group, candidates, spec)
-        verdicts = _register_on(group, reference, spec, workers, progress)
+        verdicts = _register_on(group, reference, spec, workers, progress, kept)
         count = sum(verdict.ok for verdict in verdicts.values())
         if count > most:
             best, best_verdicts, most = reference, verdicts, count
@@ -463,17 +501,17 @@ def _best_reference(
 def _choose(group: Group, candidates: list[int], spec: RegisterSpec) -> int:
     """Sharp, well populated, and with a WCS where any frame has one: the tile gets the reference's."""
     if spec.mode in ("auto", "wcs"):
-        candidates = [i for i in candidates if group.scan(i).wcs is not None] or candidates
+        candidates = [i for i in candidates if group.scan(i).has_wcs] or candidates
     stars = [found for i in candidates if (found := group.scan(i).stars) is not None]
     return candidates[choose_reference(stars, group.source(candidates[0]).shape)] if stars else candidates[0]
 
 
 def _register_on(
-    group: Group, reference: int, spec: RegisterSpec, workers: int, progress: Callback | None
+    group: Group, reference: int, spec: RegisterSpec, workers: int, progress: Callback | None, kept: Kept | None
 ) -> dict[int, Registration]:
     """Verdict on every usable frame against one reference."""
     usable = group.usable
-    wcs = group.scan(reference).wcs
+    wcs = group.wcs(reference)
     done = iter(range(1, len(usable) + 1))
 
     def register(i: int) -> Registration:
@@ -483,7 +521,7 @@ def _register_on(
             verdict = Registration(ok=True)
         else:
             try:
-                verdict = register_frame(group, i, reference, wcs, spec)
+                verdict = _known_or_registered(group, i, reference, wcs, spec, kept)
             except Exception as exc:  # noqa: BLE001 - a wall: what goes wrong in one frame is that frame's reason
                 verdict = Registration(ok=False, reason=frame_fault(exc, group.rows[i].name).reason)
         notify(progress, "register", next(done), len(usable))
@@ -492,10 +530,23 @@ def _register_on(
     return dict(zip(usable, parallel_map(register, usable, workers), strict=True))
 
 
+def _known_or_registered(
+    group: Group, i: int, reference: int, wcs: WCS | None, spec: RegisterSpec, kept: Kept | None
+) -> Registration:
+    if kept is None:
+        return register_frame(group, i, reference, wcs, spec)
+    pair = group.source(i), group.source(reference)
+    verdict = kept.registered(*pair, spec, "")
+    if verdict is None:
+        verdict = register_frame(group, i, reference, wcs, spec)
+        kept.keep_registered(*pair, spec, "", verdict)
+    return verdict
+
+
 def register_frame(group: Group, i: int, reference: int, reference_wcs: WCS | None, spec: RegisterSpec) -> Registration:
     """Register by the stars, seeded by the WCS; by the WCS alone where asked for, or where there are too few stars."""
     shape = group.source(i).shape
-    wcs, by_wcs = group.scan(i).wcs, None
+    wcs, by_wcs = group.wcs(i), None
     if reference_wcs is not None and wcs is not None:
         by_wcs = register_wcs(reference_wcs, wcs, shape, spec)
     known, stars = group.scan(reference).stars, group.scan(i).stars

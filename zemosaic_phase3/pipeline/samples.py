@@ -158,9 +158,9 @@ def mend_notes(names: Iterable[str], mends: Iterable[Mend], pixels: int) -> list
     if floored:
         shares = [100.0 * max(share for _, _, share in mend.floors if share == share) for _, mend in floored]
         notes.append(
-            f"cut off: {_percent(min(shares))} to {_percent(max(shares))} % of the samples of {len(floored)} frames have "
-            f"the lowest number of their frame, such as {Path(floored[0][0]).name}: the low side of the sky's noise is "
-            "lost; they count as the mean of what was below. Add a pedestal when subtracting darks"
+            f"cut off: {_percent(min(shares))} to {_percent(max(shares))} % of the samples of {len(floored)} frames "
+            f"have the lowest number of their frame, such as {Path(floored[0][0]).name}: the low side of its noise "
+            "is lost; they count as the mean of what was below. Add a pedestal when subtracting darks"
         )
     return notes
 

@@ -13,13 +13,15 @@ from zemosaic_phase3.engine.job import Job, StackResult, make_job
 from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.engine.result_check import result_fault
 from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS
-from zemosaic_phase3.errors import GPUStackingError, PlanError
+from zemosaic_phase3.errors import GPUStackingError, PlanError, StackCancelled
 from zemosaic_phase3.finish.equalize import equalize_if
 from zemosaic_phase3.io.atomic_write import remove_strays
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.methods import DeviceName, canonical
 from zemosaic_phase3.pipeline.device_policy import POLICY, DevicePolicy, DeviceRequest
 from zemosaic_phase3.pipeline.input_list import list_inputs
+from zemosaic_phase3.pipeline.kept import kept_for
+from zemosaic_phase3.pipeline.kept_rows import KeptRows
 from zemosaic_phase3.pipeline.outputs import Wanted, check_output, check_room, write_tile
 from zemosaic_phase3.pipeline.tile import Stacker, Tile, build_tile
 from zemosaic_phase3.progress import Callback, timed
@@ -44,6 +46,9 @@ def stack_files(
     overwrite: bool = False,
     preview: Path | None = None,
     report: Path | None = None,
+    resume: bool = True,
+    fresh: bool = False,
+    cache: str | os.PathLike[str] | None = None,
     progress: Callback | None = None,
     policy: DevicePolicy = POLICY,
 ) -> Tile:
@@ -75,6 +80,12 @@ def stack_files(
         Replace an existing output; a symbolic link is replaced, not followed.
     preview, report : path, optional
         Files that the caller will write beside; they count where room on the disk is looked for before the work.
+    resume : bool
+        Go on where an earlier run was, and let a later one: keep a journal, see :mod:`pipeline.journal`.
+    fresh : bool
+        Forget what the journal holds.
+    cache : path, optional
+        Folder of the journal; default: beside the output. Without either there is none.
     progress : callable, optional
         Called as ``progress(stage, done, total)``; may raise :class:`StackCancelled`.
     policy : DevicePolicy, optional
@@ -106,29 +117,38 @@ def stack_files(
     resources = Resources(workers=workers or limits.usable_cpus(), memory=allowed, copied_maps=copied)
     request = DeviceRequest(wants_cpu=choice == "cpu", require_gpu=require_gpu or choice == "gpu")
     wanted = None if output is None else Wanted(Path(output), maps, preview, report)
-    tile = build_tile(
-        listed.frames, stacker_of(policy, request, resources, progress), stack=stack, register=register, select=select,
-        bayer=bayer, reference=reference, workers=resources.workers, allowed_bytes=allowed, copied_maps=copied,
-        progress=progress,
-        opened=None if wanted is None else lambda shape, n_frames: check_room(wanted.sizes(shape, n_frames)),
-    )  # fmt: skip
-    tile.report.warnings[:0] = listed.notes
-    if output is not None:
-        with timed(tile.report, "write"):
-            write_tile(tile, output, maps=maps, overwrite=overwrite)
+    has_files = any(isinstance(frame, str | os.PathLike) for frame in listed.frames)
+    with kept_for(output, cache, resume=resume and has_files, fresh=fresh and has_files) as kept:
+        tile = build_tile(
+            listed.frames, stacker_of(policy, request, resources, progress, kept.rows), stack=stack, register=register,
+            select=select, bayer=bayer, reference=reference, workers=resources.workers, allowed_bytes=allowed,
+            copied_maps=copied, progress=progress, kept=kept.frames,
+            opened=None if wanted is None else lambda shape, n_frames: check_room(wanted.sizes(shape, n_frames)),
+        )  # fmt: skip
+        tile.report.warnings[:0] = listed.notes
+        if output is not None:
+            with timed(tile.report, "write"):
+                write_tile(tile, output, maps=maps, overwrite=overwrite)
+        kept.tell(tile.report)
     return tile
 
 
 def stacker_of(
-    policy: DevicePolicy, request: DeviceRequest, resources: Resources, progress: Callback | None
+    policy: DevicePolicy,
+    request: DeviceRequest,
+    resources: Resources,
+    progress: Callback | None,
+    finished: KeptRows | None = None,
 ) -> Stacker:
     """Return what stacks registered frames on the device that a policy chooses."""
 
     def stack(frames: list[Frame], spec: StackSpec, reference: int) -> StackResult:
         job = make_job(frames, spec, reference=reference)
         result, used = policy.stack(
-            lambda less_memory: _on_gpu(job, resources.tighter() if less_memory else resources, progress),
-            lambda: cpu.stack(job, resources, progress),
+            lambda less_memory: stack_on_gpu(
+                job, resources.tighter() if less_memory else resources, progress, finished
+            ),
+            lambda: cpu.stack(job, resources, progress, finished),
             request,
         )
         result.device = used
@@ -138,13 +158,21 @@ def stacker_of(
     return stack
 
 
-def _on_gpu(job: Job, resources: Resources, progress: Callback | None) -> StackResult:
+def stack_on_gpu(job: Job, resources: Resources, progress: Callback | None, finished: KeptRows | None) -> StackResult:
+    """Stack on the GPU; rows of one that failed are not kept for the CPU, nor for a later run."""
     from zemosaic_phase3.engine import gpu
 
-    result = gpu.stack(job, resources, progress)
-    fault = result_fault(result.image, job.shape, result.coverage, partial(cpu.stack_rows, result.job))
-    if fault:
-        raise GPUStackingError(fault)
+    try:
+        result = gpu.stack(job, resources, progress, finished)
+        fault = result_fault(result.image, job.shape, result.coverage, partial(cpu.stack_rows, result.job))
+        if fault:
+            raise GPUStackingError(fault)
+    except StackCancelled:
+        raise
+    except Exception:
+        if finished is not None:
+            finished.discard()
+        raise
     return result
 
 

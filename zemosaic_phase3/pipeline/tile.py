@@ -25,7 +25,7 @@ from zemosaic_phase3.finish.noise import measure_noise, noise_rows, typical_nois
 from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.pipeline.canvas import Canvas, canvas_around
-from zemosaic_phase3.pipeline.group import FrameRow, Group, open_group, register_group, scan_group
+from zemosaic_phase3.pipeline.group import FrameRow, Group, Kept, open_group, register_group, scan_group
 from zemosaic_phase3.pipeline.sample_report import note_saturation, sample_notes
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
 from zemosaic_phase3.pipeline.tile_header import cards_of_reference, tile_header, wcs_cards
@@ -79,6 +79,7 @@ def build_tile(
     copied_maps: int = OUTPUT_MAPS,
     progress: Callback | None = None,
     opened: Callable[[tuple[int, ...], int], None] | None = None,
+    kept: Kept | None = None,
 ) -> Tile:
     """Open, scan, register, stack and finish: the whole way from descriptors to a tile in memory.
 
@@ -104,6 +105,8 @@ def build_tile(
     opened : callable or None
         Called before a frame is read as ``opened(shape, n_frames)``, with the shape of the tile; what it raises ends
         the run.
+    kept : Kept or None
+        What earlier runs measured, and where this one leaves it.
 
     Raises
     ------
@@ -126,13 +129,13 @@ def build_tile(
         find_stars = stack.needs_stars or select.needs_stars or register.mode in ("auto", "stars")
         scan_group(
             group, register, find_stars=find_stars, measure=stack.needs_levels, workers=workers,
-            allowed_bytes=allowed_bytes, progress=progress,
+            allowed_bytes=allowed_bytes, progress=progress, kept=kept,
         )  # fmt: skip
         group.require_some("read")
         apply_limits(group, select)
         group.require_some("kept")
     with timed(report, "register"):
-        register_group(group, register, workers=workers, progress=progress)
+        register_group(group, register, workers=workers, progress=progress, kept=kept)
         rate_frames(group)
         drop_worst(group, select)
     return stack_group(group, stacker, stack, report, workers=workers)
