@@ -132,6 +132,9 @@ def stack(
     select: SelectSpec | None = None,
     bayer: str = "auto",
     reference: str | os.PathLike[str] | None = None,
+    filter: str | None = None,  # noqa: A002 - as the option and the header card are called
+    recursive: bool = False,
+    min_frames: int | str | None = None,
     device: DeviceName = "auto",
     require_gpu: bool = False,
     memory: str | int | None = None,
@@ -168,6 +171,13 @@ def stack(
         "auto" (header), "none", or a pattern such as "GRBG".
     reference : path, optional
         Frame the others are registered on; None chooses the best.
+    filter : str, optional
+        Stack only frames of this filter; None: of that of most frames.
+    recursive : bool
+        A folder stands for the folders below it too.
+    min_frames : int or str, optional
+        Frames, or a share such as "80%" of those that were to be stacked, below which nothing is stacked: an error.
+        None: fewer than half are a warning in the report.
     device : {"auto", "cpu", "gpu"}
         "auto" uses a GPU if there is a healthy one; the bits are the same.
     require_gpu : bool
@@ -215,6 +225,9 @@ def stack(
             select=_with_given(select or SelectSpec(), max_fwhm=max_fwhm, min_stars=min_stars, drop_worst=drop_worst),
             bayer=bayer,
             reference=None if reference is None else os.fspath(reference),
+            filter=filter,
+            recursive=recursive,
+            min_frames=min_frames,
             device=device,
             require_gpu=require_gpu,
             memory=memory,

@@ -129,6 +129,8 @@ class TileReport:
 
     n_input: int = 0
     n_used: int = 0
+    n_meant: int = 0  # inputs that were to be stacked: no calibration frames, finished stacks, copies
+    n_needed: int = 0  # of them, at least
     dropped: list[tuple[str, str]] = field(default_factory=list)  # name, reason
     reference: str = ""
     device: str = "cpu"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from zemosaic_phase3.errors import FrameError, NoFramesError
-from zemosaic_phase3.io.inputs import expand_inputs
+from zemosaic_phase3.io.inputs import MOST_LOOKED_AT, expand_inputs, find_inputs
 from zemosaic_phase3.io.open_frame import open_source
 
 
@@ -34,3 +34,62 @@ def test_inputs_that_match_nothing_are_reported_by_name(tmp_path):
     for inputs in ([tmp_path], []):
         with pytest.raises(NoFramesError, match="no frames found"):
             expand_inputs(inputs)
+
+
+def test_a_unit_behind_names_and_patterns(tmp_path):
+    for name in ("a1.fits", "a2.fits", "b.fits"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [path.name for path in expand_inputs([tmp_path / "a*.fits[2]"])] == ["a1.fits[2]", "a2.fits[2]"]
+    given = [tmp_path / "b.fits[1]", tmp_path / "b.fits[2]"]
+    assert expand_inputs(given) == given
+
+
+def folders(tmp_path):
+    for name in ("a/1.fits", "a/b/2.fits", "a/b/c/3.fits", "a/.hidden/4.fits", "a/x.cr2", "a/b/y.cr2", "a/n.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    return tmp_path / "a"
+
+
+def test_recursive_takes_the_folders_below_once(tmp_path):
+    top = folders(tmp_path)
+    (top / "b" / "again").symlink_to(top)
+    (top / "loop").symlink_to(top / "loop")
+    (top / "linked").symlink_to(top / "b" / "c")
+    found = find_inputs([top], recursive=True)
+    assert [path.name for path in found.paths] == ["1.fits", "2.fits", "3.fits"]
+    assert found.others[".cr2"] == 2
+    assert found.below == {}
+
+
+def test_what_is_not_taken_is_told(tmp_path):
+    top = folders(tmp_path)
+    found = find_inputs([top])
+    assert [path.name for path in found.paths] == ["1.fits"]
+    assert found.notes() == [
+        "1 .cr2 passed over: only FITS and .npy files are read",
+        f"2 more frames in 2 folders below ({top / 'b'}), not taken: --recursive takes them",
+    ]
+
+
+def test_the_error_says_where_the_frames_are(tmp_path):
+    top = folders(tmp_path)
+    with pytest.raises(
+        NoFramesError, match=r"no frames directly in .*; 3 in 3 folders below: add --recursive, or name"
+    ):
+        find_inputs([tmp_path])
+    (top / "1.fits").unlink()
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "x.nef").write_bytes(b"x")
+    (tmp_path / "raw" / "x.jpg").write_bytes(b"x")
+    with pytest.raises(NoFramesError, match=r"no frames found in: .*; there are 1 .jpg, 1 .nef, which are not read"):
+        find_inputs([tmp_path / "raw"])
+
+
+def test_looking_below_has_an_end(tmp_path):
+    for k in range(MOST_LOOKED_AT + 50):
+        (tmp_path / f"d{k:04d}").mkdir()
+        (tmp_path / f"d{k:04d}" / "1.fits").write_bytes(b"x")
+    with pytest.raises(NoFramesError, match=f"{MOST_LOOKED_AT - 1} in {MOST_LOOKED_AT - 1} folders below"):
+        find_inputs([tmp_path])
+    assert len(find_inputs([tmp_path], recursive=True).paths) == MOST_LOOKED_AT + 50

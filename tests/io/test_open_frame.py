@@ -498,7 +498,7 @@ def test_a_lying_tile_count_is_refused(tmp_path):
     ("content", "message"),
     [
         (b"", "empty"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(5000), "neither FITS nor .npy"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(5000), "PNG picture"),
         (b"SIMPLE  =                    T" + b" " * 20000, "no END card"),
         (b"\x93NUMPY\x01\x00\x10\x00not a dictionary", "npy header"),
         (b"\x93NUMPY\x03\x00\x10\x00\x00\x00", "npy header"),

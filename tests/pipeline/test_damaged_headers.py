@@ -40,13 +40,19 @@ def frames(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.glob("sub_*.fits"))
 
 
+def with_bit(raw: bytes, i: int) -> bytes:
+    """The file with the lowest bit of one sample turned over, so that it is another exposure."""
+    at = raw.index(b"END" + b" " * 77) // 2880 * 2880 + 2880 + 2 * i + 1
+    return raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
+
+
 def test_one_damaged_card_in_each_of_many_frames(frames: list[Path], tmp_path: Path) -> None:
     good = frames[0].read_bytes()
-    bad = [write(tmp_path, f"bad_{i:02d}.fits", with_card(good, card)) for i, card in enumerate(CARDS)]
+    bad = [write(tmp_path, f"bad_{i:02d}.fits", with_card(with_bit(good, i), card)) for i, card in enumerate(CARDS)]
     bad += [write(tmp_path, f"bad_{i:02d}.npy", npy_bytes(head)) for i, head in enumerate(NPY_HEADS)]
     image = np.random.default_rng(1).normal(1000.0, 20.0, (80, 96)).astype(np.int16)
     for i, card in enumerate(TABLE_CARDS):
-        bad.append(write(tmp_path, f"bad_{i:02d}.fz", with_card(compressed_bytes(image), card, unit=1)))
+        bad.append(write(tmp_path, f"bad_{i:02d}.fz", with_card(compressed_bytes(image + np.int16(i)), card, unit=1)))
     tile = stack_files([*frames, *bad], tmp_path / "tile.fits", reference=str(frames[0]), device="cpu", workers=1)
     assert fits.getdata(tmp_path / "tile.fits").shape == (80, 96)
     rows = {Path(row.name).name: row for row in tile.rows}

@@ -20,12 +20,12 @@ from zemosaic_phase3.engine import cpu
 from zemosaic_phase3.engine.job import make_job
 from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.engine.slab_plan import slabs_to_do
-from zemosaic_phase3.errors import OutputError, StackCancelled
+from zemosaic_phase3.errors import NoFramesError, OutputError, StackCancelled
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.pipeline import journal as journal_module
 from zemosaic_phase3.pipeline import kept_rows
-from zemosaic_phase3.pipeline.journal import Journal, JournalError
+from zemosaic_phase3.pipeline.journal import Journal
 from zemosaic_phase3.pipeline.kept_rows import KeptRows
 from zemosaic_phase3.pipeline.stack_files import stack_files
 from zemosaic_phase3.pipeline.tile import Tile
@@ -211,17 +211,23 @@ def _change(path: Path, *orders: str) -> None:
     db.close()
 
 
+def begun(path: Path) -> None:
+    journal = Journal.opened(path)
+    journal.keep_band("of nobody", 0, 1, b"")
+    journal.close()
+
+
 def _foreign(path: Path) -> None:
     _change(path, "CREATE TABLE theirs (a)")
 
 
 def _other_layout(path: Path) -> None:
-    Journal.opened(path).close()
+    begun(path)
     _change(path, "PRAGMA user_version = 99")
 
 
 def _damaged(path: Path) -> None:
-    Journal.opened(path).close()
+    begun(path)
     data = bytearray(path.read_bytes())
     data[100:3000] = os.urandom(2900)
     path.write_bytes(data)
@@ -292,14 +298,14 @@ def test_outputs_share_a_folder_of_journals(subs: Path, tmp_path: Path) -> None:
 def test_a_full_disk_costs_the_journal_alone(
     subs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: None
 ) -> None:
-    opened = Journal.opened
+    connected = journal_module._connected  # noqa: SLF001 - SQLite's way of a full disk is a limit of its own
 
-    def small(path: Path, **options: Any) -> Journal:
-        journal = opened(path, **options)
-        journal._connection.execute("PRAGMA max_page_count = 20")  # noqa: SLF001 - SQLite's way of a full disk
-        return journal
+    def small(path: Path, **options: Any) -> sqlite3.Connection:
+        connection = connected(path, **options)
+        connection.execute("PRAGMA max_page_count = 20")
+        return connection
 
-    monkeypatch.setattr(Journal, "opened", small)
+    monkeypatch.setattr(journal_module, "_connected", small)
     tile = stacked(subs, tmp_path / "o.fits")
     assert any("nothing more is kept" in note and "full" in note for note in tile.report.warnings)
     assert_same(tile, stacked(subs, None))
@@ -328,7 +334,7 @@ def test_threads_and_runs_share_a_journal(subs: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(journal_module, "WAIT_SECONDS", 0.1)
-    Journal.opened(tmp_path / "o.fits.journal").close()
+    begun(tmp_path / "o.fits.journal")
     db = sqlite3.connect(tmp_path / "o.fits.journal", isolation_level=None)
     db.execute("BEGIN IMMEDIATE")
     yield
@@ -341,10 +347,20 @@ def test_a_journal_that_another_program_holds_costs_nothing(subs: Path, tmp_path
     assert_same(tile, stacked(subs, None))
 
 
-def test_a_journal_needs_no_wal(tmp_path: Path) -> None:
-    """As on network folders: a path in memory has no log beside it."""
-    with pytest.raises(JournalError, match="unable to open"):
-        Journal.opened(tmp_path / "missing" / "j")
+def test_a_run_that_fails_early_leaves_no_journal(subs: Path, tmp_path: Path) -> None:
+    for path in subs.glob("*.fits"):
+        path.write_bytes(b"no frame" * 100)
+    with pytest.raises(NoFramesError):
+        stacked(subs, tmp_path / "o.fits")
+    assert [path.name for path in tmp_path.iterdir()] == ["subs"]
+
+
+def test_a_journal_that_cannot_be_made_costs_nothing(tmp_path: Path) -> None:
+    journal = Journal.opened(tmp_path / "missing" / "j")
+    journal.keep_band("job", 0, 1, b"rows")
+    assert "unable to open" in journal.fault
+    assert journal.bands("job") == []
+    journal.close()
 
 
 @pytest.mark.parametrize("order", ["gpu first", "cpu first"])

@@ -348,7 +348,9 @@ def test_an_earlier_stack_among_its_subs_is_no_frame_unless_named(paths: list[Pa
     earlier = paths[0].parent / "earlier.fits"
     stack_files(paths, earlier, overwrite=True)
     try:
-        assert stack_files([paths[0].parent]).report.n_input == 5
+        tile = stack_files([paths[0].parent])
+        assert tile.report.n_input == 5
+        assert tile.report.warnings[0].startswith("earlier.fits: it is a finished stack, not a frame")
         assert "earlier.fits: it is a finished stack" in caplog.text
         assert stack_files([paths[0].parent, earlier]).report.n_input == 6
     finally:

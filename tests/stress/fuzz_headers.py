@@ -43,7 +43,10 @@ def handle(path: Path, reference: object, seed: int) -> None:
     """Do with one frame whatever a run does with it; FrameError where it cannot be used."""
     import numpy as np
 
+    from zemosaic_phase3.io.frame_kind import kind_of
+    from zemosaic_phase3.io.further_images import further_images
     from zemosaic_phase3.io.open_frame import open_source
+    from zemosaic_phase3.io.same_pixels import same_exposures
     from zemosaic_phase3.io.tile_file import tile_hdus
     from zemosaic_phase3.pipeline.group import scan_frame
     from zemosaic_phase3.pipeline.input_list import is_own_tile
@@ -55,6 +58,9 @@ def handle(path: Path, reference: object, seed: int) -> None:
     source = open_source(path)
     source.read_rows(source.height // 2, source.height // 2 + 1)
     source.card_values("DATE-OBS", "EXPTIME", "EXPOSURE")
+    kind_of(source)
+    further_images(source)
+    same_exposures({0: source, 1: open_source(path)}, {0: "now", 1: "now"})
     header, wcs = source.read_header(), source.wcs()
     if seed % 4 == 0 and source.height * source.width < 1_000_000:
         scan_frame(source, RegisterSpec(), find_stars=True)

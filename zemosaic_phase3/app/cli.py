@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Turns a folder of astronomical sub-frames into one master image.",
         epilog=f"'{PROGRAM} COMMAND --help' lists the options of a command. Exit status: 0 done, 1 nothing stacked or "
-        "failed, 2 wrong usage, 130 interrupted (143 by SIGTERM, 129 by SIGHUP).",
+        "failed, 2 wrong usage, 3 done with too few of the frames, 130 interrupted (143 by SIGTERM, 129 by SIGHUP).",
     )
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -110,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns
     -------
     int
-        The exit status: 0 done, 1 failed, 130 interrupted (143 by SIGTERM, 129 by SIGHUP).
+        The exit status: 0 done, 1 failed, 3 done with fewer frames than wanted, 130 interrupted (143 by SIGTERM, 129 by
+        SIGHUP).
 
     Raises
     ------
@@ -122,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console = console_module.make_console(sys.stderr)
         try:
             with console_module.shown_log(console, quiet=args.quiet, verbose=args.verbose):
-                args.run(args, console)
+                status: int | None = args.run(args, console)
         except SpecError as exc:
             args.parser.error(str(exc))
         except KeyboardInterrupt as exc:
@@ -134,4 +135,4 @@ def main(argv: Sequence[str] | None = None) -> int:
             text = f"out of memory ({exc}); use a smaller --memory" if isinstance(exc, MemoryError) else str(exc)
             console.print(f"{PROGRAM}: error: {printable(text)}", style="red", soft_wrap=True)
             return FAILED
-    return 0
+    return status or 0

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 from zemosaic_phase3.app import console as console_module
 from zemosaic_phase3.app import doctor, summary
+from zemosaic_phase3.app.groups import run_groups, say_if_few
 from zemosaic_phase3.app.options import NO_PREVIEW
 from zemosaic_phase3.app.signals import PROGRAM
 from zemosaic_phase3.errors import OutputError, SpecError
 from zemosaic_phase3.io.inputs import real_paths
+from zemosaic_phase3.pipeline.frame_count import LeastFrames
+from zemosaic_phase3.pipeline.input_list import Inputs
 from zemosaic_phase3.pipeline.outputs import check_output
 from zemosaic_phase3.progress import timed
 from zemosaic_phase3.simulate.scene import simulate
@@ -91,8 +94,15 @@ def specs_of(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectS
     return stack, RegisterSpec(mode=args.register, transform=args.transform), select
 
 
-def run_stack(args: argparse.Namespace, console: Console) -> None:
-    """``stack``: register and stack frames into one FITS file, a preview and a report."""
+def run_stack(args: argparse.Namespace, console: Console) -> int:
+    """``stack``: register and stack frames into one FITS file, a preview and a report; returns the exit status."""
+    if args.group_by is None:
+        return _stack_once(args, args.inputs, console)
+    return run_groups(args, console, _stack_once)
+
+
+def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, console: Console) -> int:
+    """Stack inputs into the files that the options name."""
     from zemosaic_phase3.engine.warmup import kernels_compiled_beside
     from zemosaic_phase3.pipeline.stack_files import stack_files
 
@@ -104,7 +114,7 @@ def run_stack(args: argparse.Namespace, console: Console) -> None:
         console_module.shown_progress(console, STACK_STAGES, quiet=args.quiet) as progress,
     ):
         tile = stack_files(
-            args.inputs,
+            inputs,
             outputs.image,
             stack=stack,
             register=register,
@@ -119,6 +129,9 @@ def run_stack(args: argparse.Namespace, console: Console) -> None:
             overwrite=args.overwrite,
             preview=outputs.preview,
             report=None if outputs.report == STANDARD_OUTPUT else outputs.report,
+            filter=args.filter,
+            recursive=args.recursive,
+            min_frames=args.min_frames or LeastFrames.of(None, fails="one"),
             resume=not args.no_resume,
             fresh=args.fresh,
             cache=args.cache,
@@ -138,6 +151,7 @@ def run_stack(args: argparse.Namespace, console: Console) -> None:
         summary.print_summary(
             console if wants_stdout else console_module.make_console(sys.stdout), tile, outputs.as_dict()
         )
+    return say_if_few(tile, console)
 
 
 def print_report(text: str, what_is_safe: str = "") -> None:

@@ -24,6 +24,8 @@ from zemosaic_phase3.methods import (
     WscImpl,
     canonical,
 )
+from zemosaic_phase3.pipeline.frame_count import LeastFrames
+from zemosaic_phase3.pipeline.frame_groups import GROUP_KEYS, group_keys
 from zemosaic_phase3.runtime import limits as limits_module
 from zemosaic_phase3.simulate.session import SimulationSpec
 from zemosaic_phase3.spec import RegisterSpec, StackSpec
@@ -105,6 +107,7 @@ def add_stack(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", required=True, metavar="OUT", type=_path_ending(*OUTPUT_SUFFIXES),
         help="FITS file to write, ending in .fits, .fit or .fts",
     )  # fmt: skip
+    add_choice_of_frames(parser.add_argument_group("which frames"))
     _add_registration(parser.add_argument_group("frames and registration"))
     _add_stacking(parser.add_argument_group("rejection and combination"))
     _add_resources(parser.add_argument_group("device and resources"))
@@ -113,6 +116,36 @@ def add_stack(parser: argparse.ArgumentParser) -> None:
 
 
 Group = argparse._ArgumentGroup  # noqa: SLF001 - argparse gives its groups no public name
+
+
+def add_choice_of_frames(group: Group) -> None:
+    """Add the options that say which frames belong to the stack."""
+    group.add_argument(
+        "--recursive", action="store_true", help="take the frames in the folders below a folder too (default: no)"
+    )
+    group.add_argument(
+        "--filter", metavar="NAME", help="stack only frames of this filter (default: the filter of most frames)"
+    )
+    group.add_argument(
+        "--group-by", type=_group_keys, metavar="LIST",
+        help=f"one stack for each group of frames that agree in these, of: {', '.join(GROUP_KEYS)}; the group is added "
+        "to the name of OUT, e.g. filter,exposure (default: one stack)",
+    )  # fmt: skip
+    group.add_argument(
+        "--min-frames", type=_least_frames, metavar="N|P%", default=None,
+        help="with fewer frames used, or a smaller share of them, the exit status is 3; one frame of several is "
+        "written only with --min-frames 1 (default: 50%%)",
+    )  # fmt: skip
+
+
+def _least_frames(text: str) -> LeastFrames:
+    found: LeastFrames = _as_argument(lambda: LeastFrames.of(text, fails="one"))
+    return found
+
+
+def _group_keys(text: str) -> tuple[str, ...]:
+    keys: tuple[str, ...] = _as_argument(lambda: group_keys(text))
+    return keys
 
 
 def _add_choice(group: Group, option: str, kind: str, allowed: object, default: str, meaning: str) -> None:
@@ -220,7 +253,7 @@ def _add_resources(group: Group) -> None:
         action="store_true",
         help="neither go on where an earlier run was nor keep a journal (default: do)",
     )
-    group.add_argument("--fresh", action="store_true", help="forget what the journal holds, and begin a new one")
+    group.add_argument("--fresh", action="store_true", help="forget what the journal holds (default: no)")
 
 
 def _add_results(group: Group) -> None:

@@ -19,6 +19,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from zemosaic_phase3.errors import FrameError
+from zemosaic_phase3.io.other_formats import not_fits
 from zemosaic_phase3.io.wcs_cards import wcs_cards_of
 
 if TYPE_CHECKING:
@@ -117,8 +118,8 @@ class Hdu(NamedTuple):
         return tuple(self.cards[f"{key}{i}"] for i in range(self.cards[key], 0, -1))
 
 
-def find_image(stream: BufferedIOBase, name: str) -> tuple[dict[str, Any], int, Hdu]:
-    """Find the first unit of a FITS file that holds an image with two or three axes.
+def find_image(stream: BufferedIOBase, name: str, unit: int | None = None) -> tuple[dict[str, Any], int, Hdu]:
+    """Find the first unit of a FITS file that holds an image with two or three axes, or the one with a number.
 
     Returns
     -------
@@ -131,20 +132,22 @@ def find_image(stream: BufferedIOBase, name: str) -> tuple[dict[str, Any], int, 
     Raises
     ------
     FrameError
-        Not a FITS file, a damaged header, or no image in it.
+        Not a FITS file, a damaged header, or no image in it, or not in that unit.
     """
     seen: list[Hdu] = []
     offset = 0
     while raw := header_bytes(stream, name, offset):
         hdu = Hdu(offset, offset + len(raw), scan_cards(raw, name))
         seen.append(hdu)
-        if hdu.is_image:
+        if hdu.is_image and unit in (None, len(seen) - 1):
             _check_storage(hdu, name)
             return seen[0].cards, len(seen) - 1, hdu
         offset = hdu.data_offset + hdu.padded_bytes
         if offset > sys.maxsize:
             raise FrameError(name, f"unit {len(seen)} claims {hdu.data_bytes} bytes; repair the header")
     found = "; ".join(hdu.describe() for hdu in seen)
+    if unit is not None:
+        raise FrameError(name, f"unit {unit} holds no image with 2 or 3 axes (units from 0: {found}); name another one")
     raise FrameError(name, f"holds no image with 2 or 3 axes (found: {found}); convert it to one image per file")
 
 
@@ -161,7 +164,7 @@ def header_bytes(stream: BufferedIOBase, name: str, offset: int) -> bytes:
     if offset and not block.startswith(b"XTENSION="):
         return b""
     if not offset and not block.startswith(b"SIMPLE  ="):
-        raise FrameError(name, f"is neither FITS nor .npy (it begins with {block[:8]!r}); convert it to FITS")
+        raise FrameError(name, not_fits(block, name))
     raw = bytearray()
     while block and len(raw) < MAX_HEADER_BLOCKS * FITS_BLOCK:
         start = len(raw)
@@ -214,6 +217,16 @@ def card_value(header: Header, key: str) -> Any:
         logger.debug("card %s is not used: %s", key, exc)
         return None
     return None if isinstance(value, Undefined) or str(value).strip() == "" else value
+
+
+def given_value(cards: Mapping[str, Any], key: str) -> str | bool | int | float | None:
+    """Return a plain value of a header that a caller gave, whatever that is; None where there is none."""
+    try:
+        value = cards.get(key)
+    except Exception as exc:  # noqa: BLE001 - a header of astropy reads its cards now, and a caller's may be anything
+        logger.debug("card %s is not used: %s", key, exc)
+        return None
+    return value if isinstance(value, str | bool | int | float) and value != "" else None
 
 
 def scan_cards(raw: bytes, name: str) -> dict[str, Any]:

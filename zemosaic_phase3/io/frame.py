@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -195,6 +195,23 @@ class FrameSource(abc.ABC):
         header = self.read_header()
         return [headers.card_value(header, key) for key in keys]
 
+    def some_cards(self, keys: Collection[str]) -> dict[str, Any]:
+        """Return the values of those cards that the header has, read as well as they can be and without astropy.
+
+        ``keys``: a set. See :func:`io.frame_kind.read_cards`; a header that came with the descriptor replaces the
+        file's.
+
+        Raises
+        ------
+        FrameError
+            The file can no longer be read.
+        """
+        given = self._header
+        if given is None:
+            return self._file_cards(keys)
+        values = {key: headers.given_value(given, key) for key in keys}
+        return {key: value for key, value in values.items() if value is not None}
+
     def wcs(self, header: Header | None = None) -> WCS | None:
         """Return the celestial two-axis WCS of the frame, or None when it has none that astropy understands.
 
@@ -210,6 +227,10 @@ class FrameSource(abc.ABC):
     @abc.abstractmethod
     def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
         """Read a range that is known to be inside the frame and not empty, as an array of ``shape``."""
+
+    def _file_cards(self, keys: Collection[str]) -> dict[str, Any]:
+        """Read a few cards of the file's header, where there is one."""
+        return {}
 
     def _file_header(self) -> Callable[[], Header]:
         """Read the header of the file, if there is one; return what makes it."""

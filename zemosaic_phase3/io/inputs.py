@@ -4,43 +4,103 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from zemosaic_phase3.errors import NoFramesError
+from zemosaic_phase3.io.open_frame import split_unit
+from zemosaic_phase3.io.other_formats import SIDE_FILES
 
 FRAME_SUFFIXES: Final = (".fits", ".fit", ".fts", ".fz", ".npy")
+MOST_LOOKED_AT: Final = 200  # folders below one that are looked into only to tell what lies there
+MOST_KINDS: Final = 8  # of other files that are told
+_COMPRESSIONS: Final = (".bz2", ".gz", ".xz", ".zst", ".z", ".lz4", ".zip")
 
 
-def expand_inputs(inputs: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """List the frames that files, folders and glob patterns name.
+@dataclass
+class Found:
+    """What inputs stand for.
+
+    ``paths``: the frames; ``others``: how many files of which other kinds were passed over; ``below``: how many frames
+    lie in folders below those that were named, by folder, where these were not taken.
+    """
+
+    paths: list[Path] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    below: dict[Path, int] = field(default_factory=dict)
+
+    def notes(self) -> list[str]:
+        """Return what is to be said of files that were not taken."""
+        notes = []
+        told = {kind: n for kind, n in self.others.items() if kind not in SIDE_FILES}
+        if told:
+            notes.append(f"{_kinds(Counter(told))} passed over: only FITS and .npy files are read")
+        if self.below:
+            n, folders = sum(self.below.values()), len(self.below)
+            frames, where = "frame" if n == 1 else "frames", "folder" if folders == 1 else "folders"
+            such = next(iter(self.below))
+            notes.append(f"{n} more {frames} in {folders} {where} below ({such}), not taken: --recursive takes them")
+        return notes
+
+
+def expand_inputs(inputs: Iterable[str | os.PathLike[str]], *, recursive: bool = False) -> list[Path]:
+    """List the frames that files, folders and glob patterns name, see :func:`find_inputs`."""
+    return find_inputs(inputs, recursive=recursive).paths
+
+
+def find_inputs(inputs: Iterable[str | os.PathLike[str]], *, recursive: bool = False) -> Found:
+    """Find the frames that files, folders and glob patterns name.
 
     Parameters
     ----------
     inputs : iterable of path
-        A folder stands for its FITS and ``.npy`` files (hidden ones and sub-folders are left out). A path or pattern
-        that matches nothing is kept, so that opening it reports it by name.
+        A folder stands for its FITS and ``.npy`` files (hidden ones are left out). A path or pattern that matches
+        nothing is kept, so that opening it reports it by name. ``[2]`` behind either stands for a unit of the files.
+    recursive : bool
+        A folder stands for the files in all folders below it too; each folder once, whatever links lead to it.
 
     Returns
     -------
-    list of Path
-        In natural order (``sub_2`` before ``sub_10``), each file once.
+    Found
+        Frames in natural order (``sub_2`` before ``sub_10``), each file once.
 
     Raises
     ------
     NoFramesError
-        Nothing was found at all.
+        Nothing was found at all; says what lies there instead.
     """
     items = [Path(item) for item in inputs]
-    named = [path for item in items for path in _expand(item)]
-    found: dict[Path, Path] = {}
+    found = Found()
+    files: dict[Path, Path] = {}
+    named = [path for item in items for path in _expand(item, found, recursive)]
     for real, path in zip(real_paths(named), named, strict=True):
-        found.setdefault(real, path)
-    if not found:
-        looked = ", ".join(map(str, items)) or "no input given"
-        raise NoFramesError(f"no frames found in: {looked}; expected files ending in {', '.join(FRAME_SUFFIXES)}, .gz")
-    return sorted(found.values(), key=_natural_key)
+        files.setdefault(real, path)
+    if not files:
+        raise NoFramesError(_nothing_found(items, found))
+    found.paths = sorted(files.values(), key=_natural_key)
+    return found
+
+
+def _nothing_found(items: list[Path], found: Found) -> str:
+    looked = ", ".join(map(str, items)) or "no input given"
+    if found.below:
+        n, folders = sum(found.below.values()), len(found.below)
+        return (
+            f"no frames directly in {looked}; {n} in {folders} {'folder' if folders == 1 else 'folders'} below: "
+            f"add --recursive, or name {next(iter(found.below))}"
+        )
+    kinds = f"; there are {_kinds(found.others)}, which are not read" if found.others else ""
+    return f"no frames found in: {looked}; expected files ending in {', '.join(FRAME_SUFFIXES)}, .gz{kinds}"
+
+
+def _kinds(others: Counter[str]) -> str:
+    """Say how many files of which kinds there are: '8 .xisf, 5 .tif'."""
+    shown = [f"{n} {kind}" for kind, n in sorted(others.items(), key=lambda item: (-item[1], item[0]))]
+    rest = sum(sorted(others.values(), reverse=True)[MOST_KINDS:])
+    return ", ".join([*shown[:MOST_KINDS], f"{rest} others"] if rest else shown)
 
 
 def real_paths(paths: Iterable[Path]) -> list[Path]:
@@ -64,17 +124,80 @@ def real_path(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _expand(item: Path) -> list[Path]:
-    if item.is_dir():
-        return [path for path in item.iterdir() if _is_frame_name(path.name) and path.is_file()]
-    if item.exists() or not any(mark in str(item) for mark in "*?["):
-        return [item]
-    matches = [path for path in Path(item.anchor).glob(str(item.relative_to(item.anchor))) if not path.is_dir()]
-    return matches or [item]
+def frames_in(folder: Path) -> list[Path]:
+    """Return the frames that lie directly in a folder, in no order."""
+    return next(_folders(folder, 1))[1]
 
 
-def _is_frame_name(name: str) -> bool:
+def _expand(item: Path, found: Found, recursive: bool) -> list[Path]:
+    """Return the files that an input stands for; counts in ``found`` what it passes over."""
+    pattern, unit = split_unit(str(item))
+    if unit is not None:
+        return [Path(f"{path}[{unit}]") for path in _expand(Path(pattern), found, recursive)]
+    if not item.is_dir():
+        if item.exists() or not any(mark in str(item) for mark in "*?["):
+            return [item]
+        matches = [path for path in Path(item.anchor).glob(str(item.relative_to(item.anchor))) if not path.is_dir()]
+        return matches or [item]
+    paths = []
+    for folder, frames, others in _folders(item, None if recursive else MOST_LOOKED_AT):
+        if recursive or folder == item:
+            paths += frames
+            found.others += others
+        elif frames:
+            found.below[folder] = len(frames)
+    return paths
+
+
+def _folders(top: Path, most: int | None) -> Iterator[tuple[Path, list[Path], Counter[str]]]:
+    """Go through a folder and those below it, each with its frames and a count of its other files.
+
+    Folders that may not be read hold nothing, but for the first, whose error is raised. ``most``: folders, at most.
+    """
+    waiting, seen = deque([top]), {real_path(top)}
+    while waiting and most != 0:
+        folder = waiting.popleft()
+        frames, others, below = [], Counter[str](), []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if _leads_to(entry, folder=True):
+                        below.append(folder / entry.name)
+                    elif is_frame_name(entry.name) and _leads_to(entry, folder=False):
+                        frames.append(folder / entry.name)
+                    elif (kind := _kind_of_file(entry.name)) and _leads_to(entry, folder=False):
+                        others[kind] += 1
+        except OSError:
+            if folder == top:
+                raise
+            continue
+        for path in sorted(below, key=_natural_key):
+            real = real_path(path)
+            if real not in seen:
+                seen.add(real)
+                waiting.append(path)
+        yield folder, frames, others
+        most = None if most is None else most - 1
+
+
+def _leads_to(entry: os.DirEntry[str], *, folder: bool) -> bool:
+    try:
+        return entry.is_dir() if folder else entry.is_file()
+    except OSError:  # a link that leads back to itself
+        return False
+
+
+def is_frame_name(name: str) -> bool:
+    """Tell whether a file with this name is taken for a frame; hidden ones are not."""
     return not name.startswith(".") and name.lower().removesuffix(".gz").endswith(FRAME_SUFFIXES)
+
+
+def _kind_of_file(name: str) -> str:
+    """Return the ending of a name, both of them where the file is compressed; empty: none."""
+    stem, ending = os.path.splitext(name.lower())  # noqa: PTH122 - a name, and no path
+    return os.path.splitext(stem)[1] + ending if ending in _COMPRESSIONS else ending  # noqa: PTH122
 
 
 def _natural_key(path: Path) -> list[tuple[int, int, str]]:

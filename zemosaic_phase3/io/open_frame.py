@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import stat
 from collections.abc import Callable, Mapping
 from math import prod
@@ -32,6 +33,7 @@ MIN_SIDE_PX: Final = 8  # a file with a shorter side is no sky frame
 LONGEST_NPY_HEAD: Final = 1000  # characters; NumPy writes about 100 for an image
 LONGEST_PADDED_NPY_HEAD: Final = 10_000  # with blanks behind it; NumPy itself reads no more
 MAX_DEFLATE_RATIO: Final = 1032  # no deflate stream expands more (RFC 1951: 258 bytes from two bits)
+_UNIT: Final = re.compile(r"(.+\.(?:fits?|fts|fz|gz))\[(\d{1,4})\]", re.IGNORECASE)
 _ARRAY_KEYS: Final = ("data", "array")
 _PATH_KEYS: Final = ("path_preprocessed_cache", "path")  # the cache first: it is the frame made ready
 
@@ -42,9 +44,10 @@ def open_source(descriptor: object, *, bayer: str = "auto") -> FrameSource:
     Parameters
     ----------
     descriptor : ndarray, path, dict, FrameSource or Frame
-        Array (H, W), (H, W, 3) or, with H, W > 4, (3, H, W); path of a FITS file (plain, ``.gz``, tile-compressed) or
-        of an ``.npy`` cache; dict with ``data``, ``array``, ``path_preprocessed_cache`` or ``path`` (in this order),
-        and optionally ``name``, ``header`` and ``wcs``, which override the file's.
+        Array (H, W), (H, W, 3) or, with H, W > 4, (3, H, W); path of a FITS file (plain, ``.gz``, tile-compressed; of
+        several images in it the first, with ``[2]`` behind the name that of unit 2) or of an ``.npy`` cache; dict with
+        ``data``, ``array``, ``path_preprocessed_cache`` or ``path`` (in this order), and optionally ``name``,
+        ``header`` and ``wcs``, which override the file's.
     bayer : str
         "auto" (what the header says), "none" (a mosaic is taken as mono) or the pattern as it applies to row 0 of the
         array. Images of three planes are never debayered.
@@ -113,6 +116,7 @@ def _open_array(value: object, name: str, bayer: str, header: Cards) -> FrameSou
 
 def _open_path(path: str, label: object, bayer: str, header: Cards) -> FrameSource:
     name = path if label is None else str(label)
+    path, unit = split_unit(path)
     with file_errors(name):
         status = Path(path).stat()
     if stat.S_ISDIR(status.st_mode):
@@ -129,8 +133,20 @@ def _open_path(path: str, label: object, bayer: str, header: Cards) -> FrameSour
         magic = stream.read(6)
         stream.seek(0)
         place = Place(path, gzipped=gzipped)
-        opener = _open_npy if magic == b"\x93NUMPY" else _open_fits
-        return opener(stream, place, name, bayer, header, largest)
+        if magic == b"\x93NUMPY":
+            return _open_npy(stream, place, name, bayer, header, largest)
+        return _open_fits(stream, place, name, bayer, header, largest, unit)
+
+
+def split_unit(path: str) -> tuple[str, int | None]:
+    """Return the file of a path such as ``a.fits[2]``, and the FITS unit; None where no unit is named.
+
+    A file that has such a name itself is that file.
+    """
+    found = _UNIT.fullmatch(path)
+    if found is None or Path(path).exists():
+        return path, None
+    return found[1], int(found[2])
 
 
 def npy_header(stream: BinaryIO | BufferedIOBase) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -177,8 +193,10 @@ def _open_npy(stream: BufferedIOBase, place: Place, name: str, bayer: str, heade
     return PixelFile(name, size, Codec(stored), cfa, place._replace(offset=offset, order=order))
 
 
-def _open_fits(stream: BufferedIOBase, place: Place, name: str, bayer: str, header: Cards, largest: int) -> FrameSource:
-    primary, unit, hdu = headers.find_image(stream, name)
+def _open_fits(
+    stream: BufferedIOBase, place: Place, name: str, bayer: str, header: Cards, largest: int, wanted: int | None
+) -> FrameSource:
+    primary, unit, hdu = headers.find_image(stream, name, wanted)
     size, planar = _layout(hdu.shape, name, minimum=MIN_SIDE_PX)
     # Plain pixels are whole without the padding of their last block; astropy, which reads tiles, wants that too.
     stored_bytes = hdu.padded_bytes if hdu.is_compressed else hdu.data_bytes

@@ -7,7 +7,7 @@ import gzip
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -18,6 +18,7 @@ from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.io import fits_header as headers
 from zemosaic_phase3.io.codec import Codec, RawLayout
 from zemosaic_phase3.io.frame import FrameSource, RawFile
+from zemosaic_phase3.io.frame_kind import read_cards
 from zemosaic_phase3.io.origin import Identity, Origin
 
 if TYPE_CHECKING:
@@ -206,6 +207,37 @@ class PixelFile(FrameSource):
         with self._open() as stream:
             values = headers.plain_values(headers.header_bytes(stream, self.name, 0), keys)
         return super().card_values(*keys) if values is None else list(values.values())
+
+    def _file_cards(self, keys: Collection[str]) -> dict[str, Any]:
+        offset = self._place.header_offset
+        if offset is None:
+            return {}
+        with self._open() as stream:
+            primary = read_cards(headers.header_bytes(stream, self.name, 0), keys)
+            if offset == 0:
+                return primary
+            return {**primary, **read_cards(headers.header_bytes(stream, self.name, offset), keys)}
+
+    @property
+    def place(self) -> Place:
+        """Where its pixels begin in which file."""
+        return self._place
+
+    @property
+    def stored_type(self) -> np.dtype:
+        """Type of the numbers in the file."""
+        return self._codec.stored
+
+    @property
+    def storage(self) -> tuple[object, ...]:
+        """What makes equal stored bytes equal samples: frames that differ in it cannot be compared by their bytes."""
+        place = self._place
+        return (type(self).__name__, place.gzipped, place.order, self._codec, self.shape)
+
+    @property
+    def identity(self) -> Identity:
+        """The file it was opened from."""
+        return self._identity
 
     def wcs(self, header: Header | None = None) -> WCS | None:
         """Return the celestial two-axis WCS; a raw frame is seen to have none without astropy."""

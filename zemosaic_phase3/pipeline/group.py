@@ -22,6 +22,7 @@ from zemosaic_phase3.detection.star_finder import StarList, choose_reference
 from zemosaic_phase3.detection.star_finder import find_stars as stars_of
 from zemosaic_phase3.errors import FrameError, NoFramesError, SpecError, StackCancelled
 from zemosaic_phase3.io.frame import FrameSource
+from zemosaic_phase3.io.frame_kind import FrameKind
 from zemosaic_phase3.io.inputs import real_path
 from zemosaic_phase3.io.mended_frame import Mend, MendedSource
 from zemosaic_phase3.io.open_frame import open_source
@@ -116,6 +117,8 @@ class FrameRow:
     weight: list[float] = field(default_factory=list)
     rejected_percent: float = float("nan")
     transparency: float = float("nan")  # of the air, the reference's being 1
+    facts: FrameKind | None = None  # what its header says it is; None: not asked
+    meant: bool = True  # False: left out because it is no frame of this stack, not because it failed
 
     def drop(self, reason: str) -> None:
         """Leave the frame out, and keep why."""
@@ -228,6 +231,7 @@ class Group:
     rows: list[FrameRow]
     sources: list[FrameSource | None]
     reference: int = -1
+    notes: list[str] = field(default_factory=list)
 
     @property
     def usable(self) -> list[int]:
@@ -274,11 +278,19 @@ class Group:
 
 
 def open_group(
-    descriptors: Iterable[Any], opener: Opener = open_source, *, reference: str | Path | None = None
+    descriptors: Iterable[Any],
+    opener: Opener = open_source,
+    *,
+    reference: str | Path | None = None,
+    further: Callable[[Any, FrameSource], tuple[list[FrameSource], list[str]]] | None = None,
+    choose: Callable[[Group], None] | None = None,
+    any_shape: bool = False,
 ) -> Group:
     """Open every descriptor; those that are not images, or of another size than the rest, are left out with the reason.
 
     The size is that of ``reference`` where one is named, else the commonest. Every frame gets a name of its own.
+    ``further`` returns all frames of the file that a frame is the first of, and notes; ``choose`` leaves out frames
+    that do not belong to the stack, before their sizes are compared; with ``any_shape`` they are not.
 
     Raises
     ------
@@ -289,9 +301,12 @@ def open_group(
     names: Counter[str] = Counter()
     for descriptor in descriptors:
         try:
-            source = _distinct(opener(descriptor), names)
-            group.rows.append(FrameRow(source.name, used=True))
-            group.sources.append(source)
+            opened = opener(descriptor)
+            sources, notes = ([opened], []) if further is None else further(descriptor, opened)
+            for source in (_distinct(source, names) for source in sources):
+                group.rows.append(FrameRow(source.name, used=True))
+                group.sources.append(source)
+            group.notes += notes
         except Exception as exc:  # noqa: BLE001 - a wall: what goes wrong in one frame is that frame's reason
             fault = frame_fault(exc, str(descriptor) if isinstance(descriptor, str | Path) else "<frame>")
             group.rows.append(FrameRow(fault.name))
@@ -299,8 +314,10 @@ def open_group(
             group.sources.append(None)
     if reference is not None:
         group.reference = _named(group, Path(reference))
+    if choose is not None:
+        choose(group)
     shapes = Counter(group.source(i).shape for i in group.usable)
-    if len(shapes) > 1:
+    if len(shapes) > 1 and not any_shape:
         wanted = shapes.most_common(1)[0][0] if group.reference < 0 else group.source(group.reference).shape
         for i in group.usable:
             shape = group.source(i).shape

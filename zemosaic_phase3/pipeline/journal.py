@@ -67,10 +67,11 @@ def version() -> str:
 class Journal:
     """One journal, open; any thread may call it.
 
-    After the first failure nothing more is read or written, and ``fault`` says why.
+    A new one is made when there is something to keep: a run that fails before leaves none. After the first failure
+    nothing more is read or written, and ``fault`` says why.
     """
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection | None) -> None:
         self.path = path
         self.fault = ""
         self._connection = connection
@@ -80,7 +81,7 @@ class Journal:
 
     @classmethod
     def opened(cls, path: Path, *, fresh: bool = False) -> Journal:
-        """Open a journal, or begin one.
+        """Open a journal, or get ready to begin one.
 
         Parameters
         ----------
@@ -92,7 +93,7 @@ class Journal:
         Raises
         ------
         JournalError
-            There is another file, one that is damaged, or none can be made.
+            There is another file, or one that is damaged.
         """
         try:
             import sqlite3
@@ -101,15 +102,9 @@ class Journal:
         if path.is_symlink():
             raise JournalError(f"{path} is a symbolic link; remove it, or name a folder with --cache")
         try:
-            connection = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
-            try:
-                _prepare(connection, path, fresh=fresh)
-            except BaseException:
-                connection.close()
-                raise
+            return cls(path, _connected(path, fresh=fresh) if path.exists() else None)
         except sqlite3.Error as exc:
             raise JournalError(f"{path}: {exc}; remove it, or name a folder with --cache") from exc
-        return cls(path, connection)
 
     def find(self, kind: str, origin: Origin, key: str) -> bytes | None:
         """Return what was kept of a file as it is now; None if nothing was."""
@@ -133,6 +128,8 @@ class Journal:
 
     def flush(self) -> None:
         """Write what is waiting."""
+        if not self._pending:
+            return
 
         def write(db: sqlite3.Connection) -> None:
             waiting, self._pending = self._pending, []
@@ -140,7 +137,7 @@ class Journal:
             with _transaction(db):
                 db.executemany("INSERT OR REPLACE INTO frame VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", waiting)
 
-        self._do(write)
+        self._do(write, makes=True)
 
     def bands(self, job: str) -> list[tuple[int, int, bytes]]:
         """Return the rows of a stack that are finished: first, last (excluded), and what was kept of them."""
@@ -151,11 +148,8 @@ class Journal:
 
     def keep_band(self, job: str, first: int, last: int, data: bytes) -> None:
         """Keep finished rows of a stack."""
-        self._do(
-            lambda db: db.execute(
-                "INSERT OR REPLACE INTO band VALUES (?, ?, ?, ?, ?)", (job, first, last, time.time(), data)
-            )
-        )
+        row = (job, first, last, time.time(), data)
+        self._do(lambda db: db.execute("INSERT OR REPLACE INTO band VALUES (?, ?, ?, ?, ?)", row), makes=True)
 
     def forget_bands(self, *jobs: str, older_than: float = OLD_SECONDS) -> None:
         """Give up the rows of some stacks, and those of any that nobody went on with for so many seconds."""
@@ -180,22 +174,46 @@ class Journal:
 
         self.flush()
         with self._lock, contextlib.suppress(sqlite3.Error):
-            self._connection.close()
+            if self._connection is not None:
+                self._connection.close()
 
-    def _do(self, work: Callable[[sqlite3.Connection], Any]) -> Any:
-        """Do something with the file; after a failure, nothing."""
+    def _do(self, work: Callable[[sqlite3.Connection], Any], *, makes: bool = False) -> Any:
+        """Do something with the file, which it ``makes`` where there is none yet; after a failure, nothing."""
         import sqlite3
 
         with self._lock:
-            if self.fault:
+            if self.fault or (self._connection is None and not makes):
                 return None
             try:
+                if self._connection is None:
+                    self._connection = _connected(self.path, fresh=False)
                 return work(self._connection)
-            except (sqlite3.Error, OSError) as exc:
-                self.fault = f"{self.path}: {exc}"
+            except (sqlite3.Error, OSError, JournalError) as exc:
+                self.fault = str(exc) if isinstance(exc, JournalError) else f"{self.path}: {exc}"
                 self._pending = []
                 logger.warning("nothing more is kept for a next run: %s", self.fault)
                 return None
+
+
+def _connected(path: Path, *, fresh: bool) -> sqlite3.Connection:
+    """Open a file that is a journal or will be one.
+
+    Raises
+    ------
+    JournalError
+        It is something else.
+    sqlite3.Error
+        It is damaged, or cannot be made.
+    """
+    import sqlite3
+
+    connection = sqlite3.connect(path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        _prepare(connection, path, fresh=fresh)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 @contextlib.contextmanager

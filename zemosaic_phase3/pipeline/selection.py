@@ -65,7 +65,7 @@ def point_source_noise(stats: FrameStats | None, transparency: float) -> float:
     return noise * stats.fwhm / (transparency if transparency > 0.0 else 1.0)
 
 
-def drop_worst(group: Group, spec: SelectSpec) -> None:
+def drop_worst(group: Group, spec: SelectSpec) -> list[int]:
     """Leave out the given percentage of the registered frames, those in which a faint star is noisiest.
 
     Parameters
@@ -74,6 +74,11 @@ def drop_worst(group: Group, spec: SelectSpec) -> None:
         Registered and rated.
     spec : SelectSpec
         ``drop_worst``, percent; rounded down to whole frames.
+
+    Returns
+    -------
+    list of int
+        Positions of those left out.
     """
     usable = group.usable
     count = int(spec.drop_worst / 100.0 * len(usable))
@@ -87,3 +92,4 @@ def drop_worst(group: Group, spec: SelectSpec) -> None:
             f"among the worst {spec.drop_worst:g} % (--drop-worst): faint stars are {ratio:.2f} times as noisy "
             f"as in the best frame (FWHM {scan.fwhm:.2f} px, transparency {group.rows[i].transparency:.2f})"
         )
+    return order[:count]

@@ -19,7 +19,9 @@ from zemosaic_phase3.io.atomic_write import remove_strays
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.methods import DeviceName, canonical
 from zemosaic_phase3.pipeline.device_policy import POLICY, DevicePolicy, DeviceRequest
-from zemosaic_phase3.pipeline.input_list import list_inputs
+from zemosaic_phase3.pipeline.frame_choice import Choice
+from zemosaic_phase3.pipeline.frame_count import LeastFrames
+from zemosaic_phase3.pipeline.input_list import Inputs, list_inputs
 from zemosaic_phase3.pipeline.kept import kept_for
 from zemosaic_phase3.pipeline.kept_rows import KeptRows
 from zemosaic_phase3.pipeline.outputs import Wanted, check_output, check_room, write_tile
@@ -30,7 +32,7 @@ from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
 
 
 def stack_files(
-    inputs: Sequence[Any],
+    inputs: Sequence[Any] | Inputs,
     output: str | os.PathLike[str] | None = None,
     *,
     stack: StackSpec | None = None,
@@ -46,6 +48,9 @@ def stack_files(
     overwrite: bool = False,
     preview: Path | None = None,
     report: Path | None = None,
+    filter: str | None = None,  # noqa: A002 - as the option and the header card are called
+    recursive: bool = False,
+    min_frames: LeastFrames | int | str | None = None,
     resume: bool = True,
     fresh: bool = False,
     cache: str | os.PathLike[str] | None = None,
@@ -57,7 +62,8 @@ def stack_files(
     Parameters
     ----------
     inputs : sequence
-        Files, folders, globs, each file once; or arrays and other descriptors (:func:`io.open_frame.open_source`).
+        Files, folders, globs, each file once; or arrays and other descriptors (:func:`io.open_frame.open_source`); or
+        what :func:`pipeline.input_list.list_inputs` made of them.
     output : path, optional
         FITS file to write; None only returns the tile. An earlier one in a folder of inputs is not stacked.
     stack, register, select : StackSpec, RegisterSpec, SelectSpec, optional
@@ -80,6 +86,12 @@ def stack_files(
         Replace an existing output; a symbolic link is replaced, not followed.
     preview, report : path, optional
         Files that the caller will write beside; they count where room on the disk is looked for before the work.
+    filter : str, optional
+        Stack only frames of this filter; None: of that of most frames.
+    recursive : bool
+        A folder stands for the folders below it too.
+    min_frames : LeastFrames, int or str, optional
+        Number or share ("80%") of frames below which nothing is stacked; None: fewer than half are a warning.
     resume : bool
         Go on where an earlier run was, and let a later one: keep a journal, see :mod:`pipeline.journal`.
     fresh : bool
@@ -99,7 +111,7 @@ def stack_files(
     Raises
     ------
     NoFramesError
-        Nothing could be stacked.
+        Nothing could be stacked, or fewer frames than ``min_frames``.
     OutputError
         The output exists, is itself an input, or cannot be written; the disk has no room for it.
     PlanError
@@ -111,7 +123,12 @@ def stack_files(
     if output is not None:
         check_output(output, overwrite=overwrite)
         remove_strays(Path(output).parent)
-    listed = list_inputs([inputs] if isinstance(inputs, str | os.PathLike) else list(inputs), output)
+    least = min_frames if isinstance(min_frames, LeastFrames) else LeastFrames.of(min_frames)
+    if isinstance(inputs, Inputs):
+        listed = inputs
+    else:
+        given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
+        listed = list_inputs(given, output, recursive=recursive)
     allowed = _allowed_bytes(limits.default_limit() if memory is None else memory)
     copied = OUTPUT_MAPS if maps and output is not None else 1
     resources = Resources(workers=workers or limits.usable_cpus(), memory=allowed, copied_maps=copied)
@@ -124,6 +141,7 @@ def stack_files(
             select=select, bayer=bayer, reference=reference, workers=resources.workers, allowed_bytes=allowed,
             copied_maps=copied, progress=progress, kept=kept.frames,
             opened=None if wanted is None else lambda shape, n_frames: check_room(wanted.sizes(shape, n_frames)),
+            choice=Choice(listed.named, filter), least=least,
         )  # fmt: skip
         tile.report.warnings[:0] = listed.notes
         if output is not None:

@@ -25,6 +25,8 @@ from zemosaic_phase3.finish.noise import measure_noise, noise_rows, typical_nois
 from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.pipeline.canvas import Canvas, canvas_around
+from zemosaic_phase3.pipeline.frame_choice import Choice, all_images, choose_frames, remarks_on_result
+from zemosaic_phase3.pipeline.frame_count import LeastFrames, meant_frames
 from zemosaic_phase3.pipeline.group import FrameRow, Group, Kept, open_group, register_group, scan_group
 from zemosaic_phase3.pipeline.sample_report import note_saturation, sample_notes
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
@@ -79,6 +81,8 @@ def build_tile(
     copied_maps: int = OUTPUT_MAPS,
     progress: Callback | None = None,
     opened: Callable[[tuple[int, ...], int], None] | None = None,
+    choice: Choice | None = None,
+    least: LeastFrames | None = None,
     kept: Kept | None = None,
 ) -> Tile:
     """Open, scan, register, stack and finish: the whole way from descriptors to a tile in memory.
@@ -105,21 +109,31 @@ def build_tile(
     opened : callable or None
         Called before a frame is read as ``opened(shape, n_frames)``, with the shape of the tile; what it raises ends
         the run.
+    choice : Choice or None
+        What a user said of which frames belong to the stack.
+    least : LeastFrames or None
+        How many of them must be used.
     kept : Kept or None
         What earlier runs measured, and where this one leaves it.
 
     Raises
     ------
     NoFramesError
-        Nothing is left to stack; the message says why.
+        Nothing is left to stack, or too little; the message says why.
     PlanError
         Not one row of the stack fits into the memory; before a frame is read.
     """
     stack, register, select = stack or StackSpec(), register or RegisterSpec(), select or SelectSpec()
+    choice, least = choice or Choice(), least or LeastFrames()
     spec = {**asdict(stack), "register": asdict(register), "select": asdict(select)}
-    report = TileReport(n_input=len(descriptors), spec=spec)
+    opener = partial(open_source, bayer=bayer)
+    report = TileReport(spec=spec)
     with timed(report, "open"):
-        group = open_group(descriptors, partial(open_source, bayer=bayer), reference=reference)
+        group = open_group(
+            descriptors, opener, reference=reference, further=partial(all_images, opener=opener),
+            choose=partial(choose_frames, choice=choice),
+        )  # fmt: skip
+        report.n_input = len(group.rows)
         group.require_some("opened")
         if allowed_bytes is not None:
             _check_memory(group, stack, register, workers, allowed_bytes, copied_maps)
@@ -137,8 +151,14 @@ def build_tile(
     with timed(report, "register"):
         register_group(group, register, workers=workers, progress=progress, kept=kept)
         rate_frames(group)
-        drop_worst(group, select)
-    return stack_group(group, stacker, stack, report, workers=workers)
+        least.check(group)
+        for i in drop_worst(group, select):
+            group.rows[i].meant = False  # that was asked for
+    tile = stack_group(group, stacker, stack, report, workers=workers)
+    report.n_meant, report.n_needed = meant_frames(group), least.needed(meant_frames(group))
+    remark = least.remark(report.n_used, report.n_meant)
+    report.warnings[:0] = [*([remark] if remark else []), *group.notes, *remarks_on_result(tile.rows)]
+    return tile
 
 
 def _check_memory(
