@@ -49,7 +49,7 @@ class Tile(pipeline_tile.Tile):
 
         from zemosaic_phase3.pipeline.outputs import FRAMES_UNITS, frames_columns
 
-        return Table(frames_columns(self.rows), units=FRAMES_UNITS)
+        return Table(frames_columns(self.rows), units={**FRAMES_UNITS, "REJECTED": "%"})
 
     def save(self, path: str | os.PathLike[str], *, maps: bool = False, overwrite: bool = False) -> Path:
         """Write the tile as FITS, atomically; with ``maps`` also COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and FRAMES.
@@ -57,11 +57,13 @@ class Tile(pipeline_tile.Tile):
         Raises
         ------
         OutputError
-            The file exists and ``overwrite`` is False, or it cannot be written.
+            The file exists and ``overwrite`` is False, its name does not end in .fits, .fit or .fts, or it cannot be
+            written.
         """
-        from zemosaic_phase3.pipeline.outputs import check_output, write_tile
+        from zemosaic_phase3.pipeline.outputs import check_output, check_tile_name, write_tile
 
         check_output(path, overwrite=overwrite)
+        check_tile_name(path)
         return write_tile(self, path, maps=maps, overwrite=overwrite)
 
     def _facts(self) -> list[tuple[str, str]]:
@@ -69,7 +71,7 @@ class Tile(pipeline_tile.Tile):
         height, width = self.image.shape[:2]
         colour = "colour" if self.image.ndim == 3 else "grey"
         noise = ", ".join(f"{value:.4g}" for value in report.noise_after)
-        before = ", ".join(f"{value:.4g}" for value in report.noise_before)
+        before = ", ".join(f"{value:.4g}" for value in report.noise_typical)
         facts = [
             ("image", f"{width} x {height} pixels, {colour}, float32, ADU"),
             ("frames", f"{report.n_used} of {report.n_input} stacked"),

@@ -259,7 +259,7 @@ def test_a_wrong_value_is_a_usage_error_with_what_is_allowed(options, said, tmp_
 
 def test_output_preview_and_report_are_different_files(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(options_module, "OUTPUT_SUFFIXES", (".png",))  # else no two could have one name
+    monkeypatch.setattr(options_module, "TILE_SUFFIXES", (".png",))  # else no two could have one name
     with pytest.raises(SystemExit) as stop:
         run("stack", "x", "-o", "a.png", "--preview", tmp_path / "a.png")
     assert stop.value.code == 2

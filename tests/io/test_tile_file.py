@@ -140,7 +140,7 @@ def test_maps_and_frames(tmp_path):
     back = read_back(tmp_path / "a.fits")
     assert [hdu.name for hdu in back[1:]] == ["COVERAGE", "WEIGHT", "REJ_LOW", "FRAMES"]
     np.testing.assert_array_equal(back["COVERAGE"].data, coverage)
-    assert back["COVERAGE"].header["BITPIX"] == 32 and "BZERO" not in back["COVERAGE"].header
+    assert back["COVERAGE"].header["BITPIX"] == 16 and "BZERO" not in back["COVERAGE"].header
     np.testing.assert_array_equal(back["WEIGHT"].data, np.moveaxis(COLOUR, -1, 0))
     np.testing.assert_array_equal(back["REJ_LOW"].data, np.moveaxis(rejected, -1, 0))
     table = back["FRAMES"]

@@ -9,7 +9,7 @@ import pytest
 from photometry_case import CELL, SHAPE, shifted, stats
 
 from zemosaic_phase3.io.open_frame import open_source
-from zemosaic_phase3.photometry.flatten import FlattenedSource, surface_of
+from zemosaic_phase3.photometry.flatten import FlattenedSource, count_flattened, flatten_note, surface_of
 from zemosaic_phase3.simulate.scene import simulate
 from zemosaic_phase3.simulate.session import SimulationSpec
 from zemosaic_phase3.simulate.truth import compare_with_truth
@@ -93,3 +93,21 @@ def test_borders_of_a_moonlit_night_are_level(tmp_path):
     assert level[False] > 1.6 * level[True]
     assert abs(figures[True]["nebula_error"][0]) < 0.03
     assert figures[True]["photometric_error_worst"] < 0.02
+
+
+def test_what_was_flattened_is_said():
+    plain = [open_source(np.ones((16, 16), np.float32)) for _ in range(5)]
+    flat = [FlattenedSource(source, np.ones((1, 6))) for source in plain]
+    assert (count_flattened(plain), count_flattened(flat)) == (0, 5)
+    assert flatten_note(plain)[0].startswith("flatten: no frame got a surface")
+    assert flatten_note([*plain[:4], flat[0]])[0].startswith("flatten: 1 of 4 frames got a surface")
+    assert flatten_note([plain[0], *flat[1:]]) == flatten_note(plain[:1]) == []
+
+
+@pytest.mark.parametrize(("size", "done"), [((160, 200), 0), ((640, 640), 3)])
+def test_header_and_note_tell_whether_anything_was_flattened(size, done, tmp_path):
+    spec = SimulationSpec(n_frames=4, height=size[0], width=size[1], seed=2, bayer="none", dither_px=4.0, gradient=80.0)
+    truth = simulate(spec, tmp_path / "subs")
+    tile = stack_files([tmp_path / "subs" / name for name in truth.names], stack=StackSpec(flatten=True))
+    assert (tile.header["ZMT_FLAT"], tile.header["ZMT_NFLT"]) == (done > 0, done)
+    assert any("no frame got a surface" in note for note in tile.report.warnings) == (done == 0)

@@ -183,7 +183,7 @@ def test_frames_table_has_one_row_per_input(paths: list[Path], arrays: list[np.n
     with fits.open(tmp_path / "out.fits") as hdus:
         columns = hdus["FRAMES"].columns
         assert {name: columns[name].unit for name in ("RMS_PX", "FWHM", "OFFSET", "REJECTED")} == {
-            "RMS_PX": "pixel", "FWHM": "pixel", "OFFSET": "adu", "REJECTED": "%",
+            "RMS_PX": "pixel", "FWHM": "pixel", "OFFSET": "adu", "REJECTED": None,
         }  # fmt: skip
 
 

@@ -45,11 +45,13 @@ def handle(path: Path, reference: object, seed: int) -> None:
 
     from zemosaic_phase3.io.frame_kind import kind_of
     from zemosaic_phase3.io.further_images import further_images
+    from zemosaic_phase3.io.moments import MOMENT_KEYS, exposure_of
     from zemosaic_phase3.io.open_frame import open_source
     from zemosaic_phase3.io.same_pixels import same_exposures
     from zemosaic_phase3.io.tile_file import tile_hdus
     from zemosaic_phase3.pipeline.group import scan_frame
     from zemosaic_phase3.pipeline.input_list import is_own_tile
+    from zemosaic_phase3.pipeline.observation_cards import exposure_cards
     from zemosaic_phase3.pipeline.tile_header import cards_of_reference
     from zemosaic_phase3.registration.wcs import register_wcs
     from zemosaic_phase3.spec import RegisterSpec
@@ -57,7 +59,7 @@ def handle(path: Path, reference: object, seed: int) -> None:
     is_own_tile(path)
     source = open_source(path)
     source.read_rows(source.height // 2, source.height // 2 + 1)
-    source.card_values("DATE-OBS", "EXPTIME", "EXPOSURE")
+    exposure = exposure_of(dict(zip(MOMENT_KEYS, source.card_values(*MOMENT_KEYS), strict=True)))
     kind_of(source)
     further_images(source)
     same_exposures({0: source, 1: open_source(path)}, {0: "now", 1: "now"})
@@ -68,6 +70,7 @@ def handle(path: Path, reference: object, seed: int) -> None:
         register_wcs(reference, wcs, source.shape, RegisterSpec())
         register_wcs(wcs, reference, source.shape, RegisterSpec())
     cards, _ = cards_of_reference(header, wcs, source.shape)
+    cards.extend(exposure_cards([exposure, exposure], exposure, np.ones(2), matched=seed % 2 == 0), update=True)
     tile_hdus(np.zeros((8, 8, *source.shape[2:]), np.float32), cards).writeto(
         os.devnull, overwrite=True, checksum=True, output_verify="silentfix+ignore"
     )

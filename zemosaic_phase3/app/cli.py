@@ -23,7 +23,7 @@ from zemosaic_phase3.app.commands import (
     run_stack,
 )
 from zemosaic_phase3.app.options import add_bench, add_checkout, add_demo, add_doctor, add_simulate, add_stack
-from zemosaic_phase3.app.printable import printable
+from zemosaic_phase3.app.printable import broken_lines, printable
 from zemosaic_phase3.app.signals import PROGRAM, stopped_status
 from zemosaic_phase3.errors import SpecError, ZeMosaicError
 
@@ -119,6 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         With 2 after a wrong usage, with 0 after ``--help`` and ``--version``.
     """
     args = build_parser().parse_args(argv)
+    args.command_line = [PROGRAM, *map(str, sys.argv[1:] if argv is None else argv)]
     with _printable_streams(), _rare_collections():
         console = console_module.make_console(sys.stderr)
         try:
@@ -133,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.verbose:
                 console.print(printable(traceback.format_exc(), lines=True), soft_wrap=True)
             text = f"out of memory ({exc}); use a smaller --memory" if isinstance(exc, MemoryError) else str(exc)
-            console.print(f"{PROGRAM}: error: {printable(text)}", style="red", soft_wrap=True)
+            shown = broken_lines(f"{PROGRAM}: error: {printable(text)}", console)
+            console.print("\n".join(shown), style="red", soft_wrap=True)
             return FAILED
     return status or 0

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -107,7 +108,7 @@ def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, consol
     from zemosaic_phase3.pipeline.stack_files import stack_files
 
     stack, register, select = specs_of(args)
-    outputs = _outputs(args)
+    outputs, started = _outputs(args), datetime.now(UTC)
     console_module.announce_compilation(console, quiet=args.quiet)
     with (
         kernels_compiled_beside(stack),
@@ -142,7 +143,8 @@ def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, consol
             summary.write_preview(tile, outputs.preview)
     wants_stdout = outputs.report == STANDARD_OUTPUT
     if outputs.report is not None:
-        text = summary.json_text(summary.report_document(tile, outputs.as_dict()))
+        document = summary.report_document(tile, outputs.as_dict(), command=args.command_line, started=started)
+        text = summary.json_text(document)
         if wants_stdout:
             print_report(text, f"the stack is written to {outputs.image}")
         else:

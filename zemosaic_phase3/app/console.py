@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, TextIO, cast
 
 from zemosaic_phase3.app.doctor import kernel_cache
-from zemosaic_phase3.app.printable import LosingStream, printable
+from zemosaic_phase3.app.printable import LosingStream, broken_lines, printable
 from zemosaic_phase3.app.summary import UNITS
 from zemosaic_phase3.progress import Callback
 
@@ -166,6 +166,7 @@ class _ConsoleHandler(logging.Handler):
         text = f"{record.levelname.lower()}: {printable(record.getMessage())}"
         if self._verbose and record.exc_info:
             text += "\n" + printable("".join(traceback.format_exception(*record.exc_info)).rstrip(), lines=True)
+        text = "\n".join(broken_lines(text, self._console))
         self._console.print(text, style="yellow" if record.levelno >= logging.WARNING else "dim", soft_wrap=True)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from zemosaic_phase3.errors import SpecError
+from zemosaic_phase3.io.atomic_write import TILE_SUFFIXES
 from zemosaic_phase3.io.fits_header import BAYER_PATTERNS
 from zemosaic_phase3.methods import (
     DEFAULT_KAPPA,
@@ -30,7 +31,6 @@ from zemosaic_phase3.runtime import limits as limits_module
 from zemosaic_phase3.simulate.session import SimulationSpec
 from zemosaic_phase3.spec import RegisterSpec, StackSpec
 
-OUTPUT_SUFFIXES: Final = (".fits", ".fit", ".fts")
 NO_PREVIEW: Final = Path("none")
 
 
@@ -104,7 +104,7 @@ def add_stack(parser: argparse.ArgumentParser) -> None:
         "inputs", nargs="+", metavar="INPUT", help="files, folders (their FITS and .npy files) or quoted patterns"
     )
     parser.add_argument(
-        "-o", "--output", required=True, metavar="OUT", type=_path_ending(*OUTPUT_SUFFIXES),
+        "-o", "--output", required=True, metavar="OUT", type=_path_ending(*TILE_SUFFIXES),
         help="FITS file to write, ending in .fits, .fit or .fts",
     )  # fmt: skip
     add_choice_of_frames(parser.add_argument_group("which frames"))

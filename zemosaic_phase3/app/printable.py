@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final, TextIO
+import textwrap
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+LEAST_ROOM: Final = 20  # columns for text, however narrow a terminal is
 
 # Control characters, and those that turn the direction of what follows: both can make a terminal show, or do, something
 # else than the text says. Line breaks would let a name look like a line of ours.
@@ -20,6 +26,31 @@ def printable(text: str, *, lines: bool = False) -> str:
         return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
 
     return _HIDDEN.sub(shown, text)
+
+
+def broken_lines(text: str, console: Console, indent: int = 0) -> list[str]:
+    """Break a text between words where a terminal would break it anywhere; a word stays in one piece, such as a path.
+
+    Parameters
+    ----------
+    text : str
+        Its own line breaks stay.
+    console : Console
+        Where it will be shown; a file or a pipe gets the lines as they are, so that they can be searched.
+    indent : int
+        Columns that are taken already.
+
+    Returns
+    -------
+    list of str
+        At least one.
+    """
+    lines = text.split("\n")
+    if not console.is_terminal:
+        return lines
+    room = max(console.width - indent, LEAST_ROOM)
+    wrap = textwrap.TextWrapper(room, break_long_words=False, break_on_hyphens=False, drop_whitespace=True)
+    return [piece for line in lines for piece in (wrap.wrap(line) or [""])]
 
 
 class LosingStream:

@@ -6,18 +6,22 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from zemosaic_phase3.app.doctor import versions
-from zemosaic_phase3.app.printable import printable
+from zemosaic_phase3.app.printable import broken_lines, printable
 from zemosaic_phase3.io.atomic_write import written_whole
 from zemosaic_phase3.pipeline.group import FrameRow
 from zemosaic_phase3.pipeline.outputs import frames_columns
 from zemosaic_phase3.pipeline.tile import Tile
+from zemosaic_phase3.pipeline.tile_facts import TileFacts, facts_of
 from zemosaic_phase3.records import TileReport
 from zemosaic_phase3.runtime.limits import memory_text
 
@@ -32,20 +36,26 @@ UNITS: Final[Mapping[str, str]] = {
     "make": "frames",
     "bench": "methods",
 }
+REPORT_SCHEMA: Final = 2  # of the JSON report; grows when an entry goes or means something else
+STAGES: Final = ("open", "measure", "register", "stack", "finish", "write", "preview")
+CPU_ASKED_FOR: Final = "the CPU was asked for"
 CHANNEL_NAMES: Final[Mapping[int, Sequence[str]]] = {1: ("grey",), 3: ("red", "green", "blue")}
 
 
 def print_facts(console: Console, facts: Sequence[tuple[str, str]]) -> None:
-    """Print labels and texts, one line each; an empty label continues the one above.
+    """Print labels and texts; an empty label continues the one above.
 
-    Lines are left to the terminal to break, so that a path can be copied, or searched for, in one piece. Control
-    characters of a file name are shown as escapes.
+    On a terminal long lines are broken between words, and what follows is indented; a word, such as a path without
+    blanks, stays in one piece. Elsewhere each fact is one line, which can be searched for. Control characters of a file
+    name are shown as escapes.
     """
     from rich.text import Text
 
     width = max((len(label) for label, _ in facts), default=0)
     for label, text in facts:
-        console.print(Text.assemble((label.ljust(width), "bold"), "  ", printable(text)), soft_wrap=True)
+        for k, line in enumerate(broken_lines(printable(text), console, width + 2)):
+            head = label if k == 0 else ""
+            console.print(Text.assemble((head.ljust(width), "bold"), "  ", line), soft_wrap=True)
 
 
 def print_columns(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -101,7 +111,8 @@ def _number(value: float, digits: int = 3) -> str:
 
 
 def _noise_factor(report: TileReport) -> list[float]:
-    pairs = zip(report.noise_before, report.noise_after, strict=True)
+    """Return how much calmer the stack is than a typical frame at the same levels."""
+    pairs = zip(report.noise_typical, report.noise_after, strict=True)
     return [before / after if after > 0 else math.nan for before, after in pairs]
 
 
@@ -119,25 +130,75 @@ def print_summary(console: Console, tile: Tile, files: Mapping[str, Path | None]
     channels = CHANNEL_NAMES.get(len(report.noise_after), [str(c) for c in range(len(report.noise_after))])
     ideal = f"factor (sqrt of {report.n_used} is {_number(math.sqrt(report.n_used))})"
     rows = {
-        "noise of one frame, ADU": report.noise_before,
+        "noise of one frame, ADU": report.noise_typical,
         "noise of the stack, ADU": report.noise_after,
         ideal: _noise_factor(report),
         "rejected low, %": report.rejected_low_percent,
         "rejected high, %": report.rejected_high_percent,
     }
     print_columns(console, ["", *channels], [[label, *map(_number, values)] for label, values in rows.items()])
-    facts = [("frames", f"{report.n_used} of {report.n_input} used; reference {Path(report.reference).name}")]
+    facts = observation_lines(facts_of(tile))
+    facts.append(("frames", f"{report.n_used} of {report.n_input} used; reference {Path(report.reference).name}"))
     facts += _labelled("left out", dropped_lines(report.dropped))
     if report.all_rejected_pixels:
         facts.append(("rejected", f"{report.all_rejected_pixels} pixels lost every sample and show their median"))
     facts += _labelled("note", report.warnings)
-    facts.append(("device", report.device + (f" ({report.device_reason})" if report.device_reason else "")))
-    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in report.seconds.items() if seconds >= 0.05)
+    facts.append(("device", device_text(report)))
+    in_order = sorted(
+        report.seconds.items(), key=lambda item: STAGES.index(item[0]) if item[0] in STAGES else len(STAGES)
+    )
+    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in in_order if seconds >= 0.05)
     facts.append(("time", f"{sum(report.seconds.values()):.1f} s" + (f": {stages}" if stages else "")))
     facts.append(("memory", f"peak {memory_text(report.peak_rss_bytes)}, slabs of {report.rows_per_slab} rows"))
     facts += [(label, str(path)) for label, path in files.items() if path is not None]
     facts += _labelled("journal", journal_lines(report))
     print_facts(console, facts)
+
+
+def observation_lines(facts: TileFacts) -> list[tuple[str, str]]:
+    """Say what a tile shows, how long and when it was exposed, how large and how sharp it is."""
+    lines = []
+    shown = [facts.object, f"filter {facts.filter}" if facts.filter else ""]
+    if any(shown):
+        lines.append(("object", ", ".join(part for part in shown if part)))
+    if facts.total_exposure_s > 0:
+        count = "1 exposure" if facts.exposures == 1 else f"{facts.exposures} exposures"
+        one = f", levels of {facts.exposure_s:g} s" if facts.exposure_s > 0 else ""
+        lines.append(("exposure", f"{_duration(facts.total_exposure_s)} in {count}{one}"))
+    if facts.date_obs:
+        until = f" to {facts.date_end}" if facts.date_end else ""
+        lines.append(("taken", f"{facts.date_obs}{until} UTC"))
+    image = f"{facts.width} x {facts.height} pixels"
+    if facts.scale_arcsec > 0:
+        image += f', {facts.scale_arcsec:#.4g}"/px' + (" by FOCALLEN" if facts.scale_from == "FOCALLEN" else "")
+    if facts.fwhm_px > 0:
+        image += f", FWHM {facts.fwhm_px:.2f} px"
+        image += f' = {facts.fwhm_px * facts.scale_arcsec:#.3g}"' if facts.scale_arcsec > 0 else ""
+    lines.append(("image", image))
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    """Return a time in seconds, and in minutes or hours where those are easier to grasp."""
+    if seconds < 120:
+        return f"{seconds:.6g} s"
+    minutes = round(seconds / 60)
+    return f"{seconds:.8g} s ({minutes} min)" if minutes < 120 else f"{seconds:.10g} s ({seconds / 3600:.1f} h)"
+
+
+def has_nvidia_card() -> bool:
+    """Return True if this machine seems to have an NVIDIA card, whatever its software can do."""
+    return shutil.which("nvidia-smi") is not None or any(
+        Path(place).exists()
+        for place in ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/usr/lib/wsl/lib/nvidia-smi")
+    )
+
+
+def device_text(report: TileReport) -> str:
+    """Return the device, and why that one: without a card there is nothing to explain, and nothing failed."""
+    was_wanted = report.device == "gpu" or report.gpu_attempts or report.device_reason == CPU_ASKED_FOR
+    reason = report.device_reason if was_wanted or has_nvidia_card() else ""
+    return report.device + (f" ({reason})" if reason else "")
 
 
 def journal_lines(report: TileReport) -> list[str]:
@@ -202,9 +263,18 @@ def _is_unknown(value: Any) -> bool:
     return value is None or (isinstance(value, list) and all(map(_is_unknown, value)))
 
 
-def report_document(tile: Tile, files: Mapping[str, Path | None]) -> dict[str, Any]:
-    """Return everything a run reports, ready for JSON: the report, files written, versions, one entry per input."""
+def report_document(
+    tile: Tile, files: Mapping[str, Path | None], *, command: Sequence[str] = (), started: datetime | None = None
+) -> dict[str, Any]:
+    """Return everything a run reports, ready for JSON: the report, files written, versions, one entry per input.
+
+    ``command``: the command line, with the program; ``started``: when the run began, UTC.
+    """
     document = {
+        "schema": REPORT_SCHEMA,
+        "command": list(command),
+        "started": None if started is None else started.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        **asdict(facts_of(tile)),
         **{label: None if path is None else os.fspath(path) for label, path in files.items()},
         **tile.report.as_dict(),
         "dropped": [{"name": name, "reason": reason} for name, reason in tile.report.dropped],

@@ -27,6 +27,7 @@ WRITE_OPTIONS: Final[dict[str, Any]] = {"checksum": True, "output_verify": "sile
 TEMPORARY: Final = ".zemosaic-"  # how names of temporary files begin; the number of the process follows
 STRAY_SECONDS: Final = 60.0  # since the last byte: whoever still writes is faster
 FOREIGN_STRAY_SECONDS: Final = 3600.0  # of a machine that shares the folder, whose processes cannot be seen
+TILE_SUFFIXES: Final = (".fits", ".fit", ".fts")
 COMPRESSED_SUFFIXES: Final = (".gz", ".fz", ".bz2", ".zip", ".z")
 
 

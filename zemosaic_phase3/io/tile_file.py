@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Cards of a frame that are not true of a tile made from it.
 _STALE_CARDS: Final = frozenset({"BLANK", "CHECKSUM", "DATAMAX", "DATAMIN", "DATASUM", "EXTNAME", "EXTVER", "INHERIT"})
 _MOSAIC_CARDS: Final = frozenset({"BAYERPAT", "COLORTYP", "CFA_PAT", "XBAYROFF", "YBAYROFF"})
+CARD_TEXT: Final = 68  # characters of a text in one card
 _THIRD_AXIS_CARD: Final = re.compile(r"(CTYPE|CRPIX|CRVAL|CDELT|CUNIT|CROTA|CNAME)3$|(CD|PC)(3_\d|\d_3)$")
 
 
@@ -45,10 +46,11 @@ def tile_hdus(
     alpha : ndarray (H, W), optional
         Opacity: bool, float in [0, 1], or uint8 in [0, 255]; written as extension ALPHA, uint8.
     maps : dict of str to ndarray (H, W) or (H, W, C), optional
-        One image extension each (COVERAGE, WEIGHT, ...): int32 for integers, float32 else, channel first.
+        One image extension each (COVERAGE, WEIGHT, ...), channel first: float32, whole numbers int16 where they fit
+        and int32 else.
     frames_table : dict of str to sequence, optional
-        Columns of equal length, one row per input frame, for the binary table FRAMES. Characters of texts that FITS
-        cannot hold are written as backslash escapes.
+        Columns of equal length, one row per input frame, for the binary table FRAMES; texts as :func:`fits_text`
+        writes them.
     frames_units : dict of str to str, optional
         Unit of a column.
 
@@ -71,11 +73,26 @@ def tile_hdus(
     if alpha is not None:
         hdus.append(fits.ImageHDU(_alpha_bytes(alpha, pixels.shape[-2:]), name="ALPHA"))
     for name, values in (maps or {}).items():
-        is_whole = values.dtype.kind in "biu"
-        hdus.append(fits.ImageHDU(_channels_first(values, np.dtype(">i4" if is_whole else ">f4")), name=name))
+        hdus.append(fits.ImageHDU(_channels_first(values, map_type(values)), name=name))
     if frames_table is not None:
         hdus.append(_table_hdu(frames_table, frames_units or {}))
     return hdus
+
+
+def map_type(values: np.ndarray) -> np.dtype:
+    """Return the type in which a map is stored: the smallest that holds it, of float32, int32 and int16."""
+    if values.dtype.kind not in "biu":
+        return np.dtype(">f4")
+    fits_in = values.size == 0 or (int(values.min()) >= -(2**15) and int(values.max()) < 2**15)
+    return np.dtype(">i2" if fits_in else ">i4")
+
+
+def fits_text(text: str) -> str:
+    """Return a text as FITS can hold it: what is not printable ASCII becomes a backslash escape, as Python writes it.
+
+    Names of files are written so wherever they stand (``ZMT_REF``, FRAMES.NAME), so that one finds the other.
+    """
+    return "".join(c if " " <= c <= "~" else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def check_writable(header: Header, shape: tuple[int, ...]) -> None:
@@ -188,10 +205,21 @@ def _tile_header(header: Header | Mapping[str, Any] | None, *, is_colour: bool) 
     if "WCSAXES" in cards:
         cards["WCSAXES"] = 3 if is_colour else 2
     if is_colour:
-        cards["CTYPE3"] = ("RGB", "colour: red, green, blue")
-        if "CD1_1" in cards:  # with a CD matrix, a missing CD3_3 would mean 0 and make the matrix singular
-            cards["CD3_3"] = 1.0
+        _describe_third_axis(cards)
+    if any(isinstance(text := card.value, str) and len(text.replace("'", "''")) > CARD_TEXT for card in cards.cards):
+        cards["LONGSTRN"] = ("OGIP 1.0", "texts may go on in CONTINUE cards")
     return cards
+
+
+def _describe_third_axis(cards: Header) -> None:
+    """Give the axis of colours the cards that the other two have, so that no program misses one of three."""
+    cards["CTYPE3"] = ("RGB", "colour: red, green, blue")
+    if "CTYPE1" not in cards:
+        return
+    cards["CRPIX3"] = (1.0, "first plane: red")
+    cards["CRVAL3"] = (1.0, "number of the first plane")
+    # A missing CD3_3 would mean 0 and make the matrix singular; with PC, or neither, it is CDELT that counts.
+    cards["CD3_3" if "CD1_1" in cards else "CDELT3"] = (1.0, "one plane")
 
 
 def _table_hdu(columns: Mapping[str, Sequence[Any] | np.ndarray], units: Mapping[str, str]) -> BinTableHDU:
@@ -202,7 +230,7 @@ def _table_hdu(columns: Mapping[str, Sequence[Any] | np.ndarray], units: Mapping
         array = np.asarray(values)
         if array.dtype.kind in "UO":
             # FITS tables hold ASCII of a stated width, at least one character.
-            texts = [str(text).encode("ascii", "backslashreplace") for text in array]
+            texts = [fits_text(str(text)).encode("ascii") for text in array]
             array = np.array(texts, dtype=f"S{max(map(len, texts), default=0) or 1}")
         arrays[name] = array
     lengths = {name: len(array) for name, array in arrays.items()}

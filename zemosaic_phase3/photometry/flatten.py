@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from zemosaic_phase3.io.frame import FrameSource
+from zemosaic_phase3.photometry.measure import SKY_CELL
 from zemosaic_phase3.photometry.star_gain import sky_difference
 from zemosaic_phase3.records import FrameStats, FrameTable
 from zemosaic_phase3.registration.transform import transform_points
 from zemosaic_phase3.robust import MAD_TO_SIGMA
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from astropy.io.fits import Header
     from astropy.wcs import WCS
@@ -174,3 +175,20 @@ def flattened_sources(
         )
         flat.append(FlattenedSource(source, terms) if i != reference and terms.any() else source)
     return flat
+
+
+def count_flattened(sources: Sequence[FrameSource]) -> int:
+    """Return how many frames get a surface."""
+    return sum(isinstance(source, FlattenedSource) for source in sources)
+
+
+def flatten_note(sources: Sequence[FrameSource]) -> list[str]:
+    """Say where no frame got a surface, or fewer than half of those that could; the reference needs none."""
+    n, others = count_flattened(sources), len(sources) - 1
+    if others < 1 or 2 * n >= others:
+        return []
+    got = "no frame got a surface; they" if n == 0 else f"{n} of {others} frames got a surface; the others"
+    return [
+        f"flatten: {got} share fewer than {PLANE_CELLS} patches of {SKY_CELL} x {SKY_CELL} pixels of sky with the "
+        "reference, and are stacked as they are"
+    ]

@@ -171,7 +171,7 @@ def match_levels(
     if spec.normalize == "auto":
         stars = int(np.median([gain.pairs.min() for gain in gains]))
         lowest, highest = np.nanmin(scale), np.nanmax(scale)
-        notes = [f"normalisation auto took photometric: {stars} stars a frame, gains {lowest:.3f} to {highest:.3f}"]
+        notes = [f"normalisation auto took photometric: {stars} stars a frame, gains {lowest:.4g} to {highest:.4g}"]
     return _Match(scale, offset, "photometric", notes, reasons)
 
 

@@ -12,7 +12,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -25,6 +24,7 @@ from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.io.frame_kind import FrameKind
 from zemosaic_phase3.io.inputs import real_path
 from zemosaic_phase3.io.mended_frame import Mend, MendedSource
+from zemosaic_phase3.io.moments import MOMENT_KEYS, Exposure, exposure_of
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.photometry.levels import measure_levels
 from zemosaic_phase3.photometry.measure import cell_view, quanta, read_frame, shown, with_stars
@@ -64,8 +64,7 @@ class Scan:
 
     stats: FrameStats | None  # None: not measured, because nothing needs the levels
     stars: StarList | None  # None: not for registration, or they have served; 10,000 lists are 200 MB
-    start: datetime | None = None  # of the exposure, UTC
-    exposure: float = math.nan  # seconds
+    exposure: Exposure = Exposure()
     wcs: WCS | None = None  # celestial; None: it has none, or not for registration, or it has served
     has_wcs: bool = False  # for registration; where ``wcs`` is None all the same, the file tells it again
     mend: Mend = Mend()  # what is put right in its pixels
@@ -139,7 +138,7 @@ def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool, mea
         The frame cannot be read, has no valid pixel, or is blank.
     """
     stats, stars, mend = None, None, Mend()
-    start, saturate, *exposures = source.card_values("DATE-OBS", "SATURATE", "EXPTIME", "EXPOSURE")
+    saturate, *moments = source.card_values("SATURATE", *MOMENT_KEYS)
     if measure or find_stars:
         pixels, view = read_frame(source)
         _refuse_blank(source, view)
@@ -162,8 +161,7 @@ def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool, mea
     return Scan(
         stats,
         stars if spec.mode in ("auto", "stars") else None,
-        _moment(start),
-        _seconds(*exposures),
+        exposure_of(dict(zip(MOMENT_KEYS, moments, strict=True))),
         wcs,
         wcs is not None,
         mend,
@@ -201,27 +199,6 @@ def scan_bytes(source: FrameSource) -> int:
     cells = source.height * source.width // 4
     pixel = 4 * source.channels if source.cfa is None else source.dtype.itemsize + 4
     return cells * (4 * pixel + (50 if source.cfa is None else 36))
-
-
-def _moment(text: object) -> datetime | None:
-    """Time of an ISO 8601 text, UTC; None where it is none."""
-    try:
-        moment = datetime.fromisoformat(str(text).strip())
-        return moment if moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
-    except (ValueError, OverflowError):
-        return None
-
-
-def _seconds(*values: object) -> float:
-    """First of the values that is a length of time, seconds; nan where none is."""
-    for value in values:
-        try:
-            number = float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError):
-            continue
-        if math.isfinite(number) and number >= 0:
-            return number
-    return math.nan
 
 
 @dataclass

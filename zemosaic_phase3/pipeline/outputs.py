@@ -14,20 +14,22 @@ from typing import Any, Final
 import numpy as np
 
 from zemosaic_phase3.errors import OutputError
-from zemosaic_phase3.io.atomic_write import COMPRESSED_SUFFIXES, write_fits_atomically
+from zemosaic_phase3.io.atomic_write import COMPRESSED_SUFFIXES, TILE_SUFFIXES, write_fits_atomically
+from zemosaic_phase3.io.moments import Exposure, iso
 from zemosaic_phase3.io.tile_file import tile_hdus
 from zemosaic_phase3.pipeline.group import FrameRow
 from zemosaic_phase3.pipeline.tile import Tile
 from zemosaic_phase3.records import Registration
 
 FRAMES_UNITS: Final = {
+    "EXPTIME": "s",
     "RMS_PX": "pixel",
     "FWHM": "pixel",
     "OFFSET": "adu",
     "SKY": "adu",
     "NOISE": "adu",
-    "REJECTED": "%",
 }
+"""Units of columns as FITS knows them; it has none for the percent of REJECTED."""
 
 
 def frames_columns(rows: Sequence[FrameRow]) -> dict[str, Any]:
@@ -47,12 +49,15 @@ def frames_columns(rows: Sequence[FrameRow]) -> dict[str, Any]:
         levels = [unknown if found is None else getattr(found, name) for found in stats]
         return np.array([found if found.size == channels else unknown for found in levels], np.float64)
 
+    exposures = [Exposure() if row.scan is None else row.scan.exposure for row in rows]
     registrations = [row.registration or Registration(ok=False) for row in rows]
     nowhere = np.full((3, 3), np.nan)
     return {
         "NAME": [row.name for row in rows],
         "USED": np.array([row.used for row in rows]),
         "REASON": [row.reason for row in rows],
+        "DATE_OBS": ["" if start is None else iso(start) for start in (e.start for e in exposures)],
+        "EXPTIME": np.array([e.seconds for e in exposures], np.float64),
         "METHOD": [r.method for r in registrations],
         "MODEL": [r.model for r in registrations],
         "TRANSFORM": np.stack([(r.transform if r.ok else nowhere).ravel() for r in registrations]),
@@ -93,7 +98,8 @@ class Wanted:
         samples = height * width * channels
         tile = 4 * samples + height * width + HEADER_BYTES
         if self.maps:
-            tile += 4 * 4 * samples + n_frames * FRAME_ROW_BYTES
+            counts = 2 if n_frames < 2**15 else 4  # COVERAGE, REJ_LOW, REJ_HIGH; WEIGHT is float32
+            tile += (4 + 3 * counts) * samples + n_frames * FRAME_ROW_BYTES
         sizes = {self.tile: tile}
         if self.preview is not None:
             sizes[self.preview] = min(height, PREVIEW_SIDE_PX) * (min(width, PREVIEW_SIDE_PX) * channels + 1) + 4096
@@ -157,6 +163,22 @@ def check_output(output: str | os.PathLike[str], *, overwrite: bool) -> None:
         raise OutputError(f"{path}: folder {path.parent} may not be written; choose another one")
     if (path.exists() or path.is_symlink()) and not overwrite:  # a link to nothing would be replaced all the same
         raise OutputError(f"{path}: exists already; choose another name, or allow --overwrite")
+
+
+def check_tile_name(output: str | os.PathLike[str]) -> None:
+    """Refuse a name under which nobody looks for a FITS file.
+
+    Raises
+    ------
+    OutputError
+        It does not end in .fits, .fit or .fts, or asks for compression.
+    """
+    path = Path(output)
+    if path.name.lower().endswith(COMPRESSED_SUFFIXES):
+        raise OutputError(f"{path}: tiles are written uncompressed; choose a name that ends in .fits")
+    if not path.name.lower().endswith(TILE_SUFFIXES):
+        endings = f"{', '.join(TILE_SUFFIXES[:-1])} or {TILE_SUFFIXES[-1]}"
+        raise OutputError(f"{path}: a tile is a FITS file; choose a name that ends in {endings}")
 
 
 def write_tile(tile: Tile, output: str | os.PathLike[str], *, maps: bool = False, overwrite: bool = False) -> Path:

@@ -24,8 +24,9 @@ from zemosaic_phase3.pipeline.frame_count import LeastFrames
 from zemosaic_phase3.pipeline.input_list import Inputs, list_inputs
 from zemosaic_phase3.pipeline.kept import kept_for
 from zemosaic_phase3.pipeline.kept_rows import KeptRows
-from zemosaic_phase3.pipeline.outputs import Wanted, check_output, check_room, write_tile
+from zemosaic_phase3.pipeline.outputs import Wanted, check_output, check_room, check_tile_name, write_tile
 from zemosaic_phase3.pipeline.tile import Stacker, Tile, build_tile
+from zemosaic_phase3.pipeline.tile_facts import star_width
 from zemosaic_phase3.progress import Callback, timed
 from zemosaic_phase3.runtime import limits
 from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
@@ -113,7 +114,8 @@ def stack_files(
     NoFramesError
         Nothing could be stacked, or fewer frames than ``min_frames``.
     OutputError
-        The output exists, is itself an input, or cannot be written; the disk has no room for it.
+        The output exists, is itself an input, or cannot be written; its name does not end in .fits, .fit or .fts; the
+        disk has no room for it.
     PlanError
         The memory is less than this process uses already, or too small for one row.
     SpecError
@@ -122,6 +124,7 @@ def stack_files(
     choice = canonical("device", device, DeviceName)
     if output is not None:
         check_output(output, overwrite=overwrite)
+        check_tile_name(output)
         remove_strays(Path(output).parent)
     least = min_frames if isinstance(min_frames, LeastFrames) else LeastFrames.of(min_frames)
     if isinstance(inputs, Inputs):
@@ -144,6 +147,9 @@ def stack_files(
             choice=Choice(listed.named, filter), least=least,
         )  # fmt: skip
         tile.report.warnings[:0] = listed.notes
+        if any(row.scan is not None and row.scan.n_stars for row in tile.rows):
+            with timed(tile.report, "finish"):
+                tile.report.fwhm_px = star_width(tile.image)
         if output is not None:
             with timed(tile.report, "write"):
                 write_tile(tile, output, maps=maps, overwrite=overwrite)

@@ -6,7 +6,6 @@ Every frame is read twice: once whole, to find its stars and measure its levels,
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -16,20 +15,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zemosaic_phase3.engine.job import StackResult
-from zemosaic_phase3.engine.slab import frame_block, source_pixel_bytes
+from zemosaic_phase3.engine.slab import source_pixel_bytes
 from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS, plan_slabs
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.finish.alpha import alpha_from_coverage
 from zemosaic_phase3.finish.crop import shift_wcs
-from zemosaic_phase3.finish.noise import measure_noise, noise_rows, typical_noise
+from zemosaic_phase3.finish.noise import measure_noise, typical_noise
 from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.pipeline.canvas import Canvas, canvas_around
 from zemosaic_phase3.pipeline.frame_choice import Choice, all_images, choose_frames, remarks_on_result
 from zemosaic_phase3.pipeline.frame_count import LeastFrames, meant_frames
 from zemosaic_phase3.pipeline.group import FrameRow, Group, Kept, open_group, register_group, scan_group
+from zemosaic_phase3.pipeline.observation_cards import complete_exposures
 from zemosaic_phase3.pipeline.sample_report import note_saturation, sample_notes
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
+from zemosaic_phase3.pipeline.stack_noise import measure_noise_of_stacks, noise_bands, typical_noise_of_frame
 from zemosaic_phase3.pipeline.tile_header import cards_of_reference, tile_header, wcs_cards
 from zemosaic_phase3.progress import Callback, timed
 from zemosaic_phase3.records import Equalization, Registration, TileReport
@@ -148,6 +149,9 @@ def build_tile(
         group.require_some("read")
         apply_limits(group, select)
         group.require_some("kept")
+        complete_exposures(group)
+        if stack.needs_levels:
+            measure_noise_of_stacks(group, workers)
     with timed(report, "register"):
         register_group(group, register, workers=workers, progress=progress, kept=kept)
         rate_frames(group)
@@ -216,7 +220,7 @@ def stack_group(
         stack = replace(stack, grid=canvas.shape)
     with ThreadPoolExecutor(1, thread_name_prefix="zemosaic") as beside:
         with timed(report, "finish"):
-            noise_before = beside.submit(typical_noise, _bands(reference))
+            noise_before = beside.submit(typical_noise, noise_bands(reference))
             cards, wcs, notes = _describe_reference(reference, canvas)
             for note in notes:
                 logger.warning("%s: %s", reference.name, note)
@@ -225,13 +229,14 @@ def stack_group(
     with timed(report, "finish"):
         report.noise_before = noise_before.result()
         _note_in_rows(group, result)
+        report.noise_typical = typical_noise_of_frame(report.noise_before, group, result.job.table)
         _fill_report(report, group, result, workers)
         report.warnings[:0] = [*notes, *sample_notes(group, result)]
         tile = Tile(
             image=result.image,
             alpha=alpha_from_coverage(result.coverage),
             maps=result.maps,
-            header=note_saturation(tile_header(cards, group, result.job, report), result, report),
+            header=note_saturation(tile_header(cards, group, result.job, report, result.equalization), result, report),
             wcs=wcs,
             report=report,
             rows=group.rows,
@@ -247,16 +252,6 @@ def _registration(group: Group, i: int) -> Registration:
     if found is None:
         raise FrameError(group.rows[i].name, "was not registered")
     return found
-
-
-def _bands(reference: FrameSource) -> list[np.ndarray]:
-    """Read the bands of the reference that its noise is measured on, demosaiced."""
-
-    def band(rows: slice) -> np.ndarray:
-        shape = (rows.stop - rows.start, *reference.shape[1:])
-        return frame_block(reference, rows.start, rows.stop)[: math.prod(shape)].reshape(shape)
-
-    return [band(rows) for rows in noise_rows(reference.height, reference.width)]
 
 
 def _describe_reference(reference: FrameSource, canvas: Canvas | None) -> tuple[Header, WCS | None, list[str]]:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zemosaic_phase3 import __version__
 from zemosaic_phase3.engine.job import Job
 from zemosaic_phase3.io.fits_header import FITS_CARD, card_value
-from zemosaic_phase3.io.tile_file import check_writable
-from zemosaic_phase3.pipeline.group import Group, Scan
-from zemosaic_phase3.records import FrameTable, TileReport
-from zemosaic_phase3.spec import StackSpec
+from zemosaic_phase3.io.tile_file import check_writable, fits_text
+from zemosaic_phase3.photometry.flatten import count_flattened
+from zemosaic_phase3.pipeline.group import Group
+from zemosaic_phase3.pipeline.observation_cards import (
+    PROGRAM,
+    exposure_cards,
+    master_kind,
+    missing_starts,
+    program_cards,
+    unit_of,
+)
+from zemosaic_phase3.records import Equalization, TileReport
 
 if TYPE_CHECKING:
     from astropy.io.fits import Header
@@ -26,9 +31,11 @@ if TYPE_CHECKING:
 
 
 KEPT_CARDS = (
-    "OBJECT", "DATE-AVG", "FILTER", "INSTRUME", "TELESCOP", "FOCALLEN", "XPIXSZ", "YPIXSZ", "GAIN", "OFFSET",
-    "CCD-TEMP", "OBSERVER", "SITELAT", "SITELONG", "RA", "DEC", "EQUINOX", "ROWORDER",
+    "OBJECT", "FILTER", "INSTRUME", "TELESCOP", "FOCALLEN", "FOCRATIO", "APTDIA", "XPIXSZ", "YPIXSZ", "XBINNING",
+    "YBINNING", "GAIN", "OFFSET", "EGAIN", "CCD-TEMP", "SET-TEMP", "OBSERVER", "SITELAT", "SITELONG", "SITEELEV",
+    "RA", "DEC", "OBJCTRA", "OBJCTDEC", "EQUINOX", "ROWORDER",
 )  # fmt: skip
+"""Cards of the reference that are true of the tile: it has the reference's pixels, levels and colours."""
 
 
 def cards_of_reference(reference: Header, wcs: WCS | None, shape: tuple[int, ...]) -> tuple[Header, list[str]]:
@@ -55,6 +62,7 @@ def cards_of_reference(reference: Header, wcs: WCS | None, shape: tuple[int, ...
     from astropy.io.fits import Header
 
     parts: list[tuple[str, Callable[[], Header]]] = [(key, partial(_kept_card, reference, key)) for key in KEPT_CARDS]
+    parts.append(("what it shows", partial(_kind_cards, reference)))
     if wcs is not None:
         parts.append(("the WCS", partial(wcs_cards, wcs)))
     notes: list[str] = []
@@ -95,38 +103,78 @@ def _kept_card(reference: Header, key: str) -> Header:
     return card
 
 
-def tile_header(cards: Header, group: Group, job: Job, report: TileReport) -> Header:
+def _kind_cards(reference: Header) -> Header:
+    """Return what kind of image a stack of such frames is, and the unit of its pixels."""
+    from astropy.io.fits import Header
+
+    cards = Header()
+    cards["IMAGETYP"] = (master_kind(card_value(reference, "IMAGETYP")), "a stack of frames of this kind")
+    cards["BUNIT"] = (unit_of(card_value(reference, "BUNIT")), "level of the reference frame")
+    return cards
+
+
+def tile_header(cards: Header, group: Group, job: Job, report: TileReport, equalization: Equalization) -> Header:
     """Return the tile's header: WCS and observation of the reference, exposures of the frames stacked, what was done.
 
-    ``cards``: from :func:`cards_of_reference`.
+    Parameters
+    ----------
+    cards : Header
+        From :func:`cards_of_reference`.
+    group : Group
+        The frames.
+    job : Job
+        What was stacked at the end.
+    report : TileReport
+        Warnings are added to it, where the times are not those of all frames.
+    equalization : Equalization
+        How the colours were scaled.
 
-    Times are those of the frames that were stacked: EXPTIME one exposure (median), EXPTOTAL and LIVETIME their sum,
-    seconds; DATE-OBS the first start, DATE-END the last end, UTC.
+    Returns
+    -------
+    Header
+        Times and exposures are those of the frames that were stacked, and of the exposures in them where they are
+        stacks themselves; see :func:`pipeline.observation_cards.exposure_cards`.
     """
     header = cards.copy()
-    _exposure_cards(header, [group.scan(i) for i in group.usable])
+    facts = group.rows[group.reference].facts
+    if facts is not None and facts.filter and "FILTER" not in header:
+        header["FILTER"] = (fits_text(facts.filter), "of the reference")
+    exposures = {group.rows[i].name: group.scan(i).exposure for i in range(len(group.rows)) if group.rows[i].scan}
+    stacked = [exposures[name] for name in job.table.names]
+    matched = bool((job.table.scale != 1.0).any()) or len({e.seconds for e in stacked}) == 1
+    share = job.table.weight.mean(axis=1)
+    header.extend(exposure_cards(stacked, exposures[report.reference], share, matched=matched), update=True)
+    report.warnings += missing_starts(stacked)
     n = report.n_used
-    for key in ("NCOMBINE", "STACKCNT", "NEXP_SUM"):
+    for key in ("NCOMBINE", "NEXP_SUM"):
         header[key] = (n, "frames stacked")
-    header["BUNIT"] = ("adu", "level of the reference frame")
-    header.extend(_method_cards(job.spec, job.table))
-    header["ZMT_REF"] = (_short(report.reference), "reference frame")
+    header.extend(_method_cards(job), update=True)
+    if equalization.applied:
+        header.remove("EGAIN", ignore_missing=True)  # the colours have units of their own now
+        for colour, gain in zip("RGB", (equalization.gain_r, equalization.gain_g, equalization.gain_b), strict=True):
+            header[f"RGBGAIN{colour}"] = (_card_number(gain), "RGB equalisation")
+        header["RGBEQMED"] = (_card_number(equalization.target_median), "RGB equalisation")
+    header["ZMT_REF"] = (fits_text(Path(report.reference).name), "reference frame")
     header["ZMT_DEV"] = (report.device, "device that stacked")
     header["ALPHAEXT"] = (1, "alpha mask in extension ALPHA")
     for name, noise in zip("RGB" if len(report.noise_after) == 3 else "L", report.noise_after, strict=True):
         header[f"ZMT_NOI{name}"] = (_card_number(noise), "sky noise, adu")
-    header.add_history(f"zemosaic-phase3 {__version__}: {n} of {report.n_input} frames, device {report.device}")
+    header.extend(program_cards(), update=True)
+    header.add_history(f"{PROGRAM}: {n} of {report.n_input} frames, device {report.device}")
     return header
 
 
-def _method_cards(stack: StackSpec, table: FrameTable) -> Header:
+def _method_cards(job: Job) -> Header:
     """Say what was applied, which may be less than what was asked for: only a mean is weighted."""
     from astropy.io.fits import Header
 
+    stack, table, flattened = job.spec, job.table, count_flattened(job.sources)
     cards = Header()
     cards["ZMT_NORM"] = (table.normalize_method or stack.normalize, "normalisation")
     cards["ZMT_WGHT"] = (table.weight_method, "frame weights")
-    cards["ZMT_FLAT"] = (stack.flatten, "backgrounds made alike")
+    cards["ZMT_FLAT"] = (flattened > 0, "backgrounds made alike")
+    if stack.flatten:
+        cards["ZMT_NFLT"] = (flattened, "frames that got a surface")
     is_radial = stack.radial_weight and stack.combine == "mean"
     cards["ZMT_RADW"] = (is_radial, "radial weighting")
     if is_radial:
@@ -146,17 +194,63 @@ def _method_cards(stack: StackSpec, table: FrameTable) -> Header:
     return cards
 
 
+_TIMES_OF_WCS = (
+    "MJDREF", "MJDREFI", "MJDREFF", "DATEREF", "TIMESYS", "MJD-OBS", "MJD-AVG", "MJD-BEG", "MJD-END", "DATE-OBS",
+    "DATE-AVG", "DATE-BEG", "DATE-END",
+)  # fmt: skip
+
+
 def wcs_cards(wcs: WCS) -> Header:
-    """Return the cards of a WCS, SIP included, without the times astropy adds: a tile has its own."""
+    """Return the cards of a WCS, SIP included, and of the centre of its image.
+
+    The matrix is written as CD, in degrees a pixel, as cameras and solvers do, and not as the PC and CDELT = 1 that
+    astropy writes: PixInsight, DS9 and Montage read CDELT alone, and take a pixel for a degree. The times that astropy
+    adds are left out: a tile has its own.
+
+    Parameters
+    ----------
+    wcs : WCS
+        Celestial, two axes. Where its ``pixel_shape`` is set, RA, DEC (degrees) and OBJCTRA, OBJCTDEC (sexagesimal,
+        hours and degrees) are those of the middle of the image.
+
+    Returns
+    -------
+    Header
+    """
     header = wcs.to_header(relax=True)
-    for key in ("MJDREF", "MJD-OBS", "MJD-AVG", "MJD-BEG", "MJD-END", "DATE-OBS", "DATE-AVG", "DATE-BEG", "DATE-END"):
+    matrix = np.asarray(wcs.pixel_scale_matrix, np.float64)
+    for key in _TIMES_OF_WCS:
         header.remove(key, ignore_missing=True)
+    for i in (1, 2):
+        header.remove(f"CDELT{i}", ignore_missing=True)
+        for j in (1, 2):
+            header.remove(f"PC{i}_{j}", ignore_missing=True)
+            header[f"CD{i}_{j}"] = (float(matrix[i - 1, j - 1]), "deg/pixel")
+    if "EQUINOX" not in header and str(header.get("RADESYS", "ICRS")).strip() in ("ICRS", "FK5"):
+        header["EQUINOX"] = (2000.0, "yr, for programs that ask for it")  # Siril drops CTYPE without it
+    with contextlib.suppress(Exception):  # a caller's WCS may be anything; without its centre it is still one
+        header.extend(_centre_cards(wcs), update=True)
     return header
 
 
-def _short(name: str) -> str:
-    """Name of a file as a FITS card can hold it: other characters than printable ASCII become question marks."""
-    return "".join(c if " " <= c <= "~" else "?" for c in Path(name).name)[:60]
+def _centre_cards(wcs: WCS) -> Header:
+    """Return where the middle of an image lies; nothing where that is not known."""
+    from astropy.coordinates import Angle
+    from astropy.io.fits import Header
+
+    cards = Header()
+    if wcs.pixel_shape is None:
+        return cards
+    centre = wcs.pixel_to_world(*((side - 1) / 2.0 for side in wcs.pixel_shape))
+    if not hasattr(centre, "ra"):  # galactic or ecliptic coordinates
+        centre = centre.icrs
+    cards["RA"] = (round(float(centre.ra.deg), 8), "deg, middle of the image")
+    cards["DEC"] = (round(float(centre.dec.deg), 8), "deg, middle of the image")
+    hours = Angle(centre.ra).to_string(unit="hourangle", sep=" ", precision=2, pad=True)
+    cards["OBJCTRA"] = (hours, "h m s, middle of the image")
+    degrees = Angle(centre.dec).to_string(unit="deg", sep=" ", precision=1, pad=True, alwayssign=True)
+    cards["OBJCTDEC"] = (degrees, "d m s, middle of the image")
+    return cards
 
 
 def _short_comment(value: object, comment: str) -> str:
@@ -169,31 +263,3 @@ def _short_comment(value: object, comment: str) -> str:
 def _card_number(value: float) -> float | str:
     """FITS cards hold no NaN; an unknown number is written as such."""
     return float(f"{value:.7g}") if np.isfinite(value) else "unknown"
-
-
-def _exposure_cards(header: Header, scans: Sequence[Scan]) -> None:
-    known = [scan.exposure for scan in scans if math.isfinite(scan.exposure)]
-    if known:
-        header["EXPTIME"] = (float(np.median(known)), "one exposure, s")
-        header["EXPTOTAL"] = (math.fsum(known), "all exposures stacked, s")
-        header["LIVETIME"] = (math.fsum(known), "all exposures stacked, s")
-    starts = [scan.start for scan in scans if scan.start is not None]
-    ends = [end for scan in scans if (end := _end(scan)) is not None]
-    if starts:
-        header["DATE-OBS"] = (_iso(min(starts)), "start of the first exposure")
-    if ends:
-        header["DATE-END"] = (_iso(max(ends)), "end of the last exposure")
-
-
-def _end(scan: Scan) -> datetime | None:
-    if scan.start is None or not math.isfinite(scan.exposure):
-        return None
-    try:
-        return scan.start + timedelta(seconds=scan.exposure)
-    except OverflowError:  # beyond the year 9999
-        return None
-
-
-def _iso(moment: datetime) -> str:
-    """ISO 8601, with a fraction where there is one."""
-    return moment.isoformat(timespec="milliseconds" if moment.microsecond else "seconds")
