@@ -99,11 +99,11 @@ class Journal:
             import sqlite3
         except ImportError as exc:  # some builds of Python lack it
             raise JournalError(f"this Python has no SQLite ({exc})") from exc
-        if path.is_symlink():
-            raise JournalError(f"{path} is a symbolic link; remove it, or name a folder with --cache")
         try:
+            if path.is_symlink():
+                raise JournalError(f"{path} is a symbolic link; remove it, or name a folder with --cache")
             return cls(path, _connected(path, fresh=fresh) if path.exists() else None)
-        except sqlite3.Error as exc:
+        except (sqlite3.Error, OSError) as exc:  # OSError: the name is too long
             raise JournalError(f"{path}: {exc}; remove it, or name a folder with --cache") from exc
 
     def find(self, kind: str, origin: Origin, key: str) -> bytes | None:

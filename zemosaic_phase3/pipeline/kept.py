@@ -81,5 +81,5 @@ def kept_for(
     try:
         yield Kept(journal, KeptFrames(journal), rows, notes)
     finally:
-        rows.finish()
+        rows.close()
         journal.close()

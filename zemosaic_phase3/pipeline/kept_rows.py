@@ -103,6 +103,10 @@ class KeptRows:
         if self._writing is not None:
             self._writing.result()
 
+    def close(self) -> None:
+        """Wait, and end the thread that writes."""
+        self._beside.shutdown()
+
     def _hand_over(self, result: StackResult) -> None:
         """Have the waiting rows written."""
         first, last = self._waiting.start, self._waiting.stop
