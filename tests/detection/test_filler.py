@@ -102,6 +102,11 @@ def with_saturated_stars() -> np.ndarray:
     return image + 1e8 * (1.0 + ((x - 120) ** 2 + (y - 220) ** 2) / 9.0) ** -2.5
 
 
+def stars_alone() -> np.ndarray:
+    image = with_saturated_stars()
+    return np.where(image > 1150.0, image, 900.0)
+
+
 def moon() -> np.ndarray:
     y, x = np.mgrid[: SHAPE[0], : SHAPE[1]]
     return np.where((x - 380) ** 2 + (y - 140) ** 2 < 100**2, 70_000.0, sky())
@@ -111,13 +116,13 @@ def moon() -> np.ndarray:
     "frame",
     [
         stored(sky()), stored(sky(0.0)), stored(sky(-56.0)), stored(vignetted()), stored(with_saturated_stars()),
-        stored(moon()), np.clip(sky() - 1070.0, 0.0, None).astype(np.float32),
+        stored(moon()), stored(stars_alone()), np.clip(sky() - 1070.0, 0.0, None).astype(np.float32),
         *[stored(np.round(sky(980.0, sigma) / 16.0) * 16.0) for sigma in (1.0, 2.0, 5.0, 12.0)],
         np.where(sky() > 1100.0, np.nan, sky()).astype(np.float32),
     ],
     ids=[
-        "plain", "half at 0", "all but 3 % at 0", "corners at 0", "saturated stars", "moon", "only stars",
-        "step 16 noise 1", "step 16 noise 2", "step 16 noise 5", "step 16 noise 12", "NaN",
+        "plain", "half at 0", "all but 3 % at 0", "corners at 0", "saturated stars", "moon", "stars on one number",
+        "only stars", "step 16 noise 1", "step 16 noise 2", "step 16 noise 5", "step 16 noise 12", "NaN",
     ],
 )  # fmt: skip
 def test_what_is_no_filler(frame: np.ndarray) -> None:

@@ -28,6 +28,7 @@ BRIGHT_RIM: Final = 0.1  # of what a number lies above the sky: a rim above that
 ANGULAR: Final = 0.9  # of its bounding box, that filler brighter than the sky takes; a disc takes 0.79
 LONG_BORDER: Final = 64  # px of the border, a corner among them: then it may have any shape
 MOST_REGIONS: Final = 256  # areas of a frame that are looked at
+SOLID: Final = 4  # px from filler, that a part of the sky must lie where filler takes most of the frame
 EDGE: Final = 3  # px beside filler, in which an interpolation mixed it with the sky
 
 
@@ -277,10 +278,16 @@ def find_filler(pixels: np.ndarray, cfa: str | None = None) -> tuple[np.ndarray,
     search = _Search(pixels, cfa)
     _look_at_blocks(search, blocks)
     _look_at_border(search, from_border)
-    if not search.mask.any():
+    if not search.mask.any() or not _leaves_sky(search.mask):
         return None
     values, counts = np.unique(search.pixels[:, :, 0][search.mask], return_counts=True)
     return search.mask, float(values[np.argmax(counts)])
+
+
+def _leaves_sky(filler: np.ndarray) -> bool:
+    """Return whether what is left beside filler is an area that can be sky, and not stars alone on a constant one."""
+    left = np.count_nonzero(~filler)
+    return left > 0.5 * filler.size or np.count_nonzero(~_grown(filler, SOLID)) >= MOST_OF_VALUE * left
 
 
 def _look_at_blocks(search: _Search, blocks: np.ndarray) -> None:

@@ -198,6 +198,7 @@ def measure_levels(
         found["variance"][c] = clipped_variance(levels)
         floor = levels.at(0)
         is_floored = quantum is not None and levels.at(int(FLOORED * (levels.size - 1))) == floor
+        is_floored = is_floored and sky_above_floor(levels.at, levels.size, floor) is not None
         levels = replace(levels, step=level_step(levels) if quantum is not None else 0.0)
         above = sky_above_floor(levels.at, levels.size, floor) if is_floored else None
         median = _percentile(levels, 50.0)

@@ -143,7 +143,7 @@ def mend_notes(names: Iterable[str], mends: Iterable[Mend], pixels: int) -> list
         values = [f"{value:g}" for value, _ in Counter(mend.value for _, mend in filled).most_common(3)]
         notes.append(
             f"filler: {len(filled)} of the frames have areas of one exact number ({', '.join(values)}), "
-            f"{_percent(min(shares))} to {_percent(max(shares))} % of the frame, such as {Path(filled[0][0]).name}; "
+            f"{_range(shares)} % of the frame, such as {Path(filled[0][0]).name}; "
             "they count as no data"
         )
     wrapped = [(name, mend) for name, mend in pairs if len(mend.wrapped)]
@@ -158,11 +158,16 @@ def mend_notes(names: Iterable[str], mends: Iterable[Mend], pixels: int) -> list
     if floored:
         shares = [100.0 * max(share for _, _, share in mend.floors if share == share) for _, mend in floored]
         notes.append(
-            f"cut off: {_percent(min(shares))} to {_percent(max(shares))} % of the samples of {len(floored)} frames "
+            f"cut off: {_range(shares)} % of the samples of {len(floored)} frames "
             f"have the lowest number of their frame, such as {Path(floored[0][0]).name}: the low side of its noise "
             "is lost; they count as the mean of what was below. Add a pedestal when subtracting darks"
         )
     return notes
+
+
+def _range(shares: list[float]) -> str:
+    lowest, highest = _percent(min(shares)), _percent(max(shares))
+    return lowest if lowest == highest else f"{lowest} to {highest}"
 
 
 def _percent(value: float) -> str:
