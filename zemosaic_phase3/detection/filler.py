@@ -287,7 +287,7 @@ def find_filler(pixels: np.ndarray, cfa: str | None = None) -> tuple[np.ndarray,
 def _leaves_sky(filler: np.ndarray) -> bool:
     """Return whether what is left beside filler is an area that can be sky, and not stars alone on a constant one."""
     left = np.count_nonzero(~filler)
-    return left > 0.5 * filler.size or np.count_nonzero(~_grown(filler, SOLID)) >= MOST_OF_VALUE * left
+    return bool(left > 0.5 * filler.size or np.count_nonzero(~_grown(filler, SOLID)) >= MOST_OF_VALUE * left)
 
 
 def _look_at_blocks(search: _Search, blocks: np.ndarray) -> None:
