@@ -24,6 +24,9 @@ class FrameStats:
     To match frames by what they show: ``star_xy (m, 2)`` pixels of the frame, ``star_light (m, C)`` and its standard
     deviation ``star_light_error (m, C)``, ADU, NaN where a star may be saturated; ``sky_mesh (rows, columns, C)``,
     level of the sky in cells of ``sky_cell`` pixels, ADU. All float32: ten thousand frames keep them.
+
+    ``clip (C,)``: level at which samples are clipped, ADU; infinity where no sample is seen to be, empty where nobody
+    looked.
     """
 
     median: np.ndarray
@@ -41,6 +44,7 @@ class FrameStats:
     star_light_error: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
     sky_mesh: np.ndarray = field(default_factory=lambda: np.empty((0, 0, 0), np.float32))
     sky_cell: int = 1
+    clip: np.ndarray = field(default_factory=lambda: np.empty(0))
 
 
 IDENTITY: Final = np.eye(3)
@@ -162,6 +166,8 @@ class TileReport:
     calstat: str = ""  # of it, letters as in the card CALSTAT: B bias, D dark, F flat
     defects: int = 0  # photosites that were replaced
     self_check: SelfCheck | None = None  # None: it was switched off
+    saturation_level: float | None = None  # of the result, ADU; None: no frame that counts has clipped samples
+    saturated_pixels: int = 0  # of the result, that reach it in a channel: no frame measured them
     resumed: Resumed = Resumed()
 
     def as_dict(self) -> dict[str, Any]:

@@ -196,3 +196,20 @@ def test_clean_tile_is_not_cropped(make: Make, large: list[dict[str, Any]], tmp_
     shade = (1.0 - vignetting * (x**2 + y**2) / 2.0)[..., None].astype(np.float32)
     made = make([cached(tmp_path, pixels(e) * shade, e) for e in large], quality_crop_enabled=True)
     assert made.header["ZMT_QCRO"] is False
+
+
+# --------------------------------------------------------------------------- filler
+
+
+def test_zeros_around_a_frame_are_no_data(make: Make, entries: list[dict[str, Any]], tmp_path: Path) -> None:
+    true = make(entries)
+    for k, entry in enumerate(entries):
+        padded = pixels(entry)
+        padded[: 8 * k] = padded[:, : 8 * k] = 0.0
+        entries[k] = cached(tmp_path, padded, entry)
+    made = make(entries)
+    assert made.header["MT_NFRAMES"] == 6
+    assert made.unit().shape == true.unit().shape
+    corner = np.s_[12:36, 12:36]
+    assert np.nanmedian(made.unit()[corner]) == pytest.approx(np.nanmedian(true.unit()[corner]), abs=8.0)
+    assert np.nanmin(made.unit()) > 0.5 * np.nanmedian(true.unit())

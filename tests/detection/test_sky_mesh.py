@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from zemosaic_phase3.detection.sky_mesh import between_cells, median_of_nine, mesh_at, sky_mesh, spread_mesh
+from zemosaic_phase3.detection.sky_mesh import (
+    between_cells,
+    median_of_nine,
+    mesh_at,
+    sample_step,
+    sky_mesh,
+    spread_mesh,
+)
 
 
 def noise(shape, seed=0, level=1000.0, sigma=30.0):
@@ -80,3 +87,37 @@ def test_an_unknown_place_has_an_unknown_level():
     level = mesh_at(mesh, 32, np.array([15.5, np.nan, 47.5]), np.array([15.5, 15.5, np.nan]))
     assert level[0] == 0.0
     assert np.isnan(level[1:]).all()
+
+
+@pytest.mark.parametrize("unit", [1.0, 1.0 / 65535.0])
+@pytest.mark.parametrize("step", [4.0, 16.0, 64.0])
+def test_the_level_of_stepped_numbers_is_between_the_steps(step: float, unit: float) -> None:
+    """However the sky lies in a step, and where the numbers were divided by full scale too; noise down to a step."""
+    for phase in (0.0, 0.13, 0.37, 0.5, 0.82):
+        sky = 1008.0 + phase * step
+        image = noise((384, 512), seed=int(10 * phase), level=sky, sigma=64.0)
+        plain = np.median(sky_mesh(image, 128, 4)[0])
+        stepped = (np.round(image / np.float32(step)) * np.float32(step * unit)).astype(np.float32)
+        level, sigma = sky_mesh(stepped, 128, 4)
+        assert np.median(level) / unit == pytest.approx(sky, abs=2.0 + abs(plain - sky))
+        assert np.median(sigma) / unit == pytest.approx(64.0, rel=0.04)
+
+
+def test_numbers_in_fine_steps_are_measured_as_they_are() -> None:
+    """A step below a sixteenth of the noise changes no bit of what was measured before."""
+    image = np.round(noise((256, 256), sigma=40.0))
+    assert image.dtype == np.float32
+    samples = np.sort(image.reshape(4, 64, 256)[:, ::2, ::2].reshape(4, -1), axis=1).astype(np.float64)
+    everything = np.ones(4, bool)
+    last = np.full(4, samples.shape[1] - 1)
+    assert sample_step(samples, everything, last, np.full(4, 40.0)) == 0.0
+    assert sample_step(samples, everything, last, np.full(4, 10.0)) == pytest.approx(1.0)
+
+
+def test_stars_do_not_raise_the_level_of_stepped_numbers() -> None:
+    image = noise((256, 256), sigma=40.0)
+    stars = np.random.default_rng(3).random(image.shape) < 0.05
+    image[stars] += np.random.default_rng(4).exponential(400.0, int(stars.sum())).astype(np.float32)
+    plain = np.median(sky_mesh(image, 128)[0])
+    stepped = np.median(sky_mesh(np.round(image / 16) * 16, 128)[0])
+    assert stepped == pytest.approx(plain, abs=1.5)

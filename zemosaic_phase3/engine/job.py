@@ -15,6 +15,7 @@ import numpy as np
 from zemosaic_phase3.combine.kernel_arguments import KernelArguments, kernel_arguments
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.io.frame import Frame, FrameSource
+from zemosaic_phase3.photometry.clipped import saturation_level, unclipped_sources
 from zemosaic_phase3.photometry.flatten import flatten_note, flattened_sources
 from zemosaic_phase3.photometry.frame_table import build_frame_table
 from zemosaic_phase3.photometry.levels import measure_levels
@@ -37,6 +38,7 @@ class Job:
     dropped: list[tuple[str, str]] = field(default_factory=list)
     sample_weight: np.ndarray | None = None  # (N, *shape), multiplies the frame weights
     tolerance: np.ndarray | None = None  # of the shape, float32, ADU: samples so near the median of a pixel are kept
+    saturation: float = float("inf")  # lowest level of the result at which samples that count are clipped, ADU
     clipped_kappa: bool = False  # kappa_sigma with sigma-clipped statistics, as stack_aligned_images has it
 
     @property
@@ -140,10 +142,14 @@ def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) ->
     fields = checked_fields([frames[i].distortion for i in used], height, width)
     shape = result_shape(frames[0].source, spec)
     table = replace(table, distortion=fields, own_grid=shape != frames[0].source.shape)
+    used_stats = [stats[i] for i in used]
+    sources, notes = unclipped_sources(sources, used_stats, table)
+    table = replace(table, notes=[*table.notes, *notes])
+    saturation = saturation_level(sources, used_stats, table)
     if spec.flatten:
-        sources = flattened_sources(sources, [stats[i] for i in used], table, used.index(reference))
+        sources = flattened_sources(sources, used_stats, table, used.index(reference))
         table.notes.extend(flatten_note(sources))
-    return Job(sources, table, spec, shape, dropped)
+    return Job(sources, table, spec, shape, dropped, saturation=saturation)
 
 
 def empty_result(job: Job, rows_per_slab: int) -> StackResult:

@@ -66,6 +66,16 @@ class Codec(NamedTuple):
         is_unsigned16 = size == 2 and self.bscale == 1 and (kind, self.bzero) in {("i", 32768), ("u", 0)}
         return UINT16 if is_unsigned16 and self.blank is None else FLOAT32
 
+    @property
+    def is_signed16(self) -> bool:
+        """True for signed 16-bit numbers that mean what they say."""
+        return (self.stored.kind, self.stored.itemsize, self.bscale, self.bzero) == ("i", 2, 1, 0)
+
+    @property
+    def loses_digits(self) -> bool:
+        """True where stored numbers can have more digits than float32, in which samples are kept."""
+        return self.stored.itemsize > (2 if self.stored.kind in "iu" else 4)
+
     def raw_layout(self, *, planar: bool) -> RawLayout | None:
         """Return the layout if the numbers need no more than their bytes put in order."""
         is_plain = self.bscale == 1 and self.bzero == 0

@@ -101,6 +101,11 @@ class FrameSource(abc.ABC):
         return np.empty(shape, self.dtype) if y0 == y1 else self._read(y0, y1, shape)
 
     @property
+    def codec(self) -> Codec:
+        """How the numbers that are stored become samples."""
+        return self._codec
+
+    @property
     def raw_layout(self) -> RawLayout | None:
         """How the pixels are stored; None where only :meth:`read_rows` can tell what they mean."""
         return None

@@ -14,11 +14,12 @@ from typing import Final
 import numpy as np
 
 from zemosaic_phase3.records import FrameStats
-from zemosaic_phase3.robust import MAD_TO_SIGMA
+from zemosaic_phase3.robust import FLOORED, MAD_TO_SIGMA, sky_above_floor
 
 MAX_SAMPLES: Final = 1 << 17  # pixels per channel that are looked at
 LUMINANCE: Final = (0.299, 0.587, 0.114)  # Rec. 601
 REPEATS: Final = 8  # samples per level, on average, from which samples count as quantised
+QUARTILE: Final = 0.6745  # sigmas of a Gaussian from its mean to its quartiles
 MOST_LEVELS: Final = 1 << 16  # that samples are counted in; beyond, they are sorted
 
 
@@ -169,7 +170,8 @@ def measure_levels(
         NaN and infinity are left out.
     quantum : sequence of float, optional
         Step between levels of each channel as stored, from :func:`photometry.measure.quanta`; quantised samples are
-        then spread over the step that is found in them. None: every sample counts as it is.
+        then spread over the step that is found in them, and a sky whose low side was cut off is measured from its high
+        side. None: every sample counts as it is.
     max_samples : int or None
         Look at every k-th row, so that at most about this many pixels count; None looks at all.
 
@@ -194,12 +196,20 @@ def measure_levels(
         if levels.size == 0:
             continue
         found["variance"][c] = clipped_variance(levels)
+        floor = levels.at(0)
+        is_floored = quantum is not None and levels.at(int(FLOORED * (levels.size - 1))) == floor
+        is_floored = is_floored and sky_above_floor(levels.at, levels.size, floor) is not None
         levels = replace(levels, step=level_step(levels) if quantum is not None else 0.0)
+        above = sky_above_floor(levels.at, levels.size, floor) if is_floored else None
         median = _percentile(levels, 50.0)
         found["median"][c] = median
         found["mad_sigma"][c] = MAD_TO_SIGMA * _median_deviation(levels, median)
         found["p25"][c] = _percentile(levels, 25.0)
         found["p90"][c] = _percentile(levels, 90.0)
+        if above is not None:
+            found["median"][c], found["mad_sigma"][c] = above
+            found["p25"][c] = above[0] - above[1] * QUARTILE
+            found["variance"][c] = above[1] ** 2
     return FrameStats(
         median=found["median"],
         mad_sigma=found["mad_sigma"],

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LIGHT_STARS: Final = 200  # brightest stars whose fluxes are kept to compare frames by; 6 KB a frame
 SKY_CELL: Final = 128  # px of the frame, side of a cell of the sky mesh
 SKY_STEP: Final = 4  # px of the frame, every such row and column counts there
+FEW_CELLS: Final = 24  # of a small frame's mesh: half of the step then, so that its offset is as good as a large one's
 
 
 def read_frame(source: FrameSource) -> tuple[np.ndarray, np.ndarray]:
@@ -32,9 +33,13 @@ def read_frame(source: FrameSource) -> tuple[np.ndarray, np.ndarray]:
     view : ndarray (h, w, C) float32, ADU
         NaN where invalid. Of a Bayer mosaic the 2x2 cells, so h = H // 2 and w = W // 2: red, mean green, blue.
     """
-    pixels = source.read_rows(0, source.height)
-    if source.cfa is not None:
-        return pixels, cell_view(pixels, source.cfa)
+    return shown(source.read_rows(0, source.height), source.cfa)
+
+
+def shown(pixels: np.ndarray, cfa: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return all pixels of a frame as :func:`read_frame` does."""
+    if cfa is not None:
+        return pixels, cell_view(pixels, cfa)
     view = pixels if pixels.ndim == 3 else pixels[:, :, None]
     view = np.ascontiguousarray(view, dtype=np.float32)
     return view, view
@@ -84,7 +89,11 @@ def with_stars(stats: FrameStats, stars: StarList, view: np.ndarray, cfa: str | 
         pixel_noise = pixel_noise * np.array([1.0, np.sqrt(2.0), 1.0])  # a cell has the mean of its two greens
     shaped = stars.select(np.arange(min(SHAPE_STARS, len(stars))))
     scale = 1 if cfa is None else 2
-    mesh = [sky_mesh(view[:, :, c], SKY_CELL // scale, SKY_STEP // scale)[0] for c in range(channels)]
+    cell = SKY_CELL // scale
+    step = SKY_STEP // scale
+    if (view.shape[0] // cell) * (view.shape[1] // cell) <= FEW_CELLS:
+        step //= 2
+    mesh = [sky_mesh(view[:, :, c], cell, step)[0] for c in range(channels)]
     return replace(
         stats,
         fwhm=float(np.median(shaped.fwhm)) if len(stars) else float("nan"),

@@ -8,6 +8,7 @@ import numpy as np
 
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.photometry.measure import cell_view
+from zemosaic_phase3.pipeline.samples import refuse_rounded_level
 
 if TYPE_CHECKING:
     from zemosaic_phase3.io.frame import FrameSource
@@ -33,6 +34,8 @@ def refuse_blank(source: FrameSource, view: np.ndarray) -> None:
     if shows_something(view[view.shape[0] // 2 :][:LOOK_ROWS]) or shows_something(view):
         return
     valid = [plane[np.isfinite(plane)] for plane in np.moveaxis(view, -1, 0)]
+    if all(values.size for values in valid):
+        refuse_rounded_level(source, max(float(np.abs(values[0])) for values in valid), 0.0)
     if not all(values.size for values in valid):
         raise FrameError(source.name, "no valid pixel in at least one channel (all NaN); leave it out")
     levels = ", ".join(f"{values[0]:g}" for values in valid)

@@ -23,11 +23,19 @@ from zemosaic_phase3.errors import FrameError, NoFramesError, SpecError, StackCa
 from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.io.frame_kind import FrameKind
 from zemosaic_phase3.io.inputs import real_path
+from zemosaic_phase3.io.mended_frame import Mend, MendedSource
 from zemosaic_phase3.io.moments import MOMENT_KEYS, Exposure, exposure_of
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.photometry.levels import measure_levels
-from zemosaic_phase3.photometry.measure import quanta, read_frame, with_stars
+from zemosaic_phase3.photometry.measure import quanta, read_frame, shown, with_stars
 from zemosaic_phase3.pipeline.blank_frames import middle_rows, refuse_blank, shows_something
+from zemosaic_phase3.pipeline.samples import (
+    clip_levels,
+    find_mend,
+    may_have_filler,
+    refuse_clipped,
+    refuse_rounded,
+)
 from zemosaic_phase3.progress import Callback, notify
 from zemosaic_phase3.records import FrameStats, Registration
 from zemosaic_phase3.registration.few_stars import check_by_stars, confirm_by_stars
@@ -59,6 +67,7 @@ class Scan:
     exposure: Exposure = Exposure()
     wcs: WCS | None = None  # celestial; None: it has none, or not for registration, or it has served
     has_wcs: bool = False  # for registration; where ``wcs`` is None all the same, the file tells it again
+    mend: Mend = Mend()  # what is put right in its pixels
 
     @property
     def n_stars(self) -> int:
@@ -128,19 +137,35 @@ def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool, mea
     FrameError
         The frame cannot be read, has no valid pixel, or is blank.
     """
-    stats, stars = None, None
+    stats, stars, mend = None, None, Mend()
+    saturate, *moments = source.card_values("SATURATE", *MOMENT_KEYS)
     if measure or find_stars:
         pixels, view = read_frame(source)
         refuse_blank(source, view)
-        stats = measure_levels(view, quantum=quanta(source))
+        mend = find_mend(source, pixels)
+        if mend:
+            source = MendedSource(source, mend)
+            pixels, view = shown(mend.apply(pixels), source.cfa)
+        clip = clip_levels(pixels, saturate, source.cfa)
+        refuse_clipped(source.name, pixels)
+        stats = replace(measure_levels(view, quantum=quanta(source)), clip=clip)
+        refuse_rounded(source, stats)
         if find_stars:
             stars = stars_of(pixels, spec, source.cfa)
             stats = with_stars(stats, stars, view, source.cfa)
     elif not shows_something(middle_rows(source)):
         refuse_blank(source, read_frame(source)[1])
-    exposure = exposure_of(dict(zip(MOMENT_KEYS, source.card_values(*MOMENT_KEYS), strict=True)))
+    elif may_have_filler(source):
+        mend = find_mend(source, source.read_rows(0, source.height))
     wcs = source.wcs() if spec.mode in ("auto", "wcs") else None
-    return Scan(stats, stars if spec.mode in ("auto", "stars") else None, exposure, wcs, wcs is not None)
+    return Scan(
+        stats,
+        stars if spec.mode in ("auto", "stars") else None,
+        exposure_of(dict(zip(MOMENT_KEYS, moments, strict=True))),
+        wcs,
+        wcs is not None,
+        mend,
+    )
 
 
 def scan_bytes(source: FrameSource) -> int:
@@ -348,6 +373,8 @@ def scan_group(
             group.rows[i].drop(found.reason)
         else:
             group.rows[i].scan = found
+            if found.mend:
+                group.sources[i] = MendedSource(group.source(i), found.mend)
 
 
 def _known_or_scanned(

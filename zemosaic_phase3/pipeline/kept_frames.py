@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from zemosaic_phase3.detection.star_finder import StarList
+from zemosaic_phase3.io.mended_frame import Mend
 from zemosaic_phase3.io.moments import Exposure
 from zemosaic_phase3.io.value_bytes import digest, from_bytes, to_bytes
 from zemosaic_phase3.pipeline.group import Scan
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ZeMosaicWorker")
 
-MEASURED: Final = (Scan, FrameStats, StarList, Exposure, datetime)
+MEASURED: Final = (Scan, FrameStats, StarList, Exposure, Mend, datetime)
 DETECTION: Final = ("detection_sigma", "min_area", "max_stars")  # what of a registration the stars depend on
 
 

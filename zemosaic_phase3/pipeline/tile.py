@@ -31,6 +31,7 @@ from zemosaic_phase3.pipeline.frame_choice import Choice, all_images, choose_fra
 from zemosaic_phase3.pipeline.frame_count import LeastFrames, meant_frames
 from zemosaic_phase3.pipeline.group import FrameRow, Group, Kept, open_group, register_group, scan_group
 from zemosaic_phase3.pipeline.observation_cards import complete_exposures
+from zemosaic_phase3.pipeline.sample_report import note_saturation, sample_notes
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
 from zemosaic_phase3.pipeline.stack_noise import measure_noise_of_stacks, noise_bands, typical_noise_of_frame
 from zemosaic_phase3.pipeline.tile_header import cards_of_reference, tile_header, wcs_cards
@@ -250,12 +251,12 @@ def stack_group(
         _note_in_rows(group, result)
         report.noise_typical = typical_noise_of_frame(report.noise_before, group, result.job.table)
         _fill_report(report, group, result, workers)
-        report.warnings[:0] = notes
+        report.warnings[:0] = [*notes, *sample_notes(group, result)]
         tile = Tile(
             image=result.image,
             alpha=alpha_from_coverage(result.coverage),
             maps=result.maps,
-            header=tile_header(cards, group, result.job, report, result.equalization),
+            header=note_saturation(tile_header(cards, group, result.job, report, result.equalization), result, report),
             wcs=wcs,
             report=report,
             rows=group.rows,

@@ -1,0 +1,44 @@
+"""What a tile says of its samples: what was put right in them, and where no frame measured."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from zemosaic_phase3.pipeline.samples import mend_notes
+
+if TYPE_CHECKING:
+    from astropy.io.fits import Header
+
+    from zemosaic_phase3.engine.job import StackResult
+    from zemosaic_phase3.pipeline.group import Group
+    from zemosaic_phase3.records import TileReport
+
+
+def sample_notes(group: Group, result: StackResult) -> list[str]:
+    """Return notes on the samples of the frames that were stacked."""
+    usable = [i for i in group.usable if group.rows[i].scan is not None]
+    source = result.job.sources[0]
+    pixels = source.height * source.width
+    return mend_notes([group.rows[i].name for i in usable], [group.scan(i).mend for i in usable], pixels)
+
+
+def note_saturation(header: Header, result: StackResult, report: TileReport) -> Header:
+    """Write into header and report at which level of the result samples are clipped, and how many pixels reach it.
+
+    ``SATURATE`` of the reference is of its own samples, and goes.
+    """
+    header.remove("SATURATE", ignore_missing=True, remove_all=True)
+    level = result.job.saturation
+    if not math.isfinite(level):
+        return header
+    gains = result.equalization
+    level *= min(gains.gain_r, gains.gain_g, gains.gain_b) if gains.applied else 1.0
+    report.saturation_level = level
+    with np.errstate(invalid="ignore"):
+        reached = result.image >= np.float32(level)
+    report.saturated_pixels = int(np.count_nonzero(reached if reached.ndim == 2 else reached.any(axis=2)))
+    header["SATURATE"] = (float(f"{level:.7g}"), "level at which samples are clipped, adu")
+    return header
