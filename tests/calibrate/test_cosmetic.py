@@ -7,8 +7,8 @@ import pytest
 
 from zemosaic_phase3.calibrate.calibrated import CalibratedSource
 from zemosaic_phase3.calibrate.cosmetic import CosmeticSource, DefectMap
-from zemosaic_phase3.calibrate.wrapped_source import held_bytes
 from zemosaic_phase3.io.open_frame import open_source
+from zemosaic_phase3.io.wrapped_frame import held_bytes
 
 SHAPE = (40, 50)
 

@@ -6,8 +6,8 @@ from typing import Final
 
 import numpy as np
 
-from zemosaic_phase3.calibrate.wrapped_source import WrappedSource
 from zemosaic_phase3.io.frame import FrameSource
+from zemosaic_phase3.io.wrapped_frame import WrappedSource
 
 DEAD: Final = 0.01  # of the mean of its colour: where a flat has less, the light is invalid
 

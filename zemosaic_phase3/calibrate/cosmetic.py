@@ -6,9 +6,9 @@ from typing import Final
 
 import numpy as np
 
-from zemosaic_phase3.calibrate.wrapped_source import WrappedSource
 from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.io.value_bytes import digest
+from zemosaic_phase3.io.wrapped_frame import WrappedSource
 
 AROUND: Final = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 FEWEST: Final = 2  # sound neighbours of one colour that a replacement needs, of 8; with fewer the sample is invalid

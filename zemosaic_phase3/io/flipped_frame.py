@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.io.mosaic_cards import row_order
+from zemosaic_phase3.io.wrapped_frame import WrappedSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable
 
     from astropy.io.fits import Header
     from astropy.wcs import WCS
 
-    from zemosaic_phase3.io.origin import Origin
 
 OTHER_ORDER: Final = {"TOP-DOWN": "BOTTOM-UP", "BOTTOM-UP": "TOP-DOWN"}
 
 
-class FlippedSource(FrameSource):
+class FlippedSource(WrappedSource):
     """A frame with its last row first; its mosaic, its WCS and its ROWORDER follow.
 
     Parameters
@@ -29,24 +29,17 @@ class FlippedSource(FrameSource):
         The frame as it is stored.
     """
 
-    __slots__ = ("_inner",)
+    __slots__ = ()
 
     def __init__(self, source: FrameSource) -> None:
-        for name in ("name", "height", "width", "channels", "dtype", "_codec", "_header", "_wcs"):
-            setattr(self, name, getattr(source, name))
+        super().__init__(source, source.dtype, "flipped")
         self.row_order = OTHER_ORDER.get(source.row_order, "")
-        cfa = source.cfa
-        self.cfa = cfa if cfa is None or source.height % 2 else cfa[2:] + cfa[:2]
-        self._inner = source
-
-    @property
-    def as_stored(self) -> FrameSource:
-        """The frame as it is stored."""
-        return self._inner
+        if source.cfa is not None and source.height % 2 == 0:
+            self.cfa = source.cfa[2:] + source.cfa[:2]
 
     def deferred_header(self) -> Callable[[], Header]:
         """Read the header of the frame, and return what makes it; its WCS is that of the frame as stored."""
-        made = self._inner.deferred_header()
+        made = self.inner.deferred_header()
 
         def header() -> Header:
             cards = made()
@@ -57,44 +50,31 @@ class FlippedSource(FrameSource):
 
         return header
 
-    def some_cards(self, keys: Collection[str]) -> dict[str, Any]:
-        """Return the values of some cards of the frame as it is stored."""
-        return self._inner.some_cards(keys)
-
     def wcs(self, header: Header | None = None) -> WCS | None:
         """Return the WCS of the frame as it is read."""
-        found = self._inner.wcs(header)
+        found = self.inner.wcs(header)
         return None if found is None else flipped_wcs(found, self.height)
-
-    @property
-    def origin(self) -> Origin | None:
-        """The file of the frame as it is stored, and how it is read; None where there is none."""
-        inner = self._inner.origin
-        return None if inner is None else inner._replace(recipe=f"{inner.recipe} flipped")
-
-    def require_unchanged(self) -> None:
-        """Make sure that the frame's file is still the one that was opened."""
-        self._inner.require_unchanged()
 
     def expect_rows(self, y0: int, y1: int) -> None:
         """Have the system fetch rows of the frame."""
-        self._inner.expect_rows(self.height - y1, self.height - y0)
+        self.inner.expect_rows(self.height - y1, self.height - y0)
 
     def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
-        return np.ascontiguousarray(self._inner.read_rows(self.height - y1, self.height - y0)[::-1])
+        return np.ascontiguousarray(self.inner.read_rows(self.height - y1, self.height - y0)[::-1])
 
 
 def flip(source: FrameSource) -> FrameSource:
     """Return a frame with its rows in the other order; twice is as stored."""
-    return source.as_stored if isinstance(source, FlippedSource) else FlippedSource(source)
+    return source.inner if isinstance(source, FlippedSource) else FlippedSource(source)
 
 
 def is_turned(source: FrameSource) -> bool:
     """Return whether a frame, or the one inside it, is read in the other order: its sensor's places are turned over."""
-    inner: FrameSource | None = source
-    while inner is not None and not isinstance(inner, FlippedSource):
-        inner = getattr(inner, "inner", None)
-    return inner is not None
+    while isinstance(source, WrappedSource):
+        if isinstance(source, FlippedSource):
+            return True
+        source = source.inner
+    return False
 
 
 def flipped_wcs(wcs: WCS, height: int) -> WCS:

@@ -45,9 +45,11 @@ class FrameSource(abc.ABC):
         Colours of the 2 x 2 cell at row 0, column 0 as stored ("RGGB", ...); None when the frame is not a mosaic.
     dtype : numpy.dtype
         What :meth:`read_rows` gives: uint16 for unsigned 16-bit frames, float32 for everything else.
+    row_order : str
+        How the rows lie, "TOP-DOWN" or "BOTTOM-UP", where the header says so (ROWORDER); else empty.
     """
 
-    __slots__ = ("_codec", "_header", "_row_order", "_wcs", "cfa", "channels", "dtype", "height", "name", "width")
+    __slots__ = ("_codec", "_header", "_wcs", "cfa", "channels", "dtype", "height", "name", "row_order", "width")
 
     def __init__(self, name: str, size: Size, codec: Codec, cfa: str | None) -> None:
         self.name = name
@@ -58,6 +60,7 @@ class FrameSource(abc.ABC):
         self._codec = codec
         self._header: Cards = None
         self._wcs: WCS | None = None
+        self.row_order = ""
 
     def __repr__(self) -> str:
         """Return name, size and kind."""
@@ -68,15 +71,6 @@ class FrameSource(abc.ABC):
     def shape(self) -> tuple[int, ...]:
         """Logical shape after debayering: (H, W) or (H, W, 3)."""
         return (self.height, self.width) if self.channels == 1 else (self.height, self.width, 3)
-
-    @property
-    def row_order(self) -> str:
-        """How the rows lie, "TOP-DOWN" or "BOTTOM-UP", where the header says so (ROWORDER); else empty."""
-        return getattr(self, "_row_order", "")  # a source that wraps another has none
-
-    @row_order.setter
-    def row_order(self, order: str) -> None:
-        self._row_order = order
 
     def read_rows(self, y0: int, y1: int) -> np.ndarray:
         """Read rows y0 (included) to y1 (excluded).

@@ -6,7 +6,6 @@ read, before anything else is done with them, so that both devices stack the sam
 
 from __future__ import annotations
 
-import abc
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -14,14 +13,10 @@ import numpy as np
 
 from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.io.value_bytes import digest
+from zemosaic_phase3.io.wrapped_frame import WrappedSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from astropy.io.fits import Header
-    from astropy.wcs import WCS
-
-    from zemosaic_phase3.io.origin import Origin
+    pass
 
 WRAP: Final = 65536.0  # ADU, between a number and what it becomes where 16 bits are too few
 NO_AREAS: Final = np.empty((0, 4), np.int32)
@@ -103,53 +98,6 @@ class Mend:
         return mended
 
 
-class WrappedSource(FrameSource):
-    """A frame read through another one: float32, whatever is stored; header, WCS and file are the frame's own."""
-
-    __slots__ = ("_inner",)
-
-    def __init__(self, source: FrameSource) -> None:
-        for name in ("name", "height", "width", "channels", "cfa", "_codec", "_header", "_wcs"):
-            setattr(self, name, getattr(source, name))
-        self.dtype = np.dtype(np.float32)
-        self._inner = source
-
-    @property
-    def inner(self) -> FrameSource:
-        """The frame that is read."""
-        return self._inner
-
-    def deferred_header(self) -> Callable[[], Header]:
-        """Read the header of the frame, and return what makes it."""
-        return self._inner.deferred_header()
-
-    def card_values(self, *keys: str) -> list[object]:
-        """Return the values of a few cards of the frame."""
-        return self._inner.card_values(*keys)
-
-    def wcs(self, header: Header | None = None) -> WCS | None:
-        """Return the WCS of the frame."""
-        return self._inner.wcs(header)
-
-    @property
-    def origin(self) -> Origin | None:
-        """Where the frame comes from, and what is done to its pixels."""
-        inner = self._inner.origin
-        return None if inner is None else inner._replace(recipe=f"{inner.recipe} {self._recipe()}")
-
-    @abc.abstractmethod
-    def _recipe(self) -> str:
-        """Say what is done to the pixels: for two frames alike where it is the same."""
-
-    def require_unchanged(self) -> None:
-        """Make sure that the frame's file is still the one that was opened."""
-        self._inner.require_unchanged()
-
-    def expect_rows(self, y0: int, y1: int) -> None:
-        """Have the system fetch rows of the frame."""
-        self._inner.expect_rows(y0, y1)
-
-
 class MendedSource(WrappedSource):
     """A frame with what is wrong in it put right.
 
@@ -164,12 +112,9 @@ class MendedSource(WrappedSource):
     __slots__ = ("mend",)
 
     def __init__(self, source: FrameSource, mend: Mend) -> None:
-        super().__init__(source)
+        seal = digest(mend.invalid.tobytes(), mend.wrapped.tobytes(), repr(mend.floors))
+        super().__init__(source, np.dtype(np.float32), f"mended {seal}")
         self.mend = mend
 
-    def _recipe(self) -> str:
-        mend = self.mend
-        return f"mended {digest(mend.invalid.tobytes(), mend.wrapped.tobytes(), repr(mend.floors))}"
-
     def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
-        return self.mend.apply(self._inner.read_rows(y0, y1), y0)
+        return self.mend.apply(self.inner.read_rows(y0, y1), y0)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from zemosaic_phase3.io.mended_frame import WrappedSource
 from zemosaic_phase3.io.value_bytes import digest
+from zemosaic_phase3.io.wrapped_frame import WrappedSource
 from zemosaic_phase3.registration.transform import transform_points
 
 if TYPE_CHECKING:
@@ -76,16 +76,14 @@ class UnclippedSource(WrappedSource):
     __slots__ = ("_clip", "_to_others")
 
     def __init__(self, source: FrameSource, clip: np.ndarray, to_others: list[np.ndarray]) -> None:
-        super().__init__(source)
         self._clip = clip[:1] if source.cfa is not None else clip
         self._to_others = to_others
-
-    def _recipe(self) -> str:
-        return f"unclipped {digest(self._clip.tobytes(), *[transform.tobytes() for transform in self._to_others])}"
+        seal = digest(self._clip.tobytes(), *[transform.tobytes() for transform in to_others])
+        super().__init__(source, np.dtype(np.float32), f"unclipped {seal}")
 
     def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
         first, end = max(y0 - GUARD, 0), min(y1 + GUARD, self.height)
-        pixels = self._inner.read_rows(first, end).astype(np.float32)
+        pixels = self.inner.read_rows(first, end).astype(np.float32)
         planes = pixels.reshape(*pixels.shape[:2], -1)
         clipped = np.asarray((planes >= self._clip.astype(np.float32)).any(axis=2))
         if clipped.any():

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from zemosaic_phase3.io.frame import FrameSource
+from zemosaic_phase3.io.wrapped_frame import WrappedSource
 from zemosaic_phase3.photometry.measure import SKY_CELL
 from zemosaic_phase3.photometry.star_gain import sky_difference
 from zemosaic_phase3.records import FrameStats, FrameTable
@@ -20,12 +21,7 @@ from zemosaic_phase3.registration.transform import transform_points
 from zemosaic_phase3.robust import MAD_TO_SIGMA
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from astropy.io.fits import Header
-    from astropy.wcs import WCS
-
-    from zemosaic_phase3.io.origin import Origin
+    from collections.abc import Sequence
 
 
 TERMS: Final = 6  # of a surface: 1, u, v, u^2, u v, v^2
@@ -93,7 +89,7 @@ def surface_of(
     return terms
 
 
-class FlattenedSource(FrameSource):
+class FlattenedSource(WrappedSource):
     """A frame with a surface added to its pixels as they are read: of a mosaic, to each pixel that of its colour.
 
     Parameters
@@ -104,40 +100,14 @@ class FlattenedSource(FrameSource):
         From :func:`surface_of`.
     """
 
-    __slots__ = ("_inner", "_terms")
+    __slots__ = ("_terms",)
 
     def __init__(self, source: FrameSource, terms: np.ndarray) -> None:
-        for name in ("name", "height", "width", "channels", "cfa", "_codec", "_header", "_wcs"):
-            setattr(self, name, getattr(source, name))
-        self.dtype = np.dtype(np.float32)
-        self._inner, self._terms = source, terms
-
-    def deferred_header(self) -> Callable[[], Header]:
-        """Read the header of the frame, and return what makes it."""
-        return self._inner.deferred_header()
-
-    def wcs(self, header: Header | None = None) -> WCS | None:
-        """Return the WCS of the frame."""
-        return self._inner.wcs(header)
-
-    @property
-    def origin(self) -> Origin | None:
-        """Where the frame comes from, and the surface."""
-        inner = self._inner.origin
-        return (
-            None if inner is None else inner._replace(recipe=f"{inner.recipe} flattened {self._terms.tobytes().hex()}")
-        )
-
-    def require_unchanged(self) -> None:
-        """Make sure that the frame's file is still the one that was opened."""
-        self._inner.require_unchanged()
-
-    def expect_rows(self, y0: int, y1: int) -> None:
-        """Have the system fetch rows of the frame."""
-        self._inner.expect_rows(y0, y1)
+        super().__init__(source, np.dtype(np.float32), f"flattened {terms.tobytes().hex()}")
+        self._terms = terms
 
     def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
-        pixels = self._inner.read_rows(y0, y1).astype(np.float32)
+        pixels = self.inner.read_rows(y0, y1).astype(np.float32)
         u = (np.arange(self.width) - (self.width - 1) / 2.0) / ((self.width - 1) / 2.0)
         v = (np.arange(y0, y1) - (self.height - 1) / 2.0) / ((self.height - 1) / 2.0)
         for c, (constant, by_u, by_v, by_uu, by_uv, by_vv) in enumerate(self._terms):

@@ -20,12 +20,12 @@ from zemosaic_phase3.calibrate.cosmetic import CosmeticSource, DefectMap
 from zemosaic_phase3.calibrate.defects import FEWEST_FRAMES, chosen_frames, learn_defects, outlying_photosites
 from zemosaic_phase3.calibrate.frame_facts import FrameFacts, distance, facts_of, mismatch
 from zemosaic_phase3.calibrate.map_file import read_map
-from zemosaic_phase3.calibrate.wrapped_source import WrappedSource
 from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.errors import CalibrationError
 from zemosaic_phase3.io.flipped_frame import is_turned
 from zemosaic_phase3.io.pixel_files import ArraySource
 from zemosaic_phase3.io.value_bytes import digest
+from zemosaic_phase3.io.wrapped_frame import WrappedSource
 from zemosaic_phase3.pipeline.group import Group, scan_bytes
 from zemosaic_phase3.pipeline.masters import UNIT_RANGE, Master, Masters, cache_folder, master_key, open_masters
 from zemosaic_phase3.progress import Callback

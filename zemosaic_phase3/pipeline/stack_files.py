@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from zemosaic_phase3.calibrate.wrapped_source import held_bytes
 from zemosaic_phase3.engine import cpu
 from zemosaic_phase3.engine.job import Job, StackResult, make_job
 from zemosaic_phase3.engine.resources import Resources
@@ -21,6 +20,7 @@ from zemosaic_phase3.errors import GPUStackingError, PlanError, StackCancelled
 from zemosaic_phase3.finish.equalize import equalize_if
 from zemosaic_phase3.io.atomic_write import remove_strays
 from zemosaic_phase3.io.frame import Frame
+from zemosaic_phase3.io.wrapped_frame import held_bytes
 from zemosaic_phase3.methods import DeviceName, canonical
 from zemosaic_phase3.pipeline.device_policy import POLICY, DevicePolicy, DeviceRequest
 from zemosaic_phase3.pipeline.frame_choice import Choice

@@ -9,7 +9,7 @@ import numpy as np
 from zemosaic_phase3.io.frame import FrameSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from astropy.io.fits import Header
     from astropy.wcs import WCS
@@ -36,7 +36,7 @@ class WrappedSource(FrameSource):
     __slots__ = ("_recipe", "inner")
 
     def __init__(self, source: FrameSource, dtype: np.dtype, recipe: str = "") -> None:
-        for name in ("name", "height", "width", "channels", "cfa", "_codec", "_header", "_wcs"):
+        for name in ("name", "height", "width", "channels", "cfa", "row_order", "_codec", "_header", "_wcs"):
             setattr(self, name, getattr(source, name))
         self.dtype = dtype
         self.inner = source
@@ -49,6 +49,10 @@ class WrappedSource(FrameSource):
     def card_values(self, *keys: str) -> list[Any]:
         """Return the values of a few cards of the frame, without astropy where they are plain."""
         return self.inner.card_values(*keys)
+
+    def some_cards(self, keys: Collection[str]) -> dict[str, Any]:
+        """Return the values of some cards of the frame."""
+        return self.inner.some_cards(keys)
 
     def wcs(self, header: Header | None = None) -> WCS | None:
         """Return the WCS of the frame."""
