@@ -187,7 +187,7 @@ def siril(folder: Path, kind: Kind) -> Result:
         image, header = planes_of(hdus[0].data), hdus[0].header
     image *= 65535.0 if np.nanmax(image) < 2.0 else 1.0
     table = (folder / f"r_{name}_.seq").read_text()
-    level = max(int(re.search(r"^S .* (-?\d+) \d+$", table, re.M)[1]), 0)  # the frame whose levels it takes
+    level = max(int(re.findall(r"^S .* (-?\d+) \d+$", table, re.M)[0]), 0)  # the frame whose levels it takes
     stats: dict[int, dict[int, tuple[float, float]]] = {}  # of each channel and frame: location and scale
     for channel, frame, line in re.findall(r"^M([\d*])-(\d+) (.*)$", table, re.M):
         values = [float(value) for value in line.split()]
@@ -306,7 +306,8 @@ def subs(
     """Simulate ``n`` subs; ``change`` makes a file's numbers of what fell on the sensor."""
     stars = stars or starfield(seed)
     shifts = dither(seed, n) if shifts is None else shifts
-    tint, pattern = (TINT, {"BAYERPAT": "GRBG"}) if colour else (np.ones(1), {})
+    tint = TINT if colour else np.ones(1)
+    pattern: dict[str, Any] = {"BAYERPAT": "GRBG"} if colour else {}
     truth = np.mean([light(stars, fwhm=fwhm(i)) for i in range(n)], axis=0) * gain(0) + level(0)
     for i in range(n):
         clean = gain(i) * light(stars, shifts[i], fwhm(i))
