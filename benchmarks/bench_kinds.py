@@ -328,7 +328,7 @@ def undithered(folder: Path, hot: int) -> Session:
 
 
 def vendor(folder: Path) -> Session:
-    card = {"INSTRUME": "Seestar S50", "IMAGETYP": "Light", "FILTER": "IRCUT"}
+    card: dict[str, Any] = {"INSTRUME": "Seestar S50", "IMAGETYP": "Light", "FILTER": "IRCUT"}
     session = subs(folder, 30, 10, None, lambda _: {**card, "STACKCNT": 1}, colour=True)
     clean = light(session.stars, (1.5, -2.5))[..., None] + 1000.0 * TINT
     stack = np.mean([exposed(clean, (30, 9, k)) for k in range(40)], axis=0)
