@@ -171,7 +171,7 @@ def match_levels(
     scale, offset, gains = photometric(stats, transforms, reference, distortion, combined=is_auto)
     poor = [i for i, gain in enumerate(gains) if not (gain.supported or (is_auto and usable(gain)))]
     reasons = {i: why_no_gain(gains[i]) for i in poor}
-    too_poor = len(poor) > MAX_POOR_SHARE * len(stats) or not gains[reference].supported
+    too_poor = len(poor) >= MAX_POOR_SHARE * len(stats) or not gains[reference].supported
     if is_auto and too_poor:
         fallback = replace(spec, normalize="additive_scaling")
         example = f", as {why_no_gain(gains[poor[0]])}" if poor else ""
