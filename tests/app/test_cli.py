@@ -323,7 +323,7 @@ def test_a_required_gpu_that_is_not_there_is_an_error(subs, tmp_path, capsys):
         pytest.skip("this machine has a GPU")
     assert run("stack", subs, "-o", tmp_path / "a.fits", "--require-gpu") == 1
     assert "doctor" in one_line(capsys.readouterr().err)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.fits.journal"]  # what was measured
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_caller_keeps_its_own_garbage_collection(monkeypatch):

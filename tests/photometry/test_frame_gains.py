@@ -36,11 +36,13 @@ def test_a_frame_without_a_gain_is_left_out_with_its_numbers():
 
 def test_auto_takes_photometric_where_the_stars_allow_it_and_says_so():
     good = [stats(seed=k) for k in range(11)]
-    rows, used, _ = table([*good, stats(n=3)], normalize="auto")
-    assert rows.normalize_method == "photometric" and len(used) == 11
+    rows, used, _ = table([*good, stats(n=2)], normalize="auto")
+    assert rows.normalize_method == "photometric" and len(used) == 12
     assert "auto took photometric" in rows.notes[0]
-    rows, used, _ = table([*good[:4], stats(n=3)], normalize="auto")
+    assert "1 of 12 frames tell theirs too roughly" in rows.notes[1]
+    np.testing.assert_allclose(rows.scale[11], 1.0, rtol=0.01)  # as its neighbour
+    rows, used, _ = table([good[0], *[stats(n=2, seed=k) for k in range(4)]], normalize="auto")
     assert rows.normalize_method == "additive_scaling" and len(used) == 5
-    assert "auto took additive_scaling: 1 of 5" in rows.notes[0]
+    assert "auto took additive_scaling: 4 of 5" in rows.notes[0]
     rows, _, _ = table([stats(n=2), stats(n=2)], normalize="auto")
     assert rows.normalize_method == "additive_scaling"

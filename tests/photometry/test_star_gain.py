@@ -44,8 +44,10 @@ def test_stars_are_matched_through_the_transform():
 
 
 def test_few_or_poor_stars_are_no_gain():
-    few = star_gain.frame_gain(stats(n=4), stats(), np.eye(3))
+    few = star_gain.frame_gain(stats(n=2), stats(), np.eye(3))
     assert not few.supported and np.isnan(few.factor).all()
+    some = star_gain.frame_gain(stats(n=4), stats(n=4), np.eye(3))
+    assert not some.supported and (some.error >= star_gain.FEW_STARS_ERROR).all()
     poor = star_gain.frame_gain(stats(n=8, error=0.09, seed=1), stats(error=0.09, seed=2), np.eye(3))
     assert not poor.supported
     none = star_gain.frame_gain(replace(stats(), star_xy=np.empty((0, 2), np.float32)), stats(), np.eye(3))

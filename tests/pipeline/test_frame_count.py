@@ -79,3 +79,8 @@ def test_the_report_warns(paths: list[Path]) -> None:
 def test_what_was_asked_to_be_left_out_is_no_failure(paths: list[Path]) -> None:
     tile = stack_files(paths, select=SelectSpec(drop_worst=60.0), min_frames="90%", register=RegisterSpec(mode="none"))
     assert (tile.report.n_used, tile.report.n_meant) == (2, 2)
+
+
+def test_the_error_has_no_reasons_where_nothing_was_left_out(paths: list[Path]) -> None:
+    with pytest.raises(NoFramesError, match=r"nothing is written\. To have it all the same: --min-frames 5"):
+        stack_files(paths, min_frames=6, device="cpu", workers=1, resume=False)

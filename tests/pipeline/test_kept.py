@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sqlite3
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -342,6 +344,15 @@ def test_rows_leave_the_room_that_the_files_need(
     monkeypatch.setattr(Journal, "keep_band", lambda _self, job, *_: kept.append(job))
     stacked(subs, tmp_path / "o.fits")
     assert kept
+
+
+def test_a_short_stack_writes_no_rows(subs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[str] = []
+    monkeypatch.setattr(Journal, "keep_band", lambda _self, job, *_: kept.append(job))
+    clock = itertools.count(0.0, 5.0)  # seconds between two looks at it
+    monkeypatch.setattr(kept_rows, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    stacked(subs, tmp_path / "o.fits")
+    assert kept == []
 
 
 def test_threads_and_runs_share_a_journal(subs: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pipeline_case import paths, sessions  # noqa: F401 - fixtures: simulated se
 
 from zemosaic_phase3.errors import NoFramesError
 from zemosaic_phase3.pipeline.tile import Tile
-from zemosaic_phase3.spec import RegisterSpec, StackSpec
+from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, StackSpec
 from zemosaic_worker import stack_files
 
 PLAIN = StackSpec(reject="none")
@@ -138,3 +138,38 @@ def test_a_journal_keeps_what_was_put_right(paths: list[Path], tmp_path: Path) -
     assert second.report.resumed.measured == 5
     np.testing.assert_array_equal(first.image, second.image)
     assert note(second, "filler") == note(first, "filler") != ""
+
+
+def dark_file(folder: Path, like: np.ndarray) -> Path:
+    current = np.random.default_rng(7).normal(40.0, 6.0, like.shape)
+    fits.PrimaryHDU(current.astype(np.float32), fits.Header({"IMAGETYP": "Master Dark"})).writeto(folder / "dark.fits")
+    return folder / "dark.fits"
+
+
+def test_filler_is_known_before_a_dark_is_subtracted(paths: list[Path], tmp_path: Path) -> None:  # noqa: F811
+    images = images_of(paths)
+    calibration = CalibrationSpec(dark=(str(dark_file(tmp_path, images[0])),))
+    for k, image in enumerate(images):
+        if k:
+            image[:, : 10 * k] = 0
+    output = tmp_path / "out.fits"
+    tile = stacked(images, tmp_path / "in", output=output, calibration=calibration)
+    assert tile.report.n_used == 5
+    assert "4 of the frames have areas of one exact number (0)" in note(tile, "filler")
+    assert tile.maps["COVERAGE"][40:-40, 3:20].max() <= 3
+    frames = [tmp_path / "in" / f"{k}.fits" for k in range(5)]
+    keywords = {"device": "cpu", "workers": 2, "stack": PLAIN, "calibration": calibration}
+    again = stack_files(frames, output, overwrite=True, **keywords)
+    assert again.report.resumed.measured == 5
+    np.testing.assert_array_equal(again.image, tile.image)
+
+
+def test_a_saturated_frame_is_known_before_a_dark_is_subtracted(paths: list[Path], tmp_path: Path) -> None:  # noqa: F811
+    images = images_of(paths)
+    calibration = CalibrationSpec(dark=(str(dark_file(tmp_path, images[0])),))
+    images[2] = np.where(images[2] > np.percentile(images[2], 55), 65535, images[2]).astype(np.uint16)
+    images[3][:] = 65535
+    reasons = dict(stacked(images, tmp_path / "in", calibration=calibration).report.dropped)
+    assert len(reasons) == 2
+    assert "% of its samples have its highest number, 65535" in reasons[str(tmp_path / "in" / "2.fits")]
+    assert "every pixel is 65535" in reasons[str(tmp_path / "in" / "3.fits")]

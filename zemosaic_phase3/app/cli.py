@@ -22,6 +22,7 @@ from zemosaic_phase3.app.commands import (
     run_simulate,
     run_stack,
 )
+from zemosaic_phase3.app.guess import unknown_options
 from zemosaic_phase3.app.options import add_bench, add_checkout, add_demo, add_doctor, add_simulate, add_stack
 from zemosaic_phase3.app.printable import broken_lines, printable
 from zemosaic_phase3.app.signals import PROGRAM, stopped_status
@@ -118,7 +119,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     SystemExit
         With 2 after a wrong usage, with 0 after ``--help`` and ``--version``.
     """
-    args = build_parser().parse_args(argv)
+    args, unknown = build_parser().parse_known_args(argv)
+    if unknown:
+        args.parser.error(unknown_options(unknown, args.parser))
     args.command_line = [PROGRAM, *map(str, sys.argv[1:] if argv is None else argv)]
     with _printable_streams(), _rare_collections():
         console = console_module.make_console(sys.stderr)

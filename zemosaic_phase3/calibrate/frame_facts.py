@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from zemosaic_phase3.io.frame import FrameSource
+from zemosaic_phase3.io.frame_kind import CARD_KEYS, KindName, canonical_filter, canonical_name, frame_kind
 
 Kind = Literal["light", "dark", "flat", "bias", "dark_flat"]
 
 EXPOSURE_SHARE: Final = 0.02  # by which exposures of a light and its dark may differ
 EXPOSURE_SECONDS: Final = 0.01  # or this much, s
-CARDS: Final = (
-    "IMAGETYP", "FRAME", "EXPTIME", "EXPOSURE", "GAIN", "OFFSET", "CCD-TEMP", "XBINNING", "YBINNING", "FILTER",
-    "INSTRUME", "ROWORDER", "NCOMBINE", "STACKCNT", "CALSTAT",
-)  # fmt: skip
-_WORDS: Final[tuple[tuple[str, Kind], ...]] = (
-    (r"dark[ _-]*flat|flat[ _-]*dark", "dark_flat"),
-    (r"dark", "dark"),
-    (r"flat", "flat"),
-    (r"bias|offset|zero", "bias"),
-    (r"light|object|science", "light"),
-)
-_NAME: Final = re.compile(
-    r"(?:^|[^a-z])(dark[ _-]*flat|flat[ _-]*dark|dark|flat|bias|offset)(?:s|field|frame)*(?![a-z])"
-)
+_OFFSETS: Final = ("OFFSET", "BLKLEVEL", "BLACKLVL")
+_TEMPERATURES: Final = ("CCD-TEMP", "CCDTEMP", "DET-TEMP", "TEMPERAT", "SET-TEMP")
+_KINDS: Final[dict[KindName, Kind]] = {
+    "light": "light", "stack": "light", "dark": "dark", "flat": "flat", "bias": "bias", "dark-flat": "dark_flat",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -64,45 +55,31 @@ class FrameFacts:
 
 
 def facts_of(source: FrameSource) -> FrameFacts:
-    """Read what the header says of a frame.
-
-    The kind comes from IMAGETYP or FRAME, else from the name of the file, else from that of its folder; "" where none
-    of them tells.
-    """
-    known = dict(zip(CARDS, source.card_values(*CARDS), strict=True))
-    text = " ".join(str(known[key]).lower() for key in ("IMAGETYP", "FRAME") if known[key] is not None)
-    binning = [int(n) for n in (_number(known["XBINNING"]), _number(known["YBINNING"])) if math.isfinite(n)]
-    exposure = next((n for n in map(_number, (known["EXPTIME"], known["EXPOSURE"])) if n >= 0.0), math.nan)
-    made_of = max(_number(known["NCOMBINE"], 1.0), _number(known["STACKCNT"], 1.0))
-    name = Path(source.name).name.lower()
+    """Read what header and name say of a frame: see :mod:`io.frame_kind`, and the cards of offset and temperature."""
+    cards = source.some_cards({*CARD_KEYS, *_OFFSETS, *_TEMPERATURES, "ROWORDER"})
+    known = frame_kind(cards, source.name)
+    exposure = known.exposure  # which knows no 0: of lights that says nothing, of bias frames a lot
+    if math.isnan(exposure) and 0.0 in (_number(cards.get("EXPTIME")), _number(cards.get("EXPOSURE"))):
+        exposure = 0.0
+    is_master = "master" in known.because.lower() or known.count > 1
     return FrameFacts(
-        kind=kind_of_text(text) or kind_of_name(Path(source.name)),
+        kind=_KINDS.get(known.kind, ""),
         size=(source.height, source.width) if source.cfa else source.shape,
         exposure=exposure,
-        gain=_number(known["GAIN"]),
-        offset=_number(known["OFFSET"]),
-        temperature=_number(known["CCD-TEMP"]),
-        binning=f"{binning[0]}x{binning[-1]}" if binning else "",
-        filter=_text(known["FILTER"]),
-        camera=_text(known["INSTRUME"]),
-        row_order=_text(known["ROWORDER"]).upper(),
-        is_master="master" in text or made_of > 1.0 or name.startswith("master"),
-        done="".join(letter for letter in "BDF" if letter in _text(known["CALSTAT"]).upper()),
+        gain=known.gain,
+        offset=_first_number(cards, _OFFSETS),
+        temperature=_first_number(cards, _TEMPERATURES),
+        binning=known.binning,
+        filter=known.filter,
+        camera=known.instrument,
+        row_order=_text(cards.get("ROWORDER")).upper(),
+        is_master=is_master or Path(source.name).name.lower().startswith("master"),
+        done="".join(letter for letter in "BDF" if letter in _text(cards.get("CALSTAT")).upper()),
     )
 
 
-def kind_of_text(text: str) -> Kind | Literal[""]:
-    """Return the kind that IMAGETYP or FRAME names: "Dark Frame", "FLAT", "Master Bias", "DARKFLAT" and the like."""
-    return next((kind for pattern, kind in _WORDS if re.search(pattern, text.lower())), "")
-
-
-def kind_of_name(path: Path) -> Kind | Literal[""]:
-    """Return the kind that the name of a file, or of its folder, begins or ends with as a word: dark_001, flats."""
-    for name in (path.stem, path.parent.name):
-        found = _NAME.search(name.lower().replace("master", "_"))
-        if found:
-            return kind_of_text(found[1])
-    return ""
+def _first_number(cards: dict[str, Any], keys: tuple[str, ...]) -> float:
+    return next((number for key in keys if math.isfinite(number := _number(cards.get(key)))), math.nan)
 
 
 def _number(value: Any, unknown: float = math.nan) -> float:
@@ -138,10 +115,10 @@ def mismatch(wanted: FrameFacts, found: FrameFacts, tolerance: float, *, any_exp
         return f"size {found.size[1]} x {found.size[0]}"
     if wanted.binning and found.binning and wanted.binning != found.binning:
         return f"binning {found.binning}"
-    if wanted.camera and found.camera and wanted.camera.lower() != found.camera.lower():
+    if wanted.camera and found.camera and canonical_name(wanted.camera) != canonical_name(found.camera):
         return f"camera {found.camera}"
     if found.kind == "flat":
-        differs = wanted.filter and found.filter and wanted.filter.lower() != found.filter.lower()
+        differs = wanted.filter and found.filter and canonical_filter(wanted.filter) != canonical_filter(found.filter)
         return f"filter {found.filter}" if differs else ""
     for label, a, b in (("gain", wanted.gain, found.gain), ("offset", wanted.offset, found.offset)):
         if abs(a - b) > 1e-3 * max(1.0, abs(a)):  # never true for nan

@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from zemosaic_phase3.methods import STAR_NORMALISATIONS, NormalizeName
+from zemosaic_phase3.photometry.combined_gain import combined_gains, usable
 from zemosaic_phase3.photometry.star_gain import MAX_GAIN_ERROR, MIN_PAIRS, Gain, frame_gain, frame_offset
 from zemosaic_phase3.records import FrameStats
 from zemosaic_phase3.spec import StackSpec
@@ -16,7 +17,7 @@ from zemosaic_phase3.spec import StackSpec
 MIN_SPAN: Final = 1e-5  # ADU; a percentile span below this has no slope to match
 MAX_STAR_SIGMAS: Final = 3.0  # standard errors of a star gain, that a scale from percentiles may be off
 MAX_STAR_MISFIT: Final = 0.02  # and at least by this much
-MAX_POOR_SHARE: Final = 0.1  # of the frames, that normalisation auto leaves out for having no gain
+MAX_POOR_SHARE: Final = 0.5  # of the frames without any gain, from which normalisation auto matches by the spread
 
 
 def linear_fit(stats: FrameStats, reference: FrameStats) -> tuple[np.ndarray, np.ndarray]:
@@ -98,6 +99,8 @@ def photometric(
     transforms: Sequence[np.ndarray],
     reference: int,
     distortion: Sequence[np.ndarray | None] = (),
+    *,
+    combined: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, list[Gain]]:
     """Scale from the fluxes of the stars shared with the reference, offset from the sky that both show.
 
@@ -111,6 +114,8 @@ def photometric(
         Frame the others are normalised to.
     distortion : sequence of ndarray (rows, columns, 2) float32, or None
         Displacements of each frame on top of its transform; empty: no frame has any.
+    combined : bool
+        Frames whose stars tell too little get the best estimate of the session, see :mod:`photometry.combined_gain`.
 
     Returns
     -------
@@ -126,13 +131,17 @@ def photometric(
     for i, frame in enumerate(stats):
         if i == reference:
             gains.append(Gain(np.ones(channels), np.zeros(channels), np.full(channels, len(frame.star_xy))))
-            scale[i], offset[i] = 1.0, 0.0
             continue
         to_frame = transforms[i] @ from_grid
         gains.append(frame_gain(frame, stats[reference], to_frame, distortion[i] if distortion else None))
-        if gains[i].supported:
-            scale[i] = gains[i].factor
-            offset[i] = frame_offset(frame, stats[reference], to_frame, scale[i])
+    if combined:
+        gains = combined_gains(gains, reference)
+    for i, (frame, gain) in enumerate(zip(stats, gains, strict=True)):
+        if i == reference:
+            scale[i], offset[i] = 1.0, 0.0
+        elif gain.supported or (combined and usable(gain)):
+            scale[i] = gain.factor
+            offset[i] = frame_offset(frame, stats[reference], transforms[i] @ from_grid, scale[i])
     return scale, offset, gains
 
 
@@ -158,20 +167,28 @@ def match_levels(
         return _bounded_by_stars(spec, stats, transforms, reference, distortion)
     if spec.normalize not in STAR_NORMALISATIONS:
         return _Match(*normalisation(spec, stats, reference), spec.normalize, [], {})
-    scale, offset, gains = photometric(stats, transforms, reference, distortion)
-    poor = [i for i, gain in enumerate(gains) if not gain.supported]
+    is_auto = spec.normalize == "auto"
+    scale, offset, gains = photometric(stats, transforms, reference, distortion, combined=is_auto)
+    poor = [i for i, gain in enumerate(gains) if not (gain.supported or (is_auto and usable(gain)))]
     reasons = {i: why_no_gain(gains[i]) for i in poor}
-    too_poor = len(poor) > MAX_POOR_SHARE * len(stats) or not gains[reference].supported
-    if spec.normalize == "auto" and too_poor:
+    too_poor = len(poor) >= MAX_POOR_SHARE * len(stats) or not gains[reference].supported
+    if is_auto and too_poor:
         fallback = replace(spec, normalize="additive_scaling")
         example = f", as {why_no_gain(gains[poor[0]])}" if poor else ""
         note = f"normalisation auto took additive_scaling: {len(poor)} of {len(stats)} frames have no gain{example}"
         return _Match(*normalisation(fallback, stats, reference), "additive_scaling", [note], {})
     notes = []
-    if spec.normalize == "auto":
+    if is_auto:
         stars = int(np.median([gain.pairs.min() for gain in gains]))
         lowest, highest = np.nanmin(scale), np.nanmax(scale)
         notes = [f"normalisation auto took photometric: {stars} stars a frame, gains {lowest:.4g} to {highest:.4g}"]
+        leaning = [gain for gain in gains if not gain.supported and usable(gain)]
+        if leaning:
+            worst = 100 * max(float(gain.error.max()) for gain in leaning)
+            notes.append(
+                f"gains: the stars of {len(leaning)} of {len(gains)} frames tell theirs too roughly to stand alone; "
+                f"combined with the frames before and after they are good to {worst:.1f} % or better"
+            )
     return _Match(scale, offset, "photometric", notes, reasons)
 
 

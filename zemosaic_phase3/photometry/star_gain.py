@@ -20,7 +20,9 @@ MATCH_FWHM: Final = 0.5  # distance at which two detections are one star, units 
 MIN_MATCH_PX: Final = 1.0  # but not less
 MIN_SNR: Final = 10.0  # of a flux in either frame; fainter ones are biased by having been found
 SCATTER: Final = 0.01  # relative error that no brightness overcomes: sampling of a mosaic, variable stars, flat field
-MIN_PAIRS: Final = 5  # stars that a gain needs
+MIN_PAIRS: Final = 5  # stars that a gain needs to stand alone
+FEW_STARS_ERROR: Final = 0.05  # relative, of a gain from fewer, at least
+FEWEST_PAIRS: Final = 3  # that say something, to be combined with what other frames say
 MAX_GAIN_ERROR: Final = 0.03  # relative standard error of a gain that can be used
 CLIP: Final = 3.0  # residuals beyond, units of their own sigma, are variable, saturated or blended stars
 ROUNDS: Final = 12
@@ -64,12 +66,14 @@ def frame_gain(frame: FrameStats, reference: FrameStats, to_frame: np.ndarray, f
         with np.errstate(divide="ignore", invalid="ignore"):  # a frame without noise; NaN, a star that may be saturated
             snr = ours / reference.star_light_error[i, c], theirs / frame.star_light_error[j, c]
             good = (snr[0] > MIN_SNR) & (snr[1] > MIN_SNR)
-        if np.count_nonzero(good) < MIN_PAIRS:
+        if np.count_nonzero(good) < FEWEST_PAIRS:
             pairs[c] = np.count_nonzero(good)
             continue
         ratio = np.log(ours[good] / theirs[good])
         mean, error[c], pairs[c] = _robust_mean(ratio, snr[0][good] ** -2.0 + snr[1][good] ** -2.0 + SCATTER**2)
         factor[c] = np.exp(mean)
+        if np.count_nonzero(good) < MIN_PAIRS:  # too few to tell a wrong one among them
+            error[c] = max(error[c], FEW_STARS_ERROR)
     return Gain(drawn_together(factor, error), error, pairs)
 
 

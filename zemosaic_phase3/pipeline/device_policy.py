@@ -139,6 +139,17 @@ class DevicePolicy:
                 self.state["health_checked"] = True
             return bool(self.state.get("healthy", False))
 
+    def require_candidate(self, request: DeviceRequest) -> None:
+        """Refuse before a frame is read what is bound to fail: a GPU is required, and there is none.
+
+        Raises
+        ------
+        ZeMosaicError
+            Says why.
+        """
+        if request.require_gpu and not self.candidate(request.plan_allows, request.logger):
+            _refuse_cpu(self._why_cpu([], request), [])
+
     def _illness(self, logger: logging.Logger) -> str:
         """Check the health of the GPU; return why it cannot be used, empty if it can."""
         try:

@@ -73,12 +73,12 @@ class LeastFrames:
         too_few = self.fails == "few" and used < self.needed(meant)
         if accepted or not (too_few or (is_lone and self.fails == "one")):
             return
-        reasons = _reasons(group)
+        reasons = f" {told}." if (told := _reasons(group)) else ""
         what = "one frame is no stack" if is_lone else f"at least {self.needed(meant)} are asked for"
         unregistered = sum(row.reason.startswith("not registered") for row in group.rows)
         hint = " Frames without stars (Moon, planets, Sun) that need no shift: --register none." if unregistered else ""
         raise NoFramesError(
-            f"{used} of {meant} frames {'is' if used == 1 else 'are'} left, and {what}; nothing is written. {reasons}."
+            f"{used} of {meant} frames {'is' if used == 1 else 'are'} left, and {what}; nothing is written.{reasons}"
             f"{hint} To have it all the same: --min-frames {used}"
         )
 

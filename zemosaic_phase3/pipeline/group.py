@@ -23,16 +23,18 @@ from zemosaic_phase3.errors import FrameError, NoFramesError, SpecError, StackCa
 from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.io.frame_kind import FrameKind
 from zemosaic_phase3.io.inputs import real_path
-from zemosaic_phase3.io.mended_frame import Mend, MendedSource
+from zemosaic_phase3.io.mended_frame import Mend
 from zemosaic_phase3.io.moments import MOMENT_KEYS, Exposure, exposure_of
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.photometry.levels import measure_levels
 from zemosaic_phase3.photometry.measure import quanta, read_frame, shown, with_stars
 from zemosaic_phase3.pipeline.blank_frames import middle_rows, refuse_blank, shows_something
 from zemosaic_phase3.pipeline.samples import (
+    as_stored,
     clip_levels,
     find_mend,
     may_have_filler,
+    mended,
     refuse_clipped,
     refuse_rounded,
 )
@@ -139,12 +141,18 @@ def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool, mea
     """
     stats, stars, mend = None, None, Mend()
     saturate, *moments = source.card_values("SATURATE", *MOMENT_KEYS)
+    stored = as_stored(source)
     if measure or find_stars:
-        pixels, view = read_frame(source)
-        refuse_blank(source, view)
-        mend = find_mend(source, pixels)
-        if mend:
-            source = MendedSource(source, mend)
+        pixels, view = read_frame(stored)
+        refuse_blank(stored, view)
+        mend = find_mend(stored, pixels)
+        if stored is not source:
+            refuse_clipped(source.name, mend.apply(pixels) if mend else pixels)
+            source = mended(source, mend) if mend else source
+            pixels, view = read_frame(source)
+            refuse_blank(source, view)
+        elif mend:
+            source = mended(source, mend)
             pixels, view = shown(mend.apply(pixels), source.cfa)
         clip = clip_levels(pixels, saturate, source.cfa)
         refuse_clipped(source.name, pixels)
@@ -155,8 +163,8 @@ def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool, mea
             stats = with_stars(stats, stars, view, source.cfa)
     elif not shows_something(middle_rows(source)):
         refuse_blank(source, read_frame(source)[1])
-    elif may_have_filler(source):
-        mend = find_mend(source, source.read_rows(0, source.height))
+    elif may_have_filler(stored):
+        mend = find_mend(stored, stored.read_rows(0, stored.height))
     wcs = source.wcs() if spec.mode in ("auto", "wcs") else None
     return Scan(
         stats,
@@ -374,7 +382,7 @@ def scan_group(
         else:
             group.rows[i].scan = found
             if found.mend:
-                group.sources[i] = MendedSource(group.source(i), found.mend)
+                group.sources[i] = mended(group.source(i), found.mend)
 
 
 def _known_or_scanned(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ZeMosaicWorker")
 
-FIRST_SECONDS: Final = 2.0  # of a stack, before anything of it is worth keeping
+FIRST_SECONDS: Final = 15.0  # of a stack, before its rows are worth writing: those of a short one cost a sixth of it
 NEXT_SECONDS: Final = 0.5  # between two pieces; a slab that takes longer is kept at once
 COPIES: Final = 3  # of what is kept, that the disk may hold for a while: in the log, in the file, and one to spare
 MAPS: Final = ("image", "coverage", "weight", "rejected_low", "rejected_high")

@@ -5,6 +5,7 @@ Filler, wrapped and clipped samples, frames that are saturated or whose numbers 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -13,11 +14,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from zemosaic_phase3.calibrate.calibrated import CalibratedSource
 from zemosaic_phase3.detection.filler import find_filler, has_long_runs
 from zemosaic_phase3.detection.floor import find_floors
 from zemosaic_phase3.detection.wrapped import find_wrapped
 from zemosaic_phase3.errors import FrameError
-from zemosaic_phase3.io.mended_frame import Mend, areas_of
+from zemosaic_phase3.io.mended_frame import Mend, MendedSource, areas_of
+from zemosaic_phase3.io.wrapped_frame import WrappedSource
 
 if TYPE_CHECKING:
     from zemosaic_phase3.io.frame import FrameSource
@@ -41,6 +44,26 @@ def find_mend(source: FrameSource, pixels: np.ndarray) -> Mend:
         math.nan if filler is None else filler[1],
         () if floors is None else tuple(map(tuple, floors.tolist())),
     )
+
+
+def as_stored(source: FrameSource) -> FrameSource:
+    """Return what a frame is before it is calibrated: one number is many once a dark was subtracted from it."""
+    inner = source
+    while isinstance(inner, WrappedSource):
+        if isinstance(inner, CalibratedSource):
+            return inner.inner
+        inner = inner.inner
+    return source
+
+
+def mended(source: FrameSource, mend: Mend) -> FrameSource:
+    """Return a frame with what was found in it, as it is stored, put right before it is calibrated."""
+    stored = as_stored(source)
+    if source is stored or not isinstance(source, WrappedSource):
+        return MendedSource(source, mend)
+    outer = copy.copy(source)
+    outer.inner = MendedSource(stored, mend) if source.inner is stored else mended(source.inner, mend)
+    return outer
 
 
 def may_have_filler(source: FrameSource) -> bool:

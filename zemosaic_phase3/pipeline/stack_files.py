@@ -149,6 +149,7 @@ def stack_files(
     copied = OUTPUT_MAPS if maps and output is not None else 1
     resources = Resources(workers=workers or limits.usable_cpus(), memory=allowed, copied_maps=copied)
     request = DeviceRequest(wants_cpu=choice == "cpu", require_gpu=require_gpu or choice == "gpu")
+    policy.require_candidate(request)
     wanted = None if output is None else Wanted(Path(output), maps, preview, report)
     has_files = any(isinstance(frame, str | os.PathLike) for frame in listed.frames)
     with kept_for(output, cache, resume=resume and has_files, fresh=fresh and has_files) as kept:
