@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +28,8 @@ HERE = Path(__file__).resolve()
 for folder in (HERE.parents[2], HERE.parents[1] / "support"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
+
+from uncaught import uncaught  # noqa: E402 - found by the lines above
 
 MEMORY = 6 << 30  # bytes of address space: a claim that is believed shows as MemoryError, not as a full machine
 BATCH = 1000  # frames per process
@@ -113,9 +114,7 @@ def work(first: int, count: int, seconds: float) -> None:
             except TooLongError:
                 end = f"longer than {seconds:g} s"
             except BaseException as exc:  # noqa: BLE001 - to be counted
-                last = traceback.extract_tb(exc.__traceback__)
-                ours = [frame for frame in last if "zemosaic_phase3" in frame.filename] or last
-                end = f"uncaught {type(exc).__name__} in {Path(ours[-1].filename).name}:{ours[-1].name}"
+                end = uncaught(exc)
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
             say({"end": end, "seed": seed, "seconds": time.perf_counter() - began})

@@ -32,7 +32,6 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -44,6 +43,8 @@ HERE = Path(__file__).resolve()
 for folder in (HERE.parents[2], HERE.parents[1] / "support"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
+
+from uncaught import uncaught  # noqa: E402 - found by the lines above
 
 BATCH: Final = 1000  # inputs of a process
 ADDRESSES: Final = 8 << 30  # bytes of address space of a process: a claim that is believed shows as MemoryError
@@ -320,9 +321,7 @@ def work(first: int, count: int, seconds: float) -> None:
             except TooLongError:
                 end = f"longer than {seconds:g} s"
             except BaseException as exc:  # noqa: BLE001 - to be counted
-                last = traceback.extract_tb(exc.__traceback__)
-                ours = [frame for frame in last if "zemosaic_phase3" in frame.filename] or last
-                end = f"uncaught {type(exc).__name__} in {Path(ours[-1].filename).name}:{ours[-1].name}"
+                end = uncaught(exc)
             finally:
                 signal.setitimer(signal.ITIMER_PROF, 0)
             more = peak_bytes() - before

@@ -1,8 +1,9 @@
 """Kill many stacks and go on with each: ``python tests/stress/resume_kills.py [--runs N] [--output FILE]``.
 
 Half of the kills come at random moments, the others at calls to the system of any thread: every kind by which files
-and journal are written, each at a random one of its calls. Fails if a file is damaged, a next run fails, differs by a
-bit from an undisturbed one or leaves something behind, or if more was done again than frames in flight and one slab.
+and journal are written, each at a random one of its calls. Fails if a file is damaged, or if a next run fails, differs
+by a bit from an undisturbed one or leaves something behind. What was done again is counted: how much that is depends on
+how far the journal, which is written beside the work, lags behind it.
 """
 
 from __future__ import annotations
