@@ -93,13 +93,11 @@ class Kept(Protocol):
     ) -> None:
         """Keep what was measured of a frame."""
 
-    def registered(
-        self, source: FrameSource, reference: FrameSource, spec: RegisterSpec, how: str
-    ) -> Registration | None:
+    def registered(self, source: FrameSource, reference: FrameSource, spec: RegisterSpec) -> Registration | None:
         """Return how a frame lies on a reference; None: not known."""
 
     def keep_registered(
-        self, source: FrameSource, reference: FrameSource, spec: RegisterSpec, how: str, verdict: Registration
+        self, source: FrameSource, reference: FrameSource, spec: RegisterSpec, verdict: Registration
     ) -> None:
         """Keep how a frame lies on a reference."""
 
@@ -557,10 +555,10 @@ def _known_or_registered(
     if kept is None:
         return register_frame(group, i, reference, wcs, spec)
     pair = group.source(i), group.source(reference)
-    verdict = kept.registered(*pair, spec, "")
+    verdict = kept.registered(*pair, spec)
     if verdict is None:
         verdict = register_frame(group, i, reference, wcs, spec)
-        kept.keep_registered(*pair, spec, "", verdict)
+        kept.keep_registered(*pair, spec, verdict)
     return verdict
 
 

@@ -65,11 +65,9 @@ class KeptFrames:
         self._seals[source.name] = digest(data)
         self._journal.keep("measured", origin, _measuring(origin.recipe, spec, find_stars, measure), data)
 
-    def registered(
-        self, source: FrameSource, reference: FrameSource, spec: RegisterSpec, how: str
-    ) -> Registration | None:
+    def registered(self, source: FrameSource, reference: FrameSource, spec: RegisterSpec) -> Registration | None:
         """Return how a frame lies on a reference; None: not known."""
-        origin, key = source.origin, self._registering(source, reference, spec, how)
+        origin, key = source.origin, self._registering(source, reference, spec)
         data = None if origin is None or key is None else self._journal.find("registered", origin, key)
         if data is None:
             return None
@@ -82,14 +80,14 @@ class KeptFrames:
         return verdict if isinstance(verdict, Registration) else None
 
     def keep_registered(
-        self, source: FrameSource, reference: FrameSource, spec: RegisterSpec, how: str, verdict: Registration
+        self, source: FrameSource, reference: FrameSource, spec: RegisterSpec, verdict: Registration
     ) -> None:
         """Keep how a frame lies on a reference, or why it does not."""
-        origin, key = source.origin, self._registering(source, reference, spec, how)
+        origin, key = source.origin, self._registering(source, reference, spec)
         if origin is not None and key is not None:
             self._journal.keep("registered", origin, key, to_bytes(verdict))
 
-    def _registering(self, source: FrameSource, reference: FrameSource, spec: RegisterSpec, how: str) -> str | None:
+    def _registering(self, source: FrameSource, reference: FrameSource, spec: RegisterSpec) -> str | None:
         """Return what a registration depends on: the stars of both, the files their WCS are in, and the options."""
         seals = [self._seals.get(found.name) for found in (source, reference)]
         other = reference.origin
@@ -97,7 +95,7 @@ class KeptFrames:
             return None
         return digest(
             version(), *map(str, seals), other.path, str(other.identity.size), str(other.identity.modified_ns),
-            str(sorted(asdict(spec).items())), how,
+            str(sorted(asdict(spec).items())),
         )  # fmt: skip
 
 
