@@ -19,7 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from zemosaic_phase3.detection.star_finder import StarList
-from zemosaic_phase3.pipeline.group import Group, open_group, register_group, scan_group
+from zemosaic_phase3.pipeline.group import Group, open_group
+from zemosaic_phase3.pipeline.measuring import scan_group
+from zemosaic_phase3.pipeline.registering import register_group
 from zemosaic_phase3.registration.match import register_stars
 from zemosaic_phase3.registration.transform import transform_points
 from zemosaic_phase3.simulate.paint import map_points

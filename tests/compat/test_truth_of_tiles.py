@@ -13,7 +13,9 @@ from astropy.wcs import WCS
 from tile_case import PLAIN, Make, cached, pixels
 
 from zemosaic_phase3.photometry.frame_table import build_frame_table
-from zemosaic_phase3.pipeline.group import open_group, register_group, scan_group
+from zemosaic_phase3.pipeline.group import open_group
+from zemosaic_phase3.pipeline.measuring import scan_group
+from zemosaic_phase3.pipeline.registering import register_group
 from zemosaic_phase3.records import FrameStats
 from zemosaic_phase3.simulate.scene import simulate
 from zemosaic_phase3.simulate.session import SimulationSpec

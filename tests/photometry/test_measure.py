@@ -12,7 +12,7 @@ from zemosaic_phase3.compat import stack_arrays as engine
 from zemosaic_phase3.errors import NoFramesError, SpecError
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.photometry import frame_table, measure
-from zemosaic_phase3.pipeline.group import scan_frame
+from zemosaic_phase3.pipeline.scan import scan_frame
 from zemosaic_phase3.spec import RegisterSpec, StackSpec
 from zemosaic_worker import stack_files
 

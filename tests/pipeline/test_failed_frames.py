@@ -10,7 +10,9 @@ from astropy.io import fits
 from cells_case import SIGMA, save
 
 from zemosaic_phase3.pipeline.failed_frames import review_failures
-from zemosaic_phase3.pipeline.group import Group, open_group, register_group, scan_group
+from zemosaic_phase3.pipeline.group import Group, open_group
+from zemosaic_phase3.pipeline.measuring import scan_group
+from zemosaic_phase3.pipeline.registering import register_group
 from zemosaic_phase3.pipeline.stack_files import stack_files
 from zemosaic_phase3.spec import RegisterSpec, StackSpec
 

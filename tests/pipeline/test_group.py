@@ -17,7 +17,10 @@ from real_sky import cut_subs
 
 from zemosaic_phase3.errors import FrameError, NoFramesError
 from zemosaic_phase3.io.open_frame import open_source
-from zemosaic_phase3.pipeline.group import Group, open_group, register_group, scan_bytes, scan_frame, scan_group
+from zemosaic_phase3.pipeline.group import Group, open_group
+from zemosaic_phase3.pipeline.measuring import scan_group
+from zemosaic_phase3.pipeline.registering import register_group
+from zemosaic_phase3.pipeline.scan import scan_bytes, scan_frame
 from zemosaic_phase3.registration.match import register_stars
 from zemosaic_phase3.simulate.scene import simulate
 from zemosaic_phase3.simulate.session import SimulationSpec, SimulationTruth

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from zemosaic_phase3.errors import SpecError
-from zemosaic_phase3.pipeline.group import Group, open_group, register_group, scan_group
+from zemosaic_phase3.pipeline.group import Group, open_group
+from zemosaic_phase3.pipeline.measuring import scan_group
+from zemosaic_phase3.pipeline.registering import register_group
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, point_source_noise, rate_frames
 from zemosaic_phase3.simulate.scene import simulate
 from zemosaic_phase3.simulate.session import SimulationSpec

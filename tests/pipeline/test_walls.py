@@ -7,7 +7,8 @@ import pytest
 
 from zemosaic_phase3.errors import FrameError, StackCancelled
 from zemosaic_phase3.io.open_frame import open_source
-from zemosaic_phase3.pipeline import group as group_file
+from zemosaic_phase3.pipeline import measuring, registering
+from zemosaic_phase3.pipeline.group import open_group
 from zemosaic_phase3.spec import RegisterSpec
 
 FAULTS = [KeyError("NAXIS"), IndexError("index -9223372036854775808"), ZeroDivisionError(), RecursionError("deep")]
@@ -26,15 +27,15 @@ def test_opening(fault: Exception) -> None:
         return open_source(descriptor)
 
     arrays = frames()
-    group = group_file.open_group(arrays, opener)
+    group = open_group(arrays, opener)
     assert [row.used for row in group.rows] == [True, False, True, True]
     assert type(fault).__name__ in group.rows[1].reason
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
 def test_measuring_and_registering(fault: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    group = group_file.open_group(frames())
-    measure, register = group_file.scan_frame, group_file.register_frame
+    group = open_group(frames())
+    measure, register = measuring.scan_frame, registering.register_frame
     spoilt = group.source(2)
 
     def scan(source: object, *arguments: object, **keywords: object) -> object:
@@ -42,8 +43,8 @@ def test_measuring_and_registering(fault: Exception, monkeypatch: pytest.MonkeyP
             raise fault
         return measure(source, *arguments, **keywords)
 
-    monkeypatch.setattr(group_file, "scan_frame", scan)
-    group_file.scan_group(group, RegisterSpec(mode="none"), find_stars=False, workers=2)
+    monkeypatch.setattr(measuring, "scan_frame", scan)
+    measuring.scan_group(group, RegisterSpec(mode="none"), find_stars=False, workers=2)
     assert [row.used for row in group.rows] == [True, True, False, True]
     assert type(fault).__name__ in group.rows[2].reason
 
@@ -52,9 +53,9 @@ def test_measuring_and_registering(fault: Exception, monkeypatch: pytest.MonkeyP
             raise fault
         return register(group, i, *arguments)
 
-    monkeypatch.setattr(group_file, "register_frame", fail)
+    monkeypatch.setattr(registering, "register_frame", fail)
     group.reference = 0
-    group_file.register_group(group, RegisterSpec(mode="stars"), workers=2)
+    registering.register_group(group, RegisterSpec(mode="stars"), workers=2)
     assert "not registered" in group.rows[3].reason
     assert type(fault).__name__ in group.rows[3].reason
 
@@ -62,6 +63,6 @@ def test_measuring_and_registering(fault: Exception, monkeypatch: pytest.MonkeyP
 def test_what_is_no_fault_of_the_frame_goes_on_its_way() -> None:
     for error in (StackCancelled("stop"), MemoryError()):
         with pytest.raises(type(error)):
-            group_file.frame_fault(error, "a.fits")
+            registering.frame_fault(error, "a.fits")
     known = FrameError("a.fits", "truncated; copy it again")
-    assert group_file.frame_fault(known, "other") is known
+    assert registering.frame_fault(known, "other") is known

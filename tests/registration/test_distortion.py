@@ -17,7 +17,9 @@ from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.errors import SpecError
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.io.open_frame import open_source
-from zemosaic_phase3.pipeline.group import Group, open_group, register_group, scan_group
+from zemosaic_phase3.pipeline.group import Group, open_group
+from zemosaic_phase3.pipeline.measuring import scan_group
+from zemosaic_phase3.pipeline.registering import register_group
 from zemosaic_phase3.registration.distortion import (
     NEGLIGIBLE,
     STEP,

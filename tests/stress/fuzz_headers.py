@@ -50,9 +50,9 @@ def handle(path: Path, reference: object, seed: int) -> None:
     from zemosaic_phase3.io.open_frame import open_source
     from zemosaic_phase3.io.same_pixels import same_exposures
     from zemosaic_phase3.io.tile_file import tile_hdus
-    from zemosaic_phase3.pipeline.group import scan_frame
     from zemosaic_phase3.pipeline.input_list import is_own_tile
     from zemosaic_phase3.pipeline.observation_cards import exposure_cards
+    from zemosaic_phase3.pipeline.scan import scan_frame
     from zemosaic_phase3.pipeline.tile_header import cards_of_reference
     from zemosaic_phase3.registration.wcs import register_wcs
     from zemosaic_phase3.spec import RegisterSpec

@@ -227,7 +227,7 @@ class Run:
         import numpy as np
 
         from zemosaic_phase3.io.open_frame import open_source
-        from zemosaic_phase3.pipeline.group import scan_frame
+        from zemosaic_phase3.pipeline.scan import scan_frame
         from zemosaic_phase3.spec import RegisterSpec
 
         self.register = RegisterSpec()
@@ -241,7 +241,7 @@ class Run:
     def handle(self, raw: bytes, *, whole: bool) -> None:
         """Do with one input whatever a run does; FrameError where it cannot be used."""
         from zemosaic_phase3.io.open_frame import open_source
-        from zemosaic_phase3.pipeline.group import scan_frame
+        from zemosaic_phase3.pipeline.scan import scan_frame
         from zemosaic_phase3.pipeline.stack_files import stack_files
         from zemosaic_phase3.pipeline.tile_header import cards_of_reference
         from zemosaic_phase3.registration.match import register_stars

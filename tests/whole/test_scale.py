@@ -19,7 +19,7 @@ from tile_case import FakeGpu, Make, pixels
 import zemosaic_worker as worker
 from zemosaic_phase3.compat import master_tile
 from zemosaic_phase3.engine import cpu
-from zemosaic_phase3.pipeline import group
+from zemosaic_phase3.pipeline import measuring, registering
 
 TILES, FRAMES, THREADS = 12, 24, 4
 AVAILABLE = 6 << 20  # bytes that the machine is said to have; half of it holds less than the frames of one tile
@@ -28,7 +28,7 @@ LIMIT_S = 90.0
 
 @pytest.fixture
 def _small_machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    for module in (master_tile, group, cpu):
+    for module in (master_tile, measuring, registering, cpu):
         monkeypatch.setattr(module, "available_memory", lambda: AVAILABLE)
     monkeypatch.setattr(worker, "_PH3_CONCURRENCY_SEMAPHORE", threading.BoundedSemaphore(2))
     yield

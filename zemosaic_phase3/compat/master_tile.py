@@ -30,8 +30,10 @@ from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.io.open_frame import npy_header, open_source
 from zemosaic_phase3.io.tile_file import tile_hdus
 from zemosaic_phase3.pipeline.failed_frames import review_wcs
-from zemosaic_phase3.pipeline.group import FrameRow, Group, drop_starless, open_group, register_group, scan_group
+from zemosaic_phase3.pipeline.group import FrameRow, Group, open_group
+from zemosaic_phase3.pipeline.measuring import scan_group
 from zemosaic_phase3.pipeline.outputs import FRAMES_UNITS, frames_columns
+from zemosaic_phase3.pipeline.registering import drop_starless, register_group
 from zemosaic_phase3.pipeline.tile import Stacker, Tile, stack_group
 from zemosaic_phase3.progress import notify, timed
 from zemosaic_phase3.records import TileReport

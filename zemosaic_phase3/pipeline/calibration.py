@@ -26,8 +26,9 @@ from zemosaic_phase3.io.flipped_frame import is_turned
 from zemosaic_phase3.io.pixel_files import ArraySource
 from zemosaic_phase3.io.value_bytes import digest
 from zemosaic_phase3.io.wrapped_frame import WrappedSource
-from zemosaic_phase3.pipeline.group import Group, scan_bytes
+from zemosaic_phase3.pipeline.group import Group
 from zemosaic_phase3.pipeline.masters import UNIT_RANGE, Master, Masters, cache_folder, master_key, open_masters
+from zemosaic_phase3.pipeline.scan import scan_bytes
 from zemosaic_phase3.progress import Callback
 from zemosaic_phase3.records import TileReport
 from zemosaic_phase3.runtime.limits import available_memory

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 
     from zemosaic_phase3.detection.star_finder import StarList
     from zemosaic_phase3.io.frame import FrameSource
-    from zemosaic_phase3.pipeline.group import Group, Scan, Tools
+    from zemosaic_phase3.pipeline.group import Group
+    from zemosaic_phase3.pipeline.registering import Tools
+    from zemosaic_phase3.pipeline.scan import Scan
     from zemosaic_phase3.spec import RegisterSpec
 
 logger = logging.getLogger("ZeMosaicWorker")

@@ -11,8 +11,8 @@ from zemosaic_phase3.detection.star_finder import StarList
 from zemosaic_phase3.io.mended_frame import Mend
 from zemosaic_phase3.io.moments import Exposure
 from zemosaic_phase3.io.value_bytes import digest, from_bytes, to_bytes
-from zemosaic_phase3.pipeline.group import Scan
 from zemosaic_phase3.pipeline.journal import Journal, version
+from zemosaic_phase3.pipeline.scan import Scan
 from zemosaic_phase3.records import FrameStats, Registration
 
 if TYPE_CHECKING:

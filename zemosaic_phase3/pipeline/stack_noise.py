@@ -12,7 +12,8 @@ from zemosaic_phase3.engine.slab import frame_block
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.finish.noise import noise_rows, typical_noise
 from zemosaic_phase3.io.frame import FrameSource
-from zemosaic_phase3.pipeline.group import Group, Scan
+from zemosaic_phase3.pipeline.group import Group
+from zemosaic_phase3.pipeline.scan import Scan
 from zemosaic_phase3.records import FrameTable
 from zemosaic_phase3.runtime.threads import parallel_map
 

@@ -29,8 +29,10 @@ from zemosaic_phase3.pipeline.colour_check import check_rows_and_colours
 from zemosaic_phase3.pipeline.failed_frames import review_failures
 from zemosaic_phase3.pipeline.frame_choice import Choice, all_images, choose_frames, remarks_on_result
 from zemosaic_phase3.pipeline.frame_count import LeastFrames, meant_frames
-from zemosaic_phase3.pipeline.group import FrameRow, Group, Kept, open_group, register_group, scan_group
+from zemosaic_phase3.pipeline.group import FrameRow, Group, Kept, open_group
+from zemosaic_phase3.pipeline.measuring import scan_group
 from zemosaic_phase3.pipeline.observation_cards import complete_exposures
+from zemosaic_phase3.pipeline.registering import register_group
 from zemosaic_phase3.pipeline.sample_report import note_saturation, sample_notes
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
 from zemosaic_phase3.pipeline.stack_noise import measure_noise_of_stacks, noise_bands, typical_noise_of_frame
