@@ -131,8 +131,10 @@ def stack(
     spec: StackSpec | None = None,
     register: RegisterMode | RegisterSpec | None = None,
     transform: TransformName | None = None,
-    max_fwhm: float | None = None,
-    min_stars: int | None = None,
+    max_fwhm: float | str | None = None,
+    max_eccentricity: float | str | None = None,
+    max_background: float | str | None = None,
+    min_stars: int | str | None = None,
     drop_worst: float | None = None,
     select: SelectSpec | None = None,
     bayer: str = "auto",
@@ -175,8 +177,9 @@ def stack(
         All of them at once.
     register, transform
         Fields ``mode`` and ``transform`` of :class:`RegisterSpec`, or a whole one as ``register``.
-    max_fwhm, min_stars, drop_worst
-        Fields of :class:`SelectSpec`: pixels, stars, percent.
+    max_fwhm, max_eccentricity, max_background, min_stars, drop_worst
+        Fields of :class:`SelectSpec`: pixels, 0 to 1, ADU, stars, percent. Limits may also be text: "3s" is three
+        sigmas of the session beyond its median, "2x" twice the median, "none" no limit.
     select : SelectSpec, optional
         All of them at once.
     bayer : str
@@ -243,7 +246,14 @@ def stack(
             output,
             stack=stack_spec,
             register=_with_given(given, mode=mode, transform=transform),
-            select=_with_given(select or SelectSpec(), max_fwhm=max_fwhm, min_stars=min_stars, drop_worst=drop_worst),
+            select=_with_given(
+                select or SelectSpec(),
+                max_fwhm=max_fwhm,
+                max_eccentricity=max_eccentricity,
+                max_background=max_background,
+                min_stars=min_stars,
+                drop_worst=drop_worst,
+            ),  # fmt: skip
             bayer=bayer,
             calibration=_with_given(
                 calibration if isinstance(calibration, CalibrationSpec) else CalibrationSpec(library=calibration),

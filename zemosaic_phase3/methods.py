@@ -41,8 +41,10 @@ NormalizeName = Literal[
     "auto",
 ]
 STAR_NORMALISATIONS: Final = frozenset({"photometric", "auto"})  # that compare the fluxes of stars
-WeightName = Literal["none", "noise_variance", "noise_fwhm", "snr", "stars"]
-STAR_WEIGHTS: Final = frozenset({"noise_fwhm", "snr", "stars"})  # weights that are measured on a frame's stars
+WeightName = Literal["none", "noise_variance", "noise_fwhm", "point_source", "snr", "stars"]
+STAR_WEIGHTS: Final = frozenset(
+    {"noise_fwhm", "point_source", "snr", "stars"}
+)  # weights that are measured on a frame's stars
 InterpolationName = Literal["lanczos3", "bicubic", "bilinear", "nearest"]
 RegisterMode = Literal["auto", "stars", "wcs", "none"]
 TransformName = Literal["similarity", "affine", "homography", "auto"]

@@ -27,7 +27,7 @@ from zemosaic_phase3.methods import (
     canonical,
     rejection_row,
 )
-from zemosaic_phase3.settings import in_range, store_number, winsor_limits
+from zemosaic_phase3.settings import frame_limit, in_range, store_number, winsor_limits
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class StackSpec:
     """
 
     normalize: NormalizeName = "auto"
-    weight: WeightName = "noise_variance"
+    weight: WeightName = "point_source"
     reject: RejectName = "winsorized_sigma_clip"
     wsc_impl: WscImpl = "pixinsight"
     kappa_low: float | None = None
@@ -155,28 +155,46 @@ class RegisterSpec:
             store_number(self, name, name.replace("_", " "), 1.0, 1e6)
 
 
+WIDE: Final = "2.5x"  # the width of stars at which a frame is left out unless another limit is asked for
+
+
 @dataclass(frozen=True)
 class SelectSpec:
-    """Which frames are good enough to be stacked; the reference always is. The defaults keep all."""
+    """Which frames are good enough to be stacked; the reference always is.
 
-    max_fwhm: float | None = None  # pixels of the frame, median of its brighter stars
-    min_stars: int | None = None  # stars found
+    A limit is a number, or text: "3s" is 3 sigmas of the session beyond its median, "2.5x" 2.5 times that. By default
+    frames are left out whose stars are so wide that something is wrong with them: out of focus, or trailed.
+    """
+
+    max_fwhm: float | str | None = WIDE  # pixels of the frame, median of its brighter stars
+    max_eccentricity: float | str | None = None  # sqrt(1 - (b / a)^2), median of those
+    max_background: float | str | None = None  # ADU, mean of the channels' medians
+    min_stars: int | str | None = None  # stars found
     drop_worst: float = 0.0  # percent of the registered frames
 
     def __post_init__(self) -> None:  # noqa: D105
-        if self.max_fwhm is not None:
-            object.__setattr__(self, "max_fwhm", in_range("max FWHM", self.max_fwhm, 0.1, 1000.0))
-        if self.min_stars is not None:
-            number = in_range("min stars", self.min_stars, 0.0, 1e6)
-            if not number.is_integer():
+        put = object.__setattr__
+        put(self, "max_fwhm", frame_limit("max FWHM", self.max_fwhm, 0.1, 1000.0))
+        put(self, "max_eccentricity", frame_limit("max eccentricity", self.max_eccentricity, 0.0, 1.0))
+        put(self, "max_background", frame_limit("max background", self.max_background, -1e9, 1e9))
+        fewest = frame_limit("min stars", self.min_stars, 0.0, 1e6)
+        if isinstance(fewest, float):
+            if not fewest.is_integer():
                 raise SpecError(f"min stars = {self.min_stars!r} is not a whole number")
-            object.__setattr__(self, "min_stars", int(number))
+            fewest = int(fewest)
+        put(self, "min_stars", fewest)
         object.__setattr__(self, "drop_worst", in_range("drop worst, percent", self.drop_worst, 0.0, 99.0))
 
     @property
     def needs_stars(self) -> bool:
-        """True when frames are judged by their stars."""
-        return self.max_fwhm is not None or self.min_stars is not None or self.drop_worst > 0.0
+        """True when frames are judged by their stars; the default limit is only where stars are found anyway."""
+        asked = self.max_fwhm not in (None, WIDE), self.max_eccentricity is not None, self.min_stars is not None
+        return any(asked) or self.drop_worst > 0.0
+
+    @property
+    def needs_levels(self) -> bool:
+        """True when frames are judged by what is measured of them."""
+        return self.needs_stars or self.max_background is not None
 
 
 Inputs = tuple[str | os.PathLike[str], ...]

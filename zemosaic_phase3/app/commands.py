@@ -92,7 +92,13 @@ def specs_of(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectS
     )
     if args.winsor_limits is not None and not stack.is_legacy_winsor:
         raise SpecError("--winsor-limits needs --reject winsorized_sigma_clip --wsc-impl legacy_quantile")
-    select = SelectSpec(max_fwhm=args.max_fwhm, min_stars=args.min_stars, drop_worst=args.drop_worst)
+    select = SelectSpec(
+        max_fwhm=args.max_fwhm,
+        max_eccentricity=args.max_eccentricity,
+        max_background=args.max_background,
+        min_stars=args.min_stars,
+        drop_worst=args.drop_worst,
+    )
     return stack, RegisterSpec(mode=args.register, transform=args.transform), select
 
 

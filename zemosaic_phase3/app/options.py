@@ -29,7 +29,7 @@ from zemosaic_phase3.pipeline.frame_count import LeastFrames
 from zemosaic_phase3.pipeline.frame_groups import GROUP_KEYS, group_keys
 from zemosaic_phase3.runtime import limits as limits_module
 from zemosaic_phase3.simulate.session import SimulationSpec
-from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, StackSpec
+from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
 
 NO_PREVIEW: Final = Path("none")
 
@@ -172,14 +172,16 @@ def _add_registration(group: Group) -> None:
         "model of a frame's map onto the reference; auto is the simplest that the stars do not contradict",
     )  # fmt: skip
     group.add_argument(
-        "--max-fwhm", type=float, metavar="PX", help="leave out frames whose stars are wider, pixels (default: none)"
-    )
-    group.add_argument(
-        "--min-stars",
-        type=_positive,
-        metavar="N",
-        help="leave out frames with fewer stars (default: none)",
-    )
+        "--max-fwhm", metavar="LIMIT", default=SelectSpec.max_fwhm,
+        help="leave out frames whose stars are wider: pixels, 3s for three sigmas above the median of the frames, "
+        f"2x for twice the median, or none (default: {SelectSpec.max_fwhm})",
+    )  # fmt: skip
+    for name, what in (
+        ("--max-eccentricity", "whose stars are longer: sqrt(1 - (b/a)^2), 0 to 1"),
+        ("--max-background", "whose sky is brighter: ADU"),
+        ("--min-stars", "with fewer stars: a number"),
+    ):
+        group.add_argument(name, metavar="LIMIT", help=f"leave out frames {what}, or such as 3s or 2x (default: none)")
     group.add_argument(
         "--drop-worst", type=float, default=0.0, metavar="PERCENT",
         help="leave out this share of the registered frames, those that show faint stars worst (default: 0)",

@@ -1,4 +1,4 @@
-"""The stars of one frame: positions, fluxes, widths and centroid errors; and the frame that has the best of them.
+"""The stars of one frame: positions, fluxes, widths and centroid errors.
 
 :func:`find_stars` is called once per frame. What it returns serves registration, photometry, the choice of the
 reference and the measures of sharpness alike. Pixel coordinates are 0-based, centres at integers.
@@ -7,7 +7,6 @@ reference and the measures of sharpness alike. Pixel coordinates are 0-based, ce
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -32,7 +31,6 @@ SAME_STAR: Final = 0.8  # FWHM, closer detections are one star found twice
 BLEND: Final = 2.2  # FWHM, closer detections disturb each other's centroid
 WIDTH_STARS: Final = 80  # most significant stars that tell the width of the profile that fluxes are fitted with
 WIDTH_STEP: Final = 1.15  # factor between the widths that are tried
-POPULATED: Final = 0.9  # of the median number of stars, that a reference has: haze hides the faint ones
 CENTROID_FLOOR: Final = 0.015  # px, centroid error that no brightness overcomes (sampling, seeing)
 SATURATED_ERROR: Final = 0.15  # px, centroid error of a star with a flat top
 REACH: Final = 6.0  # sigma, radius of what fluxes are fitted to: the same share of every star, whatever the seeing
@@ -461,43 +459,3 @@ def _usual_width(width: np.ndarray) -> np.ndarray:
         return np.ones(len(width), dtype=bool)
     typical = np.median(width)
     return (width > 0.5 * typical) & (width < 2.5 * typical)
-
-
-def choose_reference(stars: Sequence[StarList], shape: tuple[int, ...], offsets: np.ndarray | None = None) -> int:
-    """Return the index of the frame the others should be registered on: well populated, central, sharpest.
-
-    Among frames with at least 90 % of the median number of stars found (frames without stars do not enter it), and
-    within a quarter of the frame's diagonal of the median field centre if ``offsets`` is given, the one with the
-    lowest median FWHM; ties by more stars, then by the lower index.
-
-    Parameters
-    ----------
-    stars : sequence of StarList
-        Stars per frame.
-    shape : tuple of int
-        (H, W), pixels.
-    offsets : ndarray (N, 2) float64, optional
-        Field centres (x, y), pixels of any common system; nan where unknown.
-
-    Raises
-    ------
-    ValueError
-        ``stars`` is empty.
-    """
-    if len(stars) == 0:
-        raise ValueError("no frames to choose a reference from; give at least one star list")
-    count = np.array([each.n_found for each in stars])
-    if not np.any(count):
-        return 0
-    usable = count >= max(1.0, POPULATED * float(np.median(count[count > 0])))
-    if offsets is not None:
-        centre = np.asarray(offsets, dtype=np.float64)
-        known = np.all(np.isfinite(centre), axis=1)
-        if np.any(known & usable):
-            distance = np.full(len(count), np.inf)
-            distance[known] = np.hypot(*(centre[known] - np.median(centre[known], axis=0)).T)
-            central = distance <= max(0.25 * math.hypot(shape[0], shape[1]), float(np.min(distance[usable])))
-            usable &= central
-    return min(
-        np.flatnonzero(usable).tolist(), key=lambda k: (float(np.median(stars[k].fwhm)), -int(count[k]), k)
-    )  # fmt: skip

@@ -159,7 +159,7 @@ def build_tile(
     with timed(report, "measure"):
         find_stars = stack.needs_stars or select.needs_stars or register.mode in ("auto", "stars")
         scan_group(
-            group, register, find_stars=find_stars, measure=stack.needs_levels, workers=workers,
+            group, register, find_stars=find_stars, measure=stack.needs_levels or select.needs_levels, workers=workers,
             allowed_bytes=allowed_bytes, progress=progress, kept=kept,
         )  # fmt: skip
         group.require_some("read")
