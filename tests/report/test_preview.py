@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 
-from zemosaic_phase3.app.preview import (
+from zemosaic_phase3.report.preview import (
     SEPARATOR_PX,
     apply_stretch,
     before_after_png,

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from zemosaic_phase3.app.png import write_png
+from zemosaic_phase3.report.png import write_png
 from zemosaic_phase3.pipeline.outputs import PREVIEW_SIDE_PX
 from zemosaic_phase3.robust import MAD_TO_SIGMA
 
