@@ -84,6 +84,39 @@ class Registration:
     distortion: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class Canvas:
+    """The grid of a result, on the reference: ``height`` x ``width`` pixels, ``scale`` of them for one of its own.
+
+    The canvas begins at the left edge of the reference's column ``origin_x`` and the upper edge of its row
+    ``origin_y``, negative where it begins before the reference. Its pixel (x, y) has its centre at the reference's
+    ``origin + (x + 0.5) / scale - 0.5``. Pixel centres are integers, 0-based.
+    """
+
+    height: int
+    width: int
+    origin_x: float = 0.0
+    origin_y: float = 0.0
+    scale: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of the grid."""
+        return self.height, self.width
+
+    @property
+    def to_reference(self) -> np.ndarray:
+        """Map from pixels of the canvas to those of the reference, (3, 3) float64."""
+        step = 1.0 / self.scale
+        half = 0.5 * step - 0.5
+        return np.array([[step, 0.0, self.origin_x + half], [0.0, step, self.origin_y + half], [0.0, 0.0, 1.0]])
+
+    def to_frame(self, transform: np.ndarray) -> np.ndarray:
+        """Turn a map from reference pixels to frame pixels into one from pixels of the canvas, (3, 3) float64."""
+        matrix = np.asarray(transform, np.float64) @ self.to_reference
+        return np.asarray(matrix / matrix[2, 2])
+
+
 @dataclass
 class FrameTable:
     """One row per frame that is stacked; computed once, the same for every device.
