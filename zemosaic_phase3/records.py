@@ -84,6 +84,39 @@ class Registration:
     distortion: np.ndarray | None = None
 
 
+@dataclass(frozen=True)
+class Canvas:
+    """The grid of a result, on the reference: ``height`` x ``width`` pixels, ``scale`` of them for one of its own.
+
+    The canvas begins at the left edge of the reference's column ``origin_x`` and the upper edge of its row
+    ``origin_y``, negative where it begins before the reference. Its pixel (x, y) has its centre at the reference's
+    ``origin + (x + 0.5) / scale - 0.5``. Pixel centres are integers, 0-based.
+    """
+
+    height: int
+    width: int
+    origin_x: float = 0.0
+    origin_y: float = 0.0
+    scale: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of the grid."""
+        return self.height, self.width
+
+    @property
+    def to_reference(self) -> np.ndarray:
+        """Map from pixels of the canvas to those of the reference, (3, 3) float64."""
+        step = 1.0 / self.scale
+        half = 0.5 * step - 0.5
+        return np.array([[step, 0.0, self.origin_x + half], [0.0, step, self.origin_y + half], [0.0, 0.0, 1.0]])
+
+    def to_frame(self, transform: np.ndarray) -> np.ndarray:
+        """Turn a map from reference pixels to frame pixels into one from pixels of the canvas, (3, 3) float64."""
+        matrix = np.asarray(transform, np.float64) @ self.to_reference
+        return np.asarray(matrix / matrix[2, 2])
+
+
 @dataclass
 class FrameTable:
     """One row per frame that is stacked; computed once, the same for every device.
@@ -169,6 +202,8 @@ class TileReport:
     saturation_level: float | None = None  # of the result, ADU; None: no frame that counts has clipped samples
     saturated_pixels: int = 0  # of the result, that reach it in a channel: no frame measured them
     resumed: Resumed = Resumed()
+    command: list[str] = field(default_factory=list)  # the command line, with the program; empty: called from Python
+    started: str = ""  # when the run began, UTC
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers, ready for JSON."""

@@ -19,12 +19,11 @@ from zemosaic_phase3.engine.slab import source_pixel_bytes
 from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS, plan_slabs
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.finish.alpha import alpha_from_coverage
-from zemosaic_phase3.finish.crop import shift_wcs
 from zemosaic_phase3.finish.noise import measure_noise, typical_noise
 from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.pipeline.calibration import calibrate_group
-from zemosaic_phase3.pipeline.canvas import Canvas, canvas_around
+from zemosaic_phase3.pipeline.canvas import canvas_around, canvas_wcs
 from zemosaic_phase3.pipeline.colour_check import check_rows_and_colours
 from zemosaic_phase3.pipeline.failed_frames import review_failures
 from zemosaic_phase3.pipeline.frame_choice import Choice, all_images, choose_frames, remarks_on_result
@@ -38,7 +37,7 @@ from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_fr
 from zemosaic_phase3.pipeline.stack_noise import measure_noise_of_stacks, noise_bands, typical_noise_of_frame
 from zemosaic_phase3.pipeline.tile_header import cards_of_reference, tile_header, wcs_cards
 from zemosaic_phase3.progress import Callback, timed
-from zemosaic_phase3.records import Equalization, Registration, TileReport
+from zemosaic_phase3.records import Canvas, Equalization, Registration, TileReport
 from zemosaic_phase3.runtime.limits import give_back_freed_memory, peak_rss_bytes
 from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
 
@@ -289,7 +288,7 @@ def _describe_reference(reference: FrameSource, canvas: Canvas | None) -> tuple[
             wcs = found.deepcopy()
             wcs.pixel_shape = (reference.width, reference.height)
             if canvas is not None:
-                wcs = shift_wcs(wcs, -canvas.top, -canvas.left, canvas.shape)
+                wcs = canvas_wcs(wcs, canvas)
             wcs_cards(wcs)
     except Exception as exc:  # noqa: BLE001 - a caller's WCS may be anything, and wcslib fails in many ways
         wcs = None
