@@ -232,6 +232,8 @@ class TileReport:
     saturated_pixels: int = 0  # of the result, that reach it in a channel: no frame measured them
     resumed: Resumed = Resumed()
     wcs_mean: WcsMean | None = None  # None: the tile has no WCS
+    command: list[str] = field(default_factory=list)  # the command line, with the program; empty: called from Python
+    started: str = ""  # when the run began, UTC
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers, ready for JSON."""
