@@ -202,6 +202,8 @@ class TileReport:
     saturation_level: float | None = None  # of the result, ADU; None: no frame that counts has clipped samples
     saturated_pixels: int = 0  # of the result, that reach it in a channel: no frame measured them
     resumed: Resumed = Resumed()
+    command: list[str] = field(default_factory=list)  # the command line, with the program; empty: called from Python
+    started: str = ""  # when the run began, UTC
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers, ready for JSON."""

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -67,6 +68,7 @@ def stack_files(
     resume: bool = True,
     fresh: bool = False,
     cache: str | os.PathLike[str] | None = None,
+    command: Sequence[str] = (),
     progress: Callback | None = None,
     policy: DevicePolicy = POLICY,
 ) -> Tile:
@@ -96,7 +98,7 @@ def stack_files(
     workers : int, optional
         Threads; as many as this process may use.
     maps : bool
-        Write COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and FRAMES too.
+        Write COVERAGE, WEIGHT, REJ_LOW and REJ_HIGH too.
     overwrite : bool
         Replace an existing output; a symbolic link is replaced, not followed.
     preview, report : path, optional
@@ -115,6 +117,8 @@ def stack_files(
         Forget what the journal holds.
     cache : path, optional
         Folder of the journal; default: beside the output. Without either there is none.
+    command : sequence of str
+        The command line, for the record.
     progress : callable, optional
         Called as ``progress(stage, done, total)``; may raise :class:`StackCancelled`.
     policy : DevicePolicy, optional
@@ -139,7 +143,7 @@ def stack_files(
     SpecError
         An option is not allowed.
     """
-    choice = canonical("device", device, DeviceName)
+    choice, began = canonical("device", device, DeviceName), datetime.now(UTC)
     if output is not None:
         check_output(output, overwrite=overwrite)
         check_tile_name(output)
@@ -170,6 +174,7 @@ def stack_files(
             choice=Choice(listed.named, filter), least=least, decoded=decoded,
         )  # fmt: skip
         tile.report.warnings[:0] = listed.notes
+        tile.report.command, tile.report.started = list(command), began.strftime("%Y-%m-%dT%H:%M:%SZ")
         if any(row.scan is not None and row.scan.n_stars for row in tile.rows):
             with timed(tile.report, "finish"):
                 tile.report.fwhm_px = star_width(tile.image)
