@@ -165,6 +165,7 @@ class Decoded:
         self._end = 0
         self._kept: dict[int, tuple[DecodedFile, int]] = {}  # by id: the frame, so that it stays, and where it is
         self.is_full = False
+        self.spare = SPARE_BYTES  # of the disk that stay free
 
     def rows(self, source: DecodedFile, y0: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
         """Return rows of a frame as they were decoded; None where it is not kept."""
@@ -185,7 +186,7 @@ class Decoded:
             if self.is_full or id(source) in self._kept:
                 return
             try:
-                if shutil.disk_usage(self._folder).free - len(data) < SPARE_BYTES:
+                if shutil.disk_usage(self._folder).free - len(data) < self.spare:
                     self.is_full = True
                     return
                 if self._file is None:

@@ -41,8 +41,9 @@ class Found:
         frames = {kind: n for kind, n in told.items() if family_of(f"a{kind}") or kind in ARCHIVE_SUFFIXES}
         if frames:
             notes.append(f"{_kinds(Counter(frames))} passed over: name such files, or a pattern, to stack them")
-        if others := {kind: n for kind, n in told.items() if kind not in frames}:
-            notes.append(f"{_kinds(Counter(others))} passed over: such files are not read")
+        unread = Counter({kind: n for kind, n in told.items() if kind not in frames})
+        if unread:
+            notes.append(f"{_kinds(unread)} passed over: such files are not read")
         if self.below:
             n, folders = sum(self.below.values()), len(self.below)
             frames, where = "frame" if n == 1 else "frames", "folder" if folders == 1 else "folders"
@@ -100,7 +101,8 @@ def _nothing_found(items: list[Path], found: Found) -> str:
             f"add --recursive, or name {next(iter(found.below))}"
         )
     kinds = f"; there are {_kinds(found.others)}, which are not read" if found.others else ""
-    return f"no frames found in: {looked}; expected files ending in {', '.join(FRAME_SUFFIXES)}, .gz, or {', '.join(OTHER_SUFFIXES)} files{kinds}"
+    expected = f"files ending in {', '.join(FRAME_SUFFIXES)}, .gz, or {', '.join(OTHER_SUFFIXES)} files"
+    return f"no frames found in: {looked}; expected {expected}{kinds}"
 
 
 def _kinds(others: Counter[str]) -> str:
@@ -198,7 +200,9 @@ def _folders(top: Path, most: int | None) -> Iterator[tuple[Path, list[Path], Co
                 seen.add(real)
                 waiting.append(path)
         taken = family_of_folder({family: len(paths) for family, paths in families.items()})
-        others.update(_kind_of_file(path.name) for family, paths in families.items() if family != taken for path in paths)
+        others.update(
+            _kind_of_file(path.name) for family, paths in families.items() if family != taken for path in paths
+        )
         yield folder, families[taken], others
         most = None if most is None else most - 1
 

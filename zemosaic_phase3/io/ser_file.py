@@ -87,9 +87,8 @@ def open_ser(stream: BufferedIOBase, place: Place, name: str, bayer: str, header
     there = min(count, held // frame_bytes)  # a recording that was cut off keeps its whole frames
     wanted = unit or 0
     if wanted >= there:
-        raise FrameError(
-            name, f"truncated: frame {wanted} is not there ({there} of {count} frames, numbered from 0, are whole)"
-        )
+        reason = f"frame {wanted} is not there ({there} of {count} frames, numbered from 0, are whole)"
+        raise FrameError(name, f"truncated: {reason}; copy it again, or name another frame")
     cards: dict[str, Any] = {"ROWORDER": TOP_DOWN}
     for key, text in (("OBSERVER", observer), ("INSTRUME", instrument), ("TELESCOP", telescope)):
         if said := text.split(b"\0")[0].decode("ascii", "replace").strip():

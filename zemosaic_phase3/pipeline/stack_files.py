@@ -163,14 +163,16 @@ def stack_files(
     has_files = any(isinstance(frame, str | os.PathLike) for frame in listed.frames)
     with (
         kept_for(output, cache, resume=resume and has_files, fresh=fresh and has_files) as kept,
-        contextlib.closing(Decoded(Path(output).parent if output is not None else Path(tempfile.gettempdir()))) as decoded,
+        contextlib.closing(
+            Decoded(Path(output).parent if output is not None else Path(tempfile.gettempdir()))
+        ) as decoded,
     ):
         tile = build_tile(
             listed.frames, stacker_of(policy, request, resources, progress, kept.rows, self_check=self_check),
             stack=stack, register=register, select=select, bayer=bayer, calibration=calibration or CalibrationSpec(),
             reference=reference, workers=resources.workers, allowed_bytes=allowed, copied_maps=copied,
             progress=progress, kept=kept.frames,
-            opened=None if wanted is None else partial(_look_for_room, wanted, kept),
+            opened=None if wanted is None else partial(_look_for_room, wanted, kept, decoded),
             choice=Choice(listed.named, filter), least=least, decoded=decoded,
         )  # fmt: skip
         tile.report.warnings[:0] = listed.notes
@@ -185,10 +187,11 @@ def stack_files(
     return tile
 
 
-def _look_for_room(wanted: Wanted, kept: Kept, shape: tuple[int, ...], n_frames: int) -> None:
+def _look_for_room(wanted: Wanted, kept: Kept, decoded: Decoded, shape: tuple[int, ...], n_frames: int) -> None:
     """Refuse what the disks have no room for, and have the journal leave that room alone."""
     sizes = wanted.sizes(shape, n_frames)
     check_room(sizes)
+    decoded.spare += sum(sizes.values())
     if kept.rows is not None:
         kept.rows.room = sum(sizes.values())
 

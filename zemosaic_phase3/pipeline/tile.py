@@ -201,8 +201,9 @@ def _check_memory(
     height, which is as much as any rotation can take.
     """
     some = group.source(group.usable[0])
+    allowed_bytes = max(1, allowed_bytes - whole_bytes(some))
     plan_slabs(
-        some.height, allowed_bytes=max(1, allowed_bytes - whole_bytes(some)), n_frames=len(group.usable), width=some.width,
+        some.height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=some.width,
         channels=some.channels, workers=workers, weights_per_pixel=int(stack.radial_weight),
         source_margin=0 if register.mode == "none" else some.height,
         raw_bytes=source_pixel_bytes(some), own_maps=int(stack.spares), copied_maps=copied_maps,
