@@ -65,7 +65,9 @@ def decoding_errors(name: str, what: str) -> Iterator[None]:
     except (FrameError, MemoryError):
         raise
     except Exception as exc:  # libraries of formats fail in many ways over damaged files, and all mean the same here
-        text = " ".join(str(exc).split())[:200] or type(exc).__name__
+        said = exc.args[0] if exc.args else ""  # LibRaw's is bytes
+        said = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(exc)
+        text = " ".join(said.split())[:200] or type(exc).__name__
         raise FrameError(name, f"{what} cannot be read ({text}); copy it again, or convert it to FITS") from exc
 
 

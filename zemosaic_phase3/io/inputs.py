@@ -38,10 +38,10 @@ class Found:
         """Return what is to be said of files that were not taken."""
         notes = []
         told = {kind: n for kind, n in self.others.items() if kind not in SIDE_FILES}
-        frames = {kind: n for kind, n in told.items() if family_of(f"a{kind}") or kind in ARCHIVE_SUFFIXES}
-        if frames:
-            notes.append(f"{_kinds(Counter(frames))} passed over: name such files, or a pattern, to stack them")
-        unread = Counter({kind: n for kind, n in told.items() if kind not in frames})
+        read = {kind: n for kind, n in told.items() if family_of(f"a{kind}") or kind in ARCHIVE_SUFFIXES}
+        if read:
+            notes.append(f"{_kinds(Counter(read))} passed over: name such files, or a pattern, to stack them")
+        unread = Counter({kind: n for kind, n in told.items() if kind not in read})
         if unread:
             notes.append(f"{_kinds(unread)} passed over: such files are not read")
         if self.below:
