@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zemosaic_phase3.methods import (
     CombineName,
     DeviceName,
+    FlattenName,
     InterpolationName,
     LineFit,
     NormalizeName,
@@ -126,7 +127,7 @@ def stack(
     interpolation: InterpolationName | None = None,
     equalize_rgb: bool | None = None,
     radial_weight: bool | None = None,
-    flatten: bool | None = None,
+    flatten: bool | FlattenName | None = None,
     spare_stars: bool | None = None,
     spec: StackSpec | None = None,
     register: RegisterMode | RegisterSpec | None = None,

@@ -46,6 +46,7 @@ STAR_WEIGHTS: Final = frozenset(
     {"noise_fwhm", "point_source", "snr", "stars"}
 )  # weights that are measured on a frame's stars
 InterpolationName = Literal["lanczos3", "bicubic", "bilinear", "nearest"]
+FlattenName = Literal["auto", "on", "off"]
 RegisterMode = Literal["auto", "stars", "wcs", "none"]
 TransformName = Literal["similarity", "affine", "homography", "auto"]
 DeviceName = Literal["auto", "cpu", "gpu"]

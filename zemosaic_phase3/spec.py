@@ -15,6 +15,7 @@ from zemosaic_phase3.methods import (
     STAR_NORMALISATIONS,
     STAR_WEIGHTS,
     CombineName,
+    FlattenName,
     InterpolationName,
     LineFit,
     NormalizeName,
@@ -55,7 +56,7 @@ class StackSpec:
     radial_power: float = 2.0
     radial_floor: float = 0.05
     interpolation: InterpolationName = "lanczos3"
-    flatten: bool = False  # make the frames' backgrounds alike, by a low-order surface each
+    flatten: FlattenName = "auto"  # make the frames' backgrounds alike, by a low-order surface each; also a bool
     spare_stars: bool = True  # a mean keeps what seeing explains of stars: engine.star_tolerance
     grid: tuple[int, int] | None = None  # (H, W) of the result, which the frames' transforms start from; None: theirs
     bounded_by_stars: bool = False  # linear_fit only: where a frame's stars contradict its scale, they decide
@@ -68,6 +69,8 @@ class StackSpec:
         put(self, "wsc_impl", canonical("winsorizing (wsc_impl)", self.wsc_impl, WscImpl))
         put(self, "combine", canonical("combination", self.combine, CombineName))
         put(self, "interpolation", canonical("interpolation", self.interpolation, InterpolationName))
+        given = {True: "on", False: "off"}.get(self.flatten, self.flatten)  # type: ignore[call-overload]
+        put(self, "flatten", canonical("flatten", given, FlattenName))
         put(self, "winsor_limits", winsor_limits(self.winsor_limits))
         put(self, "line_fit", canonical("line fit", self.line_fit, LineFit))
         default = self.rejection.limits
@@ -114,7 +117,7 @@ class StackSpec:
     def needs_stars(self) -> bool:
         """True when weights, gains or backgrounds are measured where the frames' stars are or are not."""
         by_stars = self.normalize in STAR_NORMALISATIONS or self.is_bounded_by_stars
-        return self.frame_weight in STAR_WEIGHTS or by_stars or self.flatten
+        return self.frame_weight in STAR_WEIGHTS or by_stars or self.flatten == "on"
 
     @property
     def is_bounded_by_stars(self) -> bool:
@@ -124,7 +127,7 @@ class StackSpec:
     @property
     def needs_levels(self) -> bool:
         """True when frames are normalised or weighted, so that every one must be measured first."""
-        return self.normalize != "none" or self.frame_weight != "none" or self.flatten
+        return self.normalize != "none" or self.frame_weight != "none" or self.flatten == "on"
 
     @property
     def kappas(self) -> tuple[float, float]:

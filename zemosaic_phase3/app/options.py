@@ -15,6 +15,7 @@ from zemosaic_phase3.methods import (
     REJECTIONS,
     CombineName,
     DeviceName,
+    FlattenName,
     InterpolationName,
     LineFit,
     NormalizeName,
@@ -273,8 +274,9 @@ def _add_stacking(group: Group) -> None:
     _add_choice(group, "--line-fit", "line fit", LineFit, default.line_fit, "how linear_fit_clip fits its line")
     _add_choice(group, "--normalize", "normalisation", NormalizeName, default.normalize, "matching of levels")
     group.add_argument(
-        "--flatten", action="store_true",
-        help="make the backgrounds of all frames like the reference's, by a low-order surface each (default: no)",
+        "--flatten", nargs="?", const="on", default=default.flatten, choices=get_args(FlattenName),
+        help="make the backgrounds of all frames like the reference's, by a low-order surface each; auto where they "
+        f"differ significantly; without a word: on (default: {default.flatten})",
     )  # fmt: skip
     _add_choice(group, "--weight", "weight", WeightName, default.weight, "weights of the frames")
     _add_choice(group, "--combine", "combination", CombineName, default.combine, "combination of what is kept")

@@ -16,7 +16,7 @@ from zemosaic_phase3.combine.kernel_arguments import KernelArguments, kernel_arg
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.photometry.clipped import saturation_level, unclipped_sources
-from zemosaic_phase3.photometry.flatten import flatten_note, flattened_sources
+from zemosaic_phase3.photometry.flatten import flattened_sources
 from zemosaic_phase3.photometry.frame_table import build_frame_table
 from zemosaic_phase3.photometry.levels import measure_levels
 from zemosaic_phase3.photometry.measure import measure_frame
@@ -152,9 +152,9 @@ def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) ->
     sources, notes = unclipped_sources(sources, used_stats, table)
     table = replace(table, notes=[*table.notes, *notes])
     saturation = saturation_level(sources, used_stats, table)
-    if spec.flatten:
-        sources = flattened_sources(sources, used_stats, table, used.index(reference))
-        table.notes.extend(flatten_note(sources))
+    if reference in used:
+        sources, notes = flattened_sources(sources, used_stats, table, used.index(reference), spec.flatten)
+        table.notes.extend(notes)
     return Job(sources, table, spec, shape, dropped, saturation=saturation)
 
 

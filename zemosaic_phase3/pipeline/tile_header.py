@@ -180,7 +180,7 @@ def _method_cards(job: Job) -> Header:
     cards["ZMT_NORM"] = (table.normalize_method or stack.normalize, "normalisation")
     cards["ZMT_WGHT"] = (table.weight_method, "frame weights")
     cards["ZMT_FLAT"] = (flattened > 0, "backgrounds made alike")
-    if stack.flatten:
+    if stack.flatten == "on" or flattened:
         cards["ZMT_NFLT"] = (flattened, "frames that got a surface")
     is_radial = stack.radial_weight and stack.combine == "mean"
     cards["ZMT_RADW"] = (is_radial, "radial weighting")
