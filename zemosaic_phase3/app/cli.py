@@ -45,10 +45,10 @@ class _Parser(argparse.ArgumentParser):
 
 def _without_guessing(arguments: Sequence[str]) -> list[str]:
     """Return arguments in which an option whose word may be left out takes none of the inputs for that word."""
-    following = [*arguments[1:], ""]
+    words = get_args(FlattenName)
     return [
-        f"{option}=on" if option == "--flatten" and word not in get_args(FlattenName) else option
-        for option, word in zip(arguments, following, strict=True)
+        f"{option}=on" if option == "--flatten" and not set(arguments[k + 1 : k + 2]) & set(words) else option
+        for k, option in enumerate(arguments)
     ]
 
 

@@ -6,9 +6,10 @@ with the same brightness once the gain is applied, cancels. A smooth surface thr
 frame as it is read, before anything else is done with it, so that both devices stack the same numbers.
 
 The reference's patches are as noisy as those of any frame, and what is wrong with them would be in the surfaces of all
-frames alike, where no mean removes it. So a frame is compared with the mean of all, which a stack has anyway, and
-the mean with the reference: the tile gets the reference's background as far as that differs from the mean
-significantly. The same test decides whether a frame needs a surface, and of which order.
+frames alike, where no mean removes it. So every frame is compared with the mean of all, which a stack has anyway. The
+tile gets that mean's background, in which gradients that turn cancel, or the reference's where its sky is clearly
+darker than most: of a moonlit night and a dark one the dark one's. A test of significance decides whether a frame
+needs a surface, and of which order.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ QUADRATIC_SHARE: Final = 0.6  # of the reference's patches too: beyond them it w
 CLIP: Final = 3.0  # units of the residuals' own sigma, patches beyond are not followed
 ROUNDS: Final = 5
 SIGNIFICANT: Final = {2: 13.8, 3: 16.3}  # chi^2 of as many terms that noise exceeds once in a thousand
+DARKER: Final = 0.8  # of the typical variance of the sky, below which the reference's background is the tile's
 WORTHWHILE: Final = 0.1  # of a pixel's noise, rms of the strongest surface; weaker ones change no pixel that is kept
 
 
@@ -160,7 +162,7 @@ def surfaces(
     table : FrameTable
         Transforms, scales and weights.
     reference : int
-        Row of the reference, which stays as it is.
+        Row of the reference.
     sizes : sequence of (width, height), length N
         Of the frames, pixels.
     always : bool
@@ -169,8 +171,9 @@ def surfaces(
     Returns
     -------
     ndarray (N, C, 6) float64
-        Terms over coordinates from -1 to 1 of the frame, ADU as it is stored; the mean over the patches shared with the
-        reference is 0. All 0 where a frame shares too little sky, or, without ``always``, does not differ.
+        Terms over coordinates from -1 to 1 of the frame, ADU as it is stored. Over the patches shared with the
+        reference their mean is that of the reference's. All 0 where a frame shares too little sky, or, without
+        ``always``, does not differ.
     """
     from_grid = np.linalg.inv(table.transform[reference])
     channels = table.scale.shape[1]
@@ -179,28 +182,43 @@ def surfaces(
         None if i == reference else _patches(own, stats[reference], to_frame[i], table.scale[i], sizes[reference])
         for i, own in enumerate(stats)
     ]
+    takes_reference = _is_darker(stats, table, reference)
     terms = np.zeros((len(stats), channels, TERMS))
     for c in range(channels):
         fits = [
             None if p is None else _fit(_basis(*p.uv.T)[:, : TERMS if p.quadratic else PLANE], p.missing[:, c])
             for p in shared
         ]
-        mean, wanted = _mean_surface(fits, table.weight[:, c])
+        mean, differs = _mean_surface(fits, table.weight[:, c])
+        wanted = differs if takes_reference else np.zeros(TERMS)
+        terms[reference, c] = wanted - differs
         for i, patches in enumerate(shared):
             if patches is None or fits[i] is None:
                 continue
-            added = _own_surface(patches, c, mean, always=always) + wanted
-            if added.any():
-                terms[i, c] = _on_frame(added, patches, to_frame[i], sizes[reference], sizes[i]) / table.scale[i, c]
+            own = _own_surface(patches, c, mean, always=always)
+            added = own + wanted
+            if not added.any():
+                continue
+            # The offset matches the frame to the reference as it was; what is added to that one goes on top.
+            added[0] -= float(np.mean(_basis(*patches.uv.T) @ (own + differs)))
+            terms[i, c] = _on_frame(added, to_frame[i], sizes[reference], sizes[i]) / table.scale[i, c]
     return terms
 
 
+def _is_darker(stats: Sequence[FrameStats], table: FrameTable, reference: int) -> bool:
+    """Return whether the sky of the reference is clearly darker than that of a typical frame that counts.
+
+    By the variance of the noise as stored: a pedestal that nobody knows is in the levels, not in that.
+    """
+    variance = np.stack([own.variance for own in stats])
+    typical = np.sum(table.weight * variance, axis=0) / np.maximum(np.sum(table.weight, axis=0), 1e-300)
+    return bool(np.all(variance[reference] < DARKER * typical))
+
+
 def _on_frame(
-    surface: np.ndarray, patches: _Patches, to_frame: np.ndarray, from_size: tuple[int, int], size: tuple[int, int]
+    surface: np.ndarray, to_frame: np.ndarray, from_size: tuple[int, int], size: tuple[int, int]
 ) -> np.ndarray:
-    """Return the terms of a surface over the reference's coordinates in those of a frame, its mean over patches 0."""
-    surface = surface.copy()
-    surface[0] -= float(np.mean(_basis(*patches.uv.T) @ surface))
+    """Return the terms of a surface over the reference's coordinates in those of a frame."""
     side = np.linspace(-1.0, 1.0, 5)
     uv = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
     half = (np.array(size, np.float64) - 1.0) / 2.0
@@ -270,7 +288,7 @@ def flattened_sources(
     table : FrameTable
         Transforms, scales and weights.
     reference : int
-        Row of the reference, which stays as it is.
+        Row of the reference.
     mode : FlattenName
         "auto": frames that differ significantly, and only where gains from stars make a nebula cancel and the
         strongest surface is a tenth of a pixel's noise; "on": all that share enough sky; "off": none.

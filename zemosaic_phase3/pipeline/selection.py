@@ -19,6 +19,7 @@ from zemosaic_phase3.robust import MAD_TO_SIGMA
 from zemosaic_phase3.spec import WIDE, SelectSpec
 
 FEWEST_OF_SESSION: Final = 3  # frames that have a median worth comparing with
+FEWEST_SHAPED: Final = 5  # stars of a frame that is left out for their width without having been asked
 LEAST_SPREAD: Final = 0.01  # of the median, that a sigma of the session is at least
 
 
@@ -78,13 +79,24 @@ def apply_limits(group: Group, spec: SelectSpec) -> None:
 def _limits(spec: SelectSpec) -> Iterator[_Limit]:
     """Yield the limits that are asked for."""
     if spec.max_fwhm is not None:
-        yield _Limit(spec.max_fwhm, "--max-fwhm", 1.0, lambda scan: scan.fwhm, "FWHM {:.2f} px")
+        yield _Limit(
+            spec.max_fwhm, "--max-fwhm", 1.0, _fwhm if spec.max_fwhm != WIDE else _known_fwhm, "FWHM {:.2f} px"
+        )
     if spec.max_eccentricity is not None:
         yield _Limit(spec.max_eccentricity, "--max-eccentricity", 1.0, _eccentricity, "eccentricity {:.2f}")
     if spec.max_background is not None:
         yield _Limit(spec.max_background, "--max-background", 1.0, _background, "background {:.0f} ADU")
     if spec.min_stars is not None:
         yield _Limit(spec.min_stars, "--min-stars", -1.0, lambda scan: float(scan.n_stars), "{:.0f} stars")
+
+
+def _fwhm(scan: Scan) -> float:
+    return scan.fwhm
+
+
+def _known_fwhm(scan: Scan) -> float:
+    """Return the width where enough stars tell it that nobody needs to look at the frame: two may be anything."""
+    return scan.fwhm if scan.n_stars >= FEWEST_SHAPED else math.nan
 
 
 def _eccentricity(scan: Scan) -> float:
