@@ -240,15 +240,16 @@ def star_fluxes(
 ) -> None:
     """Flux of stars at known positions, per channel: a profile of known width and a constant, least squares.
 
-    The profile is Moffat's with exponent 4, averaged over each pixel. Works on the pixels of one colour wherever they lie, so that a mosaic needs
-    no demosaicing.
+    The profile is Moffat's with exponent 4, averaged over each pixel. Works on the pixels of one colour wherever they
+    lie, so that a mosaic needs no demosaicing.
 
     Notes
     -----
-    Stars whose profile is another one are all scaled alike, however wide they are; in the red and blue of a mosaic with
-    a scatter of 0.7 % for exponents from 2.5 to 4.8, what air and telescopes make of a star. With the profile at the
-    middle of the pixels instead, stars of 2.2 px seemed 2 to 4 % brighter than the same ones of 10 px. A Gaussian instead costs 0.07 % and 2.2 % there, and is exact for Gaussian stars alone. Source of the
-    profile: A. F. J. Moffat, "A theoretical investigation of focal stellar images", A&A 3, 455 (1969).
+    Stars whose profile is another one are all scaled alike, nearly however wide they are: those of 2.6 and 10 px within
+    1 % for exponents from 2.5 to 4, what air and telescopes make of a star; with a scatter of 0.7 % in the red and blue
+    of a mosaic. With the profile at the middle of the pixels narrow stars seemed 2 to 4 % brighter than wide ones. A
+    Gaussian scatters by 2.2 %, and is exact for Gaussian stars alone. Source of the profile: A. F. J. Moffat, "A
+    theoretical investigation of focal stellar images", A&A 3, 455 (1969).
 
     Parameters
     ----------
