@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from zemosaic_phase3.photometry.star_gain import frame_gain
-from zemosaic_phase3.photometry.weights import FLUX_STARS, MIN_FLUX_STARS, star_widths
+from zemosaic_phase3.photometry.weights import FLUX_STARS, star_widths
 from zemosaic_phase3.registration.transform import transform_points
 
 if TYPE_CHECKING:
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
 POPULATED: Final = 0.9  # of the median number of stars, that a reference has: haze hides the faint ones
 CLEAREST: Final = 90.0  # percentile of the frames that stands for the clear sky: the very best may be another field
-CLEAR: Final = 0.95  # of that transparency, that a reference has where gains tell
+CLEAR: Final = 0.9  # of that transparency, that a reference has where gains tell
 SEEMS_CLEAR: Final = 0.85  # where only the brightest stars do, which are not the same ones in every frame
 CENTRAL: Final = 0.25  # diagonals from the middle of all frames, that a reference lies at most
+FEWEST_SEEN: Final = 20  # stars of the poorest frame, whose fluxes tell the transparency to 15 %
 OFF_CENTRE: Final = 0.2  # cost of lying there
-BETTER: Final = 0.05  # of the cost, for which frames are registered once more
+BETTER: Final = 0.15  # of the cost, for which frames are registered once more
 
 
 class Figures(NamedTuple):
@@ -151,7 +152,7 @@ def _brightest(stars: Sequence[StarList]) -> np.ndarray:
     The brightest quarter may be saturated. NaN for all where a frame has too few.
     """
     k = min(FLUX_STARS, *(len(each) for each in stars))
-    if k < MIN_FLUX_STARS:
+    if k < FEWEST_SEEN:
         return np.full(len(stars), np.nan)
     return np.array([np.exp(np.mean(np.log(each.flux[k // 4 : k - k // 4]))) for each in stars])
 
