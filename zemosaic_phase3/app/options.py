@@ -295,6 +295,10 @@ def _add_resources(group: Group) -> None:
     )  # fmt: skip
     group.add_argument("--require-gpu", action="store_true", help="fail rather than use the CPU (default: no)")
     group.add_argument(
+        "--gpus", metavar="all|N|IDS",
+        help="cards that share a stack: all, how many (2), or which ones (0,2) (default: CUDA's current device)",
+    )  # fmt: skip
+    group.add_argument(
         "--memory", type=_memory, metavar="SIZE",
         help="memory to use, e.g. 4GB, 512MiB or 50%% of what is available (default: 50%%, or up to 1GB of 80%%)",
     )  # fmt: skip
