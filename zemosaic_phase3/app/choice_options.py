@@ -53,14 +53,19 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
         help=f"options under one name, over which others given here win; {meanings} (default: none)",
     )  # fmt: skip
     group.add_argument(
-        "--config", type=Path, metavar="FILE", help="options from a TOML file, over which those given here win"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="options from a TOML file, over which those given here win (default: none)",
     )
-    group.add_argument("--save-config", type=Path, metavar="FILE", help="write the options given here as a TOML file")
+    group.add_argument(
+        "--save-config", type=Path, metavar="FILE", help="write the options given here as a TOML file (default: no)"
+    )
     group.add_argument(
         "--dry-run", action="store_true",
         help="show what would be stacked, with memory and time, and write no image (default: no)",
     )  # fmt: skip
     group.add_argument(
         "--rej", nargs="+", action=SirilRejection, default=argparse.SUPPRESS, metavar="KIND",
-        help="as in Siril: --rej w 3 3 is --reject winsorized_sigma_clip --kappa-low 3 --kappa-high 3",
+        help="as in Siril: --rej w 3 3 is --reject winsorized_sigma_clip --kappa-low 3 --kappa-high 3 (default: --reject)",
     )  # fmt: skip

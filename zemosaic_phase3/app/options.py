@@ -272,7 +272,7 @@ def _add_stacking(group: Group) -> None:
         help="reject in stars as in the sky, though seeing makes frames differ there (default: spare what it explains)",
     )  # fmt: skip
     _add_choice(group, "--line-fit", "line fit", LineFit, default.line_fit, "how linear_fit_clip fits its line")
-    _add_choice(group, "--normalize --norm", "normalisation", NormalizeName, default.normalize, "matching of levels")
+    _add_choice(group, "--norm --normalize", "normalisation", NormalizeName, default.normalize, "matching of levels")
     group.add_argument(
         "--flatten", action="store_true",
         help="make the backgrounds of all frames like the reference's, by a low-order surface each (default: no)",
@@ -396,7 +396,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 
 def add_completion(parser: argparse.ArgumentParser) -> None:
     """Add the argument of ``completion``."""
-    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell; its script goes to standard output")
+    parser.add_argument("shell", choices=("bash", "zsh"), help="the shell; its script goes to standard output")
     parser.set_defaults(quiet=False, verbose=False, log=None)
 
 
