@@ -98,7 +98,7 @@ class Tile(pipeline_tile.Tile):
     def _repr_html_(self) -> str:
         """Table and preview, as notebooks show it."""
         from zemosaic_phase3.report.png import encode_png
-        from zemosaic_phase3.report.preview import shrink, stretch
+        from zemosaic_phase3.report.stretch import shrink, stretch
 
         rows = [*self._facts(), *(("left out", f"{Path(name).name}: {why}") for name, why in self.report.dropped)]
         table = "".join(

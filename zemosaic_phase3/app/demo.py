@@ -114,7 +114,7 @@ def write_before_after(tile: Tile, truth: SimulationTruth, path: Path) -> None:
     frame = Frame(open_source(row.name), row.registration.transform, distortion=row.registration.distortion)
     as_it_is = StackSpec(normalize="none", weight="none", reject="none")
     before = cpu.stack(make_job([frame], as_it_is), Resources())
-    before_after_png(before.image, tile.image, path, max_side=PICTURE_PX)
+    before_after_png(before.image, tile.image, path, size=PICTURE_PX)
 
 
 def print_figures(console: Console, figures: Figures, *, brightest_trail_adu: float) -> None:
