@@ -36,6 +36,7 @@ from zemosaic_phase3.pipeline.sample_report import note_saturation, sample_notes
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
 from zemosaic_phase3.pipeline.stack_noise import measure_noise_of_stacks, noise_bands, typical_noise_of_frame
 from zemosaic_phase3.pipeline.tile_header import cards_of_reference, tile_header, wcs_cards
+from zemosaic_phase3.pipeline.tile_wcs import Solutions, known_solutions, wcs_of_tile
 from zemosaic_phase3.progress import Callback, timed
 from zemosaic_phase3.records import Canvas, Equalization, Registration, TileReport
 from zemosaic_phase3.runtime.limits import give_back_freed_memory, peak_rss_bytes
@@ -58,7 +59,8 @@ class Tile:
     """A finished tile, ready to be written.
 
     ``image`` float32, ADU, ``(H, W)`` or ``(H, W, 3)``, on the grid of the reference frame; ``alpha (H, W)`` uint8, 0
-    or 255; ``maps`` by extension name; ``wcs`` celestial, a copy of the reference's with the pixel shape set, or None.
+    or 255; ``maps`` by extension name; ``wcs`` celestial, with the pixel shape set: a copy of the reference's, or the
+    mean of those of the frames on its grid; None where the reference has none.
     """
 
     image: np.ndarray
@@ -173,7 +175,7 @@ def build_tile(
         least.check(group)
         for i in drop_worst(group, select):
             group.rows[i].meant = False  # that was asked for
-    tile = stack_group(group, stacker, stack, report, workers=workers)
+    tile = stack_group(group, stacker, stack, report, workers=workers, mean_wcs=True)
     report.n_meant, report.n_needed = meant_frames(group), least.needed(meant_frames(group))
     remark = least.remark(report.n_used, report.n_meant)
     report.warnings[:0] = [*([remark] if remark else []), *group.notes, *remarks_on_result(tile.rows)]
@@ -212,11 +214,13 @@ def stack_group(
     workers: int = 1,
     most_beyond: float = 0.0,
     cut_later: float = 0.0,
+    mean_wcs: bool = False,
 ) -> Tile:
     """Stack the registered frames of a group and finish the tile, on the grid of the reference.
 
     With ``most_beyond`` the grid goes on around the reference where other frames show more, by as much of its width and
     height on each side at most, and has an empty margin for the part ``cut_later`` that is cut off it on each side.
+    With ``mean_wcs`` the tile's WCS is the mean of those of its frames, else the reference's.
 
     What is wanted of the reference's file is read before the stack, so that a reference that vanishes meanwhile is one
     frame lost and not the tile. What the tile's header takes from it is made and tried out then too, so that no header
@@ -242,7 +246,8 @@ def stack_group(
     with ThreadPoolExecutor(1, thread_name_prefix="zemosaic") as beside:
         with timed(report, "finish"):
             noise_before = beside.submit(typical_noise, noise_bands(reference))
-            cards, wcs, notes = _describe_reference(reference, canvas)
+            solutions = known_solutions(group) if mean_wcs else None
+            cards, wcs, notes = _describe_reference(reference, canvas, solutions, report)
             for note in notes:
                 logger.warning("%s: %s", reference.name, note)
         with timed(report, "stack"):
@@ -275,23 +280,26 @@ def _registration(group: Group, i: int) -> Registration:
     return found
 
 
-def _describe_reference(reference: FrameSource, canvas: Canvas | None) -> tuple[Header, WCS | None, list[str]]:
+def _describe_reference(
+    reference: FrameSource, canvas: Canvas | None, solutions: Solutions | None, report: TileReport
+) -> tuple[Header, WCS | None, list[str]]:
     """Return what the tile's header takes from the reference, the tile's WCS, and notes on what had to be left out.
 
     The WCS is a copy, so that the caller's own stays as it is.
     """
     header = reference.read_header()
-    wcs, notes = None, []
+    wcs, notes = None, list[str]()
     try:
         found = reference.wcs(header)
         if found is not None:
-            wcs = found.deepcopy()
+            mean, notes = wcs_of_tile(found, solutions, (reference.height, reference.width), report)
+            wcs = mean.deepcopy()
             wcs.pixel_shape = (reference.width, reference.height)
             if canvas is not None:
                 wcs = canvas_wcs(wcs, canvas)
             wcs_cards(wcs)
     except Exception as exc:  # noqa: BLE001 - a caller's WCS may be anything, and wcslib fails in many ways
-        wcs = None
+        wcs, report.wcs_mean = None, None
         notes.append(f"the WCS of the reference is left out: {' '.join(str(exc).split())}")
     shape = reference.shape if canvas is None else (*canvas.shape[:2], *reference.shape[2:])
     cards, more = cards_of_reference(header, wcs, shape)
