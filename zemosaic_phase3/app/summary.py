@@ -37,7 +37,7 @@ UNITS: Final[Mapping[str, str]] = {
     "bench": "methods",
 }
 REPORT_SCHEMA: Final = 2  # of the JSON report; grows when an entry goes or means something else
-STAGES: Final = ("open", "calibrate", "measure", "register", "stack", "finish", "write", "preview")
+STAGES: Final = ("open", "calibrate", "measure", "register", "stack", "finish", "write", "preview", "report")
 CPU_ASKED_FOR: Final = "the CPU was asked for"
 CHANNEL_NAMES: Final[Mapping[int, Sequence[str]]] = {1: ("grey",), 3: ("red", "green", "blue")}
 
@@ -226,15 +226,6 @@ def journal_lines(report: TileReport) -> list[str]:
 
 def _labelled(label: str, lines: Sequence[str]) -> list[tuple[str, str]]:
     return [(label if k == 0 else "", line) for k, line in enumerate(lines)]
-
-
-def write_preview(tile: Tile, path: Path) -> None:
-    """Write a stretched picture of a tile, the way up its camera means."""
-    from zemosaic_phase3.report.preview import save_png
-
-    # Cameras store from the top down unless they say otherwise.
-    is_bottom_up = str(tile.header.get("ROWORDER", "")).strip().upper() == "BOTTOM-UP"
-    save_png(tile.image, path, flip_vertical=is_bottom_up)
 
 
 def json_ready(value: Any) -> Any:

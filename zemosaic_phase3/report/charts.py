@@ -30,7 +30,7 @@ MOST_POINTS: Final = 3000  # drawn one by one; of more the middle and the spread
 COLUMNS: Final = 300  # in which those are gathered
 NIGHTS_NAMED: Final = 5
 ROOM: Final = 0.25  # beyond what frames that were used have, of its range
-SETTINGS: Final[Mapping[str, Any]] = {
+SETTINGS: Final[dict[Any, Any]] = {
     "svg.fonttype": "none", "svg.hashsalt": "zemosaic-phase3", "path.simplify": False, "font.size": 11.0,
     "font.family": "sans-serif", "axes.linewidth": 0.8, "text.color": INK, "axes.labelcolor": INK,
     "axes.edgecolor": FAINT, "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": INK,
@@ -240,7 +240,7 @@ class _drawing:  # noqa: N801 - used as a context, such as open()
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
 
-        self._settings = matplotlib.rc_context(dict(SETTINGS))
+        self._settings = matplotlib.rc_context(SETTINGS)
         self._settings.__enter__()
         self.figure = Figure(figsize=self._size, layout="constrained")
         FigureCanvasSVG(self.figure)

@@ -11,6 +11,7 @@ import numpy as np
 from zemosaic_phase3 import __version__
 from zemosaic_phase3.errors import OutputError
 from zemosaic_phase3.io.atomic_write import written_whole
+from zemosaic_phase3.pipeline.outputs import check_output
 from zemosaic_phase3.report import charts, pictures, words
 from zemosaic_phase3.report.needs import require
 from zemosaic_phase3.report.sky_marks import sky_marks
@@ -68,6 +69,26 @@ def page_path(folder: Path, tile: Path | str) -> Path:
     return folder / f"{stem_of(str(tile))}.html"
 
 
+def check_page(folder: Path, tile: Path | str, *, overwrite: bool) -> Path:
+    """Refuse before the work starts a page that could not be written at its end; returns its file.
+
+    Raises
+    ------
+    OutputError
+        It exists and ``overwrite`` is False; the folder cannot be made, or is a file.
+    SpecError
+        A package is missing.
+    """
+    require("--report")
+    if folder.is_dir():
+        check_output(page_path(folder, tile), overwrite=overwrite)
+    elif folder.exists() or folder.is_symlink():
+        raise OutputError(f"{folder}: is a file; --report names a folder")
+    elif not folder.absolute().parent.is_dir():
+        raise OutputError(f"{folder}: folder {folder.parent} does not exist; create it first")
+    return page_path(folder, tile)
+
+
 def page_text(story: Story) -> str:
     """Return the page as HTML.
 
@@ -79,7 +100,9 @@ def page_text(story: Story) -> str:
     require("the report")
     import jinja2
 
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(style=STYLE.read_text(encoding="utf-8"), version=__version__, **_parts(story))
 

@@ -150,9 +150,16 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def one_and_all(story: Story) -> tuple[Picture, Picture] | None:
+    """Return the middle of the reference frame and of the tile as pictures; None as for :func:`pair_of`."""
+    pair = pair_of(story)
+    return None if pair is None else (jpeg(pair[0]), jpeg(pair[1]))
+
+
+def pair_of(story: Story) -> tuple[np.ndarray, np.ndarray] | None:
     """Return the middle of the reference frame and of the tile, stretched alike, one pixel of the tile a pixel.
 
-    None where the frame cannot be read any more, or does not lie on the tile's grid pixel by pixel.
+    Both uint8, (h, w) or (h, w, 3). None where the frame cannot be read any more, or does not lie on
+    the tile's grid pixel by pixel.
     """
     name = _reference(story)
     try:
@@ -173,7 +180,7 @@ def one_and_all(story: Story) -> tuple[Picture, Picture] | None:
         levels = curve(median, np.maximum(sigma, noisy), white, 0.2, -2.8)
         matched = planes_of(before) + shift
         left_picture = apply_stretch(matched if before.ndim == 3 else matched[..., 0], levels)
-        return jpeg(_upright(left_picture, story)), jpeg(_upright(apply_stretch(after, levels), story))
+        return _upright(left_picture, story), _upright(apply_stretch(after, levels), story)
     except Exception:  # noqa: BLE001 - a file that went since, or changed: the page does without the picture
         return None
 

@@ -6,14 +6,17 @@ A PNG needs no other package; text on it is drawn by Pillow, of the extra ``repo
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 
 from zemosaic_phase3.pipeline.outputs import PREVIEW_SIDE_PX
+from zemosaic_phase3.pipeline.tile import Tile
+from zemosaic_phase3.pipeline.tile_facts import facts_of
 from zemosaic_phase3.report.needs import require
 from zemosaic_phase3.report.png import write_png
-from zemosaic_phase3.report.sky_marks import SkyMarks
+from zemosaic_phase3.report.sky_marks import SkyMarks, sky_marks
+from zemosaic_phase3.report.story import shown_bottom_up
 from zemosaic_phase3.report.stretch import (
     StretchName,
     apply_stretch,
@@ -75,10 +78,11 @@ def side_by_side(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     matched = planes_of(before) + shift
     left = apply_stretch(matched if np.ndim(before) == 3 else matched[..., 0], levels)
     right = apply_stretch(after, levels)
-    return _beside(left, right)
+    return beside(left, right)
 
 
-def _beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+def beside(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Set two pictures beside each other, with a line between."""
     line = np.full((left.shape[0], SEPARATOR_PX, *left.shape[2:]), SEPARATOR_GREY, np.uint8)
     return np.concatenate([left, line, right], axis=1)
 
@@ -133,6 +137,28 @@ def save_png(
     return write_png(picture, Path(path), flip_vertical=False)
 
 
+def write_preview(
+    tile: Tile,
+    path: Path | str,
+    *,
+    size: PictureSize = PREVIEW_SIDE_PX,
+    colours: StretchName = "unlinked",
+    annotate: bool = False,
+) -> Path:
+    """Write a stretched picture of a tile, the way up its camera means, with ``annotate`` with its marks.
+
+    Raises
+    ------
+    OutputError
+        The file cannot be written.
+    SpecError
+        Pillow is missing, and marks are wanted.
+    """
+    marks = sky_marks(facts_of(tile), tile.wcs) if annotate else None
+    is_bottom_up = shown_bottom_up(tile.header, tile.wcs)
+    return save_png(tile.image, path, size=size, colours=colours, marks=marks, flip_vertical=is_bottom_up)
+
+
 def draw_marks(picture: np.ndarray, marks: SkyMarks, image_width: int) -> np.ndarray:
     """Draw name, exposure, scale bar and arrows onto a picture that is the right way up.
 
@@ -153,11 +179,12 @@ def draw_marks(picture: np.ndarray, marks: SkyMarks, image_width: int) -> np.nda
 
     height, width = picture.shape[:2]
     shown = Image.fromarray(np.ascontiguousarray(picture))
-    draw, white, black = ImageDraw.Draw(shown), *(("white", "black") if picture.ndim == 3 else (255, 0))
+    draw: Any = ImageDraw.Draw(shown)
+    white, black = ("white", "black") if picture.ndim == 3 else (255, 0)
     unit = max(10.0, min(height, width) / 32)  # height of a letter
     small, large = (ImageFont.load_default(size=factor * unit) for factor in (0.9, 1.25))
     edge, stroke = 0.9 * unit, max(1, round(unit / 9))
-    options = {"fill": white, "stroke_width": stroke, "stroke_fill": black}
+    options: dict[str, Any] = {"fill": white, "stroke_width": stroke, "stroke_fill": black}
     plain = str.maketrans("′″", "'\"")  # the font has no primes
     draw.text((edge, edge), marks.title, font=large, anchor="lt", **options)
     for k, line in enumerate(marks.lines):
@@ -179,6 +206,10 @@ def draw_marks(picture: np.ndarray, marks: SkyMarks, image_width: int) -> np.nda
         tip = (x0 + part * reach * arrow[0], y0 + part * reach * arrow[1])
         for colour, thick in ((black, 3 * stroke), (white, stroke)):
             draw.line([(x0, y0), tip], fill=colour, width=thick)
+        if name == "N":
+            (ax, ay), head = arrow, 0.35 * unit
+            ends = [(tip[0] - head * (1.6 * ax + s * ay), tip[1] - head * (1.6 * ay - s * ax)) for s in (1, -1)]
+            draw.polygon([(tip[0] + head * ax, tip[1] + head * ay), *ends], fill=white, outline=black)
         at = (x0 + (part * reach + 0.75 * unit) * arrow[0], y0 + (part * reach + 0.75 * unit) * arrow[1])
         draw.text(at, name, font=small, anchor="mm", **options)
     return np.asarray(shown)
@@ -221,4 +252,4 @@ def before_after_png(
     whole = side_by_side(before, after)  # stretched before it is cut: a part may be all nebula, without sky to go by
     halves = whole[:, :width], whole[:, width + SEPARATOR_PX :]
     cut = [half[y : y + rows, x : x + columns] for half in halves]
-    return write_png(_beside(*cut), Path(path), flip_vertical)
+    return write_png(beside(*cut), Path(path), flip_vertical)
