@@ -92,7 +92,8 @@ class Browser:
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
-        self._call("Page.navigate", url=page.as_uri())
+        fault = self._call("Page.navigate", url=page.as_uri()).get("errorText")
+        assert not fault, f"{page}: {fault}"
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._receive())
         self.value_of("Promise.all([...document.images].map(i => i.decode().catch(() => 0))).then(() => 1)")

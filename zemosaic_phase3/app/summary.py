@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +21,7 @@ from zemosaic_phase3.pipeline.outputs import frames_columns
 from zemosaic_phase3.pipeline.tile import Tile
 from zemosaic_phase3.pipeline.tile_facts import TileFacts, facts_of
 from zemosaic_phase3.records import TileReport
+from zemosaic_phase3.report.words import device_text
 from zemosaic_phase3.runtime.limits import memory_text
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ UNITS: Final[Mapping[str, str]] = {
 }
 REPORT_SCHEMA: Final = 2  # of the JSON report; grows when an entry goes or means something else
 STAGES: Final = ("open", "calibrate", "measure", "register", "stack", "finish", "write", "preview", "report")
-CPU_ASKED_FOR: Final = "the CPU was asked for"
 CHANNEL_NAMES: Final[Mapping[int, Sequence[str]]] = {1: ("grey",), 3: ("red", "green", "blue")}
 
 
@@ -188,21 +187,6 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.6g} s"
     minutes = round(seconds / 60)
     return f"{seconds:.8g} s ({minutes} min)" if minutes < 120 else f"{seconds:.10g} s ({seconds / 3600:.1f} h)"
-
-
-def has_nvidia_card() -> bool:
-    """Return True if this machine seems to have an NVIDIA card, whatever its software can do."""
-    return shutil.which("nvidia-smi") is not None or any(
-        Path(place).exists()
-        for place in ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/usr/lib/wsl/lib/nvidia-smi")
-    )
-
-
-def device_text(report: TileReport) -> str:
-    """Return the device, and why that one: without a card there is nothing to explain, and nothing failed."""
-    was_wanted = report.device == "gpu" or report.gpu_attempts or report.device_reason == CPU_ASKED_FOR
-    reason = report.device_reason if was_wanted or has_nvidia_card() else ""
-    return report.device + (f" ({reason})" if reason else "")
 
 
 def journal_lines(report: TileReport) -> list[str]:

@@ -24,6 +24,7 @@ STYLES: Final[Mapping[str, str]] = {
 }  # fmt: skip
 """Colours that are drawn, and what the page makes of them."""
 SIZE_IN: Final = (5.4, 2.9)  # inches of 72 units: nearly the pixels that a chart gets on a page
+NOISE_IN: Final = (5.8, 3.1)
 NIGHT_HOURS: Final = 6.0  # without a frame: another night
 LONGEST_NIGHT_HOURS: Final = 16.0  # what is drawn along a clock
 MOST_POINTS: Final = 3000  # drawn one by one; of more the middle and the spread
@@ -52,24 +53,26 @@ class TimeAxis:
     is_clock: bool = False
 
 
-def time_axis(dates: Sequence[str]) -> TimeAxis:
+def time_axis(dates: Sequence[str], used: np.ndarray) -> TimeAxis:
     """Return where frames stand: along the clock in one night, in the order of time over several, else as given.
 
     Parameters
     ----------
     dates : sequence of str
-        Starts of the exposures, ISO 8601, UTC; "" is not known.
+        Starts of the exposures, ISO 8601, UTC; "" is not known. Where it is known of all frames used, one of which it
+        is not has no place (nan).
+    used : ndarray (N,) bool
     """
     moments = np.array([_seconds(text) for text in dates])
     known = np.isfinite(moments)
-    if not known.all() or len(moments) < 2:
+    if not known[used].all() or known.sum() < 2:
         return TimeAxis(np.arange(1.0, len(moments) + 1.0), "frame, in the order given")
-    order = np.argsort(moments, kind="stable")
-    hours = (moments - moments.min()) / 3600.0
-    if 0 < hours.max() <= LONGEST_NIGHT_HOURS:
-        midnight = moments.min() // 86400.0 * 86400.0
-        return TimeAxis((moments - midnight) / 3600.0, "UTC", is_clock=True)
-    place = np.empty(len(order))
+    order = np.argsort(moments, kind="stable")[: known.sum()]
+    first = moments[known].min()
+    hours = (moments - first) / 3600.0
+    if 0 < hours[known].max() <= LONGEST_NIGHT_HOURS:
+        return TimeAxis((moments - first // 86400.0 * 86400.0) / 3600.0, "UTC", is_clock=True)
+    place = np.full(len(moments), np.nan)
     place[order] = np.arange(1.0, len(order) + 1.0)
     gaps = np.flatnonzero(np.diff(hours[order]) > NIGHT_HOURS) + 1
     nights = [(0.5, dates[order[0]][:10])] + [(float(k) + 0.5, dates[order[k]][:10]) for k in gaps]
@@ -108,8 +111,10 @@ def frames_chart(
         if np.isfinite(values).sum() > MOST_POINTS:
             _spread(ax, axis.at, np.where(used, shown, np.nan))
         else:
-            _points(ax, axis.at[used], shown[used], USED, 3.2 if len(values) <= 300 else 2.4)
-        left_out = np.flatnonzero(~used & np.isfinite(shown))[:MOST_POINTS]
+            _points(
+                ax, axis.at[used], shown[used], USED, 4.2 if len(values) <= 150 else 3.2 if len(values) <= 600 else 2.2
+            )
+        left_out = np.flatnonzero(~used & np.isfinite(shown + axis.at))[:MOST_POINTS]
         _crosses(ax, axis.at[left_out], shown[left_out])
         if reference >= 0 and np.isfinite(shown[reference]):
             ax.plot(
@@ -151,7 +156,7 @@ def _crosses(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
 
 def _spread(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
     """Draw the median of very many frames, and the range of eight tenths of them."""
-    edges = np.linspace(x.min(), x.max(), COLUMNS + 1)
+    edges = np.linspace(np.nanmin(x), np.nanmax(x), COLUMNS + 1)
     column = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, COLUMNS - 1)
     gathered = [y[(column == k) & np.isfinite(y)] for k in range(COLUMNS)]
     some = np.array([k for k, part in enumerate(gathered) if part.size], int)
@@ -164,12 +169,13 @@ def _spread(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
 
 
 def _show_time(ax: Axes, axis: TimeAxis) -> None:
-    span = float(np.ptp(axis.at)) or 1.0
-    ax.set_xlim(axis.at.min() - 0.02 * span, axis.at.max() + 0.02 * span)
+    at = axis.at[np.isfinite(axis.at)]
+    span = float(np.ptp(at)) or 1.0
+    ax.set_xlim(at.min() - 0.02 * span, at.max() + 0.02 * span)
     ax.set_xlabel(axis.label)
     if axis.is_clock:
         ax.xaxis.set_major_formatter(lambda hours, _: _clock(hours))
-        ax.xaxis.set_major_locator(_clock_ticks(axis.at))
+        ax.xaxis.set_major_locator(_clock_ticks(at))
     else:
         ax.locator_params(axis="x", nbins=6, integer=True)
     for start, _ in axis.nights[1:]:
@@ -209,7 +215,9 @@ def noise_chart(expected: np.ndarray, measured: float, n_used: int) -> str:
     n_used : int
         Frames of the stack.
     """
-    with _drawing("", "noise, one frame = 1", size=(7.2, 3.4)) as drawn:
+    from matplotlib.ticker import LogLocator
+
+    with _drawing("", "noise, one frame = 1", size=NOISE_IN) as drawn:
         ax = drawn.axes
         n = np.geomspace(1.0, max(n_used, 2), 100)
         ax.plot(n, 1.0 / np.sqrt(n), color=INK, linewidth=1.2, dashes=(5, 3))
@@ -222,8 +230,10 @@ def noise_chart(expected: np.ndarray, measured: float, n_used: int) -> str:
         ax.set_yscale("log")
         ax.grid(visible=True, axis="both", which="major")
         for side in (ax.xaxis, ax.yaxis):
+            side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             side.set_major_formatter(lambda value, _: f"{value:g}")
             side.set_minor_formatter(lambda *_: "")
+        ax.minorticks_off()
         ax.set_xlabel("frames stacked")
     return drawn.svg
 
@@ -245,8 +255,8 @@ class _drawing:  # noqa: N801 - used as a context, such as open()
         self.figure = Figure(figsize=self._size, layout="constrained")
         FigureCanvasSVG(self.figure)
         self.axes = self.figure.add_subplot()
-        self.axes.set_title(self._title, fontsize=12, fontweight="bold", loc="left")
-        self.axes.set_title(self._unit, fontsize=10, loc="right")
+        self.axes.set_title(self._title, fontsize=12, fontweight="bold", loc="left", pad=9)
+        self.axes.set_title(self._unit, fontsize=10, loc="right", pad=9)
         self.axes.tick_params(length=3)
         return self
 
@@ -271,7 +281,7 @@ def themed_svg(figure: Figure) -> str:
     svg = re.sub(r'font-family: [^;"]*;?', "", svg)
     svg = re.sub(r'font: ((?:[a-z0-9]+ )*)([0-9.]+)px [^;"]*', _font, svg)
     svg = re.sub(r"M (\S+) (\S+) \nL \1 \2 ?\n?", _dot, svg)
-    svg = re.sub(r"(\d+\.\d\d)\d+", r"\1", svg)
+    svg = re.sub(r"<[^>]*>", lambda tag: re.sub(r"(\d+\.\d\d)\d+", r"\1", tag[0]), svg)  # not the texts
     for drawn, shown in STYLES.items():
         svg = svg.replace(drawn, shown)
     return svg.replace("<svg ", '<svg aria-hidden="true" focusable="false" ', 1)

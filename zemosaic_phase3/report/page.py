@@ -111,7 +111,9 @@ def _parts(story: Story) -> dict[str, Any]:
     """Return what the template sets."""
     report, facts, frames = story.report, story.facts, story.frames
     marks = sky_marks(facts, story.wcs)
-    axis = charts.time_axis([str(text) for text in frames["DATE_OBS"]]) if frames is not None else None
+    axis = None
+    if frames is not None and len(frames["NAME"]):
+        axis = charts.time_axis([str(text) for text in frames["DATE_OBS"]], np.asarray(frames["USED"], bool))
     order = np.argsort(axis.at, kind="stable") if axis is not None else np.empty(0, int)
     return {
         "title": words.headline(story),
@@ -134,6 +136,7 @@ def _parts(story: Story) -> dict[str, Any]:
         "stages": words.stages(report),
         "seconds": sum(report.seconds.values()),
         "parameters": words.parameters(story),
+        "options": words.all_options(story),
         "machine": words.machine(report),
         "command": words.command_text(report),
         "reference": Path(report.reference).name,

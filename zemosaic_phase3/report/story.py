@@ -126,7 +126,7 @@ def read_story(path: str | os.PathLike[str]) -> Story:
     else:
         report = report_from(map(str, run["KEY"]), map(str, run["VALUE"]))
     report.dropped = left_out
-    return Story(name, image, maps, header, wcs, report, frames)
+    return Story(Path(name).name, image, maps, header, wcs, report, frames)
 
 
 def _channels_last(data: np.ndarray) -> np.ndarray:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import shlex
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,13 +18,19 @@ from zemosaic_phase3.report.pictures import kind_of
 from zemosaic_phase3.report.sky_marks import duration
 from zemosaic_phase3.report.story import Story
 from zemosaic_phase3.runtime.limits import memory_text
+from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
 
 STAGES: Final[Mapping[str, str]] = {
     "open": "open the files", "calibrate": "calibrate", "measure": "measure frames", "register": "register frames",
     "stack": "reject and combine", "finish": "finish", "write": "write the tile", "preview": "write the preview",
 }  # fmt: skip
 COLOURS: Final[Mapping[int, tuple[str, ...]]] = {1: ("grey",), 3: ("red", "green", "blue")}
+CPU_ASKED_FOR: Final = "the CPU was asked for"
 MOST_ROWS: Final = 2000  # of the table of frames; beyond, those that were left out
+MAIN: Final = (
+    "reject", "kappa_low", "kappa_high", "spare_stars", "combine", "normalize", "weight", "interpolation",
+)  # fmt: skip
+"""Options that are shown whatever they are."""
 GROUPS: Final[Mapping[str, str]] = {"register": "registration", "select": "selection", "calibration": "calibration"}
 
 
@@ -174,9 +181,28 @@ def stages(report: TileReport) -> list[Stage]:
     return [Stage(STAGES.get(name, name), seconds, 100.0 * seconds / longest) for name, seconds in timed]
 
 
-def parameters(story: Story) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return what was done, by group: name and value of each option."""
-    groups = [("rejection and combination", _options(story.methods))]
+def parameters(story: Story) -> list[tuple[str, str]]:
+    """Return what was done: methods, and every option that is not as it is by default."""
+    usual: dict[str, Any] = {**asdict(StackSpec()), "normalize": "", "weight": ""}
+    methods = story.methods
+    changed = {name: value for name, value in methods.items() if name not in MAIN and not _same(value, usual.get(name))}
+    found = {name: methods[name] for name in MAIN if name in methods} | changed
+    for key, defaults in (("register", RegisterSpec()), ("select", SelectSpec()), ("calibration", CalibrationSpec())):
+        inner = story.report.spec.get(key, {})
+        plain = asdict(defaults)
+        found |= {name: value for name, value in inner.items() if not _same(value, plain.get(name))}
+    return _options(found)
+
+
+def _same(value: Any, default: Any) -> bool:
+    """Return whether a value that a table held is the default: there one item and a list of one are alike."""
+    return value == default or value == (list(default) if isinstance(default, tuple) else default)
+
+
+def all_options(story: Story) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return what was asked for, by group: name and value of each option."""
+    own = {name: value for name, value in story.report.spec.items() if not isinstance(value, Mapping)}
+    groups = [("rejection and combination", _options(own))]
     for key, name in GROUPS.items():
         inner = story.report.spec.get(key)
         if isinstance(inner, Mapping) and inner:
@@ -200,9 +226,7 @@ def machine(report: TileReport) -> list[tuple[str, str]]:
     """Return where and how it was computed."""
     facts = []
     if report.device:
-        facts.append(("device", report.device.upper()))
-    if report.device_reason:
-        facts.append(("why", report.device_reason))
+        facts.append(("device", device_text(report)))
     if report.gpu_attempts:
         facts.append(("attempts on the GPU", str(report.gpu_attempts)))
     if report.rows_per_slab:
@@ -226,6 +250,21 @@ def machine(report: TileReport) -> list[tuple[str, str]]:
     if report.started:
         facts.append(("started", report.started.replace("T", " ").replace("Z", " UTC")))
     return facts
+
+
+def has_nvidia_card() -> bool:
+    """Return True if this machine seems to have an NVIDIA card, whatever its software can do."""
+    return shutil.which("nvidia-smi") is not None or any(
+        Path(place).exists()
+        for place in ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/usr/lib/wsl/lib/nvidia-smi")
+    )
+
+
+def device_text(report: TileReport) -> str:
+    """Return the device, and why that one: without a card there is nothing to explain, and nothing failed."""
+    was_wanted = report.device == "gpu" or report.gpu_attempts or report.device_reason == CPU_ASKED_FOR
+    reason = report.device_reason if was_wanted or has_nvidia_card() else ""
+    return report.device + (f" ({reason})" if reason else "")
 
 
 def command_text(report: TileReport) -> str:
