@@ -392,7 +392,7 @@ def test_help_is_shown(arguments, capsys):
 
 
 def test_help_gives_meaning_and_default_of_each_option():
-    assert sorted(commands()) == ["attach", "bench", "demo", "detach", "doctor", "simulate", "stack"]
+    assert sorted(commands()) == ["attach", "bench", "demo", "detach", "doctor", "simulate", "stack", "view"]
     wanted = (
         "--output --reference --register --interpolation --reject --kappa-low --kappa-high --winsor-limits --wsc-impl "
         "--line-fit --normalize --weight --combine --radial-weight --equalize-rgb --bayer --device --require-gpu "
