@@ -67,5 +67,5 @@ def add_choices(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--rej", nargs="+", action=SirilRejection, default=argparse.SUPPRESS, metavar="KIND",
-        help="as in Siril: --rej w 3 3 is --reject winsorized_sigma_clip --kappa-low 3 --kappa-high 3 (default: --reject)",
+        help="as in Siril: w 3 3 is --reject winsorized_sigma_clip --kappa-low 3 --kappa-high 3 (default: none)",
     )  # fmt: skip
