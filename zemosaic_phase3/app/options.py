@@ -165,7 +165,7 @@ def _group_keys(text: str) -> tuple[str, ...]:
 def _add_choice(group: Group, option: str, kind: str, allowed: object, default: str, meaning: str) -> None:
     names = get_args(allowed)
     group.add_argument(
-        *option.split(), type=_name(kind, allowed), default=default, metavar="NAME",
+        *option.split(), dest=option.split()[-1][2:].replace("-", "_"), type=_name(kind, allowed), default=default, metavar="NAME",
         help=f"{meaning}; one of: {', '.join(names)} (default: {default})",
     )  # fmt: skip
 
