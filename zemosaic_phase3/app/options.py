@@ -15,6 +15,7 @@ from zemosaic_phase3.methods import (
     REJECTIONS,
     CombineName,
     DeviceName,
+    FramingName,
     InterpolationName,
     LineFit,
     NormalizeName,
@@ -170,6 +171,10 @@ def _add_registration(group: Group) -> None:
     _add_choice(
         group, "--transform", "transform", TransformName, RegisterSpec.transform,
         "model of a frame's map onto the reference; auto is the simplest that the stars do not contradict",
+    )  # fmt: skip
+    _add_choice(
+        group, "--framing", "framing", FramingName, StackSpec.framing,
+        "what the result shows: the field of the reference, all that any frame shows, or what all of them share",
     )  # fmt: skip
     group.add_argument(
         "--max-fwhm", type=float, metavar="PX", help="leave out frames whose stars are wider, pixels (default: none)"

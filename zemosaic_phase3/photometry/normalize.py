@@ -133,7 +133,7 @@ def photometric(
             gains.append(Gain(np.ones(channels), np.zeros(channels), np.full(channels, len(frame.star_xy))))
             continue
         to_frame = transforms[i] @ from_grid
-        gains.append(frame_gain(frame, stats[reference], to_frame, distortion[i] if distortion else None))
+        gains.append(frame_gain(frame, stats[reference], to_frame, distortion[i] if distortion else None, from_grid))
     if combined:
         gains = combined_gains(gains, reference)
     for i, (frame, gain) in enumerate(zip(stats, gains, strict=True)):
