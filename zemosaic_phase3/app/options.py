@@ -71,6 +71,16 @@ def _limits(text: str) -> tuple[float, float]:
     raise argparse.ArgumentTypeError(f"{text!r} is not two numbers with a comma between, e.g. 0.05,0.05")
 
 
+def _drift(text: str) -> tuple[float, float]:
+    x, comma, y = text.partition(",")
+    try:
+        if comma:
+            return float(x), float(y)
+    except ValueError:
+        pass  # said below, the same as for a missing comma
+    raise argparse.ArgumentTypeError(f"{text!r} is not two numbers with a comma between, e.g. 1200,-300")
+
+
 def _bayer(text: str) -> str:
     if text.lower() in ("auto", "none"):
         return text.lower()
@@ -362,6 +372,7 @@ def add_simulate(parser: argparse.ArgumentParser) -> None:
         ("--stars", int, "n_stars", "N", "stars expected in a frame (default: one per 1,000 pixels)"),
         ("--fwhm", float, "fwhm_px", "PX", f"mean seeing, pixels (default: {spec.fwhm_px:g})"),
         ("--dither", float, "dither_px", "PX", f"largest shift along each axis, pixels (default: {spec.dither_px:g})"),
+        ("--wander", _drift, "wander_px", "X,Y", "drift of the pointing during the session, pixels (default: none)"),
         ("--rotation", float, "rotation_deg", "DEG", f"turn of the field, degrees (default: {spec.rotation_deg:g})"),
         ("--gradient", float, "gradient", "ADU", f"sky from centre to corner (default: {spec.gradient:g})"),
         ("--nebula", float, "nebula", "ADU", f"brightness of the nebula, 0 for none (default: {spec.nebula:g})"),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from zemosaic_phase3.pipeline.registering import register_frame
 from zemosaic_phase3.records import Registration
 from zemosaic_phase3.registration.diagnosis import chained, overlap
 from zemosaic_phase3.registration.match import register_stars
@@ -126,8 +127,10 @@ def _register_through(
     ours, theirs = group.scan(through).stars, group.scan(i).stars
     if ours is None or theirs is None:
         return None
-    step = register_stars(ours, theirs, group.source(i).shape, spec)
-    if not step.ok:
+    step = register_frame(group, i, through, group.wcs(through), spec)
+    if step.distortion is not None:  # is between these two, and cannot be chained
+        step = register_stars(ours, theirs, group.source(i).shape, spec)
+    if not step.ok or step.method != "stars":
         return None
     return replace(step, transform=chained(known, step), method="chain")
 
