@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from zemosaic_phase3.registration.transform import transform_points
-from zemosaic_phase3.robust import MAD_TO_SIGMA
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 MOST_STARS: Final = 150  # brightest of a frame that the adjustment looks at
 RADII: Final = (3.0, 1.0)  # px, within which two detections are one star: before the first adjustment, and after it
 ROUNDS: Final = 3  # of leaving out detections that do not fit
-CLIP: Final = 4.0  # sigma
+CLIP: Final = 3.0  # times the median error, in units of a detection's own, beyond which it is left out
 FEWEST_STARS: Final = 4  # of a frame, shared with others, that can correct it
 LEAST_SIGMA: Final = 0.05  # px, below which no centroid is believed: seeing and optics move stars by that
 TERMS: Final = 4  # of a correction: shift x, y, scale, rotation
@@ -131,8 +130,8 @@ def adjust(sights: Sequence[Sight], fixed: int, shape: tuple[int, ...]) -> Adjus
             corrections = _corrections(part, len(sights), fixed, transforms, shape)
             distance = _distances(seen, corrections, kept)
             squared = np.sum(distance**2, axis=1)
-            limit = CLIP * max(MAD_TO_SIGMA * float(np.median(np.abs(distance[kept]))), LEAST_SIGMA)
-            inside = squared <= 2.0 * limit**2
+            relative = np.abs(distance).max(axis=1) / seen.sigma
+            inside = relative <= CLIP * max(float(np.median(relative[kept])), 1.0)
             if np.array_equal(inside & kept, kept):
                 break
             kept &= inside
