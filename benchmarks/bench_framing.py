@@ -15,11 +15,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from astropy.io.fits import Header
+from astropy.wcs import WCS
 from scipy.spatial import cKDTree
 
 import zemosaic_phase3 as zp
 from zemosaic_phase3.records import Canvas
 from zemosaic_phase3.simulate.paint import map_points
+from zemosaic_phase3.simulate.pointing import wcs_cards
 from zemosaic_phase3.simulate.scene import simulate
 from zemosaic_phase3.simulate.session import SimulationSpec, SimulationTruth, load_truth
 
@@ -80,7 +83,8 @@ def judge(tile: zp.Tile, truth: SimulationTruth, seconds: float) -> Figures:
         registration_rms=float(np.sqrt(np.mean(np.concatenate(errors)))),
         registration_worst=max(float(np.sqrt(e.mean())) for e in errors if e.size),
         position_rms=position, wcs_rms=wcs_error, flux_bias=float(np.median(flux)),
-        flux_bias_worst_third=float(max(thirds, key=abs)), flux_scatter=1.4826 * float(np.median(np.abs(flux - np.median(flux)))),
+        flux_bias_worst_third=float(max(thirds, key=abs)),
+        flux_scatter=1.4826 * float(np.median(np.abs(flux - np.median(flux)))),
         step_rms=float(np.sqrt(np.mean(steps**2))), step_worst=float(np.abs(steps).max()),
         step_by_noise=float(np.sqrt(np.mean(noise**2))), seconds=seconds,
     )  # fmt: skip
@@ -138,12 +142,8 @@ def _inside_aperture(truth: SimulationTruth) -> float:
 
 def _wcs_error(tile: zp.Tile, truth: SimulationTruth, xy: np.ndarray, stars: list[int]) -> float:
     """Rms distance, px, of where the tile's WCS and that of the first frame put stars on the sky."""
-    from astropy.wcs import WCS
-
     if tile.wcs is None:
         return float("nan")
-    from zemosaic_phase3.simulate.pointing import wcs_cards
-    from astropy.io.fits import Header
 
     first = WCS(Header(list(wcs_cards(truth.spec, np.eye(3), np.zeros(2)).items())))
     ours, true = tile.wcs.all_pix2world(xy, 0), first.all_pix2world(truth.star_xy[stars], 0)
@@ -180,7 +180,9 @@ def _steps(
                 values = np.full(len(xy), np.nan)
                 values[inside] = sky[xy[inside, 1], xy[inside, 0]]
                 sides.append(values)
-            both = np.isfinite(sides[0].reshape(-1, 1200)).any(axis=0) & np.isfinite(sides[1].reshape(-1, 1200)).any(axis=0)
+            both = np.isfinite(sides[0].reshape(-1, 1200)).any(axis=0) & np.isfinite(sides[1].reshape(-1, 1200)).any(
+                axis=0
+            )
             values = [side.reshape(-1, 1200)[:, both] for side in sides]
             counts = [np.isfinite(v).sum() for v in values]
             if min(counts) < FEWEST_STEP_PIXELS:

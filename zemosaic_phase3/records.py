@@ -50,6 +50,32 @@ class FrameStats:
 IDENTITY: Final = np.eye(3)
 
 
+@dataclass(frozen=True, eq=False)
+class SkySolution:
+    """What the WCS of a frame says of the reference's image: see ``registration.solutions``.
+
+    ``mark``: the same for copies of one WCS; ``sky (places, 2) float64``: longitude and latitude at a grid of the
+    reference's pixels, degrees, in the system of the reference's WCS; NaN where the frame does not reach.
+    """
+
+    mark: str
+    sky: np.ndarray
+
+
+@dataclass(frozen=True)
+class WcsMean:
+    """What the WCS of a tile was made of.
+
+    ``combined``: solutions of frames; 1: the reference's own alone, because the others agree with it or are fewer than
+    two; ``spread_px``: their rms scatter per axis, pixels of the reference; ``left_out``: solutions that lie too far
+    from the others.
+    """
+
+    combined: int = 1
+    spread_px: float = float("nan")
+    left_out: int = 0
+
+
 @dataclass(frozen=True)
 class Registration:
     """Verdict on one frame: the map from reference pixels to its own pixels, and the evidence.
@@ -72,6 +98,8 @@ class Registration:
         "similarity", "affine" or "homography" where one was fitted.
     distortion : ndarray (rows, columns, 2) float32 or None
         What is added to the mapped position, pixels of the frame; see ``registration.distortion``. None: nothing.
+    solution : SkySolution or None
+        What the frame's WCS says of the reference's image. None: it has none, or its stars did not place it.
     """
 
     ok: bool
@@ -82,6 +110,7 @@ class Registration:
     reason: str = ""
     model: str = ""
     distortion: np.ndarray | None = None
+    solution: SkySolution | None = None
 
 
 @dataclass(frozen=True)
@@ -203,6 +232,7 @@ class TileReport:
     saturation_level: float | None = None  # of the result, ADU; None: no frame that counts has clipped samples
     saturated_pixels: int = 0  # of the result, that reach it in a channel: no frame measured them
     resumed: Resumed = Resumed()
+    wcs_mean: WcsMean | None = None  # None: the tile has no WCS
     command: list[str] = field(default_factory=list)  # the command line, with the program; empty: called from Python
     started: str = ""  # when the run began, UTC
 

@@ -112,7 +112,10 @@ def _path_ending(*suffixes: str, instead: str | None = None) -> Callable[[str], 
 def add_stack(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``stack``."""
     parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="files, folders (their FITS and .npy files) or quoted patterns"
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="files, folders (their FITS, raw, XISF, TIFF or SER files), zip or tar, or quoted patterns",
     )
     parser.add_argument(
         "-o", "--output", required=True, metavar="OUT", type=_path_ending(*TILE_SUFFIXES),

@@ -132,7 +132,7 @@ def _register_through(
         step = register_stars(ours, theirs, group.source(i).shape, spec)
     if not step.ok or step.method != "stars":
         return None
-    return replace(step, transform=chained(known, step), method="chain")
+    return replace(step, transform=chained(known, step), method="chain", solution=None)  # that is of the other frame
 
 
 def _spread_over(group: Group, verdicts: Verdicts, known: Sequence[int]) -> list[int]:

@@ -154,6 +154,9 @@ def tile_header(cards: Header, group: Group, job: Job, report: TileReport, equal
         for colour, gain in zip("RGB", (equalization.gain_r, equalization.gain_g, equalization.gain_b), strict=True):
             header[f"RGBGAIN{colour}"] = (_card_number(gain), "RGB equalisation")
         header["RGBEQMED"] = (_card_number(equalization.target_median), "RGB equalisation")
+    if report.wcs_mean is not None and report.wcs_mean.combined > 1:
+        header["ZMT_NWCS"] = (report.wcs_mean.combined, "solutions of frames that the WCS is the mean of")
+        header["ZMT_SWCS"] = (_card_number(report.wcs_mean.spread_px), "px, their rms scatter per axis")
     header["ZMT_REF"] = (fits_text(Path(report.reference).name), "reference frame")
     header["ZMT_DEV"] = (report.device, "device that stacked")
     if report.calstat:
@@ -176,6 +179,8 @@ def _method_cards(job: Job) -> Header:
     cards = Header()
     cards["ZMT_NORM"] = (table.normalize_method or stack.normalize, "normalisation")
     cards["ZMT_WGHT"] = (table.weight_method, "frame weights")
+    if stack.framing != "reference":
+        cards["ZMT_FRAM"] = (stack.framing, "what of the sky is shown")
     cards["ZMT_FLAT"] = (flattened > 0, "backgrounds made alike")
     if stack.flatten:
         cards["ZMT_NFLT"] = (flattened, "frames that got a surface")

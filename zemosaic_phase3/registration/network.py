@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from zemosaic_phase3.registration.transform import transform_points
+from zemosaic_phase3.registration.transform import similarity_matrix, transform_points
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -28,6 +28,8 @@ ROUNDS: Final = 3  # of leaving out detections that do not fit
 CLIP: Final = 3.0  # times the median error, in units of a detection's own, beyond which it is left out
 FEWEST_STARS: Final = 4  # of a frame, shared with others, that can correct it
 LEAST_SIGMA: Final = 0.05  # px, below which no centroid is believed: seeing and optics move stars by that
+SCALE_ERROR: Final = 1e-4  # by which frames of one telescope differ in scale, as its focus moves
+OTHER_SCALE: Final = 3e-3  # difference of scale beyond which a frame is of another one
 TERMS: Final = 4  # of a correction: shift x, y, scale, rotation
 
 
@@ -80,7 +82,7 @@ def turned_camera(transform: np.ndarray, shape: tuple[int, ...], focal_px: float
     Returns
     -------
     ndarray (3, 3) float64
-        The same place for the frame's middle, the same direction of its columns there and the same scale.
+        The same place for the frame's middle, the same rotation and the same scale there.
     """
     middle = np.array([(shape[1] - 1) / 2.0, (shape[0] - 1) / 2.0])
     to_ray = np.array([[1.0, 0.0, -middle[0]], [0.0, 1.0, -middle[1]], [0.0, 0.0, focal_px]])
@@ -91,12 +93,21 @@ def turned_camera(transform: np.ndarray, shape: tuple[int, ...], focal_px: float
     right = right - axis * (right @ axis)
     right = right / np.linalg.norm(right)
     rotation = np.stack([right, np.cross(axis, right), axis])
-    scale = math.sqrt(abs(float(np.linalg.det(transform[:2, :2]))))  # of a similarity, the same everywhere
     from_ray = np.array(
-        [[scale, 0.0, middle[0] / focal_px], [0.0, scale, middle[1] / focal_px], [0.0, 0.0, 1.0 / focal_px]]
+        [[1.0, 0.0, middle[0] / focal_px], [0.0, 1.0, middle[1] / focal_px], [0.0, 0.0, 1.0 / focal_px]]
     )
     matrix = from_ray @ rotation @ to_ray
+    slope = _slope_at(transform, at) / _slope_at(matrix, at)
+    about_middle = similarity_matrix(slope, complex(*middle) * (1.0 - slope))
+    matrix = about_middle @ matrix
     return np.asarray(matrix / matrix[2, 2])
+
+
+def _slope_at(matrix: np.ndarray, xy: np.ndarray) -> complex:
+    """Return the similarity that is nearest to a map at a point: its scale, and the angle by which it turns."""
+    w = float(matrix[2] @ (*xy, 1.0))
+    jacobian = (matrix[:2, :2] - np.outer(transform_points(matrix, xy), matrix[2, :2])) / w
+    return 0.5 * complex(jacobian[0, 0] + jacobian[1, 1], jacobian[1, 0] - jacobian[0, 1])
 
 
 def adjust(sights: Sequence[Sight], fixed: int, shape: tuple[int, ...]) -> Adjusted:
@@ -191,12 +202,15 @@ def _corrections(
     seen: _Detections, n_frames: int, fixed: int, transforms: Sequence[np.ndarray], shape: tuple[int, ...]
 ) -> np.ndarray:
     """Solve for the corrections of all frames and the places of all stars: ``(N, 3, 3)``, on the reference's plane."""
+    from scipy.sparse import vstack
     from scipy.sparse.linalg import lsmr
 
     middles, size = _middles(transforms, shape), 0.5 * math.hypot(*shape[:2])
     matrix = _equations(seen, n_frames, fixed, middles, size)
     weight = np.repeat(1.0 / seen.sigma, 2)
     right = -(seen.place.reshape(-1) * weight)
+    scales, wanted = _equal_scales(transforms, middles, size, matrix.shape[1])
+    matrix, right = vstack([matrix, scales]).tocsr(), np.concatenate([right, wanted])
     # Stars are looked for from where their detections are in the mean, so that what is solved for is small.
     start = _mean_places(seen)
     first = np.concatenate([np.zeros(TERMS * n_frames), start.reshape(-1)])
@@ -217,6 +231,22 @@ def _corrections(
     result[:, 0, 2] = terms[:, 0] - scale * x + turn * y
     result[:, 1, 2] = terms[:, 1] - turn * x - scale * y
     return result
+
+
+def _equal_scales(
+    transforms: Sequence[np.ndarray], middles: np.ndarray, size: float, n_columns: int
+) -> tuple[csr_matrix, np.ndarray]:
+    """Return equations that keep frames to the reference's scale: they come from one telescope, and focus moves little.
+
+    A frame of another scale by more than ``OTHER_SCALE`` has none.
+    """
+    from scipy.sparse import csr_matrix
+
+    own = np.log([abs(_slope_at(t, m)) for t, m in zip(transforms, middles, strict=True)])
+    alike = np.flatnonzero(np.abs(own) < OTHER_SCALE)
+    weight = np.full(alike.size, 1.0 / (size * SCALE_ERROR))
+    place = np.arange(alike.size), TERMS * alike + 2
+    return csr_matrix((weight, place), (alike.size, n_columns)), own[alike] / SCALE_ERROR
 
 
 def _mean_places(seen: _Detections) -> np.ndarray:
