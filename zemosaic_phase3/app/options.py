@@ -64,6 +64,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
 def _limits(text: str) -> tuple[float, float]:
     low, comma, high = text.partition(",")
     try:
@@ -460,6 +466,10 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--files", action="store_true", help="stack from 16-bit FITS files in a temporary folder too (default: no)"
     )
+    group.add_argument(
+        "--subs", type=_count, default=16, metavar="N",
+        help="raw subs of the whole job, which is timed stage by stage; 0 leaves it out (default: 16)",
+    )  # fmt: skip
     group.add_argument("--repeat", type=_positive, default=3, metavar="K", help="times, for a median (default: 3)")
     group = parser.add_argument_group("resources and results")
     group.add_argument(
