@@ -226,6 +226,7 @@ class TileReport:
     peak_rss_bytes: int = 0
     rows_per_slab: int = 0
     warnings: list[str] = field(default_factory=list)
+    canvas: Canvas | None = None  # grid of the result, where it is not the reference's
     calibration: list[str] = field(default_factory=list)  # what was done to the frames before they were measured
     calstat: str = ""  # of it, letters as in the card CALSTAT: B bias, D dark, F flat
     defects: int = 0  # photosites that were replaced

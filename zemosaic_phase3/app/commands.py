@@ -106,6 +106,7 @@ def specs_of(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectS
         radial_weight=args.radial_weight,
         interpolation=args.interpolation,
         flatten=args.flatten,
+        framing=args.framing,
         spare_stars=args.spare_stars,
     )
     if args.winsor_limits is not None and not stack.is_legacy_winsor:
