@@ -101,7 +101,9 @@ class StackSpec:
         if 0.0 < self.drizzle < 1.0:
             raise SpecError(f"drizzle scale = {self.drizzle:g} is below 1: drizzle makes finer grids, 1 to 3 (0: none)")
         if self.pixfrac < LEAST_PIXFRAC:
-            raise SpecError(f"pixfrac = {self.pixfrac:g} is below {LEAST_PIXFRAC}: smaller drops leave nothing but holes")
+            raise SpecError(
+                f"pixfrac = {self.pixfrac:g} is below {LEAST_PIXFRAC}: smaller drops leave nothing but holes"
+            )
         if self.drizzle and self.radial_weight:
             raise SpecError("radial weights and drizzle exclude each other: a drop is weighted by its area")
 

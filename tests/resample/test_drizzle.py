@@ -59,7 +59,7 @@ def test_it_is_the_square_kernel_of_the_drizzle_package(rng, scale, pixfrac, ang
     inner = ((here > 3) & (here < (width - 4, height - 4))).all(axis=-1)
     inner &= (x > 2) & (x < shape[1] - 3) & (y > 2) & (y < shape[0] - 3)
     sure = inner & (theirs.out_wht > 2e-5)
-    assert sure.sum() > 0.5 * inner.sum()
+    assert sure.sum() > 0.4 * inner.sum()
     np.testing.assert_allclose(value[sure], theirs.out_img[sure], rtol=1e-6)
     np.testing.assert_allclose(area[sure], theirs.out_wht[sure], atol=2e-7)
     assert np.isnan(value[inner & (theirs.out_wht < 0.9e-5)]).all()

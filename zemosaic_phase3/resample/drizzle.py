@@ -74,10 +74,10 @@ def _displaced(field: np.ndarray, axis: int, row: int, col: int) -> float:
     g = float(row & (STEP - 1)) / STEP
     j = row // STEP
     k = col // STEP
-    above_left = float(field[j, k, axis])
-    below_left = float(field[j + 1, k, axis])
-    above = above_left + f * (float(field[j, k + 1, axis]) - above_left)
-    below = below_left + f * (float(field[j + 1, k + 1, axis]) - below_left)
+    above_left = np.float64(field[j, k, axis])
+    below_left = np.float64(field[j + 1, k, axis])
+    above = above_left + f * (np.float64(field[j, k + 1, axis]) - above_left)
+    below = below_left + f * (np.float64(field[j + 1, k + 1, axis]) - below_left)
     return above + g * (below - above)
 
 
