@@ -148,6 +148,7 @@ def stack(
     min_frames: int | str | None = None,
     device: DeviceName = "auto",
     require_gpu: bool = False,
+    gpus: str | int | Sequence[int] | None = None,
     memory: str | int | None = None,
     workers: int | None = None,
     maps: bool = False,
@@ -200,6 +201,8 @@ def stack(
         "auto" uses a GPU if there is a healthy one; the bits are the same.
     require_gpu : bool
         Turn every fall back to the CPU into an error.
+    gpus : str, int or sequence of int, optional
+        Cards that share the stack: "all", how many, or which ones, e.g. (0, 2); None: CUDA's current device.
     memory : int or str, optional
         Bytes, or text such as "4GB" or "50%"; default: half of what is available, in small containers up to 1 GB.
     workers : int, optional
@@ -259,6 +262,7 @@ def stack(
             min_frames=min_frames,
             device=device,
             require_gpu=require_gpu,
+            gpus=gpus,
             memory=memory,
             workers=workers,
             maps=maps,

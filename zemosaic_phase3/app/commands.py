@@ -71,6 +71,8 @@ def specs_of(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectS
     """Return what the options ask for; raises SpecError for a value out of range."""
     if args.require_gpu and args.device == "cpu":
         raise SpecError("--require-gpu and --device cpu contradict each other")
+    if args.gpus is not None and args.device == "cpu":
+        raise SpecError("--gpus and --device cpu contradict each other")
     if args.no_resume and (args.fresh or args.cache is not None):
         raise SpecError("--no-resume keeps no journal, so that --fresh and --cache have no meaning with it")
     stack = StackSpec(
@@ -126,6 +128,7 @@ def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, consol
             reference=None if args.reference == "auto" else args.reference,
             device=args.device,
             require_gpu=args.require_gpu,
+            gpus=args.gpus,
             memory=args.memory,
             workers=args.workers,
             maps=args.maps,

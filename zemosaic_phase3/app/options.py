@@ -101,7 +101,10 @@ def _path_ending(*suffixes: str, instead: str | None = None) -> Callable[[str], 
 def add_stack(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``stack``."""
     parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="files, folders (their FITS and .npy files) or quoted patterns"
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="files, folders (their FITS, raw, XISF, TIFF or SER files), zip or tar, or quoted patterns",
     )
     parser.add_argument(
         "-o", "--output", required=True, metavar="OUT", type=_path_ending(*TILE_SUFFIXES),
@@ -288,6 +291,10 @@ def _add_resources(group: Group) -> None:
         "where to stack: auto takes a GPU that works, else the CPU; gpu is auto with --require-gpu",
     )  # fmt: skip
     group.add_argument("--require-gpu", action="store_true", help="fail rather than use the CPU (default: no)")
+    group.add_argument(
+        "--gpus", metavar="all|N|IDS",
+        help="cards that share a stack: all, how many (2), or which ones (0,2) (default: CUDA's current device)",
+    )  # fmt: skip
     group.add_argument(
         "--memory", type=_memory, metavar="SIZE",
         help="memory to use, e.g. 4GB, 512MiB or 50%% of what is available (default: 50%%, or up to 1GB of 80%%)",

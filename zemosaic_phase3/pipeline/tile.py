@@ -20,6 +20,7 @@ from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS, plan_slabs
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.finish.alpha import alpha_from_coverage
 from zemosaic_phase3.finish.noise import measure_noise, typical_noise
+from zemosaic_phase3.io.foreign_file import Decoded, decoded_files, whole_bytes
 from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.pipeline.calibration import calibrate_group
@@ -92,6 +93,7 @@ def build_tile(
     choice: Choice | None = None,
     least: LeastFrames | None = None,
     kept: Kept | None = None,
+    decoded: Decoded | None = None,
 ) -> Tile:
     """Open, scan, register, stack and finish: the whole way from descriptors to a tile in memory.
 
@@ -125,6 +127,8 @@ def build_tile(
         How many of them must be used.
     kept : Kept or None
         What earlier runs measured, and where this one leaves it.
+    decoded : Decoded or None
+        Keeps frames that their library decodes whole; None: they are decoded each time.
 
     Raises
     ------
@@ -147,6 +151,8 @@ def build_tile(
         )  # fmt: skip
         report.n_input = len(group.rows)
         group.require_some("opened")
+        for source in decoded_files(group.sources):
+            source.decoded = decoded
         if allowed_bytes is not None:
             _check_memory(group, stack, register, workers, allowed_bytes, copied_maps)
         if opened is not None:
@@ -197,6 +203,7 @@ def _check_memory(
     height, which is as much as any rotation can take.
     """
     some = group.source(group.usable[0])
+    allowed_bytes = max(1, allowed_bytes - whole_bytes(some))
     plan_slabs(
         some.height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=some.width,
         channels=some.channels, workers=workers, weights_per_pixel=int(stack.radial_weight),
