@@ -128,6 +128,8 @@ def stack(
     radial_weight: bool | None = None,
     flatten: bool | None = None,
     spare_stars: bool | None = None,
+    drizzle: float | None = None,
+    pixfrac: float | None = None,
     spec: StackSpec | None = None,
     register: RegisterMode | RegisterSpec | None = None,
     transform: TransformName | None = None,
@@ -170,7 +172,7 @@ def stack(
     output : path, optional
         FITS file to write.
     reject, normalize, weight, combine, kappa_low, kappa_high, wsc_impl, winsor_limits, line_fit, interpolation,
-    equalize_rgb, radial_weight, flatten, spare_stars
+    equalize_rgb, radial_weight, flatten, spare_stars, drizzle, pixfrac
         Fields of :class:`StackSpec`, see ``docs/algorithms.md``; limits in sigma.
     spec : StackSpec, optional
         All of them at once.
@@ -236,7 +238,7 @@ def stack(
         spec or StackSpec(), reject=reject, normalize=normalize, weight=weight, combine=combine, kappa_low=kappa_low,
         kappa_high=kappa_high, wsc_impl=wsc_impl, winsor_limits=winsor_limits, line_fit=line_fit,
         interpolation=interpolation, equalize_rgb=equalize_rgb, radial_weight=radial_weight, flatten=flatten,
-        spare_stars=spare_stars,
+        spare_stars=spare_stars, drizzle=drizzle, pixfrac=pixfrac,
     )  # fmt: skip
     given = register if isinstance(register, RegisterSpec) else RegisterSpec()
     mode = None if isinstance(register, RegisterSpec) else register

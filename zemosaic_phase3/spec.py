@@ -29,8 +29,7 @@ from zemosaic_phase3.methods import (
 )
 from zemosaic_phase3.settings import in_range, store_number, winsor_limits
 
-
-LEAST_PIXFRAC: Final = 0.05
+LEAST_PIXFRAC: Final = 0.05  # of a pixel
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tests of ``resample.drizzle``: the kernel, against the package of the telescope and against what must be conserved."""
+"""Tests of ``resample.drizzle``: against the package of the telescope, and what must be conserved."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def _of_one_kind(job: Job, frames: range) -> Iterator[list[int]]:
 def _of_frames(
     job: Job, frames: list[int], rows: np.ndarray, columns: np.ndarray, workers: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return values, errors (n, P, C) and own weights (n, P, 1 or C) of frames that all are mosaics, or none of them."""
+    """Return values, errors (n, P, C) and own weights (n, P, 1 or C) of frames that all are mosaics, or none."""
     if job.spec.drizzle > 0.0:
         around = ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))
         corners = np.stack([_positions(job, frames, rows, columns, *by) for by in around], axis=1)

@@ -24,7 +24,7 @@ from zemosaic_phase3.io.foreign_file import Decoded, decoded_files, whole_bytes
 from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.pipeline.calibration import calibrate_group
-from zemosaic_phase3.pipeline.canvas import canvas_around, canvas_wcs
+from zemosaic_phase3.pipeline.canvas import canvas_around, canvas_wcs, finer_canvas
 from zemosaic_phase3.pipeline.colour_check import check_rows_and_colours
 from zemosaic_phase3.pipeline.failed_frames import review_failures
 from zemosaic_phase3.pipeline.frame_choice import Choice, all_images, choose_frames, remarks_on_result
@@ -33,7 +33,7 @@ from zemosaic_phase3.pipeline.group import FrameRow, Group, Kept, open_group
 from zemosaic_phase3.pipeline.measuring import scan_group
 from zemosaic_phase3.pipeline.observation_cards import complete_exposures
 from zemosaic_phase3.pipeline.registering import register_group
-from zemosaic_phase3.pipeline.sample_report import note_saturation, sample_notes
+from zemosaic_phase3.pipeline.sample_report import hole_notes, note_saturation, sample_notes
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
 from zemosaic_phase3.pipeline.stack_noise import measure_noise_of_stacks, noise_bands, typical_noise_of_frame
 from zemosaic_phase3.pipeline.tile_header import cards_of_reference, tile_header, wcs_cards
@@ -156,7 +156,7 @@ def build_tile(
         if allowed_bytes is not None:
             _check_memory(group, stack, register, workers, allowed_bytes, copied_maps)
         if opened is not None:
-            opened(group.source(group.usable[0]).shape, len(group.rows))
+            opened(_tile_shape(group.source(group.usable[0]), stack), len(group.rows))
     if calibration is not None:
         with timed(report, "calibrate"):
             calibrate_group(
@@ -194,6 +194,12 @@ def _settle(group: Group, choice: Choice, bayer: str) -> None:
     check_rows_and_colours(group, bayer)
 
 
+def _tile_shape(source: FrameSource, stack: StackSpec) -> tuple[int, ...]:
+    """Return the shape of a tile on the grid of this frame."""
+    canvas = finer_canvas(None, source.shape, stack.drizzle or 1.0)
+    return source.shape if canvas is None else (*canvas.shape, *source.shape[2:])
+
+
 def _check_memory(
     group: Group, stack: StackSpec, register: RegisterSpec, workers: int, allowed_bytes: int, copied_maps: int
 ) -> None:
@@ -204,9 +210,10 @@ def _check_memory(
     """
     some = group.source(group.usable[0])
     allowed_bytes = max(1, allowed_bytes - whole_bytes(some))
+    height, width = _tile_shape(some, stack)[:2]
     plan_slabs(
-        some.height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=some.width,
-        channels=some.channels, workers=workers, weights_per_pixel=int(stack.radial_weight),
+        height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=width, channels=some.channels,
+        workers=workers, weights_per_pixel=some.channels if stack.drizzle else int(stack.radial_weight),
         source_margin=0 if register.mode == "none" else some.height,
         raw_bytes=source_pixel_bytes(some), own_maps=int(stack.spares), copied_maps=copied_maps,
     )  # fmt: skip
@@ -239,6 +246,7 @@ def stack_group(
     reference = group.source(group.reference)
     registered = [_registration(group, i) for i in usable]
     canvas = canvas_around(registered, reference.shape, most_beyond, cut_later)
+    canvas = finer_canvas(canvas, reference.shape, stack.drizzle or 1.0)
     frames = [
         Frame(
             group.source(i),
@@ -264,7 +272,7 @@ def stack_group(
         _note_in_rows(group, result)
         report.noise_typical = typical_noise_of_frame(report.noise_before, group, result.job.table)
         _fill_report(report, group, result, workers)
-        report.warnings[:0] = [*notes, *sample_notes(group, result)]
+        report.warnings[:0] = [*notes, *sample_notes(group, result), *hole_notes(result)]
         tile = Tile(
             image=result.image,
             alpha=alpha_from_coverage(result.coverage),

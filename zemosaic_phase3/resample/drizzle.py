@@ -83,7 +83,7 @@ def _displaced(field: np.ndarray, axis: int, row: int, col: int) -> float:
 
 @kernel
 def _corners(matrix: np.ndarray, row: int, col: int, x: np.ndarray, y: np.ndarray) -> bool:
-    """Fill the corners of a pixel of the result in the frame, in one sense of rotation; False: one lies behind the camera."""
+    """Fill the corners of a pixel of the result in the frame, in one sense of rotation; False: one is behind the camera."""
     affine = matrix[2, 0] == 0.0 and matrix[2, 1] == 0.0 and matrix[2, 2] == 1.0
     for k in range(4):
         fx = float(col) + (0.5 if k == 1 or k == 2 else -0.5)
@@ -188,7 +188,7 @@ def drizzle_rows(
                 for j in range(first_j, last_j + 1):
                     for i in range(first_i, last_i + 1):
                         at = (j - row0) * stride + i * planes
-                        if planes == 1 and not src[at] == src[at]:
+                        if planes == 1 and src[at] != src[at]:
                             continue
                         left = float(i) - half
                         top = float(j) - half
