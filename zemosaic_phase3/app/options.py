@@ -277,7 +277,7 @@ def _add_stacking(group: Group) -> None:
     _add_choice(group, "--weight", "weight", WeightName, default.weight, "weights of the frames")
     group.add_argument(
         "--drizzle", type=float, default=default.drizzle, metavar="SCALE",
-        help="drizzle onto a grid SCALE times as fine, 1 to 3; colour mosaics without demosaicing (default: interpolate)",
+        help="drizzle onto a grid SCALE times as fine, 1 to 3; mosaics without demosaicing (default: interpolate)",
     )  # fmt: skip
     group.add_argument(
         "--pixfrac", type=float, metavar="P",
