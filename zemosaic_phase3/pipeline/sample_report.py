@@ -29,7 +29,7 @@ COLOURS: Final = ("red", "green", "blue")
 
 
 def hole_notes(result: StackResult) -> list[str]:
-    """Return a note on pixels of a drizzle that nothing fell on, though drops lie all around them; [] if there are none.
+    """Return a note on pixels of a drizzle that nothing fell on, though drops lie all around; [] if there are none.
 
     Around: within two pixels of the frames, in any colour.
     """
@@ -42,15 +42,14 @@ def hole_notes(result: StackResult) -> list[str]:
     side = 2 * math.ceil(2.0 * spec.drizzle) + 1
     covered = coverage.any(axis=2)
     inside = covered | binary_closing(covered, np.ones((side, side), bool))
-    empty = [
-        100.0 * float(np.mean(channel[inside] == 0)) if inside.any() else 0.0 for channel in coverage.T.swapaxes(1, 2)
-    ]
+    channels = [coverage[:, :, c][inside] for c in range(coverage.shape[2])]
+    empty = [100.0 * float(np.mean(channel == 0)) if channel.size else 0.0 for channel in channels]
     if max(empty) == 0.0:
         return []
     parts = [f"{p:.2g} %" + (f" in {c}" if len(empty) == 3 else "") for p, c in zip(empty, COLOURS, strict=False)]
     return [
-        f"drizzle: nothing fell on some pixels, which are empty (NaN, weight 0): {', '.join(parts)} of those covered; a "
-        "larger --pixfrac, a smaller --drizzle scale or more frames leave fewer"
+        f"drizzle: nothing fell on some pixels, which are empty (NaN, weight 0): {', '.join(parts)} of those covered; "
+        "a larger --pixfrac, a smaller --drizzle scale or more frames leave fewer"
     ]
 
 

@@ -83,7 +83,7 @@ def _displaced(field: np.ndarray, axis: int, row: int, col: int) -> float:
 
 @kernel
 def _corners(matrix: np.ndarray, row: int, col: int, x: np.ndarray, y: np.ndarray) -> bool:
-    """Fill the corners of a pixel of the result in the frame, in one sense of rotation; False: one is behind the camera."""
+    """Fill the corners of a pixel of the result in the frame, in one sense of rotation; False: one lies behind it."""
     affine = matrix[2, 0] == 0.0 and matrix[2, 1] == 0.0 and matrix[2, 2] == 1.0
     for k in range(4):
         fx = float(col) + (0.5 if k == 1 or k == 2 else -0.5)
