@@ -35,8 +35,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     at, flux = stars()
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     photosite = CELL[y % 2, x % 2]
-    header = fits.Header({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 83.0, "CRVAL2": 22.0})
-    header |= {"CRPIX1": 100.5, "CRPIX2": 80.5, "CD1_1": -6e-4, "CD1_2": 0.0, "CD2_1": 0.0, "CD2_2": 6e-4}
+    header = fits.Header()
+    header.update({"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CRVAL1": 83.0, "CRVAL2": 22.0})
+    header.update({"CRPIX1": 100.5, "CRPIX2": 80.5, "CD1_1": -6e-4, "CD1_2": 0.0, "CD2_1": 0.0, "CD2_2": 6e-4})
     for k in range(FRAMES):
         turn = np.deg2rad(rng.uniform(-2, 2)) if k else 0.0
         shift = rng.uniform(-4, 4, 2) if k else np.zeros(2)

@@ -21,9 +21,10 @@ from zemosaic_phase3.app.commands import (
     run_doctor,
     run_simulate,
     run_stack,
+    run_view,
 )
 from zemosaic_phase3.app.guess import unknown_options
-from zemosaic_phase3.app.options import add_bench, add_checkout, add_demo, add_doctor, add_simulate, add_stack
+from zemosaic_phase3.app.options import add_bench, add_checkout, add_demo, add_doctor, add_simulate, add_stack, add_view
 from zemosaic_phase3.app.printable import broken_lines, printable
 from zemosaic_phase3.app.signals import PROGRAM, stopped_status
 from zemosaic_phase3.errors import SpecError, ZeMosaicError
@@ -52,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add, run, name, usage, text in (
         (add_stack, run_stack, "stack", "INPUT... -o OUT [options]", "register and stack frames into one FITS image"),
+        (add_view, run_view, "view", "TILE", "show what a tile holds and how it was made, as a page in the browser"),
         (add_demo, run_demo, "demo", "[DIR]", "simulate frames, stack them, compare the result with the truth"),
         (add_simulate, run_simulate, "simulate", "DIR [options]", "write seeded Seestar-like frames and their truth"),
         (add_doctor, run_doctor, "doctor", "", "show versions, cores, memory, GPU, and what stack would choose"),

@@ -27,6 +27,9 @@ from zemosaic_phase3.methods import (
 )
 from zemosaic_phase3.pipeline.frame_count import LeastFrames
 from zemosaic_phase3.pipeline.frame_groups import GROUP_KEYS, group_keys
+from zemosaic_phase3.pipeline.outputs import PREVIEW_SIDE_PX
+from zemosaic_phase3.report.preview import PictureSize
+from zemosaic_phase3.report.stretch import StretchName
 from zemosaic_phase3.runtime import limits as limits_module
 from zemosaic_phase3.simulate.session import SimulationSpec
 from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, StackSpec
@@ -84,6 +87,10 @@ def _size(text: str) -> tuple[int, int]:
     if not (rows.isdecimal() and columns.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size; write rows x columns, e.g. 1080x1920")
     return int(rows), int(columns)
+
+
+def _picture_size(text: str) -> PictureSize:
+    return text if text in ("half", "full") else _positive(text)  # type: ignore[return-value]
 
 
 def _path_ending(*suffixes: str, instead: str | None = None) -> Callable[[str], Path]:
@@ -336,11 +343,33 @@ def _add_results(group: Group) -> None:
         help="stretched picture to write, or none (default: OUT with .png)",
     )  # fmt: skip
     group.add_argument(
+        "--preview-stretch", choices=get_args(StretchName), default="unlinked",
+        help="curves of the preview's colours: unlinked, one each, a grey sky; linked, one for all; neutral, one for "
+        "all on a grey sky (default: unlinked)",
+    )  # fmt: skip
+    group.add_argument(
+        "--preview-size", type=_picture_size, default=PREVIEW_SIDE_PX, metavar="PX",
+        help="longest side of the preview in pixels, or half, or full (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--annotate", action="store_true",
+        help="write name, exposure, scale bar and north onto the preview; needs Pillow (default: no)",
+    )  # fmt: skip
+    group.add_argument(
+        "--before-after", type=_path_ending(".png"), metavar="PNG",
+        help="write the middle of one frame and of the stack beside each other (default: no)",
+    )  # fmt: skip
+    group.add_argument(
+        "--report", type=Path, metavar="DIR",
+        help="write a page about the stack into this folder, one HTML file named as OUT; needs jinja2 and matplotlib "
+        "(default: no)",
+    )  # fmt: skip
+    group.add_argument(
         "--json", type=_path_ending(".json", instead="-"), metavar="FILE",
         help="write the report as JSON; - is the standard output (default: no)",
     )  # fmt: skip
     group.add_argument(
-        "--overwrite", action="store_true", help="replace OUT, the preview and the report if they exist (default: no)"
+        "--overwrite", action="store_true", help="replace OUT and the files beside it if they exist (default: no)"
     )
 
 
@@ -348,6 +377,18 @@ def _add_messages(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("messages").add_mutually_exclusive_group()
     group.add_argument("--quiet", action="store_true", help="show errors only")
     group.add_argument("--verbose", action="store_true", help="show details, and where an error comes from")
+
+
+def add_view(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``view``."""
+    parser.add_argument("tile", metavar="TILE", type=Path, help="FITS file that stack wrote")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="folder for the page, one HTML file (default: a temporary one)"
+    )
+    parser.add_argument(
+        "--no-browser", action="store_true", help="only write the page and say where (default: open it)"
+    )
+    _add_messages(parser)
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
