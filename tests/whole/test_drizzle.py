@@ -92,8 +92,6 @@ def test_stars_keep_their_light_and_their_cores_the_colour(
     whole, core = (np.median(light_within(image, scale, r), axis=0) for r in (7.0, 1.5))
     np.testing.assert_allclose(whole, COLOUR, rtol=0.01)  # noise of the sky in 150 pixels, and its median
     np.testing.assert_allclose(core / core[1], COLOUR, rtol=0.02)
-    there = WCS(header).celestial.pixel_to_world_values([[10.0 * scale, 20.0 * scale]], 0)
-    assert np.isfinite(there).all()
     pixel = np.sqrt(np.abs(np.linalg.det(WCS(header).celestial.pixel_scale_matrix)))
     assert pixel == pytest.approx(6e-4 / scale, rel=1e-3)
 
@@ -114,9 +112,9 @@ def test_rejection_and_holes(folder: Path, tmp_path: Path) -> None:
     ("options", "reason"),
     [
         ({"drizzle": 0.5}, "drizzle scale = 0.5 is below 1"),
-        ({"drizzle": 4}, "drizzle scale = 4 is outside 0 .. 3"),
+        ({"drizzle": 4}, "drizzle scale = 4 is outside [0, 3]"),
         ({"drizzle": 2, "pixfrac": 0}, "pixfrac = 0 is below 0.05"),
-        ({"drizzle": 2, "pixfrac": 1.5}, "pixfrac = 1.5 is outside 0 .. 1"),
+        ({"drizzle": 2, "pixfrac": 1.5}, "pixfrac = 1.5 is outside [0, 1]"),
         ({"drizzle": 2, "radial_weight": True}, "radial weights and drizzle exclude each other"),
     ],
 )
@@ -129,5 +127,6 @@ def test_what_cannot_be_drizzled_is_an_error(options: dict, reason: str) -> None
 def test_pixfrac_alone_is_an_error_on_the_command_line(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["stack", str(folder), "-o", str(tmp_path / "d.fits"), "--pixfrac", "0.5"]) != 0
+    with pytest.raises(SystemExit):
+        main(["stack", str(folder), "-o", str(tmp_path / "d.fits"), "--pixfrac", "0.5"])
     assert "--pixfrac needs --drizzle" in capsys.readouterr().err
