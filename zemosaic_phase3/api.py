@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zemosaic_phase3.methods import (
     CombineName,
     DeviceName,
+    FramingName,
     InterpolationName,
     LineFit,
     NormalizeName,
@@ -179,6 +180,7 @@ def stack(
     spare_stars: bool | None = None,
     drizzle: float | None = None,
     pixfrac: float | None = None,
+    framing: FramingName | None = None,
     spec: StackSpec | None = None,
     register: RegisterMode | RegisterSpec | None = None,
     transform: TransformName | None = None,
@@ -222,7 +224,7 @@ def stack(
     output : path, optional
         FITS file to write.
     reject, normalize, weight, combine, kappa_low, kappa_high, wsc_impl, winsor_limits, line_fit, interpolation,
-    equalize_rgb, radial_weight, flatten, spare_stars, drizzle, pixfrac
+    equalize_rgb, radial_weight, flatten, spare_stars, framing, drizzle, pixfrac
         Fields of :class:`StackSpec`, see ``docs/algorithms.md``; limits in sigma.
     spec : StackSpec, optional
         All of them at once.
@@ -290,7 +292,7 @@ def stack(
         spec or StackSpec(), reject=reject, normalize=normalize, weight=weight, combine=combine, kappa_low=kappa_low,
         kappa_high=kappa_high, wsc_impl=wsc_impl, winsor_limits=winsor_limits, line_fit=line_fit,
         interpolation=interpolation, equalize_rgb=equalize_rgb, radial_weight=radial_weight, flatten=flatten,
-        spare_stars=spare_stars, drizzle=drizzle, pixfrac=pixfrac,
+        spare_stars=spare_stars, framing=framing, drizzle=drizzle, pixfrac=pixfrac,
     )  # fmt: skip
     if report is not None:
         check_page(Path(report), Path(output or TILE_NAME), overwrite=overwrite)

@@ -408,7 +408,7 @@ def test_help_gives_meaning_and_default_of_each_option():
     for name in set(wanted.split()) - {"--output", "--quiet", "--verbose"}:
         assert "(default: " in stack[name].help, name
     bench = {action.option_strings[-1]: action for action in actions(commands()["bench"]) if action.option_strings}
-    wanted = "--frames --size --channels --methods --files --repeat --workers --memory --json --overwrite"
+    wanted = "--frames --size --channels --methods --files --subs --repeat --workers --memory --json --overwrite"
     assert {*wanted.split(), "--quiet", "--verbose"} == set(bench) - {"--help"}
     for name in wanted.split():
         assert "(default: " in bench[name].help, name

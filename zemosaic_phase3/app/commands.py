@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 STANDARD_OUTPUT: Final = Path("-")
 STACK_STAGES: Final = ("measure", "register", "stack")
-BENCH_STAGES: Final = ("make", "bench")
+BENCH_STAGES: Final = ("make", "bench", "simulate")
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,7 @@ def specs_of(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectS
         radial_weight=args.radial_weight,
         interpolation=args.interpolation,
         flatten=args.flatten,
+        framing=args.framing,
         spare_stars=args.spare_stars,
         drizzle=args.drizzle,
         pixfrac=1.0 if args.pixfrac is None else args.pixfrac,
@@ -274,7 +275,7 @@ def run_doctor(args: argparse.Namespace, _console: Console) -> None:
 
 def run_bench(args: argparse.Namespace, console: Console) -> None:
     """``bench``: time every method, say what limits this machine."""
-    from zemosaic_phase3.app import bench
+    from zemosaic_phase3.app import bench, bench_job
 
     if args.json not in (None, STANDARD_OUTPUT):
         check_output(args.json, overwrite=args.overwrite)
@@ -293,14 +294,18 @@ def run_bench(args: argparse.Namespace, console: Console) -> None:
     console_module.announce_compilation(console, quiet=args.quiet)
     with console_module.shown_progress(console, BENCH_STAGES, quiet=args.quiet) as progress:
         result = bench.run_bench(spec, progress)
-    text = summary.json_text(result.as_dict())
+        job = bench_job.run_job(args.subs, args.size, spec.threads, progress) if args.subs else None
+    text = summary.json_text(result.as_dict() | {"job": None if job is None else summary.json_ready(job.as_dict())})
     if args.json == STANDARD_OUTPUT:
         print_report(text)
         return
     if args.json is not None:
         summary.write_text(text, args.json)
     if not args.quiet:
-        bench.print_bench(console_module.make_console(sys.stdout), result)
+        out = console_module.make_console(sys.stdout)
+        bench.print_bench(out, result)
+        if job is not None:
+            bench_job.print_job(out, job)
 
 
 def run_attach(args: argparse.Namespace, _console: Console) -> None:

@@ -15,6 +15,7 @@ from zemosaic_phase3.methods import (
     REJECTIONS,
     CombineName,
     DeviceName,
+    FramingName,
     InterpolationName,
     LineFit,
     NormalizeName,
@@ -63,6 +64,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
 def _limits(text: str) -> tuple[float, float]:
     low, comma, high = text.partition(",")
     try:
@@ -71,6 +78,16 @@ def _limits(text: str) -> tuple[float, float]:
     except ValueError:
         pass  # said below, the same as for a missing comma
     raise argparse.ArgumentTypeError(f"{text!r} is not two numbers with a comma between, e.g. 0.05,0.05")
+
+
+def _drift(text: str) -> tuple[float, float]:
+    x, comma, y = text.partition(",")
+    try:
+        if comma:
+            return float(x), float(y)
+    except ValueError:
+        pass  # said below, the same as for a missing comma
+    raise argparse.ArgumentTypeError(f"{text!r} is not two numbers with a comma between, e.g. 1200,-300")
 
 
 def _bayer(text: str) -> str:
@@ -180,6 +197,10 @@ def _add_registration(group: Group) -> None:
     _add_choice(
         group, "--transform", "transform", TransformName, RegisterSpec.transform,
         "model of a frame's map onto the reference; auto is the simplest that the stars do not contradict",
+    )  # fmt: skip
+    _add_choice(
+        group, "--framing", "framing", FramingName, StackSpec.framing,
+        "what the result shows: the field of the reference, all that any frame shows, or what all of them share",
     )  # fmt: skip
     group.add_argument(
         "--max-fwhm", type=float, metavar="PX", help="leave out frames whose stars are wider, pixels (default: none)"
@@ -413,6 +434,7 @@ def add_simulate(parser: argparse.ArgumentParser) -> None:
         ("--stars", int, "n_stars", "N", "stars expected in a frame (default: one per 1,000 pixels)"),
         ("--fwhm", float, "fwhm_px", "PX", f"mean seeing, pixels (default: {spec.fwhm_px:g})"),
         ("--dither", float, "dither_px", "PX", f"largest shift along each axis, pixels (default: {spec.dither_px:g})"),
+        ("--wander", _drift, "wander_px", "X,Y", "drift of the pointing during the session, pixels (default: none)"),
         ("--rotation", float, "rotation_deg", "DEG", f"turn of the field, degrees (default: {spec.rotation_deg:g})"),
         ("--gradient", float, "gradient", "ADU", f"sky from centre to corner (default: {spec.gradient:g})"),
         ("--nebula", float, "nebula", "ADU", f"brightness of the nebula, 0 for none (default: {spec.nebula:g})"),
@@ -452,6 +474,10 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--files", action="store_true", help="stack from 16-bit FITS files in a temporary folder too (default: no)"
     )
+    group.add_argument(
+        "--subs", type=_count, default=16, metavar="N",
+        help="raw subs of the whole job, which is timed stage by stage; 0 leaves it out (default: 16)",
+    )  # fmt: skip
     group.add_argument("--repeat", type=_positive, default=3, metavar="K", help="times, for a median (default: 3)")
     group = parser.add_argument_group("resources and results")
     group.add_argument(
