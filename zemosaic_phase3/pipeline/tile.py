@@ -16,7 +16,7 @@ import numpy as np
 
 from zemosaic_phase3.engine.job import StackResult
 from zemosaic_phase3.engine.slab import source_pixel_bytes
-from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS, plan_slabs
+from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS, SlabPlan, plan_slabs
 from zemosaic_phase3.errors import PlanError
 from zemosaic_phase3.finish.alpha import alpha_from_coverage
 from zemosaic_phase3.finish.noise import measure_noise, typical_noise
@@ -156,7 +156,7 @@ def build_tile(
         for source in decoded_files(group.sources):
             source.decoded = decoded
         if allowed_bytes is not None:
-            _check_memory(group, stack, register, workers, allowed_bytes, copied_maps)
+            plan_of_group(group, stack, register, workers, allowed_bytes, copied_maps)
         if opened is not None:
             opened(_tile_shape(group.source(group.usable[0]), stack), len(group.rows))
     if calibration is not None:
@@ -217,18 +217,23 @@ def _weights_per_pixel(source: FrameSource, stack: StackSpec) -> int:
     return source.channels if stack.drizzle else int(stack.radial_weight)
 
 
-def _check_memory(
+def plan_of_group(
     group: Group, stack: StackSpec, register: RegisterSpec, workers: int, allowed_bytes: int, copied_maps: int
-) -> None:
-    """Raise PlanError where the stack could not run for lack of memory, from the headers alone.
+) -> SlabPlan:
+    """Return how the stack could be cut, from the headers alone.
 
     How far frames are turned is not known yet, so that frames to be registered count with source blocks of their whole
     height, which is as much as any rotation can take.
+
+    Raises
+    ------
+    PlanError
+        The stack could not run for lack of memory.
     """
     some = group.source(group.usable[0])
     allowed_bytes = max(1, allowed_bytes - whole_bytes(some))
     height, width = _tile_shape(some, stack)[:2]
-    plan_slabs(
+    return plan_slabs(
         height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=width, channels=some.channels,
         workers=workers, weights_per_pixel=_weights_per_pixel(some, stack),
         source_margin=0 if register.mode == "none" else some.height,
