@@ -88,8 +88,9 @@ def main() -> None:
             plain = np.nansum(value, dtype=float) / (whole * scale**2) * size**2
             sums = f"{plain - 1:+.1e}" if pixfrac == 1.0 else "-"
             per = 1e9 / a[0].size
-            print(f"| {scale:g} | {pixfrac:g} | {angle:g}; {size:g} | {values:.1e} | {areas:.1e} | "
-                  f"{by_area - 1:+.1e} | {sums} | {float(a[2]) * per:.0f} | {float(b[2]) * per:.0f} |", flush=True)  # fmt: skip
+            times = f"{float(a[2]) * per:.0f} | {float(b[2]) * per:.0f}"
+            case = f"{scale:g} | {pixfrac:g} | {angle:g}; {size:g}"
+            print(f"| {case} | {values:.1e} | {areas:.1e} | {by_area - 1:+.1e} | {sums} | {times} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -31,17 +31,18 @@ COLOURS: Final = ("red", "green", "blue")
 def hole_notes(result: StackResult) -> list[str]:
     """Return a note on pixels of a drizzle that nothing fell on, though drops lie all around; [] if there are none.
 
-    Around: within two pixels of the frames, in any colour.
+    Around: within two pixels of the frames, in any colour; the border of what frames cover does not count.
     """
-    from scipy.ndimage import binary_closing
+    from scipy.ndimage import binary_dilation, binary_erosion
 
     spec = result.job.spec
     if not spec.drizzle:
         return []
     coverage = result.coverage if result.coverage.ndim == 3 else result.coverage[:, :, None]
-    side = 2 * math.ceil(2.0 * spec.drizzle) + 1
-    covered = coverage.any(axis=2)
-    inside = covered | binary_closing(covered, np.ones((side, side), bool))
+    reach = math.ceil(2.0 * spec.drizzle)
+    near = np.ones((3, 3), bool)
+    inside = binary_dilation(coverage.any(axis=2), near, reach)
+    inside = binary_erosion(inside, near, 2 * reach, border_value=1)
     channels = [coverage[:, :, c][inside] for c in range(coverage.shape[2])]
     empty = [100.0 * float(np.mean(channel == 0)) if channel.size else 0.0 for channel in channels]
     if max(empty) == 0.0:
