@@ -23,7 +23,7 @@ from zemosaic_phase3.engine.star_tolerance import with_star_tolerance
 from zemosaic_phase3.errors import GPUStackingError, NoCardLeftError, PlanError, StackCancelled
 from zemosaic_phase3.finish.equalize import equalize_if
 from zemosaic_phase3.io.atomic_write import remove_strays
-from zemosaic_phase3.io.foreign_file import Decoded, whole_bytes
+from zemosaic_phase3.io.foreign_file import SPARE_BYTES, Decoded, whole_bytes
 from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.io.wrapped_frame import held_bytes
 from zemosaic_phase3.methods import DeviceName, canonical
@@ -209,7 +209,7 @@ def _look_for_room(wanted: Wanted, kept: Kept, decoded: Decoded, shape: tuple[in
     """Refuse what the disks have no room for, and have the journal leave that room alone."""
     sizes = wanted.sizes(shape, n_frames)
     check_room(sizes)
-    decoded.spare += sum(sizes.values())
+    decoded.spare = SPARE_BYTES + sum(sizes.values())
     if kept.rows is not None:
         kept.rows.room = sum(sizes.values())
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from zemosaic_phase3.engine.job import StackResult
 from zemosaic_phase3.engine.slab import source_pixel_bytes
-from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS, plan_slabs
+from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS, SlabPlan, plan_slabs
 from zemosaic_phase3.errors import PlanError
 from zemosaic_phase3.finish.alpha import alpha_from_coverage
 from zemosaic_phase3.finish.noise import measure_noise, typical_noise
@@ -162,7 +162,7 @@ def build_tile(
         for source in decoded_files(group.sources):
             source.decoded = decoded
         if allowed_bytes is not None:
-            _check_memory(group, stack, register, workers, allowed_bytes, copied_maps)
+            plan_of_group(group, stack, register, workers, allowed_bytes, copied_maps)
         if opened is not None:
             opened(group.source(group.usable[0]).shape, len(group.rows))
     if calibration is not None:
@@ -222,17 +222,22 @@ def _follow(group: Group, comet: Comet | None) -> dict[int, np.ndarray]:
     return motion.shifts
 
 
-def _check_memory(
+def plan_of_group(
     group: Group, stack: StackSpec, register: RegisterSpec, workers: int, allowed_bytes: int, copied_maps: int
-) -> None:
-    """Raise PlanError where the stack could not run for lack of memory, from the headers alone.
+) -> SlabPlan:
+    """Return how the stack could be cut, from the headers alone.
 
     How far frames are turned is not known yet, so that frames to be registered count with source blocks of their whole
     height, which is as much as any rotation can take.
+
+    Raises
+    ------
+    PlanError
+        The stack could not run for lack of memory.
     """
     some = group.source(group.usable[0])
     allowed_bytes = max(1, allowed_bytes - whole_bytes(some))
-    plan_slabs(
+    return plan_slabs(
         some.height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=some.width,
         channels=some.channels, workers=workers, weights_per_pixel=int(stack.radial_weight),
         source_margin=0 if register.mode == "none" else some.height,
