@@ -201,6 +201,7 @@ def stack(
     filter: str | None = None,  # noqa: A002 - as the option and the header card are called
     recursive: bool = False,
     min_frames: int | str | None = None,
+    comet: str | Sequence[str] | None = None,
     device: DeviceName = "auto",
     require_gpu: bool = False,
     gpus: str | int | Sequence[int] | None = None,
@@ -256,6 +257,9 @@ def stack(
     min_frames : int or str, optional
         Frames, or a share such as "80%" of those that were to be stacked, below which nothing is stacked: an error.
         None: fewer than half are a warning in the report.
+    comet : str or sequence of str, optional
+        A moving target that the stack holds still for: two of ``"FRAME:X,Y"``, or the path of a table with its times,
+        RA and DEC; None: the sky.
     device : {"auto", "cpu", "gpu"}
         "auto" uses a GPU if there is a healthy one; the bits are the same.
     require_gpu : bool
@@ -331,6 +335,7 @@ def stack(
             filter=filter,
             recursive=recursive,
             min_frames=min_frames,
+            comet=comet,
             device=device,
             require_gpu=require_gpu,
             gpus=gpus,

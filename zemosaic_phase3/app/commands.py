@@ -188,6 +188,7 @@ def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, consol
             filter=args.filter,
             recursive=args.recursive,
             min_frames=args.min_frames or LeastFrames.of(None, fails="one"),
+            comet=args.comet,
             resume=not args.no_resume,
             fresh=args.fresh,
             cache=args.cache,

@@ -207,6 +207,11 @@ def _add_registration(group: Group) -> None:
         "what the result shows: the field of the reference, all that any frame shows, or what all of them share",
     )  # fmt: skip
     group.add_argument(
+        "--comet", action="append", metavar="FRAME:X,Y",
+        help="hold still for a moving target instead of the stars: its place in two frames (given twice), or a table "
+        "with its times (UTC), RA and DEC (default: the stars)",
+    )  # fmt: skip
+    group.add_argument(
         "--max-fwhm", type=float, metavar="PX", help="leave out frames whose stars are wider, pixels (default: none)"
     )
     group.add_argument(
