@@ -179,6 +179,8 @@ def stack(
     radial_weight: bool | None = None,
     flatten: bool | None = None,
     spare_stars: bool | None = None,
+    drizzle: float | None = None,
+    pixfrac: float | None = None,
     framing: FramingName | None = None,
     spec: StackSpec | None = None,
     preset: str | None = None,
@@ -199,6 +201,7 @@ def stack(
     filter: str | None = None,  # noqa: A002 - as the option and the header card are called
     recursive: bool = False,
     min_frames: int | str | None = None,
+    comet: str | Sequence[str] | None = None,
     device: DeviceName = "auto",
     require_gpu: bool = False,
     gpus: str | int | Sequence[int] | None = None,
@@ -224,7 +227,7 @@ def stack(
     output : path, optional
         FITS file to write.
     reject, normalize, weight, combine, kappa_low, kappa_high, wsc_impl, winsor_limits, line_fit, interpolation,
-    equalize_rgb, radial_weight, flatten, spare_stars, framing
+    equalize_rgb, radial_weight, flatten, spare_stars, framing, drizzle, pixfrac
         Fields of :class:`StackSpec`, see ``docs/algorithms.md``; limits in sigma.
     spec : StackSpec, optional
         All of them at once.
@@ -254,6 +257,9 @@ def stack(
     min_frames : int or str, optional
         Frames, or a share such as "80%" of those that were to be stacked, below which nothing is stacked: an error.
         None: fewer than half are a warning in the report.
+    comet : str or sequence of str, optional
+        A moving target that the stack holds still for: two of ``"FRAME:X,Y"``, or the path of a table with its times,
+        RA and DEC; None: the sky.
     device : {"auto", "cpu", "gpu"}
         "auto" uses a GPU if there is a healthy one; the bits are the same.
     require_gpu : bool
@@ -298,7 +304,7 @@ def stack(
         stack_spec, reject=reject, normalize=normalize, weight=weight, combine=combine, kappa_low=kappa_low,
         kappa_high=kappa_high, wsc_impl=wsc_impl, winsor_limits=winsor_limits, line_fit=line_fit,
         interpolation=interpolation, equalize_rgb=equalize_rgb, radial_weight=radial_weight, flatten=flatten,
-        spare_stars=spare_stars, framing=framing,
+        spare_stars=spare_stars, framing=framing, drizzle=drizzle, pixfrac=pixfrac,
     )  # fmt: skip
     if report is not None:
         check_page(Path(report), Path(output or TILE_NAME), overwrite=overwrite)
@@ -329,6 +335,7 @@ def stack(
             filter=filter,
             recursive=recursive,
             min_frames=min_frames,
+            comet=comet,
             device=device,
             require_gpu=require_gpu,
             gpus=gpus,

@@ -112,7 +112,11 @@ def specs_of(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectS
         flatten=args.flatten,
         framing=args.framing,
         spare_stars=args.spare_stars,
+        drizzle=args.drizzle,
+        pixfrac=1.0 if args.pixfrac is None else args.pixfrac,
     )
+    if args.pixfrac is not None and not stack.drizzle:
+        raise SpecError("--pixfrac needs --drizzle SCALE: without it pixels are not dropped, but interpolated")
     if args.winsor_limits is not None and not stack.is_legacy_winsor:
         raise SpecError("--winsor-limits needs --reject winsorized_sigma_clip --wsc-impl legacy_quantile")
     select = SelectSpec(max_fwhm=args.max_fwhm, min_stars=args.min_stars, drop_worst=args.drop_worst)
@@ -202,6 +206,7 @@ def _stacked(args: argparse.Namespace, inputs: Sequence[str] | Inputs, console: 
             filter=args.filter,
             recursive=args.recursive,
             min_frames=args.min_frames or LeastFrames.of(None, fails="one"),
+            comet=args.comet,
             resume=not args.no_resume,
             fresh=args.fresh,
             cache=args.cache,
