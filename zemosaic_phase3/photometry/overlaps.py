@@ -160,7 +160,7 @@ def offsets_through(
         ratio = scale[k.second] / scale[k.first]
         _, missing = sky_difference(stats[k.second], stats[k.first], transforms[k.second] @ back[k.first], ratio)
         known = np.isfinite(missing)
-        if np.count_nonzero(known, axis=0).min(initial=0) < MIN_CELLS:
+        if np.count_nonzero(known, axis=0).min() < MIN_CELLS:
             continue
         first.append(k.first)
         second.append(k.second)
