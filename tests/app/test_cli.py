@@ -402,6 +402,7 @@ def test_help_gives_meaning_and_default_of_each_option():
         "simulate",
         "stack",
         "view",
+        "watch",
     ]
     wanted = (
         "--output --reference --register --interpolation --reject --kappa-low --kappa-high --winsor-limits --wsc-impl "
