@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, get_args
 
+from zemosaic_phase3.app.choice_options import add_choices
 from zemosaic_phase3.errors import SpecError
 from zemosaic_phase3.io.atomic_write import TILE_SUFFIXES
 from zemosaic_phase3.io.mosaic_cards import BAYER_PATTERNS
@@ -36,6 +37,7 @@ from zemosaic_phase3.simulate.session import SimulationSpec
 from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, StackSpec
 
 NO_PREVIEW: Final = Path("none")
+LIVE_PORT: Final = 8733
 
 
 def _name(kind: str, allowed: object) -> Callable[[str], str]:
@@ -126,14 +128,16 @@ def add_stack(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``stack``."""
     parser.add_argument(
         "inputs",
-        nargs="+",
+        nargs="*",
         metavar="INPUT",
         help="files, folders (their FITS, raw, XISF, TIFF or SER files), zip or tar, or quoted patterns",
     )
     parser.add_argument(
-        "-o", "--output", required=True, metavar="OUT", type=_path_ending(*TILE_SUFFIXES),
-        help="FITS file to write, ending in .fits, .fit or .fts",
+        "-o", "--output", metavar="OUT", type=_path_ending(*TILE_SUFFIXES),
+        help="FITS file to write, ending in .fits, .fit or .fts (default: in this folder, named after object, number "
+        "and length of exposures, filter and date, such as M31_200x10s_IRCUT_2025-01-15.fits)",
     )  # fmt: skip
+    add_choices(parser)
     add_choice_of_frames(parser.add_argument_group("which frames"))
     _add_registration(parser.add_argument_group("frames and registration"))
     _add_calibration(parser.add_argument_group("calibration"))
@@ -141,6 +145,24 @@ def add_stack(parser: argparse.ArgumentParser) -> None:
     _add_resources(parser.add_argument_group("device and resources"))
     _add_results(parser.add_argument_group("results"))
     _add_messages(parser)
+
+
+def add_watch(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``watch``: those of ``stack``, and its own."""
+    add_stack(parser)
+    group = parser.add_argument_group("watching")
+    group.add_argument(
+        "--every", type=_positive, default=1, metavar="N",
+        help="stack again with so many new frames, or fewer after half a minute without one (default: 1)",
+    )  # fmt: skip
+    group.add_argument(
+        "--until-idle", type=float, metavar="SECONDS", help="end after so long without a new frame (default: never)"
+    )
+    group.add_argument(
+        "--port", type=int, default=LIVE_PORT, metavar="N",
+        help="of the page on this machine; another one where it is taken (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument("--no-page", action="store_true", help="show no page (default: do)")
 
 
 Group = argparse._ArgumentGroup  # noqa: SLF001 - argparse gives its groups no public name
@@ -179,7 +201,8 @@ def _group_keys(text: str) -> tuple[str, ...]:
 def _add_choice(group: Group, option: str, kind: str, allowed: object, default: str, meaning: str) -> None:
     names = get_args(allowed)
     group.add_argument(
-        option, type=_name(kind, allowed), default=default, metavar="NAME",
+        *option.split(), dest=option.split()[-1][2:].replace("-", "_"), type=_name(kind, allowed), default=default,
+        metavar="NAME",
         help=f"{meaning}; one of: {', '.join(names)} (default: {default})",
     )  # fmt: skip
 
@@ -201,6 +224,11 @@ def _add_registration(group: Group) -> None:
     _add_choice(
         group, "--framing", "framing", FramingName, StackSpec.framing,
         "what the result shows: the field of the reference, all that any frame shows, or what all of them share",
+    )  # fmt: skip
+    group.add_argument(
+        "--comet", action="append", metavar="FRAME:X,Y",
+        help="hold still for a moving target instead of the stars: its place in two frames (given twice), or a table "
+        "with its times (UTC), RA and DEC (default: the stars)",
     )  # fmt: skip
     group.add_argument(
         "--max-fwhm", type=float, metavar="PX", help="leave out frames whose stars are wider, pixels (default: none)"
@@ -297,12 +325,20 @@ def _add_stacking(group: Group) -> None:
         help="reject in stars as in the sky, though seeing makes frames differ there (default: spare what it explains)",
     )  # fmt: skip
     _add_choice(group, "--line-fit", "line fit", LineFit, default.line_fit, "how linear_fit_clip fits its line")
-    _add_choice(group, "--normalize", "normalisation", NormalizeName, default.normalize, "matching of levels")
+    _add_choice(group, "--norm --normalize", "normalisation", NormalizeName, default.normalize, "matching of levels")
     group.add_argument(
         "--flatten", action="store_true",
         help="make the backgrounds of all frames like the reference's, by a low-order surface each (default: no)",
     )  # fmt: skip
     _add_choice(group, "--weight", "weight", WeightName, default.weight, "weights of the frames")
+    group.add_argument(
+        "--drizzle", type=float, default=default.drizzle, metavar="SCALE",
+        help="drizzle onto a grid SCALE times as fine, 1 to 3; mosaics without demosaicing (default: interpolate)",
+    )  # fmt: skip
+    group.add_argument(
+        "--pixfrac", type=float, metavar="P",
+        help="drizzle: side of the drop that a pixel shrinks to, above 0 to 1 (default: 1)",
+    )  # fmt: skip
     _add_choice(group, "--combine", "combination", CombineName, default.combine, "combination of what is kept")
     group.add_argument(
         "--radial-weight", action="store_true", help="give less weight to the corners of frames (default: no)"
@@ -387,7 +423,11 @@ def _add_results(group: Group) -> None:
 
 
 def _add_messages(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("messages").add_mutually_exclusive_group()
+    messages = parser.add_argument_group("messages")
+    messages.add_argument(
+        "--log", type=Path, metavar="FILE", help="write all messages, details too, to a file as well (default: no)"
+    )
+    group = messages.add_mutually_exclusive_group()
     group.add_argument("--quiet", action="store_true", help="show errors only")
     group.add_argument("--verbose", action="store_true", help="show details, and where an error comes from")
 
@@ -447,7 +487,13 @@ def add_simulate(parser: argparse.ArgumentParser) -> None:
 def add_doctor(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``doctor``."""
     parser.add_argument("--clear-kernels", action="store_true", help="remove all compiled kernels and say how many")
-    parser.set_defaults(quiet=False, verbose=False)
+    parser.set_defaults(quiet=False, verbose=False, log=None)
+
+
+def add_completion(parser: argparse.ArgumentParser) -> None:
+    """Add the argument of ``completion``."""
+    parser.add_argument("shell", choices=("bash", "zsh"), help="the shell; its script goes to standard output")
+    parser.set_defaults(quiet=False, verbose=False, log=None)
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
