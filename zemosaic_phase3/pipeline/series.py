@@ -168,8 +168,14 @@ def _seconds(group: Group, i: int) -> float:
 
 
 def _part(group: Group, chosen: Sequence[int]) -> Group:
-    """Return some frames of a group as a group; its reference, which gives levels, is the one with the most stars."""
+    """Return some frames of a group as a group; its reference, which gives levels, is that of the whole, where it is in.
+
+    Else it is the frame with the most stars.
+    """
     rows = [replace(group.rows[i]) for i in chosen]
+    if group.reference in chosen:
+        best = list(chosen).index(group.reference)
+        return Group(rows, [group.sources[i] for i in chosen], reference=best)
     best = max(range(len(chosen)), key=lambda k: (group.scan(chosen[k]).n_stars, -k))
     return Group(rows, [group.sources[i] for i in chosen], reference=best)
 
