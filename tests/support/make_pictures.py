@@ -25,7 +25,8 @@ DOCS = ROOT / "docs"
 SESSION = SimulationSpec(n_frames=60, height=720, width=1280, seed=11, wcs_error_px=1.0)
 CLOUDY, TRAILED = (19, 20, 21, 22), (40, 41, 50)
 START = [sys.executable, "-c", "from zemosaic_phase3.app.program import run_program; run_program()"]
-COLOURS = 128  # of a picture of a page; 32 of a terminal
+STRONG = 70  # difference between the colours of a pixel
+COLOURS = 256  # of a picture of a page; 32 of a terminal
 
 
 def spoil(subs: Path) -> None:
@@ -51,8 +52,23 @@ def save(data: bytes, name: str, *, scale: float = 1.0, colours: int = COLOURS) 
     if scale != 1.0:
         size = (round(picture.width * scale), round(picture.height * scale))
         picture = picture.resize(size, Image.Resampling.LANCZOS)
-    picture.quantize(colours, dither=Image.Dither.NONE).save(DOCS / name, optimize=True)
+    few_colours(picture, colours).save(DOCS / name, optimize=True)
     print(f"docs/{name}: {picture.width} x {picture.height}, {(DOCS / name).stat().st_size // 1024} KB")  # noqa: T201
+
+
+def few_colours(picture: Image.Image, colours: int) -> Image.Image:
+    """Return a picture with a palette, a quarter of which is for its few pixels of strong colour."""
+    pixels = np.asarray(picture).reshape(1, -1, 3)
+    strong = np.ptp(pixels, axis=2)[0] > STRONG
+    parts = ((strong, colours // 4), (~strong, colours - colours // 4))
+    chosen = [
+        np.asarray(Image.fromarray(np.ascontiguousarray(pixels[:, part])).quantize(n).getpalette()).reshape(-1, 3)[:n]
+        for part, n in parts
+        if part.any()
+    ]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(np.concatenate(chosen).ravel().tolist())
+    return picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
 
 
 def screen_picture(browser: Browser, screen: Screen, name: str, folder: Path) -> None:
@@ -89,10 +105,10 @@ def main() -> None:
             screen_picture(browser, played.last, f"terminal_{columns}.png", folder)
         page = folder / "pages" / "m31.html"
         browser.look(page, 1280)
-        save(browser.picture(), "report_1280.png", scale=0.6)
+        save(browser.picture(), "report_1280.png", scale=0.625)
         browser.look(page, 400, dark=True)
-        save(browser.picture(height=2600), "report_400.png", colours=96)
-        save((folder / "m31.png").read_bytes(), "preview.png", scale=0.6, colours=256)
+        save(browser.picture(height=2600), "report_400.png")
+        save((folder / "m31.png").read_bytes(), "preview.png", scale=0.6)
 
 
 if __name__ == "__main__":

@@ -249,6 +249,6 @@ def announce_compilation(console: Console, *, quiet: bool) -> bool:
     folder = None if quiet else kernel_cache()
     if folder is None or not is_cold(folder):
         return False
-    text = "compiling kernels for this machine, at the first run only; it takes about half a minute"
+    text = "compiling kernels, at the first run only (about half a minute)"
     console.print("\n".join(broken_lines(text, console)), soft_wrap=True)
     return True
