@@ -14,14 +14,18 @@ from typing import TYPE_CHECKING, Final
 
 from zemosaic_phase3.app import console as console_module
 from zemosaic_phase3.app import doctor, summary
+from zemosaic_phase3.app.config import save_config
+from zemosaic_phase3.app.dry_run import run_dry
 from zemosaic_phase3.app.groups import run_groups, say_if_few
+from zemosaic_phase3.app.log_file import log_summary, with_log_of_progress
 from zemosaic_phase3.app.options import NO_PREVIEW, calibration_of
 from zemosaic_phase3.app.signals import PROGRAM
 from zemosaic_phase3.errors import OutputError, SpecError
 from zemosaic_phase3.io.inputs import real_paths
 from zemosaic_phase3.pipeline.frame_count import LeastFrames
 from zemosaic_phase3.pipeline.input_list import Inputs
-from zemosaic_phase3.pipeline.outputs import check_output
+from zemosaic_phase3.pipeline.outputs import Wanted, check_output
+from zemosaic_phase3.pipeline.survey import named_output, survey
 from zemosaic_phase3.progress import timed
 from zemosaic_phase3.report.needs import require
 from zemosaic_phase3.report.page import check_page, write_page
@@ -40,7 +44,7 @@ if TYPE_CHECKING:
 
 STANDARD_OUTPUT: Final = Path("-")
 STACK_STAGES: Final = ("measure", "register", "stack")
-BENCH_STAGES: Final = ("make", "bench")
+BENCH_STAGES: Final = ("make", "bench", "simulate")
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,7 @@ def specs_of(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectS
         radial_weight=args.radial_weight,
         interpolation=args.interpolation,
         flatten=args.flatten,
+        framing=args.framing,
         spare_stars=args.spare_stars,
     )
     if args.winsor_limits is not None and not stack.is_legacy_winsor:
@@ -116,6 +121,29 @@ def specs_of(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectS
 
 def run_stack(args: argparse.Namespace, console: Console) -> int:
     """``stack``: register and stack frames into one FITS file, a preview and a report; returns the exit status."""
+    if not args.inputs:
+        raise SpecError("no input was named; name files, folders or quoted patterns")
+    if args.save_config is not None:
+        save_config(args.save_config, args.to_save, args.parser, overwrite=args.overwrite)
+    specs = specs_of(args)
+    if args.output is None:
+        args.output = named_output(args.inputs, bayer=args.bayer, filter=args.filter, recursive=args.recursive)
+        if args.cache is None and not args.no_resume:
+            args.cache = Path()  # the name changes with the number of frames, and the journal goes on
+    if args.dry_run:
+        outputs = _outputs(args)
+        reference = None if args.reference == "auto" else args.reference
+        found = survey(
+            args.inputs,
+            args.output,
+            bayer=args.bayer,
+            filter=args.filter,
+            recursive=args.recursive,
+            reference=reference,
+        )
+        report = None if outputs.report == STANDARD_OUTPUT else outputs.report
+        wanted = Wanted(outputs.image, args.maps, outputs.preview, report)
+        return run_dry(args, found, (specs[0], specs[1], calibration_of(args)), wanted, console)
     if args.group_by is None:
         return _stack_once(args, args.inputs, console)
     return run_groups(args, console, _stack_once)
@@ -156,11 +184,12 @@ def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, consol
             filter=args.filter,
             recursive=args.recursive,
             min_frames=args.min_frames or LeastFrames.of(None, fails="one"),
+            comet=args.comet,
             resume=not args.no_resume,
             fresh=args.fresh,
             cache=args.cache,
             command=args.command_line,
-            progress=progress,
+            progress=progress if args.log is None else with_log_of_progress(progress),
         )
     if outputs.preview is not None:
         with timed(tile.report, "preview"):
@@ -180,6 +209,8 @@ def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, consol
             print_report(text, f"the stack is written to {outputs.image}")
         else:
             summary.write_text(text, outputs.report)
+    if args.log is not None:
+        log_summary(tile, outputs.as_dict())
     if not args.quiet:
         summary.print_summary(
             console if wants_stdout else console_module.make_console(sys.stdout), tile, outputs.as_dict()
@@ -268,9 +299,18 @@ def run_doctor(args: argparse.Namespace, _console: Console) -> None:
         summary.print_facts(console, doctor.machine_facts())
 
 
+def run_completion(args: argparse.Namespace, _console: Console) -> None:
+    """``completion``: a script for a shell, made by the package ``shtab``."""
+    try:
+        import shtab
+    except ImportError as exc:
+        raise SpecError('completion needs the package shtab; pip install "zemosaic-phase3[completion]"') from exc
+    sys.stdout.write(shtab.complete(args.root, args.shell))
+
+
 def run_bench(args: argparse.Namespace, console: Console) -> None:
     """``bench``: time every method, say what limits this machine."""
-    from zemosaic_phase3.app import bench
+    from zemosaic_phase3.app import bench, bench_job
 
     if args.json not in (None, STANDARD_OUTPUT):
         check_output(args.json, overwrite=args.overwrite)
@@ -289,14 +329,18 @@ def run_bench(args: argparse.Namespace, console: Console) -> None:
     cold = console_module.announce_compilation(console, quiet=args.quiet)
     with console_module.shown_progress(console, BENCH_STAGES, quiet=args.quiet, cold=cold) as progress:
         result = bench.run_bench(spec, progress)
-    text = summary.json_text(result.as_dict())
+        job = bench_job.run_job(args.subs, args.size, spec.threads, progress) if args.subs else None
+    text = summary.json_text(result.as_dict() | {"job": None if job is None else summary.json_ready(job.as_dict())})
     if args.json == STANDARD_OUTPUT:
         print_report(text)
         return
     if args.json is not None:
         summary.write_text(text, args.json)
     if not args.quiet:
-        bench.print_bench(console_module.make_console(sys.stdout), result)
+        out = console_module.make_console(sys.stdout)
+        bench.print_bench(out, result)
+        if job is not None:
+            bench_job.print_job(out, job)
 
 
 def run_attach(args: argparse.Namespace, _console: Console) -> None:
