@@ -20,6 +20,7 @@ from zemosaic_phase3.photometry.flatten import flatten_note, flattened_sources
 from zemosaic_phase3.photometry.frame_table import build_frame_table
 from zemosaic_phase3.photometry.levels import measure_levels
 from zemosaic_phase3.photometry.measure import measure_frame
+from zemosaic_phase3.photometry.mosaic_sky import mosaic_sources
 from zemosaic_phase3.records import DeviceUse, Equalization, FrameTable, SelfCheck
 from zemosaic_phase3.registration.distortion import checked_fields, moved_field
 from zemosaic_phase3.runtime.cuda_failure import Failure
@@ -52,7 +53,7 @@ class Job:
         return kernel_arguments(
             self.spec,
             self.table.weight,
-            sample_weights=self.sample_weight is not None or self.spec.radial_weight,
+            sample_weights=self.sample_weight is not None or self.spec.radial_weight or self.spec.drizzle > 0.0,
             clipped_kappa=self.clipped_kappa,
         )
 
@@ -146,12 +147,18 @@ def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) ->
     sources = [frames[i].source for i in used]
     shape = result_shape(frames[0].source, spec)
     fields = checked_fields([frames[i].distortion for i in used], *shape[:2])
-    table = replace(table, distortion=fields, own_grid=shape != frames[0].source.shape)
+    table = replace(table, distortion=fields, own_grid=shape != frames[0].source.shape or spec.drizzle > 0.0)
     used_stats = [stats[i] for i in used]
     sources, notes = unclipped_sources(sources, used_stats, table)
     table = replace(table, notes=[*table.notes, *notes])
     saturation = saturation_level(sources, used_stats, table)
-    if spec.flatten:
+    wandering = None
+    if spec.framing == "union" and table.normalize_method == "photometric":
+        wandering = mosaic_sources(sources, used_stats, table, used.index(reference))
+    if wandering is not None:
+        sources = wandering[0]
+        table.notes.extend(wandering[1])
+    elif spec.flatten:
         sources = flattened_sources(sources, used_stats, table, used.index(reference))
         table.notes.extend(flatten_note(sources))
     table = _moved(table, [frames[i].motion for i in used], shape)
