@@ -101,9 +101,7 @@ class StackSpec:
         store_number(self, "drizzle", "drizzle scale", -math.inf, math.inf)
         store_number(self, "pixfrac", "pixfrac", 0.0, 1.0)
         if self.drizzle and not 1.0 <= self.drizzle <= 3.0:
-            raise SpecError(
-                f"drizzle scale = {self.drizzle:g} is outside 1 to 3, pixels for one of the reference (0: none)"
-            )
+            raise SpecError(f"drizzle scale = {self.drizzle:g} is outside 1 to 3 (0: interpolate)")
         if self.pixfrac < LEAST_PIXFRAC:
             raise SpecError(
                 f"pixfrac = {self.pixfrac:g} is below {LEAST_PIXFRAC}: smaller drops leave nothing but holes"

@@ -90,7 +90,8 @@ def test_stars_keep_their_light_and_their_cores_the_colour(
     assert report["self_check"]["pixels"] > 0 and not report["self_check"]["note"]
     assert report["n_used"] == FRAMES
     assert header["XPIXSZ"] == pytest.approx(2.9 / scale), "so that programs know the scale"
-    assert not any(note.startswith("drizzle:") for note in report["warnings"]), "dither leaves no holes"
+    told = [note for note in report["warnings"] if note.startswith("drizzle:")]
+    assert bool(told) == (scale == 2), f"dither leaves no holes: {told}"
     whole, core = (np.median(light_within(image, scale, r), axis=0) for r in (7.0, 1.5))
     np.testing.assert_allclose(whole, COLOUR, rtol=0.01)  # noise of the sky in 150 pixels, and its median
     np.testing.assert_allclose(core / core[1], COLOUR, rtol=0.02)
