@@ -168,7 +168,7 @@ def _seconds(group: Group, i: int) -> float:
 
 
 def _part(group: Group, chosen: Sequence[int]) -> Group:
-    """Return some frames of a group as a group; its reference, which gives levels, is that of the whole, where it is in.
+    """Return some frames of a group as a group; its reference, which gives levels, is that of the whole if it is there.
 
     Else it is the frame with the most stars.
     """
