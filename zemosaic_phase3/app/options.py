@@ -38,23 +38,26 @@ def _name(kind: str, allowed: object) -> Callable[[str], str]:
     """Return a converter for a method's name; argparse turns its error into a usage message with what is allowed."""
 
     def convert(text: str) -> str:
-        return _as_argument(lambda: canonical(kind, text, allowed))
+        return as_argument(lambda: canonical(kind, text, allowed))
 
     return convert
 
 
-def _as_argument(make: Callable[[], Any]) -> Any:
+def as_argument(make: Callable[[], Any]) -> Any:
+    """Return what is made of a text; what is wrong with it becomes a usage message."""
     try:
         return make()
     except SpecError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
-def _memory(text: str) -> int:
-    return int(_as_argument(lambda: limits_module.parse_memory(text)))
+def memory_argument(text: str) -> int:
+    """Return bytes."""
+    return int(as_argument(lambda: limits_module.parse_memory(text)))
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """Return a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
@@ -86,7 +89,7 @@ def _size(text: str) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def _path_ending(*suffixes: str, instead: str | None = None) -> Callable[[str], Path]:
+def path_ending(*suffixes: str, instead: str | None = None) -> Callable[[str], Path]:
     """Return a converter for a file to write: it must end in one of ``suffixes``, or be the word ``instead``."""
 
     def convert(text: str) -> Path:
@@ -104,16 +107,16 @@ def add_stack(parser: argparse.ArgumentParser) -> None:
         "inputs", nargs="+", metavar="INPUT", help="files, folders (their FITS and .npy files) or quoted patterns"
     )
     parser.add_argument(
-        "-o", "--output", required=True, metavar="OUT", type=_path_ending(*TILE_SUFFIXES),
+        "-o", "--output", required=True, metavar="OUT", type=path_ending(*TILE_SUFFIXES),
         help="FITS file to write, ending in .fits, .fit or .fts",
     )  # fmt: skip
     add_choice_of_frames(parser.add_argument_group("which frames"))
-    _add_registration(parser.add_argument_group("frames and registration"))
-    _add_calibration(parser.add_argument_group("calibration"))
-    _add_stacking(parser.add_argument_group("rejection and combination"))
+    add_registration(parser.add_argument_group("frames and registration"))
+    add_calibration(parser.add_argument_group("calibration"))
+    add_stacking(parser.add_argument_group("rejection and combination"))
     _add_resources(parser.add_argument_group("device and resources"))
     _add_results(parser.add_argument_group("results"))
-    _add_messages(parser)
+    add_messages(parser)
 
 
 Group = argparse._ArgumentGroup  # noqa: SLF001 - argparse gives its groups no public name
@@ -140,12 +143,12 @@ def add_choice_of_frames(group: Group) -> None:
 
 
 def _least_frames(text: str) -> LeastFrames:
-    found: LeastFrames = _as_argument(lambda: LeastFrames.of(text, fails="one"))
+    found: LeastFrames = as_argument(lambda: LeastFrames.of(text, fails="one"))
     return found
 
 
 def _group_keys(text: str) -> tuple[str, ...]:
-    keys: tuple[str, ...] = _as_argument(lambda: group_keys(text))
+    keys: tuple[str, ...] = as_argument(lambda: group_keys(text))
     return keys
 
 
@@ -157,11 +160,13 @@ def _add_choice(group: Group, option: str, kind: str, allowed: object, default: 
     )  # fmt: skip
 
 
-def _add_registration(group: Group) -> None:
-    group.add_argument(
-        "--reference", metavar="FILE", default="auto",
-        help="frame the others are brought onto: one of the inputs, or auto for the best of them (default: auto)",
-    )  # fmt: skip
+def add_registration(group: Group, *, with_reference: bool = True) -> None:
+    """Add the options of registration; many stacks have no one reference."""
+    if with_reference:
+        group.add_argument(
+            "--reference", metavar="FILE", default="auto",
+            help="frame the others are brought onto: one of the inputs, or auto for the best of them (default: auto)",
+        )  # fmt: skip
     _add_choice(
         group, "--register", "registration", RegisterMode, "auto",
         "how; auto is stars, seeded by the WCS, with the WCS alone where there are too few stars; "
@@ -176,7 +181,7 @@ def _add_registration(group: Group) -> None:
     )
     group.add_argument(
         "--min-stars",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="leave out frames with fewer stars (default: none)",
     )
@@ -192,7 +197,8 @@ def _add_registration(group: Group) -> None:
     )  # fmt: skip
 
 
-def _add_calibration(group: Group) -> None:
+def add_calibration(group: Group) -> None:
+    """Add the options of calibration."""
     for option, what in (
         ("--dark", "darks"), ("--flat", "flats"), ("--bias", "bias frames"), ("--dark-flat", "darks of the flats"),
     ):  # fmt: skip
@@ -247,7 +253,8 @@ def _users(option: str) -> str:
     )
 
 
-def _add_stacking(group: Group) -> None:
+def add_stacking(group: Group) -> None:
+    """Add the options of rejection and combination."""
     default = StackSpec
     _add_choice(group, "--reject", "rejection", RejectName, default.reject, "outlier rejection")
     for side, at in (("low", 0), ("high", 1)):
@@ -289,11 +296,11 @@ def _add_resources(group: Group) -> None:
     )  # fmt: skip
     group.add_argument("--require-gpu", action="store_true", help="fail rather than use the CPU (default: no)")
     group.add_argument(
-        "--memory", type=_memory, metavar="SIZE",
+        "--memory", type=memory_argument, metavar="SIZE",
         help="memory to use, e.g. 4GB, 512MiB or 50%% of what is available (default: 50%%, or up to 1GB of 80%%)",
     )  # fmt: skip
     group.add_argument(
-        "--workers", type=_positive, metavar="N", help="threads (default: the cores this process may use)"
+        "--workers", type=positive, metavar="N", help="threads (default: the cores this process may use)"
     )
     group.add_argument(
         "--self-check", action=argparse.BooleanOptionalAction, default=True,
@@ -317,11 +324,11 @@ def _add_results(group: Group) -> None:
         help="write COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and the table FRAMES into OUT too (default: no)",
     )  # fmt: skip
     group.add_argument(
-        "--preview", type=_path_ending(".png", instead="none"), metavar="PNG",
+        "--preview", type=path_ending(".png", instead="none"), metavar="PNG",
         help="stretched picture to write, or none (default: OUT with .png)",
     )  # fmt: skip
     group.add_argument(
-        "--json", type=_path_ending(".json", instead="-"), metavar="FILE",
+        "--json", type=path_ending(".json", instead="-"), metavar="FILE",
         help="write the report as JSON; - is the standard output (default: no)",
     )  # fmt: skip
     group.add_argument(
@@ -329,7 +336,8 @@ def _add_results(group: Group) -> None:
     )
 
 
-def _add_messages(parser: argparse.ArgumentParser) -> None:
+def add_messages(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how much is said."""
     group = parser.add_argument_group("messages").add_mutually_exclusive_group()
     group.add_argument("--quiet", action="store_true", help="show errors only")
     group.add_argument("--verbose", action="store_true", help="show details, and where an error comes from")
@@ -341,7 +349,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
         "folder", nargs="?", default="demo", metavar="DIR", type=Path,
         help="new folder, or that of an earlier demo, whose files are replaced (default: demo)",
     )  # fmt: skip
-    _add_messages(parser)
+    add_messages(parser)
 
 
 def add_simulate(parser: argparse.ArgumentParser) -> None:
@@ -371,7 +379,7 @@ def add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="use a folder that is not empty; replaces earlier simulated frames"
     )
-    _add_messages(parser)
+    add_messages(parser)
 
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:
@@ -383,7 +391,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 def add_bench(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``bench``."""
     group = parser.add_argument_group("what is timed")
-    group.add_argument("--frames", type=_positive, default=50, metavar="N", help="frames of the stack (default: 50)")
+    group.add_argument("--frames", type=positive, default=50, metavar="N", help="frames of the stack (default: 50)")
     group.add_argument(
         "--size", type=_size, default=(1080, 1920), metavar="HxW",
         help="rows and columns of a frame; fewer rows where the memory is short (default: 1080x1920)",
@@ -396,30 +404,30 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--files", action="store_true", help="stack from 16-bit FITS files in a temporary folder too (default: no)"
     )
-    group.add_argument("--repeat", type=_positive, default=3, metavar="K", help="times, for a median (default: 3)")
+    group.add_argument("--repeat", type=positive, default=3, metavar="K", help="times, for a median (default: 3)")
     group = parser.add_argument_group("resources and results")
     group.add_argument(
-        "--workers", type=_positive, metavar="N", help="threads (default: the cores this process may use)"
+        "--workers", type=positive, metavar="N", help="threads (default: the cores this process may use)"
     )
     group.add_argument(
-        "--memory", type=_memory, metavar="SIZE",
+        "--memory", type=memory_argument, metavar="SIZE",
         help="memory for frames and stack together, e.g. 4GB or 50%% of what is available (default: 50%%)",
     )  # fmt: skip
     group.add_argument(
-        "--json", type=_path_ending(".json", instead="-"), metavar="FILE",
+        "--json", type=path_ending(".json", instead="-"), metavar="FILE",
         help="write the figures as JSON; - is the standard output, without the table (default: no)",
     )  # fmt: skip
     group.add_argument("--overwrite", action="store_true", help="replace FILE if it exists (default: no)")
-    _add_messages(parser)
+    add_messages(parser)
 
 
 def add_checkout(parser: argparse.ArgumentParser) -> None:
     """Add the argument of ``attach`` and ``detach``."""
     parser.add_argument("checkout", metavar="CHECKOUT", type=Path, help="folder of a ZeMosaic checkout")
-    _add_messages(parser)
+    add_messages(parser)
 
 
 def _methods(text: str) -> tuple[str, ...]:
     from zemosaic_phase3.app.bench import chosen_methods
 
-    return tuple(_as_argument(lambda: chosen_methods(text.split(","))))
+    return tuple(as_argument(lambda: chosen_methods(text.split(","))))

@@ -17,6 +17,7 @@ from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.io import fits_header as headers
 from zemosaic_phase3.io.frame_kind import read_cards
 from zemosaic_phase3.io.pixel_files import PixelFile, TileCompressedFile, file_errors
+from zemosaic_phase3.io.remote import opened
 
 if TYPE_CHECKING:
     from io import BufferedIOBase
@@ -63,7 +64,7 @@ def further_images(source: FrameSource) -> Further:
     known_end = None if isinstance(source, TileCompressedFile) else _end_of_pixels(source)
     if known_end is not None and not place.gzipped and source.identity.size < known_end + headers.FITS_BLOCK:
         return Further(place.unit)
-    with file_errors(source.name), Path(place.path).open("rb") as plain:
+    with file_errors(source.name), opened(place.path, source.identity.size) as plain:
         if known_end is not None and place.gzipped and _length_inside(plain) < known_end + headers.FITS_BLOCK:
             return Further(place.unit)
         plain.seek(0)

@@ -23,6 +23,7 @@ from zemosaic_phase3.io.codec import Codec, check_number_type, fits_codec
 from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.io.mosaic_cards import BAYER_PATTERNS, bayer_cards, cfa_from_header, row_order
 from zemosaic_phase3.io.pixel_files import ArraySource, PixelFile, Place, TileCompressedFile, file_errors
+from zemosaic_phase3.io.remote import identity_at, is_remote, opened
 from zemosaic_phase3.io.tile_table import check_tiles
 
 if TYPE_CHECKING:
@@ -121,19 +122,12 @@ def _open_array(value: object, name: str, bayer: str, header: Cards) -> FrameSou
 def _open_path(path: str, label: object, bayer: str, header: Cards) -> FrameSource:
     name = path if label is None else str(label)
     path, unit = split_unit(path)
-    with file_errors(name):
-        status = Path(path).stat()
-    if stat.S_ISDIR(status.st_mode):
-        raise FrameError(name, "is a folder, not a frame; name the files in it")
-    if not stat.S_ISREG(status.st_mode):
-        raise FrameError(name, "is not a regular file; copy its content to a file first")
-    if status.st_size == 0:
-        raise FrameError(name, "is empty (0 bytes); copy or capture it again")
-    with file_errors(name), Path(path).open("rb") as plain:
+    size = _size_of_file(path, name)
+    with file_errors(name), opened(path, size) as plain:
         gzipped = plain.read(2) == b"\x1f\x8b"
         plain.seek(0)
         stream: BufferedIOBase = gzip.GzipFile(fileobj=plain) if gzipped else plain
-        largest = status.st_size * (MAX_DEFLATE_RATIO if gzipped else 1)  # bytes that can come out of this file
+        largest = size * (MAX_DEFLATE_RATIO if gzipped else 1)  # bytes that can come out of this file
         magic = stream.read(6)
         stream.seek(0)
         place = Place(path, gzipped=gzipped)
@@ -142,13 +136,30 @@ def _open_path(path: str, label: object, bayer: str, header: Cards) -> FrameSour
         return _open_fits(stream, place, name, bayer, header, largest, unit)
 
 
+def _size_of_file(path: str, name: str) -> int:
+    """Return the bytes of a file, which must be one and hold something."""
+    with file_errors(name):
+        if is_remote(path):
+            mode, size = stat.S_IFREG, identity_at(path).size
+        else:
+            status = Path(path).stat()
+            mode, size = status.st_mode, status.st_size
+    if stat.S_ISDIR(mode):
+        raise FrameError(name, "is a folder, not a frame; name the files in it")
+    if not stat.S_ISREG(mode):
+        raise FrameError(name, "is not a regular file; copy its content to a file first")
+    if size == 0:
+        raise FrameError(name, "is empty (0 bytes); copy or capture it again")
+    return size
+
+
 def split_unit(path: str) -> tuple[str, int | None]:
     """Return the file of a path such as ``a.fits[2]``, and the FITS unit; None where no unit is named.
 
     A file that has such a name itself is that file.
     """
     found = _UNIT.fullmatch(path)
-    if found is None or Path(path).exists():
+    if found is None or (not is_remote(path) and Path(path).exists()):
         return path, None
     return found[1], int(found[2])
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.io.pixel_files import PixelFile, TileCompressedFile, file_errors
+from zemosaic_phase3.io.remote import opened
 
 SAMPLE_PLACES: Final = 4  # of a file that are looked at
 SAMPLE_BYTES: Final = 1024  # of each
@@ -79,7 +79,7 @@ def _really_same(
 
 def _sample(source: PixelFile) -> bytes:
     """Return a digest of a few blocks of the stored pixels; of a .gz its checksum and length."""
-    with file_errors(source.name), Path(source.place.path).open("rb", buffering=0) as stream:
+    with file_errors(source.name), opened(source.place.path, source.identity.size) as stream:
         if source.place.gzipped:
             stream.seek(-8, 2)
             return stream.read(8)
@@ -108,7 +108,7 @@ def _whole(source: PixelFile) -> bytes:
     start, end = _span(source)
     is_compressed = isinstance(source, TileCompressedFile)
     lows, highs = [], []
-    with file_errors(source.name), Path(source.place.path).open("rb", buffering=0) as stream:
+    with file_errors(source.name), opened(source.place.path, source.identity.size) as stream:
         stream.seek(start)
         left = end - start
         while left > 0 and (block := stream.read(min(CHUNK_BYTES, left))):

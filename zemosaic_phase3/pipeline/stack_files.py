@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,9 @@ from zemosaic_phase3.progress import Callback, timed
 from zemosaic_phase3.runtime import limits
 from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
 
+Elsewhere = Callable[[Job], StackResult | None]
+"""Has a job stacked by somebody else, whose result has the same bits; None: nobody can."""
+
 
 def stack_files(
     inputs: Sequence[Any] | Inputs,
@@ -64,6 +67,7 @@ def stack_files(
     cache: str | os.PathLike[str] | None = None,
     progress: Callback | None = None,
     policy: DevicePolicy = POLICY,
+    elsewhere: Elsewhere | None = None,
 ) -> Tile:
     """Register and stack frames into one tile, and write it.
 
@@ -114,6 +118,8 @@ def stack_files(
         Called as ``progress(stage, done, total)``; may raise :class:`StackCancelled`.
     policy : DevicePolicy, optional
         Chooses the device and remembers how the GPU fared.
+    elsewhere : callable, optional
+        Has other machines stack the job; returns the result with its device, or None if it must be done here.
 
     Returns
     -------
@@ -154,7 +160,8 @@ def stack_files(
     has_files = any(isinstance(frame, str | os.PathLike) for frame in listed.frames)
     with kept_for(output, cache, resume=resume and has_files, fresh=fresh and has_files) as kept:
         tile = build_tile(
-            listed.frames, stacker_of(policy, request, resources, progress, kept.rows, self_check=self_check),
+            listed.frames,
+            stacker_of(policy, request, resources, progress, kept.rows, self_check=self_check, elsewhere=elsewhere),
             stack=stack, register=register, select=select, bayer=bayer, calibration=calibration or CalibrationSpec(),
             reference=reference, workers=resources.workers, allowed_bytes=allowed, copied_maps=copied,
             progress=progress, kept=kept.frames,
@@ -188,6 +195,7 @@ def stacker_of(
     finished: KeptRows | None = None,
     *,
     self_check: bool = True,
+    elsewhere: Elsewhere | None = None,
 ) -> Stacker:
     """Return what stacks registered frames on the device that a policy chooses, and checks a few of its pixels."""
     began = time.perf_counter()
@@ -198,12 +206,14 @@ def stacker_of(
         left = replace(resources, memory=max(1, resources.memory - held)) if held and resources.memory else resources
         fwhm = {frame.source.name: frame.stats.fwhm for frame in frames if frame.stats is not None}
         job = with_star_tolerance(job, fwhm, left)
-        result, used = policy.stack(
-            lambda less_memory: stack_on_gpu(job, left.tighter() if less_memory else left, progress, finished),
-            lambda: cpu.stack(job, left, progress, finished),
-            request,
-        )
-        result.device = used
+        made = None if elsewhere is None else elsewhere(job)
+        if made is None:
+            made, made.device = policy.stack(
+                lambda less_memory: stack_on_gpu(job, left.tighter() if less_memory else left, progress, finished),
+                lambda: cpu.stack(job, left, progress, finished),
+                request,
+            )
+        result = made
         if self_check:
             result = checked_stack(
                 result, lambda: cpu.stack(job, left, progress), distrust=policy.distrust, finished=finished,
