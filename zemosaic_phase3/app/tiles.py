@@ -333,8 +333,8 @@ def _print_tiles(console: Console, document: dict[str, Any], result: TilesResult
     again = [r for r in result.records if r.attempts > 1]
     if again:
         facts.append(("again", f"{len(again)} tiles were begun more than once: {', '.join(r.name for r in again[:5])}"))
-    if result.reconnected:
-        facts.append(("scheduler", f"lost and found again {result.reconnected} times"))
+    if result.orders_lost:
+        facts.append(("scheduler", f"was lost with {result.orders_lost} tiles, which were ordered anew"))
     facts += [("failed" if k == 0 else "", f"{r.name}: {r.reason}") for k, r in enumerate(result.failed[:MOST_NOTES])]
     facts += [("time", f"{result.seconds:.1f} s"), ("manifest", str(path))]
     summary.print_facts(console, facts)

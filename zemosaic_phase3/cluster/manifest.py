@@ -38,7 +38,7 @@ def manifest_document(
     return {
         "schema": MANIFEST_SCHEMA, "command": list(command), "plan": plan, "seconds": round(result.seconds, 3),
         "made": states.count("made"), "kept": states.count("kept"), "failed": len(result.failed),
-        "schedulers_lost": result.reconnected, "workers": workers, "tiles": rows,
+        "orders_lost": result.orders_lost, "workers": workers, "tiles": rows,
     }  # fmt: skip
 
 

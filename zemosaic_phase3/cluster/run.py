@@ -71,7 +71,8 @@ class TilesResult:
     seconds: float = 0.0
     dashboard: str = ""
     doubled: list[str] = field(default_factory=list)  # given to a second worker, because the first took too long
-    reconnected: int = 0  # times the scheduler was lost
+    reconnected: int = 0  # times a scheduler was gone for so long that it was connected to anew
+    orders_lost: int = 0  # tiles that a scheduler had been told of when it was lost
 
     @property
     def failed(self) -> list[TileRecord]:
@@ -125,6 +126,7 @@ class TilesRun:
         finished: Callable[[TileRecord], None] | None = None,
     ) -> None:
         self._client, self._address, self._patience = client, address, patience or Patience()
+        self._first_client = client
         self._progress, self._finished = progress, finished
         self._all = [_Tile(order, len(order.frames)) for order in orders]
         # Large ones first: a large one at the end keeps one worker busy and the others idle.
@@ -159,6 +161,8 @@ class TilesRun:
         finally:
             with contextlib.suppress(Exception):  # whatever a cluster that is gone may raise
                 self._client.cancel([future for tile in self._running for future in tile.futures])
+                if self._client is not self._first_client:
+                    self._client.close(timeout=1)
         self._result.records = [self._records[tile.order.name] for tile in self._all]
         self._result.seconds = time.monotonic() - began
         return self._result
@@ -216,6 +220,7 @@ class TilesRun:
                 elif status == "error":
                     self._failed(tile, self._why(future))
                 else:  # lost with its scheduler
+                    self._result.orders_lost += 1
                     logger.debug("%s is %s", tile.order.name, status)
                 if tile not in self._running:
                     break
@@ -302,6 +307,7 @@ class TilesRun:
         self._client = connect(self._address, patience_s=self._patience.scheduler)
         self._result.reconnected += 1
         for tile in self._running:
+            self._result.orders_lost += len(tile.futures)
             tile.futures, tile.is_doubled = [], False
         self._waiting.extendleft(reversed(self._running))
         self._running = []
