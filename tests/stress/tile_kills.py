@@ -2,7 +2,7 @@
 
 Small frames of panels that overlap; each tile takes some of its panel's, so that tiles share frames. Workers of this
 machine are killed with SIGKILL while they make a tile. Fails if a tile is missing, differs by a bit from one that one
-process made alone, was finished twice or begun again without need, or if something is left behind. What was begun again is counted.
+process made alone, was finished twice or begun again without need, or if something is left behind.
 """
 
 from __future__ import annotations
@@ -136,15 +136,17 @@ def main() -> int:
         right = right_pixels(plan, options, folder / "right")
         faults = judge(plan, result, right, finishes, Counter(killer.killed), args.scheduler_kills, out)
     begun_often = Counter(record.attempts for record in result.records)
+    hit_again = sum(n > 1 for n in Counter(killer.killed).values())
     command = " ".join(["python tests/stress/tile_kills.py", *sys.argv[1:]])
     versions = ", ".join(f"{n} {metadata.version(n)}" for n in ("distributed", "numpy", "numba", "astropy"))
     shared = sum(record.measured_before for record in result.records)
     text = "\n".join([
         "# Tiles whose workers are killed", "",
-        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, `{command}`: {args.tiles} tiles of {args.frames} frames of 64x96, "
-        f"{args.workers} workers; {platform.system()}, zemosaic-phase3 {__version__}, python {platform.python_version()}, "
-        f"{versions}", "",
-        f"{len(killer.killed)} workers killed with SIGKILL in the middle of a tile ({sum(n > 1 for n in Counter(killer.killed).values())} tiles hit more than once), {args.scheduler_kills} times scheduler and workers ({result.orders_lost} orders lost); "
+        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, `{command}`: {args.tiles} tiles of {args.frames} frames of "
+        f"64x96, {args.workers} workers; {platform.system()}, zemosaic-phase3 {__version__}, "
+        f"python {platform.python_version()}, {versions}", "",
+        f"{len(killer.killed)} workers killed with SIGKILL in the middle of a tile ({hit_again} tiles hit more "
+        f"than once), {args.scheduler_kills} times the scheduler and all workers ({result.orders_lost} orders lost); "
         f"{result.seconds:.0f} s. Tiles begun " + ", ".join(f"{n} times: {k}" for n, k in sorted(begun_often.items()))
         + f". Tiles finished more than once: {sum(n > 1 for n in finishes.values())}. Given to a second worker because "
         f"slow: {len(result.doubled)}. Frames measured by another tile before: {shared} of {args.tiles * args.frames}. "

@@ -1,4 +1,4 @@
-"""``plan``, ``tiles`` and ``mosaic``: many tiles, on this machine or on a cluster, and the picture they make together."""
+"""``plan``, ``tiles`` and ``mosaic``: many tiles, here or on a cluster, and the image they make together."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def add_tiles(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("results")
     group.add_argument(
         "--no-maps", dest="maps", action="store_false",
-        help="write no COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and FRAMES into the tiles; a mosaic needs COVERAGE (default: do)",
+        help="write no COVERAGE, which a mosaic wants, WEIGHT, REJ_LOW, REJ_HIGH and FRAMES (default: do)",
     )  # fmt: skip
     group.add_argument(
         "--self-check", action=argparse.BooleanOptionalAction, default=True, help="as for stack (default: yes)"

@@ -35,7 +35,7 @@ RETRIES: Final = 2  # of a band whose worker dies
 
 @dataclass(frozen=True)
 class Band:
-    """Rows of a stack as one worker made them; ``maps`` in the order of ``MAPS``, whole numbers as small as they fit."""
+    """Rows of a stack as one worker made them; ``maps`` in the order of ``MAPS``, counts as small as they fit."""
 
     first: int
     last: int

@@ -1,9 +1,9 @@
 """Points of the sky sorted into clusters none of which is wider than asked for.
 
-Complete linkage (Sorensen 1948, as ``scipy.cluster.hierarchy`` has it): two clusters are joined if the farthest of their
-members are near enough, so that every pair of frames in a tile overlaps by a known part. It wants all distances. So
-pointings that are a small part of the width apart are one point first, and points without a way to each other in steps
-of the width are separate from the start. A region with more points than that is cut into a grid.
+Complete linkage (Sorensen 1948, as ``scipy.cluster.hierarchy`` has it): two clusters are joined if the farthest of
+their members are near enough, so that every pair of frames in a tile overlaps by a known part. It wants all distances.
+So pointings that are a small part of the width apart are one point first, and points without a way to each other in
+steps of the width are separate from the start. A region with more points than that is cut into a grid.
 """
 
 from __future__ import annotations

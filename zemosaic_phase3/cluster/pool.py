@@ -143,8 +143,8 @@ def local_pool(plan: PoolPlan) -> Iterator[Client]:
         k: {
             "cls": distributed.Nanny,
             "options": {
-                "nthreads": 1, "memory_limit": int(plan.memory * HARD_LIMIT), "name": name, "silence_logs": logging.CRITICAL,
-                "dashboard_address": None, "env": env,
+                "nthreads": 1, "memory_limit": int(plan.memory * HARD_LIMIT), "name": name,
+                "silence_logs": logging.CRITICAL, "dashboard_address": None, "env": env,
             },
         }
         for k, (name, env) in enumerate(_workers_of(plan))

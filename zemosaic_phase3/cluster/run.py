@@ -90,7 +90,7 @@ def orders_of(plan: TilePlan, folder: Path, options: TileOptions, *, n_workers: 
 
 
 def _bands(tile: PlannedTile, whole: int, options: TileOptions, n_workers: int) -> int:
-    """Return into how many bands of rows a tile is cut: by its share of the work, where that is more than one worker's."""
+    """Return into how many bands of rows a tile is cut: as many as its part of the work is workers' parts."""
     if options.bands:
         return options.bands
     if n_workers < 2 or tile.pixels < BAND_SAMPLES:
@@ -324,9 +324,8 @@ class TilesRun:
         else:
             self._alone_since = self._alone_since or now
             if now - self._alone_since > self._patience.workers:
-                raise ClusterError(
-                    f"no worker has come for {self._patience.workers:.0f} s; start some: dask worker {self._address or ''}"
-                )
+                waited = f"{self._patience.workers:.0f} s"
+                raise ClusterError(f"no worker has come for {waited}; start some: dask worker {self._address or ''}")
         for tile in self._running:
             begun = beginnings(tile.order)
             if begun > tile.seen_begun:

@@ -207,13 +207,15 @@ def stacker_of(
         fwhm = {frame.source.name: frame.stats.fwhm for frame in frames if frame.stats is not None}
         job = with_star_tolerance(job, fwhm, left)
         made = None if elsewhere is None else elsewhere(job)
-        if made is None:
-            made, made.device = policy.stack(
+        if made is not None:
+            result = made
+        else:
+            result, used = policy.stack(
                 lambda less_memory: stack_on_gpu(job, left.tighter() if less_memory else left, progress, finished),
                 lambda: cpu.stack(job, left, progress, finished),
                 request,
             )
-        result = made
+            result.device = used
         if self_check:
             result = checked_stack(
                 result, lambda: cpu.stack(job, left, progress), distrust=policy.distrust, finished=finished,
