@@ -55,10 +55,9 @@ class Cluster:
         )
 
     def start_workers(self) -> None:
+        options = ("--nthreads", "1", "--no-dashboard", "--no-nanny")
         self.workers = [
-            self._start(
-                "distributed.cli.dask_worker", self.address, "--nthreads", "1", "--no-dashboard", "--name", f"w{k}"
-            )
+            self._start("distributed.cli.dask_worker", self.address, *options, "--name", f"w{k}")
             for k in range(self._n)
         ]
 

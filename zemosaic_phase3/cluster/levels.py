@@ -20,6 +20,8 @@ PRIOR_GAIN: Final = 0.15  # of ln g about 0: transparency between reference fram
 LEAST_SIGMA: Final = 0.003  # of a gain from one overlap: seeing differs, and cells cut through stars
 CLIP: Final = 4.0  # sigma, of cells that do not follow the line: edges of stars, satellites
 ROUNDS: Final = 6
+SIGNIFICANT: Final = 5.0  # sigma, of what the cells spread beyond their noise
+STRUCTURE: Final = 0.25  # of the variance of a cell, below which the noise of pixels is not known well enough
 TIE: Final = 1e-6  # weight that holds what no overlap ties
 
 
@@ -78,7 +80,8 @@ def compare(i: int, j: int, a: np.ndarray, b: np.ndarray, noise_a: float, noise_
         keep = new
     x = a[keep] - a[keep].mean()
     signal = float(x @ x) - keep.sum() * noise_a**2  # what of the spread is structure
-    if signal <= 0.0:
+    # Of noise alone it would be 0, give or take.
+    if signal <= max(SIGNIFICANT * math.sqrt(2.0 * keep.sum()), STRUCTURE * keep.sum()) * noise_a**2:
         return Overlap(i, j, 0.0, math.inf, a[keep], b[keep])
     error = spread / math.sqrt(signal) / slope
     return Overlap(i, j, math.log(slope), math.hypot(error, LEAST_SIGMA), a[keep], b[keep])

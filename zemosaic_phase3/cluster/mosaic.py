@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 CELL_PX: Final = 8  # side of the cells that are compared
 BAND_PIXELS: Final = 8_000_000  # of the mosaic, made at once
 FEATHER: Final = 0.25  # of a tile's shorter side, over which its weight rises from its edge
-MARGIN_PX: Final = 4  # of a tile, beyond the rows that a band touches
+MARGIN_PX: Final = 12  # of a tile, beyond the rows that a band touches: there splines feel the cut no more
+REACH_PX: Final = 3  # of an interpolation: pixels so near to empty ones count for nothing
 MOST_SIDE_PX: Final = 200_000  # of a mosaic: tiles at two ends of the sky are no mosaic
 SEAM_WIDTH_PX: Final = 8  # on each side of a tile's edge, that are compared
 LEAST_ALONG: Final = 16  # pixels of an edge inside of the mosaic, below which it tells nothing
@@ -61,7 +62,7 @@ class MosaicSpec:
 
 @dataclass
 class MosaicTile:
-    """One tile; gain, offset (ADU) and noise (ADU) by channel; ``at``: its rows and columns in the mosaic."""
+    """One tile; level, noise, offset (ADU) and gain by channel; ``at``: its rows and columns in the mosaic."""
 
     path: Path
     name: str
@@ -69,6 +70,7 @@ class MosaicTile:
     header: Header
     wcs: WCS
     noise: list[float] = field(default_factory=list)
+    level: list[float] = field(default_factory=list)
     gain: list[float] = field(default_factory=list)
     offset: list[float] = field(default_factory=list)
     at: tuple[slice, slice] = (slice(0, 0), slice(0, 0))
@@ -294,6 +296,7 @@ def _match(tiles: list[MosaicTile], wcs: WCS, spec: MosaicSpec, done: Any) -> li
     for number, tile in enumerate(tiles, 1):
         image, coverage = _pixels_of(tile)
         tile.noise = measure_noise(image)
+        tile.level = [float(level) for level in np.atleast_1d(np.nanmedian(image, axis=(0, 1)))]
         cells.append(_cells_of(tile, image, coverage, wcs))
         done(number)
     channels = len(tiles[0].noise)
@@ -396,10 +399,12 @@ def _part_of(
     if own is None:
         return None
     image, coverage = _pixels_of(tile, own)
-    weight = _weight(tile, coverage, own)
+    planes = np.moveaxis(np.atleast_3d(image), -1, 0)
+    is_empty = ~np.isfinite(planes).all(axis=0) | (coverage <= 0)
+    weight = np.where(_grown(is_empty), 0.0, _weight(tile, coverage, own))
+    planes = np.where(np.isfinite(planes), planes, np.array(tile.level, np.float32)[:, None, None])
     target, size = wcs[top:bottom, columns], (bottom - top, columns.stop - columns.start)
     source = tile.wcs[own, :]
-    planes = np.moveaxis(np.atleast_3d(image), -1, 0)
     values, _ = reproject_interp((planes, source), target, shape_out=size, order="bicubic", parallel=False)
     others, _ = reproject_interp((np.stack([weight, coverage]), source), target, shape_out=size, parallel=False)
     values = np.moveaxis(values.reshape(channels, *size), 0, -1)
@@ -410,6 +415,13 @@ def _part_of(
     shares = np.where(is_there, np.nan_to_num(others[0])[..., None] * factor, 0.0)
     counts = np.rint(np.where(is_there.all(axis=2), np.nan_to_num(others[1]), 0.0)).astype(np.int32)
     return (slice(top - rows.start, bottom - rows.start), columns), np.where(is_there, values, 0.0), shares, counts
+
+
+def _grown(mask: np.ndarray) -> np.ndarray:
+    """Return a mask with all pixels as near to it as an interpolation reaches."""
+    from scipy.ndimage import binary_dilation
+
+    return np.asarray(binary_dilation(mask, iterations=REACH_PX)) if mask.any() else mask
 
 
 def _rows_of_tile(tile: MosaicTile, wcs: WCS, rows: slice, columns: slice) -> slice | None:

@@ -26,8 +26,8 @@ Result = TypeVar("Result")
 
 _ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")  # two letters at least: "c:" is a drive
 BUFFER: Final = 1 << 16  # bytes fetched at once where headers are walked through; larger reads go past it
-ATTEMPTS: Final = 4  # of a request, before the frame is left out
-FIRST_WAIT_S: Final = 0.25  # before the second attempt; each next one waits four times as long
+ATTEMPTS: Final = 2  # of a request, before the frame is left out; s3fs and its like try several times within each
+WAIT_S: Final = 1.0  # between them
 
 
 def is_remote(path: object) -> bool:
@@ -48,6 +48,11 @@ def _file_system(protocol: str, process: int) -> Any:  # noqa: ARG001 - a forked
         return fsspec.filesystem(protocol)
     except (ImportError, ValueError) as exc:  # ValueError: nobody knows this protocol
         raise FrameError(f"{protocol}://", f"fsspec cannot reach it ({exc}); install what it names") from exc
+
+
+def forget_connections() -> None:
+    """Connect anew with the next address: credentials or the place of the storage are others now."""
+    _file_system.cache_clear()
 
 
 def file_system(address: str) -> Any:
@@ -71,7 +76,6 @@ def _persistently(name: str, work: Callable[[], Result]) -> Result:
     OSError
         All attempts failed.
     """
-    wait = FIRST_WAIT_S
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return work()
@@ -80,8 +84,7 @@ def _persistently(name: str, work: Callable[[], Result]) -> Result:
         except Exception as exc:  # each storage has errors of its own
             if attempt == ATTEMPTS:
                 raise OSError(f"{type(exc).__name__}: {exc}, {ATTEMPTS} times") from exc
-        time.sleep(wait)
-        wait *= 4
+        time.sleep(WAIT_S)
     raise OSError(name)  # not reached
 
 
