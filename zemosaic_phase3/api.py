@@ -53,7 +53,7 @@ class Tile(pipeline_tile.Tile):
         return Table(frames_columns(self.rows), units={**FRAMES_UNITS, "REJECTED": "%"})
 
     def save(self, path: str | os.PathLike[str], *, maps: bool = False, overwrite: bool = False) -> Path:
-        """Write the tile as FITS, atomically; with ``maps`` also COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and FRAMES.
+        """Write the tile as FITS, atomically; with ``maps`` also COVERAGE, WEIGHT, REJ_LOW and REJ_HIGH.
 
         Raises
         ------
@@ -97,8 +97,8 @@ class Tile(pipeline_tile.Tile):
 
     def _repr_html_(self) -> str:
         """Table and preview, as notebooks show it."""
-        from zemosaic_phase3.app.png import encode_png
-        from zemosaic_phase3.app.preview import shrink, stretch
+        from zemosaic_phase3.report.png import encode_png
+        from zemosaic_phase3.report.preview import shrink, stretch
 
         rows = [*self._facts(), *(("left out", f"{Path(name).name}: {why}") for name, why in self.report.dropped)]
         table = "".join(
@@ -148,6 +148,7 @@ def stack(
     min_frames: int | str | None = None,
     device: DeviceName = "auto",
     require_gpu: bool = False,
+    gpus: str | int | Sequence[int] | None = None,
     memory: str | int | None = None,
     workers: int | None = None,
     maps: bool = False,
@@ -200,12 +201,14 @@ def stack(
         "auto" uses a GPU if there is a healthy one; the bits are the same.
     require_gpu : bool
         Turn every fall back to the CPU into an error.
+    gpus : str, int or sequence of int, optional
+        Cards that share the stack: "all", how many, or which ones, e.g. (0, 2); None: CUDA's current device.
     memory : int or str, optional
         Bytes, or text such as "4GB" or "50%"; default: half of what is available, in small containers up to 1 GB.
     workers : int, optional
         Threads; as many as this process may use.
     maps : bool
-        Write COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and FRAMES too.
+        Write COVERAGE, WEIGHT, REJ_LOW and REJ_HIGH too.
     overwrite : bool
         Replace an existing output.
     self_check : bool
@@ -259,6 +262,7 @@ def stack(
             min_frames=min_frames,
             device=device,
             require_gpu=require_gpu,
+            gpus=gpus,
             memory=memory,
             workers=workers,
             maps=maps,

@@ -162,6 +162,62 @@ def test_a_sticky_error_ends_the_gpu_and_not_the_run():
     assert "Exception ignored" not in done.stderr, "a destructor called CUDA"
 
 
+STICKY_ON_ONE = textwrap.dedent("""
+    import logging
+    import numpy as np
+    logging.basicConfig(level=logging.INFO)
+    from zemosaic_phase3.compat.descriptors import as_frames
+    from zemosaic_phase3.engine import cpu, gpu, gpu_card as card
+    from zemosaic_phase3.engine.job import make_job
+    from zemosaic_phase3.engine.resources import Resources
+    from zemosaic_phase3.runtime import cuda, cuda_failure
+    from zemosaic_phase3.spec import StackSpec
+    frames = list(np.random.default_rng(0).normal(100, 3, (30, 200, 50, 3)).astype(np.float32))
+    job = make_job(as_frames(frames), StackSpec(normalize="none", weight="none", reject="sigma_clip"))
+    cupy = cuda.cupy_module()
+    bad = {}
+    def make():
+        kernel = cupy.RawKernel('extern "C" __global__ void bad(int* p) { p[1ll << 50] = 1; }', "bad")
+        kernel.compile()
+        cuda.leave_alone(kernel.kernel)
+        return kernel
+    bad[1] = cuda.on_card(1, make)
+    combine = card.Card.combine
+    def poisoned(self, slab):
+        combine(self, slab)
+        if self._number == 1:
+            with self._combining:
+                bad[1]((1,), (1,), (cupy.zeros(1, cupy.int32),))
+    card.Card.combine = poisoned
+    expected = cpu.stack(job, Resources(workers=4))
+    for _ in range(3):
+        found = gpu.stack(job, Resources(workers=4, cards=(0, 1), gpu_rows=10))
+        assert (found.image == expected.image).all() and (found.frame_counts == expected.frame_counts).all()
+        assert found.gpu.cards == (0,) and [number for number, _ in found.gpu.lost] == [1], found.gpu
+    assert cuda_failure.is_poisoned(1) and not cuda_failure.is_poisoned(0)
+    assert (gpu.stack(job, Resources(workers=4)).image == expected.image).all()
+    print("survived")
+""")
+
+
+def test_a_sticky_error_on_one_card_leaves_the_other():
+    if cuda.card_count() < 2:
+        pytest.skip("one card")
+    done = subprocess.run([sys.executable, "-c", STICKY_ON_ONE], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "survived"
+    assert "Exception ignored" not in done.stderr, "a destructor called CUDA"
+
+
+def test_two_cards_give_the_bits_of_one():
+    if cuda.card_count() < 2:
+        pytest.skip("one card")
+    job = make_job(as_frames(frames(200, (40, 300, 3))), SPEC)
+    one, two = gpu.stack(job, Resources(workers=8)), gpu.stack(job, Resources(workers=8, cards=(1, 0), gpu_rows=7))
+    for name in ("image", "coverage", "weight", "rejected_low", "rejected_high", "frame_counts"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+
+
 def test_injected_failures_fall_back_to_the_same_bits(monkeypatch):
     arrays = frames()
     good, _, used = worker._stack_master_tile_auto(arrays, PARAMS, PLAN)

@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -95,6 +94,8 @@ def specs_of(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectS
     """Return what the options ask for; raises SpecError for a value out of range."""
     if args.require_gpu and args.device == "cpu":
         raise SpecError("--require-gpu and --device cpu contradict each other")
+    if args.gpus is not None and args.device == "cpu":
+        raise SpecError("--gpus and --device cpu contradict each other")
     if args.no_resume and (args.fresh or args.cache is not None):
         raise SpecError("--no-resume keeps no journal, so that --fresh and --cache have no meaning with it")
     stack = stack_spec_of(args)
@@ -116,7 +117,7 @@ def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, consol
 
     stack, register, select = specs_of(args)
     calibration = calibration_of(args)
-    outputs, started = _outputs(args), datetime.now(UTC)
+    outputs = _outputs(args)
     console_module.announce_compilation(console, quiet=args.quiet)
     with (
         kernels_compiled_beside(stack),
@@ -133,6 +134,7 @@ def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, consol
             reference=None if args.reference == "auto" else args.reference,
             device=args.device,
             require_gpu=args.require_gpu,
+            gpus=args.gpus,
             memory=args.memory,
             workers=args.workers,
             maps=args.maps,
@@ -146,6 +148,7 @@ def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, consol
             resume=not args.no_resume,
             fresh=args.fresh,
             cache=args.cache,
+            command=args.command_line,
             progress=progress,
         )
     if outputs.preview is not None:
@@ -153,7 +156,7 @@ def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, consol
             summary.write_preview(tile, outputs.preview)
     wants_stdout = outputs.report == STANDARD_OUTPUT
     if outputs.report is not None:
-        document = summary.report_document(tile, outputs.as_dict(), command=args.command_line, started=started)
+        document = summary.report_document(tile, outputs.as_dict())
         text = summary.json_text(document)
         if wants_stdout:
             print_report(text, f"the stack is written to {outputs.image}")

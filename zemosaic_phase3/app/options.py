@@ -104,7 +104,10 @@ def path_ending(*suffixes: str, instead: str | None = None) -> Callable[[str], P
 def add_stack(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``stack``."""
     parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="files, folders (their FITS and .npy files) or quoted patterns"
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="files, folders (their FITS, raw, XISF, TIFF or SER files), zip or tar, or quoted patterns",
     )
     parser.add_argument(
         "-o", "--output", required=True, metavar="OUT", type=path_ending(*TILE_SUFFIXES),
@@ -296,6 +299,10 @@ def _add_resources(group: Group) -> None:
     )  # fmt: skip
     group.add_argument("--require-gpu", action="store_true", help="fail rather than use the CPU (default: no)")
     group.add_argument(
+        "--gpus", metavar="all|N|IDS",
+        help="cards that share a stack: all, how many (2), or which ones (0,2) (default: CUDA's current device)",
+    )  # fmt: skip
+    group.add_argument(
         "--memory", type=memory_argument, metavar="SIZE",
         help="memory to use, e.g. 4GB, 512MiB or 50%% of what is available (default: 50%%, or up to 1GB of 80%%)",
     )  # fmt: skip
@@ -321,7 +328,7 @@ def _add_resources(group: Group) -> None:
 def _add_results(group: Group) -> None:
     group.add_argument(
         "--maps", action="store_true",
-        help="write COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and the table FRAMES into OUT too (default: no)",
+        help="write the maps COVERAGE, WEIGHT, REJ_LOW and REJ_HIGH into OUT too (default: no)",
     )  # fmt: skip
     group.add_argument(
         "--preview", type=path_ending(".png", instead="none"), metavar="PNG",

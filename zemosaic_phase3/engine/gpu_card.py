@@ -35,8 +35,8 @@ _COMPILING = threading.Lock()
 
 
 @functools.cache
-def compiled_kernel(text: str, name: str) -> Any:
-    """Return a kernel of a CUDA text, compiled once a process."""
+def compiled_kernel(text: str, name: str, card: int) -> Any:
+    """Return a kernel of a CUDA text, compiled once for each card of a process."""
     cupy = cuda.cupy_module()
     kernel = cupy.RawModule(code=text, options=combine_cuda.COMPILE_OPTIONS).get_function(name)
     cuda.leave_alone(kernel.kernel)  # CuPy unloads modules when the process ends, even if CUDA is lost by then
@@ -46,12 +46,17 @@ def compiled_kernel(text: str, name: str) -> Any:
 def kernel_of(text: str, name: str) -> Any:
     """Compile a text, once in a process and once on disk (CuPy's cache), and return one of its kernels."""
     with _COMPILING:
-        return compiled_kernel(text, name)
+        return compiled_kernel(text, name, cuda_failure.card_of_thread())
+
+
+def device_limits() -> tuple[int, int]:
+    """Return (bytes of shared memory a block may ask for, multiprocessors) of the current device."""
+    return limits_of(cuda_failure.card_of_thread())
 
 
 @functools.cache
-def device_limits() -> tuple[int, int]:
-    """Return (bytes of shared memory a block may ask for, multiprocessors) of the current device."""
+def limits_of(card: int) -> tuple[int, int]:
+    """Return the :func:`device_limits` of a card, which is this thread's."""
     attributes = cuda.cupy_module().cuda.Device().attributes
     return int(attributes["MaxSharedMemoryPerBlockOptin"]), int(attributes["MultiProcessorCount"])
 
@@ -88,6 +93,7 @@ class Card:
 
     def __init__(self, job: Job, route: Route, plan: GpuPlan, scratch_limit: int) -> None:
         self._cupy = cuda.cupy_module()
+        self._number = cuda_failure.card_of_thread()  # for threads that collect
         self._runtime = self._cupy.cuda.runtime
         self._job, self._route, self._plan = job, route, plan
         self._scratch_limit = scratch_limit
@@ -306,8 +312,8 @@ class Card:
         """
         k, m = slab.number % self._in_flight, MAPS.index(name)
         target = getattr(result, name)[slab.rows]
-        with cuda_failure.noticing_sticky_errors():
-            cuda_failure.check_not_lost()
+        with cuda_failure.noticing_sticky_errors(self._number):
+            cuda_failure.check_not_lost(self._number)
             self._maps_ready[k].synchronize()
         source = self._pinned_maps[k][m * target.nbytes : (m + 1) * target.nbytes]
         np.copyto(target, source.view(target.dtype).reshape(target.shape))

@@ -22,6 +22,7 @@ from zemosaic_phase3.photometry.levels import measure_levels
 from zemosaic_phase3.photometry.measure import measure_frame
 from zemosaic_phase3.records import DeviceUse, Equalization, FrameTable, SelfCheck
 from zemosaic_phase3.registration.distortion import checked_fields
+from zemosaic_phase3.runtime.cuda_failure import Failure
 from zemosaic_phase3.spec import StackSpec
 
 logger = logging.getLogger("ZeMosaicWorker")
@@ -61,13 +62,18 @@ SUMMED: Final = ("rejected_low", "rejected_high", "coverage")  # maps whose sums
 
 @dataclass(frozen=True)
 class GpuFigures:
-    """What stacking on the GPU took: slabs, rows in each, bytes sent to the card, bytes held there, and seconds."""
+    """What stacking on the GPU took: slabs, rows in each, bytes sent to the card, bytes held there, and seconds.
+
+    Where several cards shared it: ``cards`` that did, and what happened to those that were ``lost``.
+    """
 
     slabs: int
     rows_per_slab: int
     bytes_sent: int
     bytes_held: int
     seconds: float
+    cards: tuple[int, ...] = ()
+    lost: tuple[tuple[int, Failure], ...] = ()
 
 
 @dataclass

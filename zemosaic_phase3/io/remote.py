@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from io import BufferedIOBase, BufferedReader, RawIOBase
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, BinaryIO, Final, TypeVar, cast
 
 import numpy as np
 
@@ -179,11 +179,11 @@ def identity_at(path: str) -> Identity:
 
 
 @contextlib.contextmanager
-def opened(path: str, size: int) -> Iterator[BufferedIOBase]:
+def opened(path: str, size: int) -> Iterator[BinaryIO]:
     """Open an address, or a file of this machine."""
     if is_remote(path):
         with contextlib.closing(open_remote(path, size)) as stream:
-            yield stream
+            yield cast(BinaryIO, stream)
         return
     with Path(path).open("rb") as plain:
         yield plain

@@ -3,8 +3,9 @@
 A failure is classified by class and CUDA status, and by its text only when neither is known
 (:func:`classify_failure`); CuPy need not be installed for that.
 
-A *sticky* CUDA error destroys the context of the process; every later CUDA call returns the same error. Once
-:func:`mark_sticky` was called, nothing in this library makes a CuPy call again.
+A *sticky* CUDA error destroys what the process has on a card; every later CUDA call there returns the same error. Once
+:func:`mark_sticky` was called, nothing in this library makes a CuPy call for that card again. Other cards go on: a
+thread that works for one says so by :func:`work_for_card`.
 
 Source of the status codes: CUDA Runtime API, enum ``cudaError``; the driver's ``CUresult`` uses the same numbers
 for the codes listed here.
@@ -15,48 +16,61 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from zemosaic_phase3.errors import DeviceError, FrameError, NoFramesError, SpecError
+from zemosaic_phase3.errors import DeviceError, FrameError, NoCardLeftError, NoFramesError, SpecError
 
 FailureKind = Literal["out_of_memory", "sticky", "unavailable", "other"]
 
 
-_POISONED = threading.Event()
+_LOST: set[int] = set()  # cards
+_THREAD = threading.local()
 
 
-def mark_sticky() -> None:
-    """Record that CUDA is lost to this process; from here on nothing in this room calls CuPy."""
-    _POISONED.set()
+def work_for_card(card: int) -> None:
+    """Say which card this thread works for from now on: where CUDA is lost, it is lost there."""
+    _THREAD.card = card
 
 
-def is_poisoned() -> bool:
+def card_of_thread() -> int:
+    """Return the card that this thread works for; 0, where CUDA's current device is, unless it said otherwise."""
+    card: int = getattr(_THREAD, "card", 0)
+    return card
+
+
+def mark_sticky(card: int | None = None) -> None:
+    """Record that CUDA is lost to this process on a card (this thread's); nothing in this room calls it there again."""
+    _LOST.add(card_of_thread() if card is None else card)
+
+
+def is_poisoned(card: int | None = None) -> bool:
     """Return True after :func:`mark_sticky`. There is no way back but a new process."""
-    return _POISONED.is_set()
+    return (card_of_thread() if card is None else card) in _LOST
 
 
-def check_not_lost() -> None:
+def check_not_lost(card: int | None = None) -> None:
     """Call before CUDA is called, where another thread may have found it lost.
 
     Raises
     ------
     RuntimeError
-        CUDA is lost to this process.
+        CUDA is lost to this process, on that card.
     """
-    if is_poisoned():
+    if is_poisoned(card):
         raise RuntimeError("an earlier CUDA error cannot be undone in this process; start a new process")
 
 
 @contextlib.contextmanager
-def noticing_sticky_errors() -> Iterator[None]:
+def noticing_sticky_errors(card: int | None = None) -> Iterator[None]:
     """Mark a sticky error as it leaves the block, before any other thread or destructor calls CUDA."""
     try:
         yield
     except BaseException as exc:
         if classify_failure(exc) == "sticky":
-            mark_sticky()
+            mark_sticky(card)
         raise
 
 
@@ -185,7 +199,7 @@ def classify_failure(exc: BaseException) -> FailureKind:
 class Failure:
     """What went wrong on the GPU, classified once, and the exception."""
 
-    kind: FailureKind | Literal["frames", "unsuited"]
+    kind: FailureKind | Literal["frames", "unsuited", "no_card"]
     error: Exception
 
     def __str__(self) -> str:
@@ -200,8 +214,11 @@ def failure_of(error: Exception) -> Failure:
     -------
     Failure
         ``kind`` as :func:`classify_failure` has it; or ``frames``: the frames or what is asked for are to blame, not
-        the device; or ``unsuited``: this tile is not one for the GPU, however often it is tried.
+        the device; or ``unsuited``: this tile is not one for the GPU, however often it is tried; or ``no_card``: each
+        of several cards has failed as often as it may.
     """
+    if isinstance(error, NoCardLeftError):
+        return Failure("no_card", error)
     kind = classify_failure(error)
     if kind == "sticky":
         mark_sticky()
@@ -215,3 +232,9 @@ def failure_of(error: Exception) -> Failure:
 def is_oom_error(exc: BaseException) -> bool:
     """Return True if ``exc`` means that memory ran out, on the device or on the host."""
     return classify_failure(exc) == "out_of_memory"
+
+
+def forget_frames(error: BaseException) -> None:
+    """Drop the local variables an exception keeps alive: they hold the arrays whose memory the retry needs."""
+    for link in exception_chain(error):
+        traceback.clear_frames(link.__traceback__)
