@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zemosaic_phase3.methods import (
     CombineName,
     DeviceName,
+    FramingName,
     InterpolationName,
     LineFit,
     NormalizeName,
@@ -25,15 +26,21 @@ from zemosaic_phase3.methods import (
     WscImpl,
 )
 from zemosaic_phase3.pipeline import tile as pipeline_tile
+from zemosaic_phase3.pipeline.outputs import PREVIEW_SIDE_PX
 from zemosaic_phase3.pipeline.stack_files import stack_files
 from zemosaic_phase3.progress import Callback
+from zemosaic_phase3.report.page import check_page
 from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
 
 if TYPE_CHECKING:
     from astropy.table import Table
 
+    from zemosaic_phase3.report.preview import PictureSize
+    from zemosaic_phase3.report.stretch import StretchName
+
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 STAGES: Final = ("measure", "register", "stack")
+TILE_NAME: Final = "tile.fits"  # what a tile without a file is called
 PREVIEW_PX: Final = 720  # longest side of the picture in a notebook
 
 
@@ -67,6 +74,42 @@ class Tile(pipeline_tile.Tile):
         check_tile_name(path)
         return write_tile(self, path, maps=maps, overwrite=overwrite)
 
+    def save_preview(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        stretch: StretchName = "unlinked",
+        size: PictureSize = PREVIEW_SIDE_PX,
+        annotate: bool = False,
+    ) -> Path:
+        """Write a stretched picture as PNG; with ``annotate`` name, exposure, scale bar and north are on it.
+
+        Raises
+        ------
+        OutputError
+            It cannot be written.
+        SpecError
+            Marks are wanted and Pillow is missing.
+        """
+        from zemosaic_phase3.report.preview import write_preview
+
+        return write_preview(self, Path(path), size=size, colours=stretch, annotate=annotate)
+
+    def save_report(self, folder: str | os.PathLike[str], name: str = TILE_NAME) -> Path:
+        """Write the page about this tile into a folder, one HTML file called as the file ``name``; returns it.
+
+        Raises
+        ------
+        OutputError
+            It cannot be written.
+        SpecError
+            A package of the extra ``report`` is missing.
+        """
+        from zemosaic_phase3.report.page import write_page
+        from zemosaic_phase3.report.story import story_of
+
+        return write_page(story_of(self, name), Path(folder))
+
     def _facts(self) -> list[tuple[str, str]]:
         report, spec = self.report, self.report.spec
         height, width = self.image.shape[:2]
@@ -98,7 +141,8 @@ class Tile(pipeline_tile.Tile):
     def _repr_html_(self) -> str:
         """Table and preview, as notebooks show it."""
         from zemosaic_phase3.report.png import encode_png
-        from zemosaic_phase3.report.preview import shrink, stretch
+        from zemosaic_phase3.report.story import shown_bottom_up
+        from zemosaic_phase3.report.stretch import shrink, stretch
 
         rows = [*self._facts(), *(("left out", f"{Path(name).name}: {why}") for name, why in self.report.dropped)]
         table = "".join(
@@ -106,8 +150,14 @@ class Tile(pipeline_tile.Tile):
             f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
             for label, text in rows
         )
-        picture = base64.b64encode(encode_png(stretch(shrink(self.image, PREVIEW_PX)))).decode()
-        return f"<div><table>{table}</table><img alt='preview' src='data:image/png;base64,{picture}'/></div>"
+        shown = stretch(shrink(self.image, PREVIEW_PX))
+        shown = shown[::-1] if shown_bottom_up(self.header, self.wcs) else shown
+        picture = base64.b64encode(encode_png(shown)).decode()
+        return (
+            f"<div><table>{table}</table>"
+            "<img alt='the stack, stretched for the screen' style='max-width:100%' "
+            f"src='data:image/png;base64,{picture}'/></div>"
+        )
 
 
 def stack(
@@ -128,6 +178,7 @@ def stack(
     radial_weight: bool | None = None,
     flatten: bool | None = None,
     spare_stars: bool | None = None,
+    framing: FramingName | None = None,
     spec: StackSpec | None = None,
     register: RegisterMode | RegisterSpec | None = None,
     transform: TransformName | None = None,
@@ -157,6 +208,7 @@ def stack(
     resume: bool = True,
     fresh: bool = False,
     cache: str | os.PathLike[str] | None = None,
+    report: str | os.PathLike[str] | None = None,
     progress: bool | Callback = True,
 ) -> Tile:
     """Register and stack frames into one tile; write it if ``output`` is given.
@@ -170,7 +222,7 @@ def stack(
     output : path, optional
         FITS file to write.
     reject, normalize, weight, combine, kappa_low, kappa_high, wsc_impl, winsor_limits, line_fit, interpolation,
-    equalize_rgb, radial_weight, flatten, spare_stars
+    equalize_rgb, radial_weight, flatten, spare_stars, framing
         Fields of :class:`StackSpec`, see ``docs/algorithms.md``; limits in sigma.
     spec : StackSpec, optional
         All of them at once.
@@ -216,6 +268,8 @@ def stack(
     resume, fresh, cache
         Go on where an earlier run was, and keep a journal for the next one, in the folder ``cache`` or beside the
         output; ``fresh`` forgets what it holds. Without output and cache there is none.
+    report : path, optional
+        Folder for a page about the stack, one HTML file; needs the extra ``report``.
     progress : bool or callable
         True shows bars in a terminal and in a notebook, and nothing elsewhere; a callable is called as
         ``progress(stage, done, total)``, from several threads, and may raise :class:`StackCancelled`.
@@ -236,8 +290,10 @@ def stack(
         spec or StackSpec(), reject=reject, normalize=normalize, weight=weight, combine=combine, kappa_low=kappa_low,
         kappa_high=kappa_high, wsc_impl=wsc_impl, winsor_limits=winsor_limits, line_fit=line_fit,
         interpolation=interpolation, equalize_rgb=equalize_rgb, radial_weight=radial_weight, flatten=flatten,
-        spare_stars=spare_stars,
+        spare_stars=spare_stars, framing=framing,
     )  # fmt: skip
+    if report is not None:
+        check_page(Path(report), Path(output or TILE_NAME), overwrite=overwrite)
     given = register if isinstance(register, RegisterSpec) else RegisterSpec()
     mode = None if isinstance(register, RegisterSpec) else register
     with kernels_compiled_beside(stack_spec), _shown(progress) as callback:
@@ -273,7 +329,10 @@ def stack(
             cache=cache,
             progress=callback,
         )
-    return Tile(**vars(made))
+    tile = Tile(**vars(made))
+    if report is not None:
+        tile.save_report(report, Path(output or TILE_NAME).name)
+    return tile
 
 
 def _with_given(spec: Any, **given: Any) -> Any:

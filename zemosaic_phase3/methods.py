@@ -46,6 +46,7 @@ STAR_WEIGHTS: Final = frozenset({"noise_fwhm", "snr", "stars"})  # weights that 
 InterpolationName = Literal["lanczos3", "bicubic", "bilinear", "nearest"]
 RegisterMode = Literal["auto", "stars", "wcs", "none"]
 TransformName = Literal["similarity", "affine", "homography", "auto"]
+FramingName = Literal["reference", "union", "intersection"]
 DeviceName = Literal["auto", "cpu", "gpu"]
 
 Unit = Literal["sigma", "MAD", "fraction", "none"]

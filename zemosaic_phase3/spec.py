@@ -15,6 +15,7 @@ from zemosaic_phase3.methods import (
     STAR_NORMALISATIONS,
     STAR_WEIGHTS,
     CombineName,
+    FramingName,
     InterpolationName,
     LineFit,
     NormalizeName,
@@ -57,6 +58,7 @@ class StackSpec:
     interpolation: InterpolationName = "lanczos3"
     flatten: bool = False  # make the frames' backgrounds alike, by a low-order surface each
     spare_stars: bool = True  # a mean keeps what seeing explains of stars: engine.star_tolerance
+    framing: FramingName = "reference"  # what of the sky the result shows: pipeline.framing
     grid: tuple[int, int] | None = None  # (H, W) of the result, which the frames' transforms start from; None: theirs
     bounded_by_stars: bool = False  # linear_fit only: where a frame's stars contradict its scale, they decide
 
@@ -68,6 +70,7 @@ class StackSpec:
         put(self, "wsc_impl", canonical("winsorizing (wsc_impl)", self.wsc_impl, WscImpl))
         put(self, "combine", canonical("combination", self.combine, CombineName))
         put(self, "interpolation", canonical("interpolation", self.interpolation, InterpolationName))
+        put(self, "framing", canonical("framing", self.framing, FramingName))
         put(self, "winsor_limits", winsor_limits(self.winsor_limits))
         put(self, "line_fit", canonical("line fit", self.line_fit, LineFit))
         default = self.rejection.limits

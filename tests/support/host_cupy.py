@@ -211,7 +211,7 @@ def installed(cupy: HostCupy, monkeypatch):
     caches = (cuda.first_probe, gpu_card.compiled_kernel, gpu_card.limits_of)
     cupy.reset()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setattr(cuda_failure, "_LOST", set())
+    monkeypatch.setattr(cuda_failure, "_POISONED", threading.Event())
     monkeypatch.setattr(engine, "_KNOWN", {})
     for cache in caches:
         cache.cache_clear()

@@ -21,9 +21,10 @@ from zemosaic_phase3.app.commands import (
     run_doctor,
     run_simulate,
     run_stack,
+    run_view,
 )
 from zemosaic_phase3.app.guess import unknown_options
-from zemosaic_phase3.app.options import add_bench, add_checkout, add_demo, add_doctor, add_simulate, add_stack
+from zemosaic_phase3.app.options import add_bench, add_checkout, add_demo, add_doctor, add_simulate, add_stack, add_view
 from zemosaic_phase3.app.printable import broken_lines, printable
 from zemosaic_phase3.app.signals import PROGRAM, stopped_status
 from zemosaic_phase3.app.tiles import add_mosaic, add_plan, add_tiles, run_mosaic, run_plan, run_tiles
@@ -53,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add, run, name, usage, text in (
         (add_stack, run_stack, "stack", "INPUT... -o OUT [options]", "register and stack frames into one FITS image"),
+        (add_view, run_view, "view", "TILE", "show what a tile holds and how it was made, as a page in the browser"),
         (add_plan, run_plan, "plan", "INPUT... -o PLAN.toml [options]", "group solved frames into tiles, by position"),
         (add_tiles, run_tiles, "tiles", "PLAN.toml -o DIR [options]", "make the tiles of a plan, here or on a cluster"),
         (add_mosaic, run_mosaic, "mosaic", "DIR -o OUT [options]", "put tiles together into one image"),

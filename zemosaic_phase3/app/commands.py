@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import tempfile
+import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +23,12 @@ from zemosaic_phase3.pipeline.frame_count import LeastFrames
 from zemosaic_phase3.pipeline.input_list import Inputs
 from zemosaic_phase3.pipeline.outputs import check_output
 from zemosaic_phase3.progress import timed
+from zemosaic_phase3.report.needs import require
+from zemosaic_phase3.report.page import check_page, write_page
+from zemosaic_phase3.report.pictures import pair_of
+from zemosaic_phase3.report.png import write_png
+from zemosaic_phase3.report.preview import beside, write_preview
+from zemosaic_phase3.report.story import read_story, story_of
 from zemosaic_phase3.simulate.scene import simulate
 from zemosaic_phase3.simulate.session import SimulationSpec
 from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
@@ -27,9 +36,11 @@ from zemosaic_phase3.spec import RegisterSpec, SelectSpec, StackSpec
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from zemosaic_phase3.pipeline.tile import Tile
+
 STANDARD_OUTPUT: Final = Path("-")
 STACK_STAGES: Final = ("measure", "register", "stack")
-BENCH_STAGES: Final = ("make", "bench")
+BENCH_STAGES: Final = ("make", "bench", "simulate")
 
 
 @dataclass(frozen=True)
@@ -39,10 +50,12 @@ class Outputs:
     image: Path
     preview: Path | None = None
     report: Path | None = None
+    pair: Path | None = None
+    page: Path | None = None
 
     def as_dict(self) -> dict[str, Path | None]:
         """Return the files by the labels that summary and report use."""
-        return {"output": self.image, "preview": self.preview}
+        return {"output": self.image, "preview": self.preview, "picture": self.pair, "report": self.page}
 
 
 def _outputs(args: argparse.Namespace) -> Outputs:
@@ -56,8 +69,12 @@ def _outputs(args: argparse.Namespace) -> Outputs:
         One could not be written when the work is done.
     """
     preview = args.output.with_suffix(".png") if args.preview is None else args.preview
-    outputs = Outputs(args.output, None if preview == NO_PREVIEW else preview, args.json)
-    files = [path for path in (outputs.image, outputs.preview, outputs.report) if path not in (None, STANDARD_OUTPUT)]
+    page = None if args.report is None else check_page(args.report, args.output, overwrite=args.overwrite)
+    if args.annotate and preview != NO_PREVIEW:
+        require("--annotate", "PIL")
+    outputs = Outputs(args.output, None if preview == NO_PREVIEW else preview, args.json, args.before_after, page)
+    wanted = (outputs.image, outputs.preview, outputs.report, outputs.pair)
+    files = [path for path in wanted if path not in (None, STANDARD_OUTPUT)]
     if len(set(real_paths(files))) < len(files):
         raise SpecError(f"output, preview and report must be different files, not {', '.join(map(str, files))}")
     for path in files:
@@ -83,6 +100,7 @@ def stack_spec_of(args: argparse.Namespace) -> StackSpec:
         radial_weight=args.radial_weight,
         interpolation=args.interpolation,
         flatten=args.flatten,
+        framing=args.framing,
         spare_stars=args.spare_stars,
     )
     if args.winsor_limits is not None and not stack.is_legacy_winsor:
@@ -153,7 +171,14 @@ def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, consol
         )
     if outputs.preview is not None:
         with timed(tile.report, "preview"):
-            summary.write_preview(tile, outputs.preview)
+            write_preview(
+                tile, outputs.preview, size=args.preview_size, colours=args.preview_stretch, annotate=args.annotate
+            )
+    if outputs.pair is not None:
+        write_pair(tile, outputs)
+    if args.report is not None:
+        with timed(tile.report, "report"):
+            write_page(story_of(tile, outputs.image.name), args.report)
     wants_stdout = outputs.report == STANDARD_OUTPUT
     if outputs.report is not None:
         document = summary.report_document(tile, outputs.as_dict())
@@ -167,6 +192,35 @@ def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, consol
             console if wants_stdout else console_module.make_console(sys.stdout), tile, outputs.as_dict()
         )
     return say_if_few(tile, console)
+
+
+def write_pair(tile: Tile, outputs: Outputs) -> None:
+    """Write one frame and the stack beside each other; where that cannot be, it is a note of the run."""
+    pair = pair_of(story_of(tile, outputs.image.name))
+    if pair is None or outputs.pair is None:
+        tile.report.warnings.append(f"{outputs.pair}: not written: no frame lies on the grid of the stack as it is")
+    else:
+        write_png(beside(*pair), outputs.pair, flip_vertical=False)
+
+
+def run_view(args: argparse.Namespace, _console: Console) -> None:
+    """``view``: write the page of a tile, into a folder or a temporary one, and open it in the browser."""
+    folder = args.report
+    if folder is not None:
+        check_page(folder, args.tile, overwrite=True)
+    else:
+        require("view")
+    story = read_story(args.tile)
+    page = write_page(story, Path(tempfile.mkdtemp(prefix="zemosaic-")) if folder is None else folder).absolute()
+    is_open = not args.no_browser and has_display() and webbrowser.open(page.as_uri())
+    facts = [("report", str(page)), *([] if is_open else [("", "open it in a browser")])]
+    if not args.quiet:
+        summary.print_facts(console_module.make_console(sys.stdout), facts)
+
+
+def has_display() -> bool:
+    """Return whether a browser has where to show a window; without, some would take the terminal."""
+    return os.name == "nt" or sys.platform == "darwin" or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
 
 
 def print_report(text: str, what_is_safe: str = "") -> None:
@@ -223,7 +277,7 @@ def run_doctor(args: argparse.Namespace, _console: Console) -> None:
 
 def run_bench(args: argparse.Namespace, console: Console) -> None:
     """``bench``: time every method, say what limits this machine."""
-    from zemosaic_phase3.app import bench
+    from zemosaic_phase3.app import bench, bench_job
 
     if args.json not in (None, STANDARD_OUTPUT):
         check_output(args.json, overwrite=args.overwrite)
@@ -242,14 +296,18 @@ def run_bench(args: argparse.Namespace, console: Console) -> None:
     console_module.announce_compilation(console, quiet=args.quiet)
     with console_module.shown_progress(console, BENCH_STAGES, quiet=args.quiet) as progress:
         result = bench.run_bench(spec, progress)
-    text = summary.json_text(result.as_dict())
+        job = bench_job.run_job(args.subs, args.size, spec.threads, progress) if args.subs else None
+    text = summary.json_text(result.as_dict() | {"job": None if job is None else summary.json_ready(job.as_dict())})
     if args.json == STANDARD_OUTPUT:
         print_report(text)
         return
     if args.json is not None:
         summary.write_text(text, args.json)
     if not args.quiet:
-        bench.print_bench(console_module.make_console(sys.stdout), result)
+        out = console_module.make_console(sys.stdout)
+        bench.print_bench(out, result)
+        if job is not None:
+            bench_job.print_job(out, job)
 
 
 def run_attach(args: argparse.Namespace, _console: Console) -> None:

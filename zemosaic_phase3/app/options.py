@@ -15,6 +15,7 @@ from zemosaic_phase3.methods import (
     REJECTIONS,
     CombineName,
     DeviceName,
+    FramingName,
     InterpolationName,
     LineFit,
     NormalizeName,
@@ -27,6 +28,9 @@ from zemosaic_phase3.methods import (
 )
 from zemosaic_phase3.pipeline.frame_count import LeastFrames
 from zemosaic_phase3.pipeline.frame_groups import GROUP_KEYS, group_keys
+from zemosaic_phase3.pipeline.outputs import PREVIEW_SIDE_PX
+from zemosaic_phase3.report.preview import PictureSize
+from zemosaic_phase3.report.stretch import StretchName
 from zemosaic_phase3.runtime import limits as limits_module
 from zemosaic_phase3.simulate.session import SimulationSpec
 from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, StackSpec
@@ -38,28 +42,31 @@ def _name(kind: str, allowed: object) -> Callable[[str], str]:
     """Return a converter for a method's name; argparse turns its error into a usage message with what is allowed."""
 
     def convert(text: str) -> str:
-        return as_argument(lambda: canonical(kind, text, allowed))
+        return _as_argument(lambda: canonical(kind, text, allowed))
 
     return convert
 
 
-def as_argument(make: Callable[[], Any]) -> Any:
-    """Return what is made of a text; what is wrong with it becomes a usage message."""
+def _as_argument(make: Callable[[], Any]) -> Any:
     try:
         return make()
     except SpecError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
-def memory_argument(text: str) -> int:
-    """Return bytes."""
-    return int(as_argument(lambda: limits_module.parse_memory(text)))
+def _memory(text: str) -> int:
+    return int(_as_argument(lambda: limits_module.parse_memory(text)))
 
 
-def positive(text: str) -> int:
-    """Return a whole number of at least 1."""
+def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
     return int(text)
 
 
@@ -71,6 +78,16 @@ def _limits(text: str) -> tuple[float, float]:
     except ValueError:
         pass  # said below, the same as for a missing comma
     raise argparse.ArgumentTypeError(f"{text!r} is not two numbers with a comma between, e.g. 0.05,0.05")
+
+
+def _drift(text: str) -> tuple[float, float]:
+    x, comma, y = text.partition(",")
+    try:
+        if comma:
+            return float(x), float(y)
+    except ValueError:
+        pass  # said below, the same as for a missing comma
+    raise argparse.ArgumentTypeError(f"{text!r} is not two numbers with a comma between, e.g. 1200,-300")
 
 
 def _bayer(text: str) -> str:
@@ -89,7 +106,11 @@ def _size(text: str) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
-def path_ending(*suffixes: str, instead: str | None = None) -> Callable[[str], Path]:
+def _picture_size(text: str) -> PictureSize:
+    return text if text in ("half", "full") else _positive(text)  # type: ignore[return-value]
+
+
+def _path_ending(*suffixes: str, instead: str | None = None) -> Callable[[str], Path]:
     """Return a converter for a file to write: it must end in one of ``suffixes``, or be the word ``instead``."""
 
     def convert(text: str) -> Path:
@@ -110,16 +131,16 @@ def add_stack(parser: argparse.ArgumentParser) -> None:
         help="files, folders (their FITS, raw, XISF, TIFF or SER files), zip or tar, or quoted patterns",
     )
     parser.add_argument(
-        "-o", "--output", required=True, metavar="OUT", type=path_ending(*TILE_SUFFIXES),
+        "-o", "--output", required=True, metavar="OUT", type=_path_ending(*TILE_SUFFIXES),
         help="FITS file to write, ending in .fits, .fit or .fts",
     )  # fmt: skip
     add_choice_of_frames(parser.add_argument_group("which frames"))
-    add_registration(parser.add_argument_group("frames and registration"))
-    add_calibration(parser.add_argument_group("calibration"))
-    add_stacking(parser.add_argument_group("rejection and combination"))
+    _add_registration(parser.add_argument_group("frames and registration"))
+    _add_calibration(parser.add_argument_group("calibration"))
+    _add_stacking(parser.add_argument_group("rejection and combination"))
     _add_resources(parser.add_argument_group("device and resources"))
     _add_results(parser.add_argument_group("results"))
-    add_messages(parser)
+    _add_messages(parser)
 
 
 Group = argparse._ArgumentGroup  # noqa: SLF001 - argparse gives its groups no public name
@@ -146,12 +167,12 @@ def add_choice_of_frames(group: Group) -> None:
 
 
 def _least_frames(text: str) -> LeastFrames:
-    found: LeastFrames = as_argument(lambda: LeastFrames.of(text, fails="one"))
+    found: LeastFrames = _as_argument(lambda: LeastFrames.of(text, fails="one"))
     return found
 
 
 def _group_keys(text: str) -> tuple[str, ...]:
-    keys: tuple[str, ...] = as_argument(lambda: group_keys(text))
+    keys: tuple[str, ...] = _as_argument(lambda: group_keys(text))
     return keys
 
 
@@ -163,9 +184,8 @@ def _add_choice(group: Group, option: str, kind: str, allowed: object, default: 
     )  # fmt: skip
 
 
-def add_registration(group: Group, *, with_reference: bool = True) -> None:
-    """Add the options of registration; many stacks have no one reference."""
-    if with_reference:
+def _add_registration(group: Group, *, with_reference: bool = True) -> None:
+    if with_reference:  # many stacks have no one reference
         group.add_argument(
             "--reference", metavar="FILE", default="auto",
             help="frame the others are brought onto: one of the inputs, or auto for the best of them (default: auto)",
@@ -179,12 +199,16 @@ def add_registration(group: Group, *, with_reference: bool = True) -> None:
         group, "--transform", "transform", TransformName, RegisterSpec.transform,
         "model of a frame's map onto the reference; auto is the simplest that the stars do not contradict",
     )  # fmt: skip
+    _add_choice(
+        group, "--framing", "framing", FramingName, StackSpec.framing,
+        "what the result shows: the field of the reference, all that any frame shows, or what all of them share",
+    )  # fmt: skip
     group.add_argument(
         "--max-fwhm", type=float, metavar="PX", help="leave out frames whose stars are wider, pixels (default: none)"
     )
     group.add_argument(
         "--min-stars",
-        type=positive,
+        type=_positive,
         metavar="N",
         help="leave out frames with fewer stars (default: none)",
     )
@@ -200,8 +224,7 @@ def add_registration(group: Group, *, with_reference: bool = True) -> None:
     )  # fmt: skip
 
 
-def add_calibration(group: Group) -> None:
-    """Add the options of calibration."""
+def _add_calibration(group: Group) -> None:
     for option, what in (
         ("--dark", "darks"), ("--flat", "flats"), ("--bias", "bias frames"), ("--dark-flat", "darks of the flats"),
     ):  # fmt: skip
@@ -256,8 +279,7 @@ def _users(option: str) -> str:
     )
 
 
-def add_stacking(group: Group) -> None:
-    """Add the options of rejection and combination."""
+def _add_stacking(group: Group) -> None:
     default = StackSpec
     _add_choice(group, "--reject", "rejection", RejectName, default.reject, "outlier rejection")
     for side, at in (("low", 0), ("high", 1)):
@@ -303,11 +325,11 @@ def _add_resources(group: Group) -> None:
         help="cards that share a stack: all, how many (2), or which ones (0,2) (default: CUDA's current device)",
     )  # fmt: skip
     group.add_argument(
-        "--memory", type=memory_argument, metavar="SIZE",
+        "--memory", type=_memory, metavar="SIZE",
         help="memory to use, e.g. 4GB, 512MiB or 50%% of what is available (default: 50%%, or up to 1GB of 80%%)",
     )  # fmt: skip
     group.add_argument(
-        "--workers", type=positive, metavar="N", help="threads (default: the cores this process may use)"
+        "--workers", type=_positive, metavar="N", help="threads (default: the cores this process may use)"
     )
     group.add_argument(
         "--self-check", action=argparse.BooleanOptionalAction, default=True,
@@ -331,23 +353,56 @@ def _add_results(group: Group) -> None:
         help="write the maps COVERAGE, WEIGHT, REJ_LOW and REJ_HIGH into OUT too (default: no)",
     )  # fmt: skip
     group.add_argument(
-        "--preview", type=path_ending(".png", instead="none"), metavar="PNG",
+        "--preview", type=_path_ending(".png", instead="none"), metavar="PNG",
         help="stretched picture to write, or none (default: OUT with .png)",
     )  # fmt: skip
     group.add_argument(
-        "--json", type=path_ending(".json", instead="-"), metavar="FILE",
+        "--preview-stretch", choices=get_args(StretchName), default="unlinked",
+        help="curves of the preview's colours: unlinked, one each, a grey sky; linked, one for all; neutral, one for "
+        "all on a grey sky (default: unlinked)",
+    )  # fmt: skip
+    group.add_argument(
+        "--preview-size", type=_picture_size, default=PREVIEW_SIDE_PX, metavar="PX",
+        help="longest side of the preview in pixels, or half, or full (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--annotate", action="store_true",
+        help="write name, exposure, scale bar and north onto the preview; needs Pillow (default: no)",
+    )  # fmt: skip
+    group.add_argument(
+        "--before-after", type=_path_ending(".png"), metavar="PNG",
+        help="write the middle of one frame and of the stack beside each other (default: no)",
+    )  # fmt: skip
+    group.add_argument(
+        "--report", type=Path, metavar="DIR",
+        help="write a page about the stack into this folder, one HTML file named as OUT; needs jinja2 and matplotlib "
+        "(default: no)",
+    )  # fmt: skip
+    group.add_argument(
+        "--json", type=_path_ending(".json", instead="-"), metavar="FILE",
         help="write the report as JSON; - is the standard output (default: no)",
     )  # fmt: skip
     group.add_argument(
-        "--overwrite", action="store_true", help="replace OUT, the preview and the report if they exist (default: no)"
+        "--overwrite", action="store_true", help="replace OUT and the files beside it if they exist (default: no)"
     )
 
 
-def add_messages(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how much is said."""
+def _add_messages(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("messages").add_mutually_exclusive_group()
     group.add_argument("--quiet", action="store_true", help="show errors only")
     group.add_argument("--verbose", action="store_true", help="show details, and where an error comes from")
+
+
+def add_view(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``view``."""
+    parser.add_argument("tile", metavar="TILE", type=Path, help="FITS file that stack wrote")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="folder for the page, one HTML file (default: a temporary one)"
+    )
+    parser.add_argument(
+        "--no-browser", action="store_true", help="only write the page and say where (default: open it)"
+    )
+    _add_messages(parser)
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
@@ -356,7 +411,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
         "folder", nargs="?", default="demo", metavar="DIR", type=Path,
         help="new folder, or that of an earlier demo, whose files are replaced (default: demo)",
     )  # fmt: skip
-    add_messages(parser)
+    _add_messages(parser)
 
 
 def add_simulate(parser: argparse.ArgumentParser) -> None:
@@ -372,6 +427,7 @@ def add_simulate(parser: argparse.ArgumentParser) -> None:
         ("--stars", int, "n_stars", "N", "stars expected in a frame (default: one per 1,000 pixels)"),
         ("--fwhm", float, "fwhm_px", "PX", f"mean seeing, pixels (default: {spec.fwhm_px:g})"),
         ("--dither", float, "dither_px", "PX", f"largest shift along each axis, pixels (default: {spec.dither_px:g})"),
+        ("--wander", _drift, "wander_px", "X,Y", "drift of the pointing during the session, pixels (default: none)"),
         ("--rotation", float, "rotation_deg", "DEG", f"turn of the field, degrees (default: {spec.rotation_deg:g})"),
         ("--gradient", float, "gradient", "ADU", f"sky from centre to corner (default: {spec.gradient:g})"),
         ("--nebula", float, "nebula", "ADU", f"brightness of the nebula, 0 for none (default: {spec.nebula:g})"),
@@ -386,7 +442,7 @@ def add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="use a folder that is not empty; replaces earlier simulated frames"
     )
-    add_messages(parser)
+    _add_messages(parser)
 
 
 def add_doctor(parser: argparse.ArgumentParser) -> None:
@@ -398,7 +454,7 @@ def add_doctor(parser: argparse.ArgumentParser) -> None:
 def add_bench(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``bench``."""
     group = parser.add_argument_group("what is timed")
-    group.add_argument("--frames", type=positive, default=50, metavar="N", help="frames of the stack (default: 50)")
+    group.add_argument("--frames", type=_positive, default=50, metavar="N", help="frames of the stack (default: 50)")
     group.add_argument(
         "--size", type=_size, default=(1080, 1920), metavar="HxW",
         help="rows and columns of a frame; fewer rows where the memory is short (default: 1080x1920)",
@@ -411,30 +467,34 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--files", action="store_true", help="stack from 16-bit FITS files in a temporary folder too (default: no)"
     )
-    group.add_argument("--repeat", type=positive, default=3, metavar="K", help="times, for a median (default: 3)")
+    group.add_argument(
+        "--subs", type=_count, default=16, metavar="N",
+        help="raw subs of the whole job, which is timed stage by stage; 0 leaves it out (default: 16)",
+    )  # fmt: skip
+    group.add_argument("--repeat", type=_positive, default=3, metavar="K", help="times, for a median (default: 3)")
     group = parser.add_argument_group("resources and results")
     group.add_argument(
-        "--workers", type=positive, metavar="N", help="threads (default: the cores this process may use)"
+        "--workers", type=_positive, metavar="N", help="threads (default: the cores this process may use)"
     )
     group.add_argument(
-        "--memory", type=memory_argument, metavar="SIZE",
+        "--memory", type=_memory, metavar="SIZE",
         help="memory for frames and stack together, e.g. 4GB or 50%% of what is available (default: 50%%)",
     )  # fmt: skip
     group.add_argument(
-        "--json", type=path_ending(".json", instead="-"), metavar="FILE",
+        "--json", type=_path_ending(".json", instead="-"), metavar="FILE",
         help="write the figures as JSON; - is the standard output, without the table (default: no)",
     )  # fmt: skip
     group.add_argument("--overwrite", action="store_true", help="replace FILE if it exists (default: no)")
-    add_messages(parser)
+    _add_messages(parser)
 
 
 def add_checkout(parser: argparse.ArgumentParser) -> None:
     """Add the argument of ``attach`` and ``detach``."""
     parser.add_argument("checkout", metavar="CHECKOUT", type=Path, help="folder of a ZeMosaic checkout")
-    add_messages(parser)
+    _add_messages(parser)
 
 
 def _methods(text: str) -> tuple[str, ...]:
     from zemosaic_phase3.app.bench import chosen_methods
 
-    return tuple(as_argument(lambda: chosen_methods(text.split(","))))
+    return tuple(_as_argument(lambda: chosen_methods(text.split(","))))

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, Final
 from zemosaic_phase3.app import console as console_module
 from zemosaic_phase3.app import summary
 from zemosaic_phase3.app.options import (
-    add_calibration,
-    add_messages,
-    add_registration,
-    add_stacking,
-    as_argument,
+    _add_calibration,
+    _add_messages,
+    _add_registration,
+    _add_stacking,
+    _as_argument,
+    _memory,
+    _path_ending,
+    _positive,
     calibration_of,
-    memory_argument,
-    path_ending,
-    positive,
 )
 from zemosaic_phase3.app.printable import printable
 from zemosaic_phase3.errors import NoFramesError, SpecError
@@ -59,7 +59,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
         "--output",
         required=True,
         metavar="PLAN",
-        type=path_ending(".toml"),
+        type=_path_ending(".toml"),
         help="plan to write, ending in .toml",
     )
     group = parser.add_argument_group("how frames become tiles")
@@ -79,25 +79,25 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
         "--overlap", type=float, default=0.0, metavar="F",
         help="frames this much beyond a tile belong to it too, as a part of the shorter side (default: 0)",
     )  # fmt: skip
-    group.add_argument("--max-frames", type=positive, metavar="N", help="cut larger tiles into parts (default: no)")
+    group.add_argument("--max-frames", type=_positive, metavar="N", help="cut larger tiles into parts (default: no)")
     group.add_argument(
-        "--min-frames", type=positive, default=3, metavar="N", help="plan no tile of fewer frames (default: 3)"
+        "--min-frames", type=_positive, default=3, metavar="N", help="plan no tile of fewer frames (default: 3)"
     )
     group.add_argument("--bayer", default="auto", metavar="PATTERN", help="colour mosaic, as for stack (default: auto)")
     _add_report(parser.add_argument_group("results"), "PLAN")
-    add_messages(parser)
+    _add_messages(parser)
 
 
 def _keys(text: str) -> tuple[str, ...]:
     from zemosaic_phase3.cluster.grouping import plan_keys
 
-    keys: tuple[str, ...] = as_argument(lambda: plan_keys(text))
+    keys: tuple[str, ...] = _as_argument(lambda: plan_keys(text))
     return keys
 
 
 def _add_report(group: Any, what: str) -> None:
     group.add_argument(
-        "--json", type=path_ending(".json", instead="-"), metavar="FILE",
+        "--json", type=_path_ending(".json", instead="-"), metavar="FILE",
         help="write what was done as JSON; - is the standard output (default: no)",
     )  # fmt: skip
     group.add_argument("--overwrite", action="store_true", help=f"replace {what} if it exists (default: no)")
@@ -177,13 +177,13 @@ def add_tiles(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--gpus", metavar="all|N", help="one worker for each GPU of this machine (default: no)")
     group.add_argument(
-        "--processes", type=positive, metavar="N", help="workers on this machine (default: by cores, tiles and memory)"
+        "--processes", type=_positive, metavar="N", help="workers on this machine (default: by cores, tiles and memory)"
     )
     group.add_argument(
-        "--threads", type=positive, metavar="N", help="threads of one tile (default: its share of the cores)"
+        "--threads", type=_positive, metavar="N", help="threads of one tile (default: its share of the cores)"
     )
     group.add_argument(
-        "--memory", type=memory_argument, metavar="SIZE",
+        "--memory", type=_memory, metavar="SIZE",
         help="memory of all workers of this machine together; of one worker with --scheduler (default: as for stack; "
         "what the cluster allows a worker)",
     )  # fmt: skip
@@ -193,7 +193,7 @@ def add_tiles(parser: argparse.ArgumentParser) -> None:
         "after the others (default: 0)",
     )  # fmt: skip
     group.add_argument(
-        "--device", type=lambda text: as_argument(lambda: canonical("device", text, DeviceName)), default="auto",
+        "--device", type=lambda text: _as_argument(lambda: canonical("device", text, DeviceName)), default="auto",
         metavar="NAME", help="auto, cpu or gpu, as for stack (default: auto)",
     )  # fmt: skip
     group.add_argument("--require-gpu", action="store_true", help="fail rather than use the CPU (default: no)")
@@ -206,9 +206,9 @@ def add_tiles(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--min-frames", metavar="N|P%%", help="a tile with fewer frames used makes the exit status 3 (default: 50%%)"
     )
-    add_registration(parser.add_argument_group("frames and registration"), with_reference=False)
-    add_calibration(parser.add_argument_group("calibration"))
-    add_stacking(parser.add_argument_group("rejection and combination"))
+    _add_registration(parser.add_argument_group("frames and registration"), with_reference=False)
+    _add_calibration(parser.add_argument_group("calibration"))
+    _add_stacking(parser.add_argument_group("rejection and combination"))
     group = parser.add_argument_group("results")
     group.add_argument(
         "--no-maps", dest="maps", action="store_false",
@@ -219,10 +219,10 @@ def add_tiles(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--no-journal", action="store_true", help="keep no measurements for tiles that share frames")
     group.add_argument(
-        "--json", type=path_ending(".json", instead="-"), metavar="FILE",
+        "--json", type=_path_ending(".json", instead="-"), metavar="FILE",
         help="write the manifest there too; - is the standard output (default: no)",
     )  # fmt: skip
-    add_messages(parser)
+    _add_messages(parser)
 
 
 def run_tiles(args: argparse.Namespace, console: Console) -> int:
@@ -347,7 +347,7 @@ def add_mosaic(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``mosaic``."""
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of tiles")
     parser.add_argument(
-        "-o", "--output", required=True, metavar="OUT", type=path_ending(*TILE_SUFFIXES),
+        "-o", "--output", required=True, metavar="OUT", type=_path_ending(*TILE_SUFFIXES),
         help="FITS file to write, ending in .fits, .fit or .fts",
     )  # fmt: skip
     group = parser.add_argument_group("how")
@@ -360,7 +360,7 @@ def add_mosaic(parser: argparse.ArgumentParser) -> None:
         "--scale", type=float, metavar="ARCSEC", help="of a pixel of the mosaic (default: that of the sharpest tile)"
     )
     _add_report(parser.add_argument_group("results"), "OUT")
-    add_messages(parser)
+    _add_messages(parser)
 
 
 def run_mosaic(args: argparse.Namespace, console: Console) -> None:

@@ -53,6 +53,8 @@ def slab_plan(job: Job, resources: Resources) -> SlabPlan:
         weights_per_pixel=channels if job.sample_weight is not None else int(job.spec.radial_weight),
         source_margin=margin,
         source_stretch=stretch,
+        source_height=max(source.height for source in job.sources),
+        source_width=max(source.width for source in job.sources),
         raw_bytes=max(source_pixel_bytes(source) for source in job.sources),
         stored_bytes=stored_bytes,
         field_bytes=sum(field.nbytes for field in job.table.distortion),

@@ -93,7 +93,6 @@ class Card:
 
     def __init__(self, job: Job, route: Route, plan: GpuPlan, scratch_limit: int) -> None:
         self._cupy = cuda.cupy_module()
-        self._number = cuda_failure.card_of_thread()  # for threads that collect
         self._runtime = self._cupy.cuda.runtime
         self._job, self._route, self._plan = job, route, plan
         self._scratch_limit = scratch_limit
@@ -312,8 +311,8 @@ class Card:
         """
         k, m = slab.number % self._in_flight, MAPS.index(name)
         target = getattr(result, name)[slab.rows]
-        with cuda_failure.noticing_sticky_errors(self._number):
-            cuda_failure.check_not_lost(self._number)
+        with cuda_failure.noticing_sticky_errors():
+            cuda_failure.check_not_lost()
             self._maps_ready[k].synchronize()
         source = self._pinned_maps[k][m * target.nbytes : (m + 1) * target.nbytes]
         np.copyto(target, source.view(target.dtype).reshape(target.shape))

@@ -195,7 +195,9 @@ def route_of(job: Job) -> Route:
     )
     margin, stretch = 0, 1.0
     if not in_place.all():
-        margin, stretch = slab_reach(table.transform[~in_place], width, height, reaches(job).max())
+        margin, stretch = slab_reach(
+            table.transform[~in_place], width, height, reaches(job).max(), job.sources[0].height
+        )
     margin += 2 * _cfa_margin() if any(source.cfa for source in job.sources) else 0
     return Route(
         n_frames=len(job.sources),

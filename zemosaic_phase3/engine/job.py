@@ -144,9 +144,8 @@ def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) ->
         [f.distortion for f in frames],
     )  # fmt: skip
     sources = [frames[i].source for i in used]
-    height, width = frames[0].source.shape[:2]
-    fields = checked_fields([frames[i].distortion for i in used], height, width)
     shape = result_shape(frames[0].source, spec)
+    fields = checked_fields([frames[i].distortion for i in used], *shape[:2])
     table = replace(table, distortion=fields, own_grid=shape != frames[0].source.shape)
     used_stats = [stats[i] for i in used]
     sources, notes = unclipped_sources(sources, used_stats, table)

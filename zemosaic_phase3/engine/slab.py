@@ -132,7 +132,8 @@ def source_reach(job: Job) -> tuple[int, float]:
     table, (height, width) = job.table, job.shape[:2]
     moved = ~table.in_place | job.spec.radial_weight
     displaced = max(map(reach, table.distortion), default=0.0)
-    margin, stretch = slab_reach(table.transform[moved], width, height, displaced) if moved.any() else (0, 1.0)
+    tallest = max(source.height for source in job.sources)
+    margin, stretch = slab_reach(table.transform[moved], width, height, displaced, tallest) if moved.any() else (0, 1.0)
     return margin + (2 * CFA_MARGIN if any(source.cfa for source in job.sources) else 0), stretch
 
 

@@ -263,7 +263,7 @@ class Frame:
     source : FrameSource
         Pixels.
     transform : ndarray (3, 3) float64
-        Homogeneous map of a reference pixel (x, y, 1) to this frame's own pixel.
+        Homogeneous map of a pixel (x, y, 1) of the result's grid, the reference's or a canvas, to this frame's own.
     stats : FrameStats or None
         Levels before normalisation, where they were measured.
     distortion : ndarray (rows, columns, 2) float32 or None

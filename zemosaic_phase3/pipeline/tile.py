@@ -17,18 +17,20 @@ import numpy as np
 from zemosaic_phase3.engine.job import StackResult
 from zemosaic_phase3.engine.slab import source_pixel_bytes
 from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS, plan_slabs
-from zemosaic_phase3.errors import FrameError
+from zemosaic_phase3.errors import PlanError
 from zemosaic_phase3.finish.alpha import alpha_from_coverage
 from zemosaic_phase3.finish.noise import measure_noise, typical_noise
 from zemosaic_phase3.io.foreign_file import Decoded, decoded_files, whole_bytes
 from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.pipeline.calibration import calibrate_group
-from zemosaic_phase3.pipeline.canvas import canvas_around, canvas_wcs
+from zemosaic_phase3.pipeline.canvas import canvas_wcs
+from zemosaic_phase3.pipeline.chaining import chain_frames
 from zemosaic_phase3.pipeline.colour_check import check_rows_and_colours
 from zemosaic_phase3.pipeline.failed_frames import review_failures
 from zemosaic_phase3.pipeline.frame_choice import Choice, all_images, choose_frames, remarks_on_result
 from zemosaic_phase3.pipeline.frame_count import LeastFrames, meant_frames
+from zemosaic_phase3.pipeline.framing import choose_framing, fields_on
 from zemosaic_phase3.pipeline.group import FrameRow, Group, Kept, open_group
 from zemosaic_phase3.pipeline.measuring import scan_group
 from zemosaic_phase3.pipeline.observation_cards import complete_exposures
@@ -39,7 +41,7 @@ from zemosaic_phase3.pipeline.stack_noise import measure_noise_of_stacks, noise_
 from zemosaic_phase3.pipeline.tile_header import cards_of_reference, tile_header, wcs_cards
 from zemosaic_phase3.pipeline.tile_wcs import Solutions, known_solutions, wcs_of_tile
 from zemosaic_phase3.progress import Callback, timed
-from zemosaic_phase3.records import Canvas, Equalization, Registration, TileReport
+from zemosaic_phase3.records import Canvas, Equalization, TileReport
 from zemosaic_phase3.runtime.limits import give_back_freed_memory, peak_rss_bytes
 from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
 
@@ -176,12 +178,22 @@ def build_tile(
         if stack.needs_levels:
             measure_noise_of_stacks(group, workers)
     with timed(report, "register"):
-        register_group(group, register, workers=workers, progress=progress, kept=kept, review=review_failures)
+        chain = chain_frames if stack.framing == "union" else None
+        register_group(
+            group, register, workers=workers, progress=progress, kept=kept, review=review_failures, chain=chain
+        )
         rate_frames(group)
         least.check(group)
         for i in drop_worst(group, select):
             group.rows[i].meant = False  # that was asked for
-    tile = stack_group(group, stacker, stack, report, workers=workers, mean_wcs=True)
+        canvas = choose_framing(group, stack.framing)
+        if canvas is not None:
+            report.canvas = canvas
+            if allowed_bytes is not None:
+                _check_canvas(group, canvas, stack, workers, allowed_bytes, copied_maps)
+            if opened is not None:
+                opened((*canvas.shape, *group.source(group.reference).shape[2:]), len(group.rows))
+    tile = stack_group(group, stacker, stack, report, workers=workers, canvas=canvas, mean_wcs=True)
     report.n_meant, report.n_needed = meant_frames(group), least.needed(meant_frames(group))
     remark = least.remark(report.n_used, report.n_meant)
     report.warnings[:0] = [*([remark] if remark else []), *group.notes, *remarks_on_result(tile.rows)]
@@ -212,6 +224,25 @@ def _check_memory(
     )  # fmt: skip
 
 
+def _check_canvas(
+    group: Group, canvas: Canvas, stack: StackSpec, workers: int, allowed_bytes: int, copied_maps: int
+) -> None:
+    """Raise PlanError where the stack could not run on a canvas for lack of memory, with what helps."""
+    some = group.source(group.reference)
+    try:
+        plan_slabs(
+            canvas.height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=canvas.width,
+            channels=some.channels, workers=workers, weights_per_pixel=int(stack.radial_weight),
+            source_margin=some.height, source_height=some.height, source_width=some.width,
+            raw_bytes=source_pixel_bytes(some), own_maps=int(stack.spares), copied_maps=copied_maps,
+        )  # fmt: skip
+    except PlanError as exc:
+        raise PlanError(
+            f"framing {stack.framing} makes a result of {canvas.width} x {canvas.height} pixels, for which the memory "
+            f"does not suffice: {exc}; or use --framing reference or intersection"
+        ) from exc
+
+
 def stack_group(
     group: Group,
     stacker: Stacker,
@@ -219,14 +250,11 @@ def stack_group(
     report: TileReport,
     *,
     workers: int = 1,
-    most_beyond: float = 0.0,
-    cut_later: float = 0.0,
+    canvas: Canvas | None = None,
     mean_wcs: bool = False,
 ) -> Tile:
-    """Stack the registered frames of a group and finish the tile, on the grid of the reference.
+    """Stack the registered frames of a group and finish the tile, on a canvas, or on the grid of the reference.
 
-    With ``most_beyond`` the grid goes on around the reference where other frames show more, by as much of its width and
-    height on each side at most, and has an empty margin for the part ``cut_later`` that is cut off it on each side.
     With ``mean_wcs`` the tile's WCS is the mean of those of its frames, else the reference's.
 
     What is wanted of the reference's file is read before the stack, so that a reference that vanishes meanwhile is one
@@ -237,17 +265,7 @@ def stack_group(
     give_back_freed_memory()  # of measuring and registering, before the slabs take theirs
     usable = group.usable
     reference = group.source(group.reference)
-    registered = [_registration(group, i) for i in usable]
-    canvas = canvas_around(registered, reference.shape, most_beyond, cut_later)
-    frames = [
-        Frame(
-            group.source(i),
-            r.transform if canvas is None else canvas.to_frame(r.transform),
-            group.scan(i).stats,
-            r.distortion,
-        )
-        for i, r in zip(usable, registered, strict=True)
-    ]
+    frames = _frames_on(group, usable, canvas)
     if canvas is not None:
         stack = replace(stack, grid=canvas.shape)
     with ThreadPoolExecutor(1, thread_name_prefix="zemosaic") as beside:
@@ -280,11 +298,21 @@ def stack_group(
     return tile
 
 
-def _registration(group: Group, i: int) -> Registration:
-    found = group.rows[i].registration
-    if found is None:
-        raise FrameError(group.rows[i].name, "was not registered")
-    return found
+def _frames_on(group: Group, usable: list[int], canvas: Canvas | None) -> list[Frame]:
+    """Return the frames of a stack as they lie on its grid."""
+    registered = group.registrations(usable)
+    fields = [r.distortion for r in registered]
+    if canvas is not None and any(field is not None for field in fields):
+        fields = fields_on(group, usable, registered, canvas)
+    return [
+        Frame(
+            group.source(i),
+            r.transform if canvas is None else canvas.to_frame(r.transform),
+            group.scan(i).stats,
+            field,
+        )
+        for i, r, field in zip(usable, registered, fields, strict=True)
+    ]
 
 
 def _describe_reference(

@@ -179,6 +179,8 @@ def _method_cards(job: Job) -> Header:
     cards = Header()
     cards["ZMT_NORM"] = (table.normalize_method or stack.normalize, "normalisation")
     cards["ZMT_WGHT"] = (table.weight_method, "frame weights")
+    if stack.framing != "reference":
+        cards["ZMT_FRAM"] = (stack.framing, "what of the sky is shown")
     cards["ZMT_FLAT"] = (flattened > 0, "backgrounds made alike")
     if stack.flatten:
         cards["ZMT_NFLT"] = (flattened, "frames that got a surface")
