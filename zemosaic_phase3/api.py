@@ -7,7 +7,7 @@ import contextlib
 import html
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +27,7 @@ from zemosaic_phase3.methods import (
 )
 from zemosaic_phase3.pipeline import tile as pipeline_tile
 from zemosaic_phase3.pipeline.outputs import PREVIEW_SIDE_PX
+from zemosaic_phase3.pipeline.presets import preset_of
 from zemosaic_phase3.pipeline.stack_files import stack_files
 from zemosaic_phase3.progress import Callback
 from zemosaic_phase3.report.page import check_page
@@ -180,6 +181,7 @@ def stack(
     spare_stars: bool | None = None,
     framing: FramingName | None = None,
     spec: StackSpec | None = None,
+    preset: str | None = None,
     register: RegisterMode | RegisterSpec | None = None,
     transform: TransformName | None = None,
     max_fwhm: float | None = None,
@@ -197,6 +199,7 @@ def stack(
     filter: str | None = None,  # noqa: A002 - as the option and the header card are called
     recursive: bool = False,
     min_frames: int | str | None = None,
+    comet: str | Sequence[str] | None = None,
     device: DeviceName = "auto",
     require_gpu: bool = False,
     gpus: str | int | Sequence[int] | None = None,
@@ -226,6 +229,9 @@ def stack(
         Fields of :class:`StackSpec`, see ``docs/algorithms.md``; limits in sigma.
     spec : StackSpec, optional
         All of them at once.
+    preset : str, optional
+        "seestar", "dwarf", "quick", "best" or "zemosaic": keywords under one name, over which single ones win, see
+        ``docs/choices.md``.
     register, transform
         Fields ``mode`` and ``transform`` of :class:`RegisterSpec`, or a whole one as ``register``.
     max_fwhm, min_stars, drop_worst
@@ -249,6 +255,9 @@ def stack(
     min_frames : int or str, optional
         Frames, or a share such as "80%" of those that were to be stacked, below which nothing is stacked: an error.
         None: fewer than half are a warning in the report.
+    comet : str or sequence of str, optional
+        A moving target that the stack holds still for: two of ``"FRAME:X,Y"``, or the path of a table with its times,
+        RA and DEC; None: the sky.
     device : {"auto", "cpu", "gpu"}
         "auto" uses a GPU if there is a healthy one; the bits are the same.
     require_gpu : bool
@@ -286,8 +295,11 @@ def stack(
     """
     from zemosaic_phase3.engine.warmup import kernels_compiled_beside
 
+    chosen = preset_of(preset).values if preset is not None else ()
+    maps = maps or ("maps", True) in chosen
+    stack_spec = _with_given(spec or StackSpec(), **_fields_of(StackSpec, chosen))
     stack_spec = _with_given(
-        spec or StackSpec(), reject=reject, normalize=normalize, weight=weight, combine=combine, kappa_low=kappa_low,
+        stack_spec, reject=reject, normalize=normalize, weight=weight, combine=combine, kappa_low=kappa_low,
         kappa_high=kappa_high, wsc_impl=wsc_impl, winsor_limits=winsor_limits, line_fit=line_fit,
         interpolation=interpolation, equalize_rgb=equalize_rgb, radial_weight=radial_weight, flatten=flatten,
         spare_stars=spare_stars, framing=framing,
@@ -302,7 +314,12 @@ def stack(
             output,
             stack=stack_spec,
             register=_with_given(given, mode=mode, transform=transform),
-            select=_with_given(select or SelectSpec(), max_fwhm=max_fwhm, min_stars=min_stars, drop_worst=drop_worst),
+            select=_with_given(
+                _with_given(select or SelectSpec(), **_fields_of(SelectSpec, chosen)),
+                max_fwhm=max_fwhm,
+                min_stars=min_stars,
+                drop_worst=drop_worst,
+            ),
             bayer=bayer,
             calibration=_with_given(
                 calibration if isinstance(calibration, CalibrationSpec) else CalibrationSpec(library=calibration),
@@ -316,6 +333,7 @@ def stack(
             filter=filter,
             recursive=recursive,
             min_frames=min_frames,
+            comet=comet,
             device=device,
             require_gpu=require_gpu,
             gpus=gpus,
@@ -333,6 +351,11 @@ def stack(
     if report is not None:
         tile.save_report(report, Path(output or TILE_NAME).name)
     return tile
+
+
+def _fields_of(spec: type, values: Iterable[tuple[str, Any]]) -> Mapping[str, Any]:
+    """Return what a preset says of the fields of a specification."""
+    return {name: value for name, value in values if name in spec.__dataclass_fields__}  # type: ignore[attr-defined]
 
 
 def _with_given(spec: Any, **given: Any) -> Any:

@@ -395,14 +395,7 @@ def test_help_gives_meaning_and_default_of_each_option():
     assert sorted(commands()) == [
         "attach",
         "bench",
-        "demo",
-        "detach",
-        "doctor",
-        "mosaic",
-        "plan",
-        "simulate",
-        "stack",
-        "tiles",
+    assert sorted(commands()) == ["completion", "demo", "detach", "doctor", "mosaic", "plan", "simulate", "stack", "tiles"]
         "view",
     ]
     wanted = (
@@ -412,16 +405,18 @@ def test_help_gives_meaning_and_default_of_each_option():
         "--json --quiet --verbose --recursive --filter --group-by --min-frames --cache --no-resume --fresh "
         "--dark --flat --bias --dark-flat --calibration --scale-dark --temperature-tolerance "
         "--calibration-cache --cosmetic --no-self-check --no-spare-stars --gpus "
+        "--preset --config --save-config --dry-run --rej --log --framing "
+        "--comet "
         "--report --annotate --before-after --preview-size --preview-stretch"
     )
     stack = {action.option_strings[-1] if "--equalize-rgb" not in action.option_strings else "--equalize-rgb": action
              for action in actions(commands()["stack"]) if action.option_strings}  # fmt: skip
     assert set(wanted.split()) == set(stack) - {"--help"}
-    for name in set(wanted.split()) - {"--output", "--quiet", "--verbose"}:
+    for name in set(wanted.split()) - {"--quiet", "--verbose"}:
         assert "(default: " in stack[name].help, name
     bench = {action.option_strings[-1]: action for action in actions(commands()["bench"]) if action.option_strings}
     wanted = "--frames --size --channels --methods --files --subs --repeat --workers --memory --json --overwrite"
-    assert {*wanted.split(), "--quiet", "--verbose"} == set(bench) - {"--help"}
+    assert {*wanted.split(), "--quiet", "--verbose", "--log"} == set(bench) - {"--help"}
     for name in wanted.split():
         assert "(default: " in bench[name].help, name
 

@@ -14,14 +14,18 @@ from typing import TYPE_CHECKING, Final
 
 from zemosaic_phase3.app import console as console_module
 from zemosaic_phase3.app import doctor, summary
+from zemosaic_phase3.app.config import save_config
+from zemosaic_phase3.app.dry_run import run_dry
 from zemosaic_phase3.app.groups import run_groups, say_if_few
+from zemosaic_phase3.app.log_file import log_summary, with_log_of_progress
 from zemosaic_phase3.app.options import NO_PREVIEW, calibration_of
 from zemosaic_phase3.app.signals import PROGRAM
 from zemosaic_phase3.errors import OutputError, SpecError
 from zemosaic_phase3.io.inputs import real_paths
 from zemosaic_phase3.pipeline.frame_count import LeastFrames
 from zemosaic_phase3.pipeline.input_list import Inputs
-from zemosaic_phase3.pipeline.outputs import check_output
+from zemosaic_phase3.pipeline.outputs import Wanted, check_output
+from zemosaic_phase3.pipeline.survey import named_output, survey
 from zemosaic_phase3.progress import timed
 from zemosaic_phase3.report.needs import require
 from zemosaic_phase3.report.page import check_page, write_page
@@ -123,6 +127,29 @@ def specs_of(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectS
 
 def run_stack(args: argparse.Namespace, console: Console) -> int:
     """``stack``: register and stack frames into one FITS file, a preview and a report; returns the exit status."""
+    if not args.inputs:
+        raise SpecError("no input was named; name files, folders or quoted patterns")
+    if args.save_config is not None:
+        save_config(args.save_config, args.to_save, args.parser, overwrite=args.overwrite)
+    specs = specs_of(args)
+    if args.output is None:
+        args.output = named_output(args.inputs, bayer=args.bayer, filter=args.filter, recursive=args.recursive)
+        if args.cache is None and not args.no_resume:
+            args.cache = Path()  # the name changes with the number of frames, and the journal goes on
+    if args.dry_run:
+        outputs = _outputs(args)
+        reference = None if args.reference == "auto" else args.reference
+        found = survey(
+            args.inputs,
+            args.output,
+            bayer=args.bayer,
+            filter=args.filter,
+            recursive=args.recursive,
+            reference=reference,
+        )
+        report = None if outputs.report == STANDARD_OUTPUT else outputs.report
+        wanted = Wanted(outputs.image, args.maps, outputs.preview, report)
+        return run_dry(args, found, (specs[0], specs[1], calibration_of(args)), wanted, console)
     if args.group_by is None:
         return _stack_once(args, args.inputs, console)
     return run_groups(args, console, _stack_once)
@@ -163,11 +190,12 @@ def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, consol
             filter=args.filter,
             recursive=args.recursive,
             min_frames=args.min_frames or LeastFrames.of(None, fails="one"),
+            comet=args.comet,
             resume=not args.no_resume,
             fresh=args.fresh,
             cache=args.cache,
             command=args.command_line,
-            progress=progress,
+            progress=progress if args.log is None else with_log_of_progress(progress),
         )
     if outputs.preview is not None:
         with timed(tile.report, "preview"):
@@ -187,6 +215,8 @@ def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, consol
             print_report(text, f"the stack is written to {outputs.image}")
         else:
             summary.write_text(text, outputs.report)
+    if args.log is not None:
+        log_summary(tile, outputs.as_dict())
     if not args.quiet:
         summary.print_summary(
             console if wants_stdout else console_module.make_console(sys.stdout), tile, outputs.as_dict()
@@ -273,6 +303,15 @@ def run_doctor(args: argparse.Namespace, _console: Console) -> None:
         console.print(doctor.clear_kernel_cache(), soft_wrap=True)
     else:
         summary.print_facts(console, doctor.machine_facts())
+
+
+def run_completion(args: argparse.Namespace, _console: Console) -> None:
+    """``completion``: a script for a shell, made by the package ``shtab``."""
+    try:
+        import shtab
+    except ImportError as exc:
+        raise SpecError('completion needs the package shtab; pip install "zemosaic-phase3[completion]"') from exc
+    sys.stdout.write(shtab.complete(args.root, args.shell))
 
 
 def run_bench(args: argparse.Namespace, console: Console) -> None:

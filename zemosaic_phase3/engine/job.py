@@ -21,7 +21,7 @@ from zemosaic_phase3.photometry.frame_table import build_frame_table
 from zemosaic_phase3.photometry.levels import measure_levels
 from zemosaic_phase3.photometry.measure import measure_frame
 from zemosaic_phase3.records import DeviceUse, Equalization, FrameTable, SelfCheck
-from zemosaic_phase3.registration.distortion import checked_fields
+from zemosaic_phase3.registration.distortion import checked_fields, moved_field
 from zemosaic_phase3.runtime.cuda_failure import Failure
 from zemosaic_phase3.spec import StackSpec
 
@@ -154,7 +154,21 @@ def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) ->
     if spec.flatten:
         sources = flattened_sources(sources, used_stats, table, used.index(reference))
         table.notes.extend(flatten_note(sources))
+    table = _moved(table, [frames[i].motion for i in used], shape)
     return Job(sources, table, spec, shape, dropped, saturation=saturation)
+
+
+def _moved(table: FrameTable, motions: Sequence[np.ndarray | None], shape: tuple[int, ...]) -> FrameTable:
+    """Shift frames to where a moving target stands still; all they were measured and matched by is done."""
+    if all(motion is None for motion in motions):
+        return table
+    shifts = [np.zeros(2) if motion is None else motion for motion in motions]
+    transform = table.transform.copy()
+    for matrix, shift in zip(transform, shifts, strict=True):  # H(p + shift)
+        matrix[:, 2] += matrix[:, :2] @ shift
+        matrix /= matrix[2, 2]
+    fields = [moved_field(f, shift, *shape[:2]) for f, shift in zip(table.distortion, shifts, strict=False)]
+    return replace(table, transform=transform, distortion=fields)
 
 
 def empty_result(job: Job, rows_per_slab: int) -> StackResult:

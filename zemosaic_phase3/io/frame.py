@@ -268,9 +268,13 @@ class Frame:
         Levels before normalisation, where they were measured.
     distortion : ndarray (rows, columns, 2) float32 or None
         What is added to the mapped position, pixels; see ``registration.distortion``. None: nothing.
+    motion : ndarray (2,) float64 or None
+        By how much the stack's target has moved in this frame, pixels of the grid: levels are matched as if nothing
+        moved, then the frame's pixels are shifted so. None: the target is the sky.
     """
 
     source: FrameSource
     transform: np.ndarray = field(default_factory=IDENTITY.copy)
     stats: FrameStats | None = None
     distortion: np.ndarray | None = None
+    motion: np.ndarray | None = None

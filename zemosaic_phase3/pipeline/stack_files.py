@@ -23,11 +23,12 @@ from zemosaic_phase3.engine.star_tolerance import with_star_tolerance
 from zemosaic_phase3.errors import GPUStackingError, NoCardLeftError, PlanError, StackCancelled
 from zemosaic_phase3.finish.equalize import equalize_if
 from zemosaic_phase3.io.atomic_write import remove_strays
-from zemosaic_phase3.io.foreign_file import Decoded, whole_bytes
+from zemosaic_phase3.io.foreign_file import SPARE_BYTES, Decoded, whole_bytes
 from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.io.wrapped_frame import held_bytes
 from zemosaic_phase3.methods import DeviceName, canonical
 from zemosaic_phase3.pipeline.cards import cards_left, cards_of, cards_text, give_up_cards, may_use_cards
+from zemosaic_phase3.pipeline.comet import comet_of
 from zemosaic_phase3.pipeline.device_policy import POLICY, DevicePolicy, DeviceRequest
 from zemosaic_phase3.pipeline.frame_choice import Choice
 from zemosaic_phase3.pipeline.frame_count import LeastFrames
@@ -73,6 +74,7 @@ def stack_files(
     filter: str | None = None,  # noqa: A002 - as the option and the header card are called
     recursive: bool = False,
     min_frames: LeastFrames | int | str | None = None,
+    comet: str | Sequence[str] | None = None,
     resume: bool = True,
     fresh: bool = False,
     cache: str | os.PathLike[str] | None = None,
@@ -122,6 +124,8 @@ def stack_files(
         A folder stands for the folders below it too.
     min_frames : LeastFrames, int or str, optional
         Number or share ("80%") of frames below which nothing is stacked; None: fewer than half are a warning.
+    comet : str or sequence of str, optional
+        A moving target that the stack holds still for, see :func:`pipeline.comet.comet_of`; None: the sky.
     resume : bool
         Go on where an earlier run was, and let a later one: keep a journal, see :mod:`pipeline.journal`.
     fresh : bool
@@ -161,6 +165,7 @@ def stack_files(
         check_output(output, overwrite=overwrite)
         check_tile_name(output)
         remove_strays(Path(output).parent)
+    target = comet_of(comet)
     least = min_frames if isinstance(min_frames, LeastFrames) else LeastFrames.of(min_frames)
     if isinstance(inputs, Inputs):
         listed = inputs
@@ -193,7 +198,7 @@ def stack_files(
             reference=reference, workers=resources.workers, allowed_bytes=allowed, copied_maps=copied,
             progress=progress, kept=kept.frames,
             opened=None if wanted is None else partial(_look_for_room, wanted, kept, decoded),
-            choice=Choice(listed.named, filter), least=least, decoded=decoded,
+            choice=Choice(listed.named, filter), least=least, comet=target, decoded=decoded,
         )  # fmt: skip
         tile.report.warnings[:0] = listed.notes
         tile.report.command, tile.report.started = list(command), began.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -211,7 +216,7 @@ def _look_for_room(wanted: Wanted, kept: Kept, decoded: Decoded, shape: tuple[in
     """Refuse what the disks have no room for, and have the journal leave that room alone."""
     sizes = wanted.sizes(shape, n_frames)
     check_room(sizes)
-    decoded.spare += sum(sizes.values())
+    decoded.spare = SPARE_BYTES + sum(sizes.values())
     if kept.rows is not None:
         kept.rows.room = sum(sizes.values())
 

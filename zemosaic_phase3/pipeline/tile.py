@@ -6,17 +6,17 @@ Every frame is read twice: once whole, to find its stars and measure its levels,
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from zemosaic_phase3.engine.job import StackResult
 from zemosaic_phase3.engine.slab import source_pixel_bytes
-from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS, plan_slabs
+from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS, SlabPlan, plan_slabs
 from zemosaic_phase3.errors import PlanError
 from zemosaic_phase3.finish.alpha import alpha_from_coverage
 from zemosaic_phase3.finish.noise import measure_noise, typical_noise
@@ -27,6 +27,7 @@ from zemosaic_phase3.pipeline.calibration import calibrate_group
 from zemosaic_phase3.pipeline.canvas import canvas_wcs
 from zemosaic_phase3.pipeline.chaining import chain_frames
 from zemosaic_phase3.pipeline.colour_check import check_rows_and_colours
+from zemosaic_phase3.pipeline.comet import Comet, find_motion
 from zemosaic_phase3.pipeline.failed_frames import review_failures
 from zemosaic_phase3.pipeline.frame_choice import Choice, all_images, choose_frames, remarks_on_result
 from zemosaic_phase3.pipeline.frame_count import LeastFrames, meant_frames
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger("ZeMosaicWorker")
+
+NO_SHIFTS: Final[Mapping[int, np.ndarray]] = {}
 
 
 Stacker = Callable[[list[Frame], StackSpec, int], StackResult]
@@ -96,6 +99,7 @@ def build_tile(
     least: LeastFrames | None = None,
     kept: Kept | None = None,
     decoded: Decoded | None = None,
+    comet: Comet | None = None,
 ) -> Tile:
     """Open, scan, register, stack and finish: the whole way from descriptors to a tile in memory.
 
@@ -131,6 +135,8 @@ def build_tile(
         What earlier runs measured, and where this one leaves it.
     decoded : Decoded or None
         Keeps frames that their library decodes whole; None: they are decoded each time.
+    comet : Comet or None
+        A moving target that the stack holds still for; None: the sky.
 
     Raises
     ------
@@ -156,7 +162,7 @@ def build_tile(
         for source in decoded_files(group.sources):
             source.decoded = decoded
         if allowed_bytes is not None:
-            _check_memory(group, stack, register, workers, allowed_bytes, copied_maps)
+            plan_of_group(group, stack, register, workers, allowed_bytes, copied_maps)
         if opened is not None:
             opened(group.source(group.usable[0]).shape, len(group.rows))
     if calibration is not None:
@@ -186,6 +192,7 @@ def build_tile(
         least.check(group)
         for i in drop_worst(group, select):
             group.rows[i].meant = False  # that was asked for
+        shifts = _follow(group, comet)
         canvas = choose_framing(group, stack.framing)
         if canvas is not None:
             report.canvas = canvas
@@ -193,7 +200,7 @@ def build_tile(
                 _check_canvas(group, canvas, stack, workers, allowed_bytes, copied_maps)
             if opened is not None:
                 opened((*canvas.shape, *group.source(group.reference).shape[2:]), len(group.rows))
-    tile = stack_group(group, stacker, stack, report, workers=workers, canvas=canvas, mean_wcs=True)
+    tile = stack_group(group, stacker, stack, report, workers=workers, canvas=canvas, mean_wcs=True, shifts=shifts)
     report.n_meant, report.n_needed = meant_frames(group), least.needed(meant_frames(group))
     remark = least.remark(report.n_used, report.n_meant)
     report.warnings[:0] = [*([remark] if remark else []), *group.notes, *remarks_on_result(tile.rows)]
@@ -206,17 +213,31 @@ def _settle(group: Group, choice: Choice, bayer: str) -> None:
     check_rows_and_colours(group, bayer)
 
 
-def _check_memory(
+def _follow(group: Group, comet: Comet | None) -> dict[int, np.ndarray]:
+    """Return by how much a moving target has moved in each frame, reference pixels; nothing where there is none."""
+    if comet is None:
+        return {}
+    motion = find_motion(group, comet)
+    group.notes.append(motion.note)
+    return motion.shifts
+
+
+def plan_of_group(
     group: Group, stack: StackSpec, register: RegisterSpec, workers: int, allowed_bytes: int, copied_maps: int
-) -> None:
-    """Raise PlanError where the stack could not run for lack of memory, from the headers alone.
+) -> SlabPlan:
+    """Return how the stack could be cut, from the headers alone.
 
     How far frames are turned is not known yet, so that frames to be registered count with source blocks of their whole
     height, which is as much as any rotation can take.
+
+    Raises
+    ------
+    PlanError
+        The stack could not run for lack of memory.
     """
     some = group.source(group.usable[0])
     allowed_bytes = max(1, allowed_bytes - whole_bytes(some))
-    plan_slabs(
+    return plan_slabs(
         some.height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=some.width,
         channels=some.channels, workers=workers, weights_per_pixel=int(stack.radial_weight),
         source_margin=0 if register.mode == "none" else some.height,
@@ -252,10 +273,12 @@ def stack_group(
     workers: int = 1,
     canvas: Canvas | None = None,
     mean_wcs: bool = False,
+    shifts: Mapping[int, np.ndarray] = NO_SHIFTS,
 ) -> Tile:
     """Stack the registered frames of a group and finish the tile, on a canvas, or on the grid of the reference.
 
-    With ``mean_wcs`` the tile's WCS is the mean of those of its frames, else the reference's.
+    With ``mean_wcs`` the tile's WCS is the mean of those of its frames, else the reference's. ``shifts``: by how much a
+    moving target has moved in each frame, reference pixels.
 
     What is wanted of the reference's file is read before the stack, so that a reference that vanishes meanwhile is one
     frame lost and not the tile. What the tile's header takes from it is made and tried out then too, so that no header
@@ -265,7 +288,7 @@ def stack_group(
     give_back_freed_memory()  # of measuring and registering, before the slabs take theirs
     usable = group.usable
     reference = group.source(group.reference)
-    frames = _frames_on(group, usable, canvas)
+    frames = _frames_on(group, usable, canvas, shifts)
     if canvas is not None:
         stack = replace(stack, grid=canvas.shape)
     with ThreadPoolExecutor(1, thread_name_prefix="zemosaic") as beside:
@@ -298,7 +321,7 @@ def stack_group(
     return tile
 
 
-def _frames_on(group: Group, usable: list[int], canvas: Canvas | None) -> list[Frame]:
+def _frames_on(group: Group, usable: list[int], canvas: Canvas | None, shifts: Mapping[int, np.ndarray]) -> list[Frame]:
     """Return the frames of a stack as they lie on its grid."""
     registered = group.registrations(usable)
     fields = [r.distortion for r in registered]
@@ -310,6 +333,7 @@ def _frames_on(group: Group, usable: list[int], canvas: Canvas | None) -> list[F
             r.transform if canvas is None else canvas.to_frame(r.transform),
             group.scan(i).stats,
             field,
+            shifts[i] * (1.0 if canvas is None else canvas.scale) if i in shifts else None,
         )
         for i, r, field in zip(usable, registered, fields, strict=True)
     ]
