@@ -179,6 +179,8 @@ def stack(
     radial_weight: bool | None = None,
     flatten: bool | None = None,
     spare_stars: bool | None = None,
+    drizzle: float | None = None,
+    pixfrac: float | None = None,
     framing: FramingName | None = None,
     spec: StackSpec | None = None,
     preset: str | None = None,
@@ -225,7 +227,7 @@ def stack(
     output : path, optional
         FITS file to write.
     reject, normalize, weight, combine, kappa_low, kappa_high, wsc_impl, winsor_limits, line_fit, interpolation,
-    equalize_rgb, radial_weight, flatten, spare_stars, framing
+    equalize_rgb, radial_weight, flatten, spare_stars, framing, drizzle, pixfrac
         Fields of :class:`StackSpec`, see ``docs/algorithms.md``; limits in sigma.
     spec : StackSpec, optional
         All of them at once.
@@ -302,7 +304,7 @@ def stack(
         stack_spec, reject=reject, normalize=normalize, weight=weight, combine=combine, kappa_low=kappa_low,
         kappa_high=kappa_high, wsc_impl=wsc_impl, winsor_limits=winsor_limits, line_fit=line_fit,
         interpolation=interpolation, equalize_rgb=equalize_rgb, radial_weight=radial_weight, flatten=flatten,
-        spare_stars=spare_stars, framing=framing,
+        spare_stars=spare_stars, framing=framing, drizzle=drizzle, pixfrac=pixfrac,
     )  # fmt: skip
     if report is not None:
         check_page(Path(report), Path(output or TILE_NAME), overwrite=overwrite)

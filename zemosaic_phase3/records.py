@@ -164,7 +164,7 @@ class FrameTable:
     notes: list[str] = field(default_factory=list)
     normalize_method: str = ""  # what was applied, where the specification left the choice; "" is what it names
     distortion: list[np.ndarray] = field(default_factory=list)
-    own_grid: bool = False  # the result's grid has another size than the frames, so that none lies on it
+    own_grid: bool = False  # no frame lies on the grid of the result: it has another size, or frames are drizzled
 
     @property
     def in_place(self) -> np.ndarray:

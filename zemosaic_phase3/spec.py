@@ -30,6 +30,8 @@ from zemosaic_phase3.methods import (
 )
 from zemosaic_phase3.settings import in_range, store_number, winsor_limits
 
+LEAST_PIXFRAC: Final = 0.05  # of a pixel
+
 
 @dataclass(frozen=True)
 class StackSpec:
@@ -60,6 +62,8 @@ class StackSpec:
     spare_stars: bool = True  # a mean keeps what seeing explains of stars: engine.star_tolerance
     framing: FramingName = "reference"  # what of the sky the result shows: pipeline.framing
     grid: tuple[int, int] | None = None  # (H, W) of the result, which the frames' transforms start from; None: theirs
+    drizzle: float = 0.0  # pixels of the result for one of the reference, 1 to 3, by drizzle; 0: interpolated instead
+    pixfrac: float = 1.0  # drizzle: side of a drop, pixels of its frame
     bounded_by_stars: bool = False  # linear_fit only: where a frame's stars contradict its scale, they decide
 
     def __post_init__(self) -> None:  # noqa: D105
@@ -81,6 +85,7 @@ class StackSpec:
         if self.grid is not None:
             height, width = (int(in_range("grid (height, width)", n, 1, 1e6)) for n in self.grid)
             put(self, "grid", (height, width))
+        self._check_drizzle()
         store_number(self, "gesd_fraction", "GESD fraction", 0.0, 0.5)
         store_number(self, "gesd_alpha", "GESD alpha", 1e-9, 0.5)
         for name, label, highest in (
@@ -91,6 +96,18 @@ class StackSpec:
             # Existing configurations carry any number where radial weights are off.
             limits = (0.0, highest) if self.radial_weight else (-math.inf, math.inf)
             store_number(self, name, label, *limits)
+
+    def _check_drizzle(self) -> None:
+        store_number(self, "drizzle", "drizzle scale", 0.0, 3.0)
+        store_number(self, "pixfrac", "pixfrac", 0.0, 1.0)
+        if 0.0 < self.drizzle < 1.0:
+            raise SpecError(f"drizzle scale = {self.drizzle:g} is below 1: drizzle makes finer grids, 1 to 3 (0: none)")
+        if self.pixfrac < LEAST_PIXFRAC:
+            raise SpecError(
+                f"pixfrac = {self.pixfrac:g} is below {LEAST_PIXFRAC}: smaller drops leave nothing but holes"
+            )
+        if self.drizzle and self.radial_weight:
+            raise SpecError("radial weights and drizzle exclude each other: a drop is weighted by its area")
 
     @property
     def rejection(self) -> Rejection:

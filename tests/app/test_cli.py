@@ -406,7 +406,7 @@ def test_help_gives_meaning_and_default_of_each_option():
         "--dark --flat --bias --dark-flat --calibration --scale-dark --temperature-tolerance "
         "--calibration-cache --cosmetic --no-self-check --no-spare-stars --gpus "
         "--preset --config --save-config --dry-run --rej --log --framing "
-        "--comet "
+        "--comet --drizzle --pixfrac "
         "--report --annotate --before-after --preview-size --preview-stretch"
     )
     stack = {action.option_strings[-1] if "--equalize-rgb" not in action.option_strings else "--equalize-rgb": action

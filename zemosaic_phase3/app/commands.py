@@ -106,7 +106,11 @@ def stack_spec_of(args: argparse.Namespace) -> StackSpec:
         flatten=args.flatten,
         framing=args.framing,
         spare_stars=args.spare_stars,
+        drizzle=args.drizzle,
+        pixfrac=1.0 if args.pixfrac is None else args.pixfrac,
     )
+    if args.pixfrac is not None and not stack.drizzle:
+        raise SpecError("--pixfrac needs --drizzle SCALE: without it pixels are not dropped, but interpolated")
     if args.winsor_limits is not None and not stack.is_legacy_winsor:
         raise SpecError("--winsor-limits needs --reject winsorized_sigma_clip --wsc-impl legacy_quantile")
     return stack

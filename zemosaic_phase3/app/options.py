@@ -313,6 +313,14 @@ def _add_stacking(group: Group) -> None:
         help="make the backgrounds of all frames like the reference's, by a low-order surface each (default: no)",
     )  # fmt: skip
     _add_choice(group, "--weight", "weight", WeightName, default.weight, "weights of the frames")
+    group.add_argument(
+        "--drizzle", type=float, default=default.drizzle, metavar="SCALE",
+        help="drizzle onto a grid SCALE times as fine, 1 to 3; mosaics without demosaicing (default: interpolate)",
+    )  # fmt: skip
+    group.add_argument(
+        "--pixfrac", type=float, metavar="P",
+        help="drizzle: side of the drop that a pixel shrinks to, above 0 to 1 (default: 1)",
+    )  # fmt: skip
     _add_choice(group, "--combine", "combination", CombineName, default.combine, "combination of what is kept")
     group.add_argument(
         "--radial-weight", action="store_true", help="give less weight to the corners of frames (default: no)"

@@ -52,7 +52,7 @@ class Job:
         return kernel_arguments(
             self.spec,
             self.table.weight,
-            sample_weights=self.sample_weight is not None or self.spec.radial_weight,
+            sample_weights=self.sample_weight is not None or self.spec.radial_weight or self.spec.drizzle > 0.0,
             clipped_kappa=self.clipped_kappa,
         )
 
@@ -146,7 +146,7 @@ def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) ->
     sources = [frames[i].source for i in used]
     shape = result_shape(frames[0].source, spec)
     fields = checked_fields([frames[i].distortion for i in used], *shape[:2])
-    table = replace(table, distortion=fields, own_grid=shape != frames[0].source.shape)
+    table = replace(table, distortion=fields, own_grid=shape != frames[0].source.shape or spec.drizzle > 0.0)
     used_stats = [stats[i] for i in used]
     sources, notes = unclipped_sources(sources, used_stats, table)
     table = replace(table, notes=[*table.notes, *notes])

@@ -24,7 +24,7 @@ from zemosaic_phase3.io.foreign_file import Decoded, decoded_files, whole_bytes
 from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.pipeline.calibration import calibrate_group
-from zemosaic_phase3.pipeline.canvas import canvas_wcs
+from zemosaic_phase3.pipeline.canvas import canvas_wcs, finer_canvas
 from zemosaic_phase3.pipeline.chaining import chain_frames
 from zemosaic_phase3.pipeline.colour_check import check_rows_and_colours
 from zemosaic_phase3.pipeline.comet import Comet, find_motion
@@ -36,7 +36,7 @@ from zemosaic_phase3.pipeline.group import FrameRow, Group, Kept, open_group
 from zemosaic_phase3.pipeline.measuring import scan_group
 from zemosaic_phase3.pipeline.observation_cards import complete_exposures
 from zemosaic_phase3.pipeline.registering import register_group
-from zemosaic_phase3.pipeline.sample_report import note_saturation, sample_notes
+from zemosaic_phase3.pipeline.sample_report import hole_notes, note_saturation, sample_notes
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
 from zemosaic_phase3.pipeline.stack_noise import measure_noise_of_stacks, noise_bands, typical_noise_of_frame
 from zemosaic_phase3.pipeline.tile_header import cards_of_reference, tile_header, wcs_cards
@@ -164,7 +164,7 @@ def build_tile(
         if allowed_bytes is not None:
             plan_of_group(group, stack, register, workers, allowed_bytes, copied_maps)
         if opened is not None:
-            opened(group.source(group.usable[0]).shape, len(group.rows))
+            opened(_tile_shape(group.source(group.usable[0]), stack), len(group.rows))
     if calibration is not None:
         with timed(report, "calibrate"):
             calibrate_group(
@@ -192,14 +192,15 @@ def build_tile(
         least.check(group)
         for i in drop_worst(group, select):
             group.rows[i].meant = False  # that was asked for
+        shape = group.source(group.reference).shape
         shifts = _follow(group, comet)
-        canvas = choose_framing(group, stack.framing)
+        canvas = finer_canvas(choose_framing(group, stack.framing), shape, stack.drizzle or 1.0)
         if canvas is not None:
             report.canvas = canvas
             if allowed_bytes is not None:
                 _check_canvas(group, canvas, stack, workers, allowed_bytes, copied_maps)
             if opened is not None:
-                opened((*canvas.shape, *group.source(group.reference).shape[2:]), len(group.rows))
+                opened((*canvas.shape, *shape[2:]), len(group.rows))
     tile = stack_group(group, stacker, stack, report, workers=workers, canvas=canvas, mean_wcs=True, shifts=shifts)
     report.n_meant, report.n_needed = meant_frames(group), least.needed(meant_frames(group))
     remark = least.remark(report.n_used, report.n_meant)
@@ -211,6 +212,16 @@ def _settle(group: Group, choice: Choice, bayer: str) -> None:
     """Leave out what is no frame of this stack, then see to the rows and colours of what is."""
     choose_frames(group, choice=choice)
     check_rows_and_colours(group, bayer)
+
+
+def _tile_shape(source: FrameSource, stack: StackSpec) -> tuple[int, ...]:
+    """Return the shape of a tile on the grid of this frame."""
+    canvas = finer_canvas(None, source.shape, stack.drizzle or 1.0)
+    return source.shape if canvas is None else (*canvas.shape, *source.shape[2:])
+
+
+def _weights_per_pixel(source: FrameSource, stack: StackSpec) -> int:
+    return source.channels if stack.drizzle else int(stack.radial_weight)
 
 
 def _follow(group: Group, comet: Comet | None) -> dict[int, np.ndarray]:
@@ -237,9 +248,10 @@ def plan_of_group(
     """
     some = group.source(group.usable[0])
     allowed_bytes = max(1, allowed_bytes - whole_bytes(some))
+    height, width = _tile_shape(some, stack)[:2]
     return plan_slabs(
-        some.height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=some.width,
-        channels=some.channels, workers=workers, weights_per_pixel=int(stack.radial_weight),
+        height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=width, channels=some.channels,
+        workers=workers, weights_per_pixel=_weights_per_pixel(some, stack),
         source_margin=0 if register.mode == "none" else some.height,
         raw_bytes=source_pixel_bytes(some), own_maps=int(stack.spares), copied_maps=copied_maps,
     )  # fmt: skip
@@ -253,14 +265,15 @@ def _check_canvas(
     try:
         plan_slabs(
             canvas.height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=canvas.width,
-            channels=some.channels, workers=workers, weights_per_pixel=int(stack.radial_weight),
+            channels=some.channels, workers=workers, weights_per_pixel=_weights_per_pixel(some, stack),
             source_margin=some.height, source_height=some.height, source_width=some.width,
             raw_bytes=source_pixel_bytes(some), own_maps=int(stack.spares), copied_maps=copied_maps,
         )  # fmt: skip
     except PlanError as exc:
         raise PlanError(
-            f"framing {stack.framing} makes a result of {canvas.width} x {canvas.height} pixels, for which the memory "
-            f"does not suffice: {exc}; or use --framing reference or intersection"
+            f"framing {stack.framing}{f' with drizzle {stack.drizzle:g}' if stack.drizzle else ''} makes a result of "
+            f"{canvas.width} x {canvas.height} pixels, for which the memory does not suffice: {exc}; or use --framing "
+            "reference or intersection, or no drizzle"
         ) from exc
 
 
@@ -305,7 +318,7 @@ def stack_group(
         _note_in_rows(group, result)
         report.noise_typical = typical_noise_of_frame(report.noise_before, group, result.job.table)
         _fill_report(report, group, result, workers)
-        report.warnings[:0] = [*notes, *sample_notes(group, result)]
+        report.warnings[:0] = [*notes, *sample_notes(group, result), *hole_notes(result)]
         tile = Tile(
             image=result.image,
             alpha=alpha_from_coverage(result.coverage),

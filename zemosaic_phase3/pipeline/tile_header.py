@@ -200,7 +200,10 @@ def _method_cards(job: Job) -> Header:
         cards["HIERARCH ZMT_KAPLO"] = (stack.kappas[0], "rejection limit, sigma")
         cards["HIERARCH ZMT_KAPHI"] = (stack.kappas[1], "rejection limit, sigma")
     cards["ZMT_COMB"] = (stack.combine, "combination")
-    cards["ZMT_INTP"] = (stack.interpolation, "interpolation")
+    cards["ZMT_INTP"] = ("drizzle" if stack.drizzle else stack.interpolation, "interpolation")
+    if stack.drizzle:
+        cards["ZMT_DRIZ"] = (stack.drizzle, "drizzle: pixels for one of the reference")
+        cards["ZMT_PIXF"] = (stack.pixfrac, "drizzle: side of a drop, pixels of its frame")
     return cards
 
 
