@@ -392,9 +392,21 @@ def test_help_is_shown(arguments, capsys):
 
 
 def test_help_gives_meaning_and_default_of_each_option():
-    assert " ".join(sorted(commands())) == (
-        "attach bench completion demo detach doctor mosaic plan simulate stack tiles view"
-    )
+    assert sorted(commands()) == [
+        "attach",
+        "bench",
+        "completion",
+        "demo",
+        "detach",
+        "doctor",
+        "mosaic",
+        "plan",
+        "simulate",
+        "stack",
+        "tiles",
+        "view",
+        "watch",
+    ]
     wanted = (
         "--output --reference --register --interpolation --reject --kappa-low --kappa-high --winsor-limits --wsc-impl "
         "--line-fit --normalize --weight --combine --radial-weight --equalize-rgb --bayer --device --require-gpu "

@@ -23,6 +23,7 @@ from zemosaic_phase3.app.commands import (
     run_simulate,
     run_stack,
     run_view,
+    run_watch,
 )
 from zemosaic_phase3.app.config import apply_defaults, given_options
 from zemosaic_phase3.app.guess import unknown_options
@@ -36,6 +37,7 @@ from zemosaic_phase3.app.options import (
     add_simulate,
     add_stack,
     add_view,
+    add_watch,
 )
 from zemosaic_phase3.app.printable import broken_lines, printable
 from zemosaic_phase3.app.signals import PROGRAM, stopped_status
@@ -66,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add, run, name, usage, text in (
         (add_stack, run_stack, "stack", "INPUT... [-o OUT] [options]", "register and stack frames into one FITS image"),
+        (add_watch, run_watch, "watch", "FOLDER -o OUT [options]", "stack the frames of a folder as they arrive"),
         (add_view, run_view, "view", "TILE", "show what a tile holds and how it was made, as a page in the browser"),
         (add_plan, run_plan, "plan", "INPUT... -o PLAN.toml [options]", "group solved frames into tiles, by position"),
         (add_tiles, run_tiles, "tiles", "PLAN.toml -o DIR [options]", "make the tiles of a plan, here or on a cluster"),

@@ -160,6 +160,24 @@ def run_stack(args: argparse.Namespace, console: Console) -> int:
 
 
 def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, console: Console) -> int:
+    """Stack inputs into the files that the options name; returns the exit status."""
+    return say_if_few(_stacked(args, inputs, console), console)
+
+
+def run_watch(args: argparse.Namespace, console: Console) -> int:
+    """``watch``: a stack that grows with the frames in a folder; returns the exit status."""
+    from zemosaic_phase3.app import watch
+
+    specs_of(args)
+    calibration_of(args)
+
+    def stack_quietly(args: argparse.Namespace, inputs: Sequence[str], console: Console) -> Tile:
+        return _stacked(argparse.Namespace(**{**vars(args), "quiet": not args.verbose}), inputs, console)
+
+    return watch.run_watch(args, console, stack_quietly)
+
+
+def _stacked(args: argparse.Namespace, inputs: Sequence[str] | Inputs, console: Console) -> Tile:
     """Stack inputs into the files that the options name."""
     from zemosaic_phase3.engine.warmup import kernels_compiled_beside
     from zemosaic_phase3.pipeline.stack_files import stack_files
@@ -225,7 +243,7 @@ def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, consol
         summary.print_summary(
             console if wants_stdout else console_module.make_console(sys.stdout), tile, outputs.as_dict()
         )
-    return say_if_few(tile, console)
+    return tile
 
 
 def write_pair(tile: Tile, outputs: Outputs) -> None:

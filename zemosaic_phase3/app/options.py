@@ -37,6 +37,7 @@ from zemosaic_phase3.simulate.session import SimulationSpec
 from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, StackSpec
 
 NO_PREVIEW: Final = Path("none")
+LIVE_PORT: Final = 8733
 
 
 def _name(kind: str, allowed: object) -> Callable[[str], str]:
@@ -144,6 +145,24 @@ def add_stack(parser: argparse.ArgumentParser) -> None:
     _add_resources(parser.add_argument_group("device and resources"))
     _add_results(parser.add_argument_group("results"))
     _add_messages(parser)
+
+
+def add_watch(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``watch``: those of ``stack``, and its own."""
+    add_stack(parser)
+    group = parser.add_argument_group("watching")
+    group.add_argument(
+        "--every", type=_positive, default=1, metavar="N",
+        help="stack again with so many new frames, or fewer after half a minute without one (default: 1)",
+    )  # fmt: skip
+    group.add_argument(
+        "--until-idle", type=float, metavar="SECONDS", help="end after so long without a new frame (default: never)"
+    )
+    group.add_argument(
+        "--port", type=int, default=LIVE_PORT, metavar="N",
+        help="of the page on this machine; another one where it is taken (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument("--no-page", action="store_true", help="show no page (default: do)")
 
 
 Group = argparse._ArgumentGroup  # noqa: SLF001 - argparse gives its groups no public name
