@@ -226,11 +226,12 @@ def _add_registration(group: Group, *, with_reference: bool = True) -> None:
         group, "--framing", "framing", FramingName, StackSpec.framing,
         "what the result shows: the field of the reference, all that any frame shows, or what all of them share",
     )  # fmt: skip
-    group.add_argument(
-        "--comet", action="append", metavar="FRAME:X,Y",
-        help="hold still for a moving target instead of the stars: its place in two frames (given twice), or a table "
-        "with its times (UTC), RA and DEC (default: the stars)",
-    )  # fmt: skip
+    if with_reference:
+        group.add_argument(
+            "--comet", action="append", metavar="FRAME:X,Y",
+            help="hold still for a moving target instead of the stars: its place in two frames (given twice), or a "
+            "table with its times (UTC), RA and DEC (default: the stars)",
+        )  # fmt: skip
     group.add_argument(
         "--max-fwhm", type=float, metavar="PX", help="leave out frames whose stars are wider, pixels (default: none)"
     )

@@ -204,7 +204,7 @@ def add_tiles(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--only", action="append", default=[], metavar="NAME", help="make this tile; may be repeated")
     group.add_argument("--fresh", action="store_true", help="make tiles again that are finished (default: no)")
     group.add_argument(
-        "--min-frames", metavar="N|P%%", help="a tile with fewer frames used makes the exit status 3 (default: 50%%)"
+        "--min-frames", metavar="N|P%", help="a tile with fewer frames used makes the exit status 3 (default: 50%%)"
     )
     _add_registration(parser.add_argument_group("frames and registration"), with_reference=False)
     _add_calibration(parser.add_argument_group("calibration"))
