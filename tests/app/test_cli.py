@@ -399,8 +399,11 @@ def test_help_gives_meaning_and_default_of_each_option():
         "demo",
         "detach",
         "doctor",
+        "mosaic",
+        "plan",
         "simulate",
         "stack",
+        "tiles",
         "view",
         "watch",
     ]

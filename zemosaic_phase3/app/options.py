@@ -213,11 +213,12 @@ def _add_choice(group: Group, option: str, kind: str, allowed: object, default: 
     )  # fmt: skip
 
 
-def _add_registration(group: Group) -> None:
-    group.add_argument(
-        "--reference", metavar="FILE", default="auto",
-        help="frame the others are brought onto: one of the inputs, or auto for the best of them (default: auto)",
-    )  # fmt: skip
+def _add_registration(group: Group, *, with_reference: bool = True) -> None:
+    if with_reference:  # many stacks have no one reference
+        group.add_argument(
+            "--reference", metavar="FILE", default="auto",
+            help="frame the others are brought onto: one of the inputs, or auto for the best of them (default: auto)",
+        )  # fmt: skip
     _add_choice(
         group, "--register", "registration", RegisterMode, "auto",
         "how; auto is stars, seeded by the WCS, with the WCS alone where there are too few stars; "
@@ -231,11 +232,12 @@ def _add_registration(group: Group) -> None:
         group, "--framing", "framing", FramingName, StackSpec.framing,
         "what the result shows: the field of the reference, all that any frame shows, or what all of them share",
     )  # fmt: skip
-    group.add_argument(
-        "--comet", action="append", metavar="FRAME:X,Y",
-        help="hold still for a moving target instead of the stars: its place in two frames (given twice), or a table "
-        "with its times (UTC), RA and DEC (default: the stars)",
-    )  # fmt: skip
+    if with_reference:
+        group.add_argument(
+            "--comet", action="append", metavar="FRAME:X,Y",
+            help="hold still for a moving target instead of the stars: its place in two frames (given twice), or a "
+            "table with its times (UTC), RA and DEC (default: the stars)",
+        )  # fmt: skip
     group.add_argument(
         "--max-fwhm", type=float, metavar="PX", help="leave out frames whose stars are wider, pixels (default: none)"
     )

@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -45,6 +45,9 @@ from zemosaic_phase3.pipeline.tile_facts import star_width
 from zemosaic_phase3.progress import Callback, timed
 from zemosaic_phase3.runtime import limits
 from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
+
+Elsewhere = Callable[[Job], StackResult | None]
+"""Has a job stacked by somebody else, whose result has the same bits; None: nobody can."""
 
 logger = logging.getLogger("ZeMosaicWorker")
 
@@ -83,6 +86,7 @@ def stack_files(
     command: Sequence[str] = (),
     progress: Callback | None = None,
     policy: DevicePolicy = POLICY,
+    elsewhere: Elsewhere | None = None,
 ) -> Tile:
     """Register and stack frames into one tile, and write it.
 
@@ -143,6 +147,8 @@ def stack_files(
         Called as ``progress(stage, done, total)``; may raise :class:`StackCancelled`.
     policy : DevicePolicy, optional
         Chooses the device and remembers how the GPU fared.
+    elsewhere : callable, optional
+        Has other machines stack the job; returns the result with its device, or None if it must be done here.
 
     Returns
     -------
@@ -196,7 +202,8 @@ def stack_files(
         ) as decoded,
     ):
         tile = build_tile(
-            listed.frames, stacker_of(policy, request, resources, progress, kept.rows, self_check=self_check),
+            listed.frames,
+            stacker_of(policy, request, resources, progress, kept.rows, self_check=self_check, elsewhere=elsewhere),
             stack=stack, register=register, select=select, bayer=bayer, calibration=calibration or CalibrationSpec(),
             reference=reference, workers=resources.workers, allowed_bytes=allowed, copied_maps=copied,
             progress=progress, kept=kept.frames,
@@ -253,6 +260,7 @@ def stacker_of(
     finished: KeptRows | None = None,
     *,
     self_check: bool = True,
+    elsewhere: Elsewhere | None = None,
 ) -> Stacker:
     """Return what stacks registered frames on the device that a policy chooses, and checks a few of its pixels."""
     began = time.perf_counter()
@@ -262,13 +270,17 @@ def stacker_of(
         left = _left_for_slabs(resources, [frame.source for frame in frames])
         fwhm = {frame.source.name: frame.stats.fwhm for frame in frames if frame.stats is not None}
         job = with_star_tolerance(job, fwhm, left)
-        result, used = policy.stack(
-            lambda less_memory: stack_on_gpu(job, left.tighter() if less_memory else left, progress, finished, policy),
-            lambda: cpu.stack(job, left, progress, finished),
-            request,
-        )
-        told = cards_text(result.gpu)
-        result.device = replace(used, reason=f"{used.reason}, {told}") if told else used
+        made = None if elsewhere is None else elsewhere(job)
+        if made is not None:
+            result = made
+        else:
+            result, used = policy.stack(
+                lambda tighter: stack_on_gpu(job, left.tighter() if tighter else left, progress, finished, policy),
+                lambda: cpu.stack(job, left, progress, finished),
+                request,
+            )
+            told = cards_text(result.gpu)
+            result.device = replace(used, reason=f"{used.reason}, {told}") if told else used
         if self_check:
             result = checked_stack(
                 result, lambda: cpu.stack(job, left, progress), distrust=policy.distrust, finished=finished,
