@@ -216,6 +216,8 @@ def _stacked(args: argparse.Namespace, inputs: Sequence[str] | Inputs, console: 
             resume=not args.no_resume,
             fresh=args.fresh,
             cache=args.cache,
+            series=args.series,
+            targets=args.targets,
             command=args.command_line,
             progress=progress if args.log is None else with_log_of_progress(progress),
         )
