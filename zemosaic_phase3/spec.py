@@ -16,6 +16,7 @@ from zemosaic_phase3.methods import (
     STAR_WEIGHTS,
     CombineName,
     FlattenName,
+    FramingName,
     InterpolationName,
     LineFit,
     NormalizeName,
@@ -29,6 +30,8 @@ from zemosaic_phase3.methods import (
     rejection_row,
 )
 from zemosaic_phase3.settings import frame_limit, in_range, store_number, winsor_limits
+
+LEAST_PIXFRAC: Final = 0.05  # of a pixel
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,10 @@ class StackSpec:
     interpolation: InterpolationName = "lanczos3"
     flatten: FlattenName = "auto"  # make the frames' backgrounds alike, by a low-order surface each; also a bool
     spare_stars: bool = True  # a mean keeps what seeing explains of stars: engine.star_tolerance
+    framing: FramingName = "reference"  # what of the sky the result shows: pipeline.framing
     grid: tuple[int, int] | None = None  # (H, W) of the result, which the frames' transforms start from; None: theirs
+    drizzle: float = 0.0  # pixels of the result for one of the reference, 1 to 3, by drizzle; 0: interpolated instead
+    pixfrac: float = 1.0  # drizzle: side of a drop, pixels of its frame
     bounded_by_stars: bool = False  # linear_fit only: where a frame's stars contradict its scale, they decide
 
     def __post_init__(self) -> None:  # noqa: D105
@@ -71,6 +77,7 @@ class StackSpec:
         put(self, "interpolation", canonical("interpolation", self.interpolation, InterpolationName))
         given = {True: "on", False: "off"}.get(self.flatten, self.flatten)  # type: ignore[call-overload]
         put(self, "flatten", canonical("flatten", given, FlattenName))
+        put(self, "framing", canonical("framing", self.framing, FramingName))
         put(self, "winsor_limits", winsor_limits(self.winsor_limits))
         put(self, "line_fit", canonical("line fit", self.line_fit, LineFit))
         default = self.rejection.limits
@@ -81,6 +88,7 @@ class StackSpec:
         if self.grid is not None:
             height, width = (int(in_range("grid (height, width)", n, 1, 1e6)) for n in self.grid)
             put(self, "grid", (height, width))
+        self._check_drizzle()
         store_number(self, "gesd_fraction", "GESD fraction", 0.0, 0.5)
         store_number(self, "gesd_alpha", "GESD alpha", 1e-9, 0.5)
         for name, label, highest in (
@@ -91,6 +99,18 @@ class StackSpec:
             # Existing configurations carry any number where radial weights are off.
             limits = (0.0, highest) if self.radial_weight else (-math.inf, math.inf)
             store_number(self, name, label, *limits)
+
+    def _check_drizzle(self) -> None:
+        store_number(self, "drizzle", "drizzle scale", -math.inf, math.inf)
+        store_number(self, "pixfrac", "pixfrac", 0.0, 1.0)
+        if self.drizzle and not 1.0 <= self.drizzle <= 3.0:
+            raise SpecError(f"drizzle scale = {self.drizzle:g} is outside 1 to 3 (0: interpolate)")
+        if self.pixfrac < LEAST_PIXFRAC:
+            raise SpecError(
+                f"pixfrac = {self.pixfrac:g} is below {LEAST_PIXFRAC}: smaller drops leave nothing but holes"
+            )
+        if self.drizzle and self.radial_weight:
+            raise SpecError("radial weights and drizzle exclude each other: a drop is weighted by its area")
 
     @property
     def rejection(self) -> Rejection:

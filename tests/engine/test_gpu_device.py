@@ -166,41 +166,37 @@ STICKY_ON_ONE = textwrap.dedent("""
     import logging
     import numpy as np
     logging.basicConfig(level=logging.INFO)
-    from zemosaic_phase3.compat.descriptors import as_frames
-    from zemosaic_phase3.engine import cpu, gpu, gpu_card as card
-    from zemosaic_phase3.engine.job import make_job
-    from zemosaic_phase3.engine.resources import Resources
+    import zemosaic_phase3 as zp
+    from zemosaic_phase3.engine import gpu_card as card
     from zemosaic_phase3.runtime import cuda, cuda_failure
-    from zemosaic_phase3.spec import StackSpec
     frames = list(np.random.default_rng(0).normal(100, 3, (30, 200, 50, 3)).astype(np.float32))
-    job = make_job(as_frames(frames), StackSpec(normalize="none", weight="none", reject="sigma_clip"))
+    how = {"register": "none", "normalize": "none", "weight": "none"}
     cupy = cuda.cupy_module()
-    bad = {}
     def make():
         kernel = cupy.RawKernel('extern "C" __global__ void bad(int* p) { p[1ll << 50] = 1; }', "bad")
         kernel.compile()
         cuda.leave_alone(kernel.kernel)
         return kernel
-    bad[1] = cuda.on_card(1, make)
+    bad = cuda.on_card(1, make)
+    good = zp.stack(frames, gpus="all", **how)
+    assert good.report.device_reason == "GPU, cards 0, 1", good.report
     combine = card.Card.combine
     def poisoned(self, slab):
         combine(self, slab)
-        if self._number == 1:
+        if cuda_failure.card_of_thread() == 1:
             with self._combining:
-                bad[1]((1,), (1,), (cupy.zeros(1, cupy.int32),))
+                bad((1,), (1,), (cupy.zeros(1, cupy.int32),))
     card.Card.combine = poisoned
-    expected = cpu.stack(job, Resources(workers=4))
-    for _ in range(3):
-        found = gpu.stack(job, Resources(workers=4, cards=(0, 1), gpu_rows=10))
-        assert (found.image == expected.image).all() and (found.frame_counts == expected.frame_counts).all()
-        assert found.gpu.cards == (0,) and [number for number, _ in found.gpu.lost] == [1], found.gpu
-    assert cuda_failure.is_poisoned(1) and not cuda_failure.is_poisoned(0)
-    assert (gpu.stack(job, Resources(workers=4)).image == expected.image).all()
+    for attempts in (1, 0):
+        tile = zp.stack(frames, gpus="all", **how)
+        assert (tile.image == good.image).all() and tile.report.device == "cpu"
+        assert tile.report.gpu_attempts == attempts, tile.report
+    assert cuda_failure.is_poisoned()
     print("survived")
 """)
 
 
-def test_a_sticky_error_on_one_card_leaves_the_other():
+def test_a_sticky_error_on_one_card_ends_cuda_and_not_the_run():
     if cuda.card_count() < 2:
         pytest.skip("one card")
     done = subprocess.run([sys.executable, "-c", STICKY_ON_ONE], cwd=ROOT, capture_output=True, text=True, check=False)

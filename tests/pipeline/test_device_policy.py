@@ -107,7 +107,7 @@ class FakeGpu:
 
 @pytest.fixture(autouse=True)
 def new_run(monkeypatch):
-    monkeypatch.setattr(cuda_failure, "_LOST", set())
+    monkeypatch.setattr(cuda_failure, "_POISONED", threading.Event())
     worker.reset_phase3_gpu_state()
     yield
     worker.reset_phase3_gpu_state()

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 import types
 
 import pytest
@@ -17,7 +18,7 @@ from zemosaic_phase3.runtime import cuda, cuda_failure
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch):
-    monkeypatch.setattr(cuda_failure, "_LOST", set())
+    monkeypatch.setattr(cuda_failure, "_POISONED", threading.Event())
     cuda.first_probe.cache_clear()
     yield
     cuda.first_probe.cache_clear()

@@ -21,6 +21,7 @@ import platform
 import random
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -129,13 +130,13 @@ class Faults:
 @contextlib.contextmanager
 def injected(faults: Faults) -> Iterator[None]:
     """Let the engine fail within the block."""
-    stack, combine, lost = gpu.stack, gpu_card.Card.combine, cuda_failure._LOST  # noqa: SLF001 - a new process
+    stack, combine, lost = gpu.stack, gpu_card.Card.combine, cuda_failure._POISONED  # noqa: SLF001 - a new process
     gpu.stack, gpu_card.Card.combine = faults.stack(stack), faults.combine(combine)  # type: ignore[method-assign]
     try:
         yield
     finally:
         gpu.stack, gpu_card.Card.combine = stack, combine  # type: ignore[method-assign]
-        cuda_failure._LOST = lost  # noqa: SLF001
+        cuda_failure._POISONED = lost  # noqa: SLF001
 
 
 def tile_of(chance: random.Random, methods: Sequence[Rejection]) -> tuple[list[Frame], StackSpec]:
@@ -167,7 +168,7 @@ class Disabled(logging.Handler):
 
 def one_run(tiles: int, faults: Faults, record: Record, methods: Sequence[Rejection]) -> None:
     """Stack the tiles of one run."""
-    cuda_failure._LOST = set()  # noqa: SLF001 - a new process
+    cuda_failure._POISONED = threading.Event()  # noqa: SLF001 - a new process
     names = {**OWN, "_P3_GPU_STATE": dict(FRESH), "_p3_gpu_is_usable": lambda logger=None: True}
     policy = DevicePolicy(names)
     names["_hard_disable"] = policy.hard_disable

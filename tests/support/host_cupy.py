@@ -18,7 +18,7 @@ import numpy as np
 from cuda_host import build, combine_library, set_constants
 
 from zemosaic_phase3.combine import cuda
-from zemosaic_phase3.resample.cuda import source as resample_source
+from zemosaic_phase3.resample.cuda import drizzle_source
 
 
 class Data:
@@ -97,7 +97,7 @@ class Kernel:
             getattr(self.library, self.name)(*values)
 
 
-_C_TYPES = {np.uint64: ctypes.c_uint64, np.int64: ctypes.c_int64, np.int32: ctypes.c_int32}
+_C_TYPES = {np.uint64: ctypes.c_uint64, np.int64: ctypes.c_int64, np.int32: ctypes.c_int32, np.float64: ctypes.c_double}
 
 
 class HostCupy(types.ModuleType):
@@ -110,7 +110,7 @@ class HostCupy(types.ModuleType):
 
     def __init__(self, folder: Path) -> None:
         super().__init__("cupy")
-        self.resample = build(resample_source(), "host_resample", folder)
+        self.resample = build(drizzle_source(), "host_resample", folder)
         self.one_at_a_time, self.thread = threading.Lock(), threading.local()
         self.reset()
         self.cuda = types.SimpleNamespace(
@@ -211,7 +211,7 @@ def installed(cupy: HostCupy, monkeypatch):
     caches = (cuda.first_probe, gpu_card.compiled_kernel, gpu_card.limits_of)
     cupy.reset()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    monkeypatch.setattr(cuda_failure, "_LOST", set())
+    monkeypatch.setattr(cuda_failure, "_POISONED", threading.Event())
     monkeypatch.setattr(engine, "_KNOWN", {})
     for cache in caches:
         cache.cache_clear()

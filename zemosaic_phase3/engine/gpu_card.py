@@ -20,7 +20,7 @@ import numpy as np
 from zemosaic_phase3.combine import cuda as combine_cuda
 from zemosaic_phase3.engine.gpu_plan import STAGING_BUFFERS, Batch, GpuPlan, Route, Slab
 from zemosaic_phase3.engine.job import SUMMED, Job, StackResult, channel_sums
-from zemosaic_phase3.resample.cuda import FRAME_ROWS
+from zemosaic_phase3.resample.cuda import FRAME_ROWS, drizzle_source
 from zemosaic_phase3.resample.cuda import source as resample_source
 from zemosaic_phase3.runtime import cuda, cuda_failure
 
@@ -93,7 +93,6 @@ class Card:
 
     def __init__(self, job: Job, route: Route, plan: GpuPlan, scratch_limit: int) -> None:
         self._cupy = cuda.cupy_module()
-        self._number = cuda_failure.card_of_thread()  # for threads that collect
         self._runtime = self._cupy.cuda.runtime
         self._job, self._route, self._plan = job, route, plan
         self._scratch_limit = scratch_limit
@@ -236,11 +235,28 @@ class Card:
         samples = (_pointer(self._samples[k]), np.int64(pixels * route.channels))
         highest = int((frames["last"] - frames["first"]).max(initial=0))
         if highest > 0:
-            kernel = kernel_of(resample_source(), "open_rows")
+            kernel = kernel_of(self._way_there(), "open_rows")
             arguments = (_pointer(staged), *common, _pointer(self._blocks), *samples)
             self._launch(kernel, len(frames), highest * route.frame_width, arguments)
         if not route.in_place[batch.first : batch.last].all():
-            self._resample(slab, len(frames), pixels, common, samples)
+            put_on_grid = self._drizzle if self._job.spec.drizzle > 0.0 else self._resample
+            put_on_grid(slab, len(frames), pixels, common, samples)
+
+    def _way_there(self) -> str:
+        """Return the text of what turns a batch as stored into samples."""
+        return drizzle_source() if self._job.spec.drizzle > 0.0 else resample_source()
+
+    def _drizzle(
+        self, slab: Slab, n_frames: int, pixels: int, common: tuple[Any, ...], samples: tuple[Any, ...]
+    ) -> None:
+        cube, stride = samples
+        weights = self._sample_weights[slab.number % self._in_flight]
+        arguments = (
+            _pointer(self._blocks), *common, _pointer(self._fields), np.int32(self._field_columns),
+            np.float64(self._job.spec.pixfrac), np.int32(slab.rows.start), np.int32(slab.rows.stop - slab.rows.start),
+            np.int32(self._route.width), cube, _pointer(weights), stride,
+        )  # fmt: skip
+        self._launch(kernel_of(self._way_there(), "drizzle_rows"), n_frames, pixels, arguments)
 
     def _resample(
         self, slab: Slab, n_frames: int, pixels: int, common: tuple[Any, ...], samples: tuple[Any, ...]
@@ -312,8 +328,8 @@ class Card:
         """
         k, m = slab.number % self._in_flight, MAPS.index(name)
         target = getattr(result, name)[slab.rows]
-        with cuda_failure.noticing_sticky_errors(self._number):
-            cuda_failure.check_not_lost(self._number)
+        with cuda_failure.noticing_sticky_errors():
+            cuda_failure.check_not_lost()
             self._maps_ready[k].synchronize()
         source = self._pinned_maps[k][m * target.nbytes : (m + 1) * target.nbytes]
         np.copyto(target, source.view(target.dtype).reshape(target.shape))

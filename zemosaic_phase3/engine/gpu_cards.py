@@ -2,6 +2,7 @@
 
 Every row is made by one card, with the bits that any other, or the CPU, would give it. A card has two attempts at a
 band, the second with less memory if that was the trouble; if both fail, the others take its band and go on without it.
+A sticky error is no matter of one card: it ends CUDA for the process, so that no card is left.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from zemosaic_phase3.runtime.cuda_failure import Failure, failure_of, forget_fra
 
 LOGGER = logging.getLogger("ZeMosaicWorker")
 
-BANDS_PER_CARD: Final = 2  # so that the faster of two cards does more; each begins with empty buffers
+BAND_BYTES: Final = 16 << 30  # samples of a band, 0.3 s of a card: each begins with empty buffers, which costs 10 ms
+MOST_BANDS: Final = 8  # of a card: the faster one does more, and finished ones are kept
 
 
 def stack_on_cards(
@@ -68,9 +70,12 @@ def _share(job: Job, resources: Resources) -> Resources:
 
 
 def _bands(job: Job, resources: Resources, known: Sequence[slice]) -> list[slice]:
-    height = job.shape[0]
+    """Return the rows to do in bands, one for each card, or several where there is much to do."""
+    height, cards = job.shape[0], len(resources.cards)
     to_do = height - sum(rows.stop - rows.start for rows in known)
-    return list(slabs_to_do(height, max(1, math.ceil(to_do / (BANDS_PER_CARD * len(resources.cards)))), known))
+    samples = 4 * len(job.sources) * to_do * job.shape[1] * job.channels
+    bands = cards * max(1, min(MOST_BANDS, samples // (BAND_BYTES * cards)))
+    return list(slabs_to_do(height, max(1, math.ceil(to_do / bands)), known))
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from zemosaic_phase3.detection.sky_mesh import mesh_at
-from zemosaic_phase3.records import FrameStats
+from zemosaic_phase3.records import IDENTITY, FrameStats
 from zemosaic_phase3.registration.distortion import displacement
 from zemosaic_phase3.registration.transform import transform_points
 
@@ -48,7 +48,13 @@ class Gain(NamedTuple):
         return bool(np.all(self.pairs >= MIN_PAIRS) and np.all(self.error <= MAX_GAIN_ERROR))
 
 
-def frame_gain(frame: FrameStats, reference: FrameStats, to_frame: np.ndarray, field: np.ndarray | None = None) -> Gain:
+def frame_gain(
+    frame: FrameStats,
+    reference: FrameStats,
+    to_frame: np.ndarray,
+    field: np.ndarray | None = None,
+    to_grid: np.ndarray = IDENTITY,
+) -> Gain:
     """Compare the fluxes of the stars that two frames share.
 
     Per channel the weighted mean of ln(reference / frame), the frame's on the pixels of the reference, that is divided
@@ -64,10 +70,12 @@ def frame_gain(frame: FrameStats, reference: FrameStats, to_frame: np.ndarray, f
         Reference frame's pixel to frame's pixel.
     field : ndarray (rows, columns, 2) float32, optional
         Displacements on top of that, px, see :mod:`registration.distortion`.
+    to_grid : ndarray (3, 3) float64
+        Reference frame's pixel to that of the grid on which the field is given.
     """
     channels = frame.median.size
-    i, j = _same_stars(frame, reference, to_frame, field)
-    area = pixel_areas(to_frame, reference.star_xy[i].astype(np.float64), field)
+    i, j = _same_stars(frame, reference, to_frame, field, to_grid)
+    area = pixel_areas(to_frame, reference.star_xy[i].astype(np.float64), field, to_grid)
     factor, error, pairs = np.full(channels, np.nan), np.full(channels, np.inf), np.zeros(channels, np.int64)
     for c in range(channels if len(i) else 0):
         ours, theirs = reference.star_light[i, c].astype(np.float64), frame.star_light[j, c].astype(np.float64)
@@ -85,16 +93,19 @@ def frame_gain(frame: FrameStats, reference: FrameStats, to_frame: np.ndarray, f
     return Gain(drawn_together(factor, error), error, pairs, float(np.median(area)) if area.size else 1.0)
 
 
-def pixel_areas(to_frame: np.ndarray, xy: np.ndarray, field: np.ndarray | None = None) -> np.ndarray:
+def pixel_areas(
+    to_frame: np.ndarray, xy: np.ndarray, field: np.ndarray | None = None, to_grid: np.ndarray = IDENTITY
+) -> np.ndarray:
     """Return how many pixels of the frame a pixel of the reference covers at places ``xy (n, 2)``, ``(n,) float64``.
 
-    The determinant of the map's derivative, by differences over ``AREA_STEP`` pixels, so that the distortion counts.
+    The determinant of the map's derivative, by differences over ``AREA_STEP`` pixels, so that the distortion counts;
+    ``field`` and ``to_grid`` as in :func:`frame_gain`.
     """
     steps = AREA_STEP * np.array([[-0.5, 0.0], [0.5, 0.0], [0.0, -0.5], [0.0, 0.5]])
     places = xy[:, None, :] + steps
     there = transform_points(to_frame, places.reshape(-1, 2))
     if field is not None:
-        there += displacement(field, places.reshape(-1, 2))
+        there += displacement(field, transform_points(to_grid, places.reshape(-1, 2)))
     left, right, below, above = there.reshape(-1, 4, 2).transpose(1, 0, 2)
     (ax, ay), (bx, by) = ((right - left) / AREA_STEP).T, ((above - below) / AREA_STEP).T
     return np.abs(ax * by - ay * bx)
@@ -112,7 +123,7 @@ def drawn_together(factor: np.ndarray, error: np.ndarray) -> np.ndarray:
 
 
 def _same_stars(
-    frame: FrameStats, reference: FrameStats, to_frame: np.ndarray, field: np.ndarray | None
+    frame: FrameStats, reference: FrameStats, to_frame: np.ndarray, field: np.ndarray | None, to_grid: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the stars that are mutually nearest and close enough: indices (reference's, frame's)."""
     from scipy.spatial import cKDTree
@@ -122,7 +133,7 @@ def _same_stars(
     known = reference.star_xy.astype(np.float64)
     expected = transform_points(to_frame, known)
     if field is not None:
-        expected += displacement(field, known)
+        expected += displacement(field, transform_points(to_grid, known))
     radius = max(MIN_MATCH_PX, MATCH_FWHM * frame.fwhm) if np.isfinite(frame.fwhm) else MIN_MATCH_PX
     distance, nearest = cKDTree(frame.star_xy).query(expected, distance_upper_bound=radius)
     near = np.flatnonzero(np.isfinite(distance))

@@ -58,7 +58,7 @@ def apply_limits(group: Group, spec: SelectSpec) -> None:
             if i == group.reference or within or tolerated or not group.rows[i].used:
                 continue
             found += 1
-            said = rule.wording.format(figure)
+            said = rule.wording.format(figure) if math.isfinite(figure) else "no star whose shape can be measured"
             if rule.limit == WIDE:
                 why = f"{said}, more than {rule.limit} the median of the frames: out of focus? --max-fwhm none keeps it"
             elif isinstance(rule.limit, str):

@@ -3,9 +3,8 @@
 A failure is classified by class and CUDA status, and by its text only when neither is known
 (:func:`classify_failure`); CuPy need not be installed for that.
 
-A *sticky* CUDA error destroys what the process has on a card; every later CUDA call there returns the same error. Once
-:func:`mark_sticky` was called, nothing in this library makes a CuPy call for that card again. Other cards go on: a
-thread that works for one says so by :func:`work_for_card`.
+A *sticky* CUDA error destroys the context of the process; every later CUDA call returns the same error, on other cards
+too. Once :func:`mark_sticky` was called, nothing in this library makes a CuPy call again.
 
 Source of the status codes: CUDA Runtime API, enum ``cudaError``; the driver's ``CUresult`` uses the same numbers
 for the codes listed here.
@@ -26,12 +25,12 @@ from zemosaic_phase3.errors import DeviceError, FrameError, NoCardLeftError, NoF
 FailureKind = Literal["out_of_memory", "sticky", "unavailable", "other"]
 
 
-_LOST: set[int] = set()  # cards
+_POISONED = threading.Event()
 _THREAD = threading.local()
 
 
 def work_for_card(card: int) -> None:
-    """Say which card this thread works for from now on: where CUDA is lost, it is lost there."""
+    """Say which card this thread works for from now on."""
     _THREAD.card = card
 
 
@@ -41,36 +40,36 @@ def card_of_thread() -> int:
     return card
 
 
-def mark_sticky(card: int | None = None) -> None:
-    """Record that CUDA is lost to this process on a card (this thread's); nothing in this room calls it there again."""
-    _LOST.add(card_of_thread() if card is None else card)
+def mark_sticky() -> None:
+    """Record that CUDA is lost to this process; from here on nothing in this room calls CuPy."""
+    _POISONED.set()
 
 
-def is_poisoned(card: int | None = None) -> bool:
+def is_poisoned() -> bool:
     """Return True after :func:`mark_sticky`. There is no way back but a new process."""
-    return (card_of_thread() if card is None else card) in _LOST
+    return _POISONED.is_set()
 
 
-def check_not_lost(card: int | None = None) -> None:
+def check_not_lost() -> None:
     """Call before CUDA is called, where another thread may have found it lost.
 
     Raises
     ------
     RuntimeError
-        CUDA is lost to this process, on that card.
+        CUDA is lost to this process.
     """
-    if is_poisoned(card):
+    if is_poisoned():
         raise RuntimeError("an earlier CUDA error cannot be undone in this process; start a new process")
 
 
 @contextlib.contextmanager
-def noticing_sticky_errors(card: int | None = None) -> Iterator[None]:
+def noticing_sticky_errors() -> Iterator[None]:
     """Mark a sticky error as it leaves the block, before any other thread or destructor calls CUDA."""
     try:
         yield
     except BaseException as exc:
         if classify_failure(exc) == "sticky":
-            mark_sticky(card)
+            mark_sticky()
         raise
 
 
