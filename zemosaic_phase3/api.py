@@ -377,11 +377,12 @@ def _shown(progress: bool | Callback) -> Iterator[Callback | None]:
     if not isinstance(progress, bool):
         yield progress
         return
-    from zemosaic_phase3.app.console import make_console, shown_progress
+    from zemosaic_phase3.app.console import announce_compilation, make_console, shown_progress
 
     console = make_console(sys.stderr) if progress and sys.stderr is not None else None
     if console is None or not (console.is_terminal or console.is_jupyter):
         yield None
         return
-    with shown_progress(console, STAGES) as callback:
+    cold = announce_compilation(console, quiet=False)
+    with shown_progress(console, STAGES, cold=cold) as callback:
         yield callback

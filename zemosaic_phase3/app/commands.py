@@ -179,10 +179,10 @@ def _stacked(args: argparse.Namespace, inputs: Sequence[str] | Inputs, console: 
     stack, register, select = specs_of(args)
     calibration = calibration_of(args)
     outputs = _outputs(args)
-    console_module.announce_compilation(console, quiet=args.quiet)
+    cold = console_module.announce_compilation(console, quiet=args.quiet)
     with (
         kernels_compiled_beside(stack),
-        console_module.shown_progress(console, STACK_STAGES, quiet=args.quiet) as progress,
+        console_module.shown_progress(console, STACK_STAGES, quiet=args.quiet, cold=cold) as progress,
     ):
         tile = stack_files(
             inputs,
@@ -348,8 +348,8 @@ def run_bench(args: argparse.Namespace, console: Console) -> None:
         memory=args.memory,
         files=args.files,
     )
-    console_module.announce_compilation(console, quiet=args.quiet)
-    with console_module.shown_progress(console, BENCH_STAGES, quiet=args.quiet) as progress:
+    cold = console_module.announce_compilation(console, quiet=args.quiet)
+    with console_module.shown_progress(console, BENCH_STAGES, quiet=args.quiet, cold=cold) as progress:
         result = bench.run_bench(spec, progress)
         job = bench_job.run_job(args.subs, args.size, spec.threads, progress) if args.subs else None
     text = summary.json_text(result.as_dict() | {"job": None if job is None else summary.json_ready(job.as_dict())})

@@ -164,7 +164,7 @@ def build_tile(
         if allowed_bytes is not None:
             plan_of_group(group, stack, register, workers, allowed_bytes, copied_maps)
         if opened is not None:
-            opened(_tile_shape(group.source(group.usable[0]), stack), len(group.rows))
+            opened(tile_shape(group.source(group.usable[0]), stack), len(group.rows))
     if calibration is not None:
         with timed(report, "calibrate"):
             calibrate_group(
@@ -214,7 +214,7 @@ def _settle(group: Group, choice: Choice, bayer: str) -> None:
     check_rows_and_colours(group, bayer)
 
 
-def _tile_shape(source: FrameSource, stack: StackSpec) -> tuple[int, ...]:
+def tile_shape(source: FrameSource, stack: StackSpec) -> tuple[int, ...]:
     """Return the shape of a tile on the grid of this frame."""
     canvas = finer_canvas(None, source.shape, stack.drizzle or 1.0)
     return source.shape if canvas is None else (*canvas.shape, *source.shape[2:])
@@ -248,7 +248,7 @@ def plan_of_group(
     """
     some = group.source(group.usable[0])
     allowed_bytes = max(1, allowed_bytes - whole_bytes(some))
-    height, width = _tile_shape(some, stack)[:2]
+    height, width = tile_shape(some, stack)[:2]
     return plan_slabs(
         height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=width, channels=some.channels,
         workers=workers, weights_per_pixel=_weights_per_pixel(some, stack),
