@@ -12,6 +12,7 @@ import numpy as np
 from zemosaic_phase3.detection.star_finder import choose_reference
 from zemosaic_phase3.errors import NoFramesError
 from zemosaic_phase3.io.frame import FrameSource
+from zemosaic_phase3.pipeline.borrowing import borrow
 from zemosaic_phase3.pipeline.group import Group, Kept, frame_fault
 from zemosaic_phase3.pipeline.measuring import known_or_scanned
 from zemosaic_phase3.pipeline.scan import Scan, scan_bytes
@@ -106,6 +107,7 @@ def register_group(
         verdicts = _register_on(group, group.reference, spec, workers, progress, kept)
     else:
         group.reference, verdicts = _best_reference(group, spec, workers, progress, kept)
+    borrow(group, spec, verdicts, workers)
     if review is not None:
         review(group, spec, verdicts, _tools(group, spec, workers, kept))
     _tell_distortion([verdict for verdict in verdicts.values() if verdict.ok])

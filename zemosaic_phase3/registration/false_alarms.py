@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from typing import Final, NamedTuple
 
+TESTS: Final = 10.0  # by count and by residuals, in each of the five batches of hypotheses that a search goes through
 FINEST: Final = 0.05  # px, rms of pairs below which a smaller one proves nothing more
 
 
@@ -47,7 +48,7 @@ class Evidence(NamedTuple):
 def log10_of_false_alarms(found: Evidence, tried: Tried) -> float:
     """Return log10 of the expected number of matches as good as this one in unrelated fields.
 
-    With n candidates, k pairs, s free ones, m = k - s and density d, it is ``2 N min(B, V)``:
+    With n candidates, k pairs, s free ones, m = k - s and density d, it is ``TESTS N min(B, V)``:
 
     - ``B``, by count: the binomial upper tail of m or more of n - s, each with probability ``1 - exp(-pi d radius^2)``.
     - ``V``, by residuals: ``C(n - s, m) (pi d S)^m / m!``. The residuals of a least-squares fit have 2 m dimensions,
@@ -73,7 +74,7 @@ def log10_of_false_alarms(found: Evidence, tried: Tried) -> float:
     else:
         chance = _log_choose(candidates, found.free) + found.free * math.log(max(cell * found.reach**2, 1e-300))
         models = tried.weighed * math.exp(min(chance, 600.0))
-    return math.log10(2.0) + math.log10(max(models, 1e-300)) + min(by_count, by_residuals)
+    return math.log10(TESTS) + math.log10(max(models, 1e-300)) + min(by_count, by_residuals)
 
 
 def _log_choose(n: int, k: int) -> float:

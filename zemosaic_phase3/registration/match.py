@@ -45,7 +45,7 @@ from zemosaic_phase3.spec import RegisterSpec
 AGAIN: Final = Tried(1.0, 1.0)  # what is believed already, and refined once more
 LEAST_STILL: Final = 6  # detections that did not move, to be taken for stars
 MIN_FRACTION: Final = 0.2  # of the stars visible in both, that must have matched
-MIN_FRACTION_STILL: Final = 0.5  # of the reference's stars, that must have matched if nothing moved
+MIN_FRACTION_STILL: Final = 0.7  # of the reference's stars, that must have matched if nothing moved
 PAIRS_PER_PARAMETER: Final = 3  # matched stars that a model richer than a similarity needs
 BIC_MARGIN: Final = 10.0  # by which a richer model must beat a simpler one
 FAINT_MARGIN: Final = 1.3  # factor above a frame's faintest stars at which it is taken to be complete

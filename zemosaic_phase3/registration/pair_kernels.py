@@ -62,8 +62,8 @@ def nearest_star(
 ) -> tuple[int, float]:
     """Return the star nearest to a place and its squared distance, below ``limit`` px^2; -1: there is none."""
     rows = (len(first) - 1) // columns
-    column = min(max(math.floor(x / cell), -2.0), columns + 1.0)
-    row = min(max(math.floor(y / cell), -2.0), rows + 1.0)
+    column = min(max(math.floor(x / cell), 0.0), columns - 1.0)
+    row = min(max(math.floor(y / cell), 0.0), rows - 1.0)
     best, least = -1, limit
     for r in range(max(int(row) - 1, 0), min(int(row) + 2, rows)):
         for c in range(max(int(column) - 1, 0), min(int(column) + 2, columns)):
@@ -346,8 +346,12 @@ def ring_counts(
     found = np.zeros(len(places), np.int64)
     for p in range(len(places)):
         x, y = places[p, 0], places[p, 1]
-        for r in range(max(int((y - outer) / cell), 0), min(int((y + outer) / cell) + 1, rows)):
-            for c in range(max(int((x - outer) / cell), 0), min(int((x + outer) / cell) + 1, columns)):
+        top = int(min(max(math.floor((y - outer) / cell), 0.0), rows - 1.0))
+        bottom = int(min(max(math.floor((y + outer) / cell), 0.0), rows - 1.0))
+        left = int(min(max(math.floor((x - outer) / cell), 0.0), columns - 1.0))
+        right = int(min(max(math.floor((x + outer) / cell), 0.0), columns - 1.0))
+        for r in range(top, bottom + 1):
+            for c in range(left, right + 1):
                 for s in range(first[r * columns + c], first[r * columns + c + 1]):
                     k = stars[s]
                     d = (xy[k, 0] - x) * (xy[k, 0] - x) + (xy[k, 1] - y) * (xy[k, 1] - y)
