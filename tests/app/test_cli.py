@@ -392,23 +392,37 @@ def test_help_is_shown(arguments, capsys):
 
 
 def test_help_gives_meaning_and_default_of_each_option():
-    assert sorted(commands()) == ["attach", "bench", "demo", "detach", "doctor", "simulate", "stack"]
+    assert sorted(commands()) == [
+        "attach",
+        "bench",
+        "completion",
+        "demo",
+        "detach",
+        "doctor",
+        "simulate",
+        "stack",
+        "view",
+        "watch",
+    ]
     wanted = (
         "--output --reference --register --interpolation --reject --kappa-low --kappa-high --winsor-limits --wsc-impl "
         "--line-fit --normalize --weight --combine --radial-weight --equalize-rgb --bayer --device --require-gpu "
         "--flatten --transform --max-fwhm --min-stars --drop-worst --memory --workers --maps --preview --overwrite "
         "--json --quiet --verbose --recursive --filter --group-by --min-frames --cache --no-resume --fresh "
         "--dark --flat --bias --dark-flat --calibration --scale-dark --temperature-tolerance "
-        "--calibration-cache --cosmetic --no-self-check --no-spare-stars"
+        "--calibration-cache --cosmetic --no-self-check --no-spare-stars --gpus "
+        "--preset --config --save-config --dry-run --rej --log --framing "
+        "--comet --drizzle --pixfrac "
+        "--report --annotate --before-after --preview-size --preview-stretch"
     )
     stack = {action.option_strings[-1] if "--equalize-rgb" not in action.option_strings else "--equalize-rgb": action
              for action in actions(commands()["stack"]) if action.option_strings}  # fmt: skip
     assert set(wanted.split()) == set(stack) - {"--help"}
-    for name in set(wanted.split()) - {"--output", "--quiet", "--verbose"}:
+    for name in set(wanted.split()) - {"--quiet", "--verbose"}:
         assert "(default: " in stack[name].help, name
     bench = {action.option_strings[-1]: action for action in actions(commands()["bench"]) if action.option_strings}
-    wanted = "--frames --size --channels --methods --files --repeat --workers --memory --json --overwrite"
-    assert {*wanted.split(), "--quiet", "--verbose"} == set(bench) - {"--help"}
+    wanted = "--frames --size --channels --methods --files --subs --repeat --workers --memory --json --overwrite"
+    assert {*wanted.split(), "--quiet", "--verbose", "--log"} == set(bench) - {"--help"}
     for name in wanted.split():
         assert "(default: " in bench[name].help, name
 

@@ -175,6 +175,7 @@ def shown_log(console: Console, *, quiet: bool = False, verbose: bool = False) -
     """Show what the library logs: warnings; only errors when quiet; everything, and tracebacks, when verbose."""
     level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
     handler = _ConsoleHandler(console, verbose=verbose)
+    handler.setLevel(level)  # a log file may want more than the console
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [logger.level for logger in loggers]
     for logger in loggers:

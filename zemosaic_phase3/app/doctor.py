@@ -106,8 +106,24 @@ def _gpu_facts(gpu: GpuProbe, check: Usability) -> list[tuple[str, str]]:
         return [("GPU", f"none: {gpu.reason}"), ("", f"remedy: {gpu.remedy}")]
     free = f"{memory_text(gpu.vram_free)} free of {memory_text(gpu.vram_total)}"
     cuda = f"CuPy {gpu.cupy_version}, CUDA runtime {gpu.runtime_version}, driver {gpu.driver_version}"
-    told = "a test tile came out right" if check.usable else f"cannot be used: {check.reason}; remedy: {check.remedy}"
-    return [("GPU", f"{gpu.name}, {free}; {cuda}"), ("", told)]
+    return [("GPU", f"{gpu.name}, {free}; {cuda}"), ("", _verdict(check)), *_further_cards()]
+
+
+def _verdict(check: Usability) -> str:
+    return "a test tile came out right" if check.usable else f"cannot be used: {check.reason}; remedy: {check.remedy}"
+
+
+def _further_cards() -> list[tuple[str, str]]:
+    """Return what there is to say of the cards beside the first, which ``--gpus`` takes."""
+    from zemosaic_phase3.engine.gpu_check import usability
+    from zemosaic_phase3.runtime import cuda
+
+    facts = []
+    for card in range(1, cuda.card_count()):
+        gpu, check = cuda.on_card(card, lambda: (cuda.probe(), usability()))
+        free = f"{memory_text(gpu.vram_free)} free of {memory_text(gpu.vram_total)}"
+        facts.append((f"card {card}", f"{gpu.name}, {free}; {_verdict(check)}"))
+    return facts
 
 
 def versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from zemosaic_phase3.check.drizzled import drizzled_samples
 from zemosaic_phase3.engine.job import Job
 from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.registration.distortion import STEP
@@ -64,7 +65,7 @@ def samples_at(job: Job, rows: np.ndarray, columns: np.ndarray, workers: int = 1
     for start in range(0, n, AT_ONCE):
         for some in _of_one_kind(job, range(start, min(start + AT_ONCE, n))):
             value[some], error[some], own = _of_frames(job, some, rows, columns, workers)
-            weight[some] *= own[..., None]
+            weight[some] *= own
     if job.sample_weight is not None:
         own = job.sample_weight[:, rows, columns]
         weight *= (own if own.ndim == 3 else own[..., None]).astype(np.float64)
@@ -82,7 +83,11 @@ def _of_one_kind(job: Job, frames: range) -> Iterator[list[int]]:
 def _of_frames(
     job: Job, frames: list[int], rows: np.ndarray, columns: np.ndarray, workers: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return values, errors (n, P, C) and radial weights (n, P) of frames that all are mosaics, or none of them."""
+    """Return values, errors (n, P, C) and own weights (n, P, 1 or C) of frames that all are mosaics, or none."""
+    if job.spec.drizzle > 0.0:
+        around = ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))
+        corners = np.stack([_positions(job, frames, rows, columns, *by) for by in around], axis=1)
+        return drizzled_samples(job, frames, corners, workers)
     table, spec = job.table, job.spec
     first = job.sources[frames[0]]
     x, y = _positions(job, frames, rows, columns)
@@ -108,13 +113,15 @@ def _of_frames(
     own = np.ones(x.shape)
     if spec.radial_weight:
         own = np.where(inside, _radial(x, y, first, spec.radial_feather, spec.radial_power, spec.radial_floor), 0.0)
-    return value, error, own
+    return value, error, own[..., None]
 
 
-def _positions(job: Job, frames: list[int], rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where pixels of the result lie in the frames: x, y (n, P) float64, pixels."""
+def _positions(
+    job: Job, frames: list[int], rows: np.ndarray, columns: np.ndarray, right: float = 0.0, down: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return where pixels of the result lie in the frames, or points beside them: x, y (n, P) float64, pixels."""
     m = job.table.transform[frames][:, None]
-    column, row = columns.astype(np.float64), rows.astype(np.float64)
+    column, row = columns + right, rows + down
     x, y, w = (m[..., k, 0] * column + (m[..., k, 1] * row + m[..., k, 2]) for k in range(3))
     affine = (m[..., 2, 0] == 0.0) & (m[..., 2, 1] == 0.0) & (m[..., 2, 2] == 1.0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -206,9 +213,9 @@ def _demosaiced(raw: np.ndarray, row_parity: np.ndarray, column_parity: np.ndarr
     far_vertical, far_horizontal = at(-2, 0) + at(2, 0), at(0, -2) + at(0, 2)
     diagonal = at(-1, -1) + at(-1, 1) + at(1, -1) + at(1, 1)
     green = (4.0 * c + 2.0 * (vertical + horizontal) - (far_vertical + far_horizontal)) / 8.0
-    other = (6.0 * c + 2.0 * diagonal - 1.5 * (far_vertical + far_horizontal)) / 8.0
-    across = (5.0 * c + 4.0 * horizontal - far_horizontal - diagonal + 0.5 * far_vertical) / 8.0
-    along = (5.0 * c + 4.0 * vertical - far_vertical - diagonal + 0.5 * far_horizontal) / 8.0
+    other = diagonal / 4.0 + (c - (far_vertical + far_horizontal) / 4.0) / 2.0
+    across = horizontal / 2.0 + (15.0 * c - 3.0 * (far_horizontal + diagonal) + 1.5 * far_vertical) / 32.0
+    along = vertical / 2.0 + (15.0 * c - 3.0 * (far_vertical + diagonal) + 1.5 * far_horizontal) / 32.0
     is_green = red_row != red_column
     of_row = np.where(is_green, across, c)  # the colour that shares the row with green
     of_other_row = np.where(is_green, along, other)

@@ -214,7 +214,7 @@ def _part(job: Job, frames: list[int]) -> Job:
             weight=table.weight[frames],
             distortion=[table.distortion[k] for k in frames] if table.distortion else [],
         ),
-        spec=replace(job.spec, radial_weight=False),
+        spec=replace(job.spec, radial_weight=False, drizzle=0.0),  # interpolated: a drizzle has holes
         sample_weight=None,
         tolerance=None,
     )

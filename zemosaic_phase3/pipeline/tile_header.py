@@ -179,6 +179,8 @@ def _method_cards(job: Job) -> Header:
     cards = Header()
     cards["ZMT_NORM"] = (table.normalize_method or stack.normalize, "normalisation")
     cards["ZMT_WGHT"] = (table.weight_method, "frame weights")
+    if stack.framing != "reference":
+        cards["ZMT_FRAM"] = (stack.framing, "what of the sky is shown")
     cards["ZMT_FLAT"] = (flattened > 0, "backgrounds made alike")
     if stack.flatten:
         cards["ZMT_NFLT"] = (flattened, "frames that got a surface")
@@ -198,7 +200,10 @@ def _method_cards(job: Job) -> Header:
         cards["HIERARCH ZMT_KAPLO"] = (stack.kappas[0], "rejection limit, sigma")
         cards["HIERARCH ZMT_KAPHI"] = (stack.kappas[1], "rejection limit, sigma")
     cards["ZMT_COMB"] = (stack.combine, "combination")
-    cards["ZMT_INTP"] = (stack.interpolation, "interpolation")
+    cards["ZMT_INTP"] = ("drizzle" if stack.drizzle else stack.interpolation, "interpolation")
+    if stack.drizzle:
+        cards["ZMT_DRIZ"] = (stack.drizzle, "drizzle: pixels for one of the reference")
+        cards["ZMT_PIXF"] = (stack.pixfrac, "drizzle: side of a drop, pixels of its frame")
     return cards
 
 
