@@ -1,7 +1,7 @@
 """Measure how many frames a second are registered by 1 .. n threads, each on one reference, from star lists.
 
-Run ``python benchmarks/bench_register_cores.py [--frames N] [--threads 1,2,4]`` on a machine with many cores. Frames are
-dithered and turned by a few degrees, with and without a WCS in each header; lists are seeded. CPU is process time a
+Run ``python benchmarks/bench_register_cores.py [--frames N] [--threads 1,2,4]`` on a machine with many cores. Frames
+are dithered and turned by a few degrees, with and without a WCS in each header; lists are seeded. CPU is process time a
 frame; efficiency is frames a second over threads times those of one.
 """
 
