@@ -249,7 +249,7 @@ def _apart(matrix: np.ndarray, shape: tuple[int, ...], beside: str, reason: str)
     where = f"{math.hypot(*away):.0f} px away (x {away[0]:+.0f}, y {away[1]:+.0f})"
     if part == 0.0:
         return (
-            "do not overlap with the reference: stack them on their own",
+            "do not overlap with the reference: use --framing union, or stack them on their own",
             f"no overlap with the reference: its field is {where}, as {beside} beside it shows; stack it on its own",
         )
     return (
