@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 import tempfile
@@ -20,7 +21,7 @@ from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.engine.result_check import result_fault
 from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS
 from zemosaic_phase3.engine.star_tolerance import with_star_tolerance
-from zemosaic_phase3.errors import GPUStackingError, NoCardLeftError, PlanError, StackCancelled
+from zemosaic_phase3.errors import GPUStackingError, NoCardLeftError, PlanError, SpecError, StackCancelled
 from zemosaic_phase3.finish.equalize import equalize_if
 from zemosaic_phase3.io.atomic_write import remove_strays
 from zemosaic_phase3.io.foreign_file import SPARE_BYTES, Decoded, whole_bytes
@@ -35,8 +36,10 @@ from zemosaic_phase3.pipeline.frame_count import LeastFrames
 from zemosaic_phase3.pipeline.input_list import Inputs, list_inputs
 from zemosaic_phase3.pipeline.kept import Kept, kept_for
 from zemosaic_phase3.pipeline.kept_rows import KeptRows
+from zemosaic_phase3.pipeline.light_curve import Targets
 from zemosaic_phase3.pipeline.outputs import Wanted, check_output, check_room, check_tile_name, write_tile
 from zemosaic_phase3.pipeline.self_check import checked_stack
+from zemosaic_phase3.pipeline.series import Series, SeriesSpec
 from zemosaic_phase3.pipeline.tile import Stacker, Tile, build_tile
 from zemosaic_phase3.pipeline.tile_facts import star_width
 from zemosaic_phase3.progress import Callback, timed
@@ -75,6 +78,8 @@ def stack_files(
     recursive: bool = False,
     min_frames: LeastFrames | int | str | None = None,
     comet: str | Sequence[str] | None = None,
+    series: SeriesSpec | str | int | None = None,
+    targets: str | os.PathLike[str] | None = None,
     resume: bool = True,
     fresh: bool = False,
     cache: str | os.PathLike[str] | None = None,
@@ -126,6 +131,10 @@ def stack_files(
         Number or share ("80%") of frames below which nothing is stacked; None: fewer than half are a warning.
     comet : str or sequence of str, optional
         A moving target that the stack holds still for, see :func:`pipeline.comet.comet_of`; None: the sky.
+    series : SeriesSpec, str or int, optional
+        Many stacks in time beside the whole one: "5min", "90s", or so many frames each; see :mod:`pipeline.series`.
+    targets : path, optional
+        Table of positions, whose light curve is measured in the series; see :mod:`pipeline.light_curve`.
     resume : bool
         Go on where an earlier run was, and let a later one: keep a journal, see :mod:`pipeline.journal`.
     fresh : bool
@@ -166,6 +175,7 @@ def stack_files(
         check_tile_name(output)
         remove_strays(Path(output).parent)
     target = comet_of(comet)
+    wanted_series = _series_of(series, targets, output, overwrite=overwrite)
     least = min_frames if isinstance(min_frames, LeastFrames) else LeastFrames.of(min_frames)
     if isinstance(inputs, Inputs):
         listed = inputs
@@ -199,6 +209,7 @@ def stack_files(
             progress=progress, kept=kept.frames,
             opened=None if wanted is None else partial(_look_for_room, wanted, kept, decoded),
             choice=Choice(listed.named, filter), least=least, comet=target, decoded=decoded,
+            series=None if wanted_series is None else wanted_series.make,
         )  # fmt: skip
         tile.report.warnings[:0] = listed.notes
         tile.report.command, tile.report.started = list(command), began.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -210,6 +221,26 @@ def stack_files(
                 write_tile(tile, output, maps=maps, overwrite=overwrite)
         kept.tell(tile.report)
     return tile
+
+
+def _series_of(
+    series: SeriesSpec | str | int | None,
+    targets: str | os.PathLike[str] | None,
+    output: str | os.PathLike[str] | None,
+    *,
+    overwrite: bool,
+) -> Series | None:
+    """Return the series that is asked for, its targets read and its files looked for; None: no series."""
+    if series is None:
+        if targets is not None:
+            raise SpecError("targets are measured in the stacks of a series; give --series too, e.g. 5min")
+        return None
+    if output is None:
+        raise SpecError("a series is written beside the stack; name an output")
+    if targets is not None and importlib.util.find_spec("photutils") is None:
+        raise SpecError('a light curve needs the package photutils; pip install "zemosaic-phase3[series]"')
+    chosen = None if targets is None else Targets.read(Path(targets))
+    return Series(SeriesSpec.of(series), Path(output), chosen, overwrite=overwrite)
 
 
 def _look_for_room(wanted: Wanted, kept: Kept, decoded: Decoded, shape: tuple[int, ...], n_frames: int) -> None:
