@@ -98,10 +98,10 @@ class StackSpec:
             store_number(self, name, label, *limits)
 
     def _check_drizzle(self) -> None:
-        store_number(self, "drizzle", "drizzle scale", 0.0, 3.0)
+        store_number(self, "drizzle", "drizzle scale", -math.inf, math.inf)
         store_number(self, "pixfrac", "pixfrac", 0.0, 1.0)
-        if 0.0 < self.drizzle < 1.0:
-            raise SpecError(f"drizzle scale = {self.drizzle:g} is below 1: drizzle makes finer grids, 1 to 3 (0: none)")
+        if self.drizzle and not 1.0 <= self.drizzle <= 3.0:
+            raise SpecError(f"drizzle scale = {self.drizzle:g} is outside 1 to 3 (0: interpolate)")
         if self.pixfrac < LEAST_PIXFRAC:
             raise SpecError(
                 f"pixfrac = {self.pixfrac:g} is below {LEAST_PIXFRAC}: smaller drops leave nothing but holes"

@@ -21,7 +21,7 @@ from zemosaic_phase3.pipeline.stack_files import stack_files
 from zemosaic_phase3.records import TileReport
 from zemosaic_phase3.report import needs, words
 from zemosaic_phase3.report.charts import TimeAxis, frames_chart, time_axis
-from zemosaic_phase3.report.page import check_page, page_text, write_page
+from zemosaic_phase3.report.page import STYLE, check_page, page_text, write_page
 from zemosaic_phase3.report.pictures import in_turn
 from zemosaic_phase3.report.story import Story, read_story, story_of
 from zemosaic_phase3.simulate.scene import simulate
@@ -220,6 +220,31 @@ def many(story: Story, n: int) -> Story:
     frames["DATE_OBS"] = np.array([f"2025-01-{15 + k * 3 // n}T{20 + k % 4}:{k // 4 % 60:02d}:00" for k in range(n)])
     dropped = [(f"{k}.fits", f"FWHM {k} px") for k in range(n // 7)]
     return replace(story, frames=frames, report=replace(story.report, dropped=dropped, n_input=n))
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_text_can_be_read_in_both_themes(theme: int) -> None:
+    """WCAG 2.1, 1.4.3: 4.5 to 1 for text, 3 to 1 for what charts are drawn with."""
+    block = STYLE.read_text(encoding="utf-8").split(":root {")[1 + theme].partition("}")[0]
+    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", block))
+
+    def light(colour: str) -> float:
+        parts = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+
+    for ground in ("paper", "card", "code"):
+        for name, least in (
+            ("ink", 7),
+            ("soft", 4.5),
+            ("out", 4.5),
+            ("link", 4.5),
+            ("used", 3),
+            ("mark", 3),
+            ("bar", 3),
+        ):
+            lighter, darker = sorted((light(colours[name]), light(colours[ground])), reverse=True)
+            assert (lighter + 0.05) / (darker + 0.05) >= least, (name, ground)
 
 
 def test_frames_stand_where_their_time_is() -> None:

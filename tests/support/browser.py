@@ -6,10 +6,12 @@ Speaks the DevTools protocol over two pipes, messages of JSON with a zero byte b
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,22 +136,20 @@ def open_browser() -> Iterator[Browser]:
     to_browser, out = os.pipe()
     back, from_browser = os.pipe()
 
-    def pipes() -> None:  # the browser reads descriptor 3 and writes 4
-        os.dup2(to_browser, 13)
-        os.dup2(from_browser, 14)
-        os.dup2(13, 3)
-        os.dup2(14, 4)
-
+    # The browser reads descriptor 3 and writes 4, which may be anything here: far ones become those after the fork.
+    far = [fcntl.fcntl(end, fcntl.F_DUPFD, 20) for end in (to_browser, from_browser)]
+    pipes = f"import os, sys; os.dup2({far[0]}, 3); os.dup2({far[1]}, 4); os.execv(sys.argv[1], sys.argv[1:])"
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
-            [found, "--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--hide-scrollbars",
+            [sys.executable, "-c", pipes, found, "--headless=new", "--no-sandbox", "--disable-gpu",
+             "--remote-debugging-pipe", "--hide-scrollbars",
              "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
              "--disable-dev-shm-usage", f"--user-data-dir={profile}", "about:blank"],
-            preexec_fn=pipes, pass_fds=(3, 4), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            pass_fds=far, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        os.close(to_browser)
-        os.close(from_browser)
+        for end in (to_browser, from_browser, *far):
+            os.close(end)
         try:
             yield Browser(process, out, back)
         finally:

@@ -50,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         light *= COLOUR[photosite]
         frame = SKY + light + rng.standard_normal(light.shape) * np.sqrt(8.0**2 + light)
         cards = header if k == 0 else fits.Header()
-        cards["BAYERPAT"] = "GRBG"
+        cards["BAYERPAT"], cards["XPIXSZ"], cards["FOCALLEN"] = "GRBG", 2.9, 250.0
         fits.writeto(made / f"{k:02d}.fits", np.clip(np.rint(frame), 0, 65535).astype(np.uint16), cards)
     return made
 
@@ -89,6 +89,9 @@ def test_stars_keep_their_light_and_their_cores_the_colour(
     assert (header["ZMT_DRIZ"], header["ZMT_PIXF"], header["ZMT_INTP"]) == (scale, pixfrac, "drizzle")
     assert report["self_check"]["pixels"] > 0 and not report["self_check"]["note"]
     assert report["n_used"] == FRAMES
+    assert header["XPIXSZ"] == pytest.approx(2.9 / scale), "so that programs know the scale"
+    told = [note for note in report["warnings"] if note.startswith("drizzle:")]
+    assert bool(told) == (scale == 2), f"dither leaves no holes: {told}"
     whole, core = (np.median(light_within(image, scale, r), axis=0) for r in (7.0, 1.5))
     np.testing.assert_allclose(whole, COLOUR, rtol=0.01)  # noise of the sky in 150 pixels, and its median
     np.testing.assert_allclose(core / core[1], COLOUR, rtol=0.02)
@@ -111,8 +114,8 @@ def test_rejection_and_holes(folder: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"drizzle": 0.5}, "drizzle scale = 0.5 is below 1"),
-        ({"drizzle": 4}, "drizzle scale = 4 is outside [0, 3]"),
+        ({"drizzle": 0.5}, "drizzle scale = 0.5 is outside 1 to 3"),
+        ({"drizzle": 4}, "drizzle scale = 4 is outside 1 to 3"),
         ({"drizzle": 2, "pixfrac": 0}, "pixfrac = 0 is below 0.05"),
         ({"drizzle": 2, "pixfrac": 1.5}, "pixfrac = 1.5 is outside [0, 1]"),
         ({"drizzle": 2, "radial_weight": True}, "radial weights and drizzle exclude each other"),

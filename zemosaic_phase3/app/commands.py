@@ -88,14 +88,8 @@ def _outputs(args: argparse.Namespace) -> Outputs:
     return outputs
 
 
-def specs_of(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectSpec]:
-    """Return what the options ask for; raises SpecError for a value out of range."""
-    if args.require_gpu and args.device == "cpu":
-        raise SpecError("--require-gpu and --device cpu contradict each other")
-    if args.gpus is not None and args.device == "cpu":
-        raise SpecError("--gpus and --device cpu contradict each other")
-    if args.no_resume and (args.fresh or args.cache is not None):
-        raise SpecError("--no-resume keeps no journal, so that --fresh and --cache have no meaning with it")
+def stack_spec_of(args: argparse.Namespace) -> StackSpec:
+    """Return how frames are combined; raises SpecError for a value out of range."""
     stack = StackSpec(
         normalize=args.normalize,
         weight=args.weight,
@@ -119,6 +113,18 @@ def specs_of(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectS
         raise SpecError("--pixfrac needs --drizzle SCALE: without it pixels are not dropped, but interpolated")
     if args.winsor_limits is not None and not stack.is_legacy_winsor:
         raise SpecError("--winsor-limits needs --reject winsorized_sigma_clip --wsc-impl legacy_quantile")
+    return stack
+
+
+def specs_of(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectSpec]:
+    """Return what the options ask for; raises SpecError for a value out of range."""
+    if args.require_gpu and args.device == "cpu":
+        raise SpecError("--require-gpu and --device cpu contradict each other")
+    if args.gpus is not None and args.device == "cpu":
+        raise SpecError("--gpus and --device cpu contradict each other")
+    if args.no_resume and (args.fresh or args.cache is not None):
+        raise SpecError("--no-resume keeps no journal, so that --fresh and --cache have no meaning with it")
+    stack = stack_spec_of(args)
     select = SelectSpec(max_fwhm=args.max_fwhm, min_stars=args.min_stars, drop_worst=args.drop_worst)
     return stack, RegisterSpec(mode=args.register, transform=args.transform), select
 
@@ -179,10 +185,10 @@ def _stacked(args: argparse.Namespace, inputs: Sequence[str] | Inputs, console: 
     stack, register, select = specs_of(args)
     calibration = calibration_of(args)
     outputs = _outputs(args)
-    console_module.announce_compilation(console, quiet=args.quiet)
+    cold = console_module.announce_compilation(console, quiet=args.quiet)
     with (
         kernels_compiled_beside(stack),
-        console_module.shown_progress(console, STACK_STAGES, quiet=args.quiet) as progress,
+        console_module.shown_progress(console, STACK_STAGES, quiet=args.quiet, cold=cold) as progress,
     ):
         tile = stack_files(
             inputs,
@@ -210,6 +216,8 @@ def _stacked(args: argparse.Namespace, inputs: Sequence[str] | Inputs, console: 
             resume=not args.no_resume,
             fresh=args.fresh,
             cache=args.cache,
+            series=args.series,
+            targets=args.targets,
             command=args.command_line,
             progress=progress if args.log is None else with_log_of_progress(progress),
         )
@@ -348,8 +356,8 @@ def run_bench(args: argparse.Namespace, console: Console) -> None:
         memory=args.memory,
         files=args.files,
     )
-    console_module.announce_compilation(console, quiet=args.quiet)
-    with console_module.shown_progress(console, BENCH_STAGES, quiet=args.quiet) as progress:
+    cold = console_module.announce_compilation(console, quiet=args.quiet)
+    with console_module.shown_progress(console, BENCH_STAGES, quiet=args.quiet, cold=cold) as progress:
         result = bench.run_bench(spec, progress)
         job = bench_job.run_job(args.subs, args.size, spec.threads, progress) if args.subs else None
     text = summary.json_text(result.as_dict() | {"job": None if job is None else summary.json_ready(job.as_dict())})

@@ -52,8 +52,8 @@ def run_demo(folder: Path, console: Console, *, quiet: bool = False) -> None:
     """
     claim_folder(folder)
     subs, master, picture = folder / "subs", folder / "master.fits", folder / "before_after.png"
-    console_module.announce_compilation(console, quiet=quiet)
-    with console_module.shown_progress(console, STAGES, quiet=quiet) as progress:
+    cold = console_module.announce_compilation(console, quiet=quiet)
+    with console_module.shown_progress(console, STAGES, quiet=quiet, cold=cold) as progress:
         truth = simulate(SESSION, subs, overwrite=True, progress=progress)
         tile = stack_files([subs], master, overwrite=True, resume=False, progress=progress)
     write_preview(tile, master.with_suffix(".png"))

@@ -18,6 +18,7 @@ from zemosaic_phase3.runtime.limits import (
     memory_text,
     usable_cpus,
 )
+from zemosaic_phase3.runtime.nvidia_card import has_nvidia_card
 
 if TYPE_CHECKING:
     from zemosaic_phase3.engine.gpu_check import Usability
@@ -81,7 +82,7 @@ def machine_facts() -> list[tuple[str, str]]:
     limits = container_limits()
     cpus, available = usable_cpus(limits), available_memory(limits)
     takes_gpu = POLICY.candidate(True, LOGGER)
-    why = "" if takes_gpu else f" ({POLICY.refusal(True)})"
+    why = "" if takes_gpu or not has_nvidia_card() else f" ({POLICY.refusal(True)})"
     return [
         ("versions", ", ".join(f"{name} {number}" for name, number in versions().items())),
         ("python", f"{sys.executable} on {platform.platform()}"),
@@ -103,6 +104,8 @@ def _memory_fact(limits: ContainerLimits, available: int) -> str:
 
 def _gpu_facts(gpu: GpuProbe, check: Usability) -> list[tuple[str, str]]:
     if not gpu.usable_hint:
+        if not has_nvidia_card():
+            return [("GPU", "none: no NVIDIA card was found on this machine")]
         return [("GPU", f"none: {gpu.reason}"), ("", f"remedy: {gpu.remedy}")]
     free = f"{memory_text(gpu.vram_free)} free of {memory_text(gpu.vram_total)}"
     cuda = f"CuPy {gpu.cupy_version}, CUDA runtime {gpu.runtime_version}, driver {gpu.driver_version}"

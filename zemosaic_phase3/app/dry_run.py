@@ -16,7 +16,7 @@ from zemosaic_phase3.errors import ZeMosaicError
 from zemosaic_phase3.pipeline.group import Group
 from zemosaic_phase3.pipeline.outputs import Wanted
 from zemosaic_phase3.pipeline.survey import Survey
-from zemosaic_phase3.pipeline.tile import plan_of_group
+from zemosaic_phase3.pipeline.tile import plan_of_group, tile_shape
 from zemosaic_phase3.runtime import limits
 from zemosaic_phase3.runtime.limits import memory_text
 from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, StackSpec
@@ -64,8 +64,11 @@ def run_dry(
     facts += _continued("left out", summary.dropped_lines(group.dropped()))
     facts += _continued("note", found.notes)
     source = group.source(group.usable[0])
-    facts.append(("image", f"{source.width} x {source.height} pixels, {'colour' if source.channels == 3 else 'grey'}"))
-    facts.append(("method", f"{stack.reject}, {stack.combine}, normalised {stack.normalize}, weighted {stack.weight}"))
+    shape = tile_shape(source, stack)
+    facts.append(("image", f"{shape[1]} x {shape[0]} pixels, {'colour' if source.channels == 3 else 'grey'}"))
+    drizzle = f", drizzle {stack.drizzle:g} with pixfrac {stack.pixfrac:g}" if stack.drizzle else ""
+    method = f"{stack.reject}, {stack.combine}, normalised {stack.normalize}, weighted {stack.weight}{drizzle}"
+    facts.append(("method", method))
     facts += _continued("calibration", _calibration(calibration))
     used = limits.process_bytes()
     allowed = (limits.default_limit() if args.memory is None else args.memory) - used
@@ -74,7 +77,7 @@ def run_dry(
     slabs = f"{plan.n_slabs} {'slab' if plan.n_slabs == 1 else 'slabs'} of {plan.rows_per_slab} rows"
     needed = f"{memory_text(plan.needed_bytes + used)} of {memory_text(allowed + used)}"
     facts.append(("memory", f"{needed} on the CPU, at most {slabs}, {plan.workers} threads"))
-    sizes = wanted.sizes(source.shape, len(group.rows))
+    sizes = wanted.sizes(shape, len(group.rows))
     free = shutil.disk_usage(wanted.tile.parent).free
     facts.append(("disk", f"{memory_text(sum(sizes.values()))} of {memory_text(free)} that are free"))
     facts.append(("time", _time(args, group, specs, console)))

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 UNITS: Final[Mapping[str, str]] = {
+    "plan": "frames",
+    "tiles": "frames",
+    "mosaic": "tiles",
     "simulate": "frames",
     "calibrate": "frames",
     "measure": "frames",
@@ -150,8 +153,8 @@ def print_summary(console: Console, tile: Tile, files: Mapping[str, Path | None]
     in_order = sorted(
         report.seconds.items(), key=lambda item: STAGES.index(item[0]) if item[0] in STAGES else len(STAGES)
     )
-    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in in_order if seconds >= 0.05)
-    facts.append(("time", f"{sum(report.seconds.values()):.1f} s" + (f": {stages}" if stages else "")))
+    stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in in_order if seconds >= 0.05)
+    facts.append(("time", f"{sum(report.seconds.values()):.1f} s" + (f" ({stages})" if stages else "")))
     facts.append(("memory", f"peak {memory_text(report.peak_rss_bytes)}, slabs of {report.rows_per_slab} rows"))
     facts += [(label, str(path)) for label, path in files.items() if path is not None]
     facts += _labelled("journal", journal_lines(report))

@@ -21,6 +21,7 @@ from zemosaic_phase3.photometry.flatten import flatten_note, flattened_sources
 from zemosaic_phase3.photometry.frame_table import build_frame_table
 from zemosaic_phase3.photometry.levels import measure_levels
 from zemosaic_phase3.photometry.measure import measure_frame
+from zemosaic_phase3.photometry.mosaic_sky import mosaic_sources
 from zemosaic_phase3.records import DeviceUse, Equalization, FrameTable, SelfCheck
 from zemosaic_phase3.registration.distortion import checked_fields, moved_field
 from zemosaic_phase3.runtime.cuda_failure import Failure
@@ -166,7 +167,13 @@ def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) ->
     sources, notes = unclipped_sources(sources, used_stats, table)
     table = replace(table, notes=[*table.notes, *notes])
     saturation = saturation_level(sources, used_stats, table)
-    if spec.flatten:
+    wandering = None
+    if spec.framing == "union" and table.normalize_method == "photometric":
+        wandering = mosaic_sources(sources, used_stats, table, used.index(reference))
+    if wandering is not None:
+        sources = wandering[0]
+        table.notes.extend(wandering[1])
+    elif spec.flatten:
         sources = flattened_sources(sources, used_stats, table, used.index(reference))
         table.notes.extend(flatten_note(sources))
     table = _moved(table, [frames[i].motion for i in used], shape)

@@ -64,16 +64,22 @@ def overlap_by_little(stats: Sequence[FrameStats], transforms: Sequence[np.ndarr
     return any(common_part(t @ from_grid, size) < GOOD_OVERLAP for t in transforms)
 
 
-def links_of(stats: Sequence[FrameStats], transforms: Sequence[np.ndarray], reference: int) -> list[Link]:
-    """Compare each frame with the reference and with some others, near and far.
+def pairs_of(
+    stats: Sequence[FrameStats], transforms: Sequence[np.ndarray], reference: int
+) -> list[tuple[int, int, np.ndarray]]:
+    """Choose which frames are compared: each with the reference and with some others, near and far.
 
     Parameters
     ----------
     stats : sequence of FrameStats
-        With stars.
     transforms : sequence of ndarray (3, 3) float64
         Pixel of the result's grid to the frame's.
     reference : int
+
+    Returns
+    -------
+    list of (first, second, matrix)
+        ``matrix``: pixel of the first to pixel of the second.
     """
     from scipy.spatial import cKDTree
 
@@ -88,11 +94,14 @@ def links_of(stats: Sequence[FrameStats], transforms: Sequence[np.ndarray], refe
     for i, others in enumerate(order.tolist()):
         near = [k for k in others if k != i]
         wanted |= {(min(i, near[rank - 1]), max(i, near[rank - 1])) for rank in NEAR_RANKS if rank <= len(near)}
+    some = [(first, second, transforms[second] @ back[first]) for first, second in sorted(wanted)]
+    return [(first, second, matrix) for first, second, matrix in some if common_part(matrix, size) >= LEAST_COMMON]
+
+
+def links_of(stats: Sequence[FrameStats], transforms: Sequence[np.ndarray], reference: int) -> list[Link]:
+    """Compare the fluxes of stars that frames show, as :func:`pairs_of` chooses them."""
     links = []
-    for first, second in sorted(wanted):
-        to_second = transforms[second] @ back[first]
-        if common_part(to_second, size) < LEAST_COMMON:
-            continue
+    for first, second, to_second in pairs_of(stats, transforms, reference):
         gain = frame_gain(stats[second], stats[first], to_second)
         links.append(Link(first, second, gain.factor, np.maximum(gain.error, LEAST_ERROR), gain.pairs))
     return links
@@ -151,7 +160,7 @@ def offsets_through(
         ratio = scale[k.second] / scale[k.first]
         _, missing = sky_difference(stats[k.second], stats[k.first], transforms[k.second] @ back[k.first], ratio)
         known = np.isfinite(missing)
-        if np.count_nonzero(known, axis=0).min(initial=0) < MIN_CELLS:
+        if np.count_nonzero(known, axis=0).min() < MIN_CELLS:
             continue
         first.append(k.first)
         second.append(k.second)

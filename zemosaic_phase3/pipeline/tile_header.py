@@ -136,6 +136,7 @@ def tile_header(cards: Header, group: Group, job: Job, report: TileReport, equal
         stacks themselves; see :func:`pipeline.observation_cards.exposure_cards`.
     """
     header = cards.copy()
+    _refine_pixels(header, job.spec.drizzle)
     facts = group.rows[group.reference].facts
     if facts is not None and facts.filter and "FILTER" not in header:
         header["FILTER"] = (fits_text(facts.filter), "of the reference")
@@ -169,6 +170,14 @@ def tile_header(cards: Header, group: Group, job: Job, report: TileReport, equal
     header.extend(program_cards(), update=True)
     header.add_history(f"{PROGRAM}: {n} of {report.n_input} frames, device {report.device}")
     return header
+
+
+def _refine_pixels(header: Header, drizzle: float) -> None:
+    """Write the size of the result's pixels where it is finer than the camera: programs tell its scale by them."""
+    for key in ("XPIXSZ", "YPIXSZ") if drizzle > 1.0 else ():
+        size = header.get(key)
+        if isinstance(size, int | float):
+            header[key] = (float(f"{size / drizzle:.8g}"), "of the drizzle, micrometres")
 
 
 def _method_cards(job: Job) -> Header:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from zemosaic_phase3.report.pictures import kind_of
 from zemosaic_phase3.report.sky_marks import duration
 from zemosaic_phase3.report.story import Story
 from zemosaic_phase3.runtime.limits import memory_text
+from zemosaic_phase3.runtime.nvidia_card import has_nvidia_card
 from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
 
 STAGES: Final[Mapping[str, str]] = {
@@ -250,14 +250,6 @@ def machine(report: TileReport) -> list[tuple[str, str]]:
     if report.started:
         facts.append(("started", report.started.replace("T", " ").replace("Z", " UTC")))
     return facts
-
-
-def has_nvidia_card() -> bool:
-    """Return True if this machine seems to have an NVIDIA card, whatever its software can do."""
-    return shutil.which("nvidia-smi") is not None or any(
-        Path(place).exists()
-        for place in ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/usr/lib/wsl/lib/nvidia-smi")
-    )
 
 
 def device_text(report: TileReport) -> str:
