@@ -79,7 +79,8 @@ def _outputs(args: argparse.Namespace) -> Outputs:
     outputs = Outputs(args.output, None if preview == NO_PREVIEW else preview, args.json, args.before_after, page)
     wanted = (outputs.image, outputs.preview, outputs.report, outputs.pair)
     files = [path for path in wanted if path not in (None, STANDARD_OUTPUT)]
-    if len(set(real_paths(files))) < len(files):
+    folders = [] if args.report is None else [args.report]
+    if len(set(real_paths([*files, *folders]))) < len(files) + len(folders):
         raise SpecError(f"output, preview and report must be different files, not {', '.join(map(str, files))}")
     for path in files:
         check_output(path, overwrite=args.overwrite)

@@ -110,7 +110,11 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _picture_size(text: str) -> PictureSize:
-    return text if text in ("half", "full") else _positive(text)  # type: ignore[return-value]
+    if text in ("half", "full"):
+        return text  # type: ignore[return-value]
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither half nor full nor a number of pixels")
+    return int(text)
 
 
 def _path_ending(*suffixes: str, instead: str | None = None) -> Callable[[str], Path]:
