@@ -70,6 +70,8 @@ class Pair:
     """Reference and frame catalogues that are compared, with the frame's stars sorted into cells."""
 
     def __init__(self, reference: Catalogue, frame: Catalogue, shape: tuple[int, int], kind: TransformName) -> None:
+        from zemosaic_phase3.registration.pair_kernels import star_grid
+
         # Copies, so that all are of one type: kernels are compiled once.
         from zemosaic_phase3.registration.pair_kernels import star_grid
 
