@@ -73,8 +73,6 @@ class Pair:
         from zemosaic_phase3.registration.pair_kernels import star_grid
 
         # Copies, so that all are of one type: kernels are compiled once.
-        from zemosaic_phase3.registration.pair_kernels import star_grid
-
         self.reference, self.frame = (
             Catalogue(*(np.array(c, np.float64, order="C") for c in s)) for s in (reference, frame)
         )
