@@ -1,0 +1,188 @@
+"""Sorting, selecting and adding up a few hundred to a hundred thousand numbers, inside kernels.
+
+What NumPy does in one call for a large array costs more than its work for small ones, and holds the interpreter lock
+meanwhile, so that frames would be measured one after the other however many threads there are.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from zemosaic_phase3.runtime.jit import kernel
+
+SMALL_DIGIT: Final = 10  # most bits that are sorted by in one pass, of few numbers
+LARGE_DIGIT: Final = 11  # and of at least
+LARGE: Final = 4096  # numbers
+MOST_COUNTS: Final = 1 << LARGE_DIGIT
+SERIES: Final = 128  # numbers that are added in eight series; more of them are halved first
+DEEPEST: Final = 128  # halves that can wait for their other half, two each
+
+
+@kernel
+def sort_float32(values: np.ndarray, spare: np.ndarray, counts: np.ndarray) -> None:
+    """Sort ``values (n,) float32`` in place, without NaN: digit by digit of the bits that differ.
+
+    ``spare (n,) float32`` and ``counts (2048,) int64`` are scratch. A camera's numbers differ in ten bits of 32, which
+    is one pass.
+    """
+    n = values.size
+    if n < 2:
+        return
+    keys, other = values.view(np.uint32), spare.view(np.uint32)
+    top = np.uint32(0x80000000)
+    differ, first = np.uint32(0), keys[0]
+    for i in range(n):
+        # Bits of floats compare as integers do, but that negative ones run backwards and below.
+        differ |= keys[i] ^ first
+    is_negative = first & top or differ & top
+    if is_negative:
+        differ, first = np.uint32(0), ~first if first & top else first | top
+        for i in range(n):
+            key = keys[i]
+            key = ~key if key & top else key | top
+            keys[i] = key
+            differ |= key ^ first
+    if differ == 0:
+        if is_negative:
+            _restore(keys, keys)
+        return
+    lowest = 0
+    while (differ >> np.uint32(lowest)) & np.uint32(1) == 0:
+        lowest += 1
+    bits = 32 - lowest
+    while (differ >> np.uint32(lowest + bits - 1)) & np.uint32(1) == 0:
+        bits -= 1
+    most = SMALL_DIGIT if n < LARGE else LARGE_DIGIT
+    passes = (bits + most - 1) // most
+    digit = (bits + passes - 1) // passes
+    mask = np.uint32((1 << digit) - 1)
+    source, target = keys, other
+    for k in range(passes):
+        shift = np.uint32(lowest + k * digit)
+        for value in range(1 << digit):
+            counts[value] = 0
+        for i in range(n):
+            counts[(source[i] >> shift) & mask] += 1
+        start = 0
+        for value in range(1 << digit):
+            here = counts[value]
+            counts[value] = start
+            start += here
+        for i in range(n):
+            key = source[i]
+            value = (key >> shift) & mask
+            target[counts[value]] = key
+            counts[value] += 1
+        source, target = target, source
+    if is_negative:
+        _restore(source, keys)
+    elif passes % 2 == 1:
+        keys[:] = other
+
+
+@kernel
+def _restore(source: np.ndarray, keys: np.ndarray) -> None:
+    """Make bits of floats of keys in which negative numbers were turned round."""
+    top = np.uint32(0x80000000)
+    for i in range(keys.size):
+        key = source[i]
+        keys[i] = key ^ top if key & top else ~key
+
+
+@kernel
+def _short_sum(values: np.ndarray, first: int, last: int) -> float:
+    """Sum of at most 128 numbers: in eight series, and what is left over after them."""
+    if last - first < 8:
+        total = 0.0
+        for i in range(first, last):
+            total += values[i]
+        return total
+    a, b, c, d = values[first], values[first + 1], values[first + 2], values[first + 3]
+    e, f, g, h = values[first + 4], values[first + 5], values[first + 6], values[first + 7]
+    i = first + 8
+    while i + 8 <= last:
+        a, b, c, d = a + values[i], b + values[i + 1], c + values[i + 2], d + values[i + 3]
+        e, f, g, h = e + values[i + 4], f + values[i + 5], g + values[i + 6], h + values[i + 7]
+        i += 8
+    total = ((a + b) + (c + d)) + ((e + f) + (g + h))
+    while i < last:
+        total += values[i]
+        i += 1
+    return total
+
+
+@kernel
+def pairwise_sum(values: np.ndarray, first: int, last: int) -> float:
+    """Sum of ``values[first:last]``, in the order in which NumPy adds contiguous float64: halves of halves.
+
+    Halves begin at multiples of eight. Those that wait for their other half are on a stack: a function that called
+    itself could not be kept compiled.
+    """
+    if last - first <= SERIES:
+        return _short_sum(values, first, last)
+    starts, ends, sums = np.empty(DEEPEST, np.int64), np.empty(DEEPEST, np.int64), np.empty(DEEPEST)
+    has_sum = np.empty(DEEPEST, np.bool_)
+    depth = 1
+    starts[0], ends[0], has_sum[0] = first, last, False
+    total = 0.0
+    while True:
+        n = ends[depth - 1] - starts[depth - 1]
+        if n > SERIES:
+            half = n // 2
+            half -= half % 8
+            middle = starts[depth - 1] + half
+            starts[depth], ends[depth], has_sum[depth] = middle, ends[depth - 1], False
+            starts[depth + 1], ends[depth + 1], has_sum[depth + 1] = starts[depth - 1], middle, False
+            depth += 2
+            continue
+        total = _short_sum(values, starts[depth - 1], ends[depth - 1])
+        depth -= 1
+        # On top is now the other half, or the sum of the first half below the whole that it belongs to.
+        while depth > 1 and has_sum[depth - 1]:
+            total = sums[depth - 1] + total
+            depth -= 2
+        if depth <= 1:
+            return total
+        other_start, other_end = starts[depth - 1], ends[depth - 1]
+        sums[depth - 1], has_sum[depth - 1] = total, True
+        starts[depth], ends[depth], has_sum[depth] = other_start, other_end, False
+        depth += 1
+
+
+@kernel
+def select(values: np.ndarray, n: int, k: int) -> float:
+    """Return the k-th smallest, from 0, of the first n values (float32 or float64), which are put in another order."""
+    low, high = 0, n - 1
+    while low < high:
+        pivot = values[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while pivot < values[j]:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if k <= j:
+            high = j
+        elif k >= i:
+            low = i
+        else:
+            return values[k]
+    return values[k]
+
+
+@kernel
+def median(values: np.ndarray, n: int) -> float:
+    """Median of the first n values, at least one and none NaN, which are put in another order: as NumPy's."""
+    upper = select(values, n, n // 2)
+    if n % 2 == 1:
+        return upper
+    lower = values[0]
+    for i in range(1, n // 2):  # what lies before the upper one is not above it
+        lower = max(lower, values[i])
+    return (lower + upper) / values.dtype.type(2)
