@@ -27,27 +27,31 @@ SPACING, CHANNEL, ROW, COLUMN, OTHER_ROW, OTHER_COLUMN = range(6)
 
 
 @kernel
-def sample_at(frame: np.ndarray, plane: np.ndarray, y: int, x: int) -> np.float32:
-    """Sample (y, x) of a plane of a frame (H, W, C) float32; ``plane``: a row of a table of planes."""
-    top, left = y * plane[SPACING], x * plane[SPACING]
-    value = frame[top + plane[ROW], left + plane[COLUMN], plane[CHANNEL]]
+def load_row(frame: np.ndarray, plane: np.ndarray, y: int, out: np.ndarray) -> None:
+    """Fill ``out (w,) float32`` with row y of a plane of a frame (H, W, C); ``plane``: a row of a table of planes."""
+    spacing, left, other = plane[SPACING], plane[COLUMN], plane[OTHER_COLUMN]
+    row = frame[y * spacing + plane[ROW], :, plane[CHANNEL]]
+    for x in range(out.size):
+        out[x] = row[np.uint64(x * spacing + left)]
     if plane[OTHER_ROW] >= 0:
-        value = (value + frame[top + plane[OTHER_ROW], left + plane[OTHER_COLUMN], plane[CHANNEL]]) * np.float32(0.5)
-    return value
+        beside = frame[y * spacing + plane[OTHER_ROW], :, plane[CHANNEL]]
+        for x in range(out.size):
+            out[x] = (out[x] + beside[np.uint64(x * spacing + other)]) * np.float32(0.5)
 
 
 @kernel
 def gather(
-    frame: np.ndarray, plane: np.ndarray, rows: tuple[int, int], columns: tuple[int, int], step: int, out: np.ndarray
-) -> int:
-    """Copy the valid samples of every step-th of some rows and columns (from, to) of a plane; return how many."""
+    frame: np.ndarray, plane: np.ndarray, rows: tuple[int, int], columns: tuple[int, int], step: tuple[int, int],
+    out: np.ndarray,
+) -> int:  # fmt: skip
+    """Copy the valid samples of some rows and columns (from, to) of a plane, every so many; return how many."""
     spacing, channel, left, other = plane[SPACING], plane[CHANNEL], plane[COLUMN], plane[OTHER_COLUMN]
     has_other = plane[OTHER_ROW] >= 0
     size = 0
-    for y in range(rows[0], rows[1], step):
+    for y in range(rows[0], rows[1], step[0]):
         row = frame[y * spacing + plane[ROW], :, channel]
         beside = frame[y * spacing + max(plane[OTHER_ROW], 0), :, channel]
-        for x in range(columns[0], columns[1], step):
+        for x in range(columns[0], columns[1], step[1]):
             at = np.uint64(x * spacing)
             value = row[at + np.uint64(left)]
             if has_other:
@@ -264,7 +268,7 @@ def measure_mesh(
         flat_level, flat_noise = level[p].reshape(-1), noise[p].reshape(-1)
         for k in range(rows * columns):
             top, left = (k // columns) * high, (k % columns) * wide
-            size = gather(frame, planes[p], (top, top + high), (left, left + wide), step, samples[k])
+            size = gather(frame, planes[p], (top, top + high), (left, left + wide), (step, step), samples[k])
             flat_level[k], flat_noise[k], is_floored[k], valid[k] = np.nan, np.nan, False, 0
             if size < max(1.0, ENOUGH * n):
                 continue

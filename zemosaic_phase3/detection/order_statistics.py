@@ -186,3 +186,25 @@ def median(values: np.ndarray, n: int) -> float:
     for i in range(1, n // 2):  # what lies before the upper one is not above it
         lower = max(lower, values[i])
     return (lower + upper) / values.dtype.type(2)
+
+
+@kernel
+def ascending(values: np.ndarray) -> np.ndarray:
+    """Order ``(n,) int64`` in which values (n,) float64, none NaN, ascend; equal ones stay in theirs: a merge sort."""
+    n = values.size
+    order, other = np.arange(n), np.empty(n, np.int64)
+    width = 1
+    while width < n:
+        for start in range(0, n, 2 * width):
+            middle, end = min(start + width, n), min(start + 2 * width, n)
+            i, j = start, middle
+            for k in range(start, end):
+                if i < middle and (j >= end or values[order[i]] <= values[order[j]]):
+                    other[k] = order[i]
+                    i += 1
+                else:
+                    other[k] = order[j]
+                    j += 1
+        order, other = other, order
+        width *= 2
+    return order

@@ -1,0 +1,216 @@
+"""From a frame to the places where stars may be, compiled: what :func:`detection.star_finder.find_stars` describes."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+
+from zemosaic_phase3.detection.mesh_kernels import load_row
+from zemosaic_phase3.detection.order_statistics import MOST_COUNTS, ascending, median, sort_float32
+from zemosaic_phase3.runtime.jit import kernel
+
+MESH_CELL: Final = 32  # pixels of the binned frame, cell of the background and noise maps
+KERNEL_NOISE: Final = 0.375  # noise of white unit noise after the 3 x 3 kernel (1 2 1; 2 4 2; 1 2 1) / 16
+RING_PX: Final = 5  # binned pixels, radius of the ring that a detection must stand out from
+RING: Final = 16  # pixels on it
+NOISE_SAMPLES: Final = 60_000  # pixels that tell the noise of a filtered frame
+TO_SIGMA: Final = 1.4826  # standard deviation of a Gaussian over its median absolute deviation
+
+
+@kernel
+def bin_frame(frame: np.ndarray, planes: np.ndarray, out: np.ndarray) -> None:
+    """Fill the 2x2 cells ``out (H // 2, W // 2) float32`` on which stars are found, ADU.
+
+    The mean of 2x2 pixels and all channels of ``frame (H, W, C)``; of a mosaic, whose second plane is green, the mean
+    of the two greens. Centred on the cells.
+    """
+    height, width = out.shape
+    if planes[0, 0] == 2:
+        for y in range(height):
+            load_row(frame, planes[1], y, out[y])
+        return
+    channels = frame.shape[2]
+    share = np.float32(0.25 / channels)
+    for y in range(height):
+        upper, lower = frame[2 * y], frame[2 * y + 1]
+        for x in range(width):
+            total = np.float32(0.0)
+            at = np.uint64(2 * x)
+            for c in range(channels):
+                total += (upper[at, c] + upper[at + np.uint64(1), c]) + (lower[at, c] + lower[at + np.uint64(1), c])
+            out[y, x] = total * share
+
+
+@kernel
+def settle_sky(level: np.ndarray, noise: np.ndarray) -> float:
+    """Give cells without a sky the median of the others; return a tenth of the median noise, NaN where no cell is valid.
+
+    A cell without any noise (clipped, constant) would make every pixel beside it infinitely significant.
+    """
+    flat_level, flat_noise = level.reshape(-1), noise.reshape(-1)
+    known, n = np.empty((2, flat_level.size)), 0
+    for k in range(flat_level.size):
+        if math.isfinite(flat_level[k]):
+            known[0, n], known[1, n] = flat_level[k], flat_noise[k]
+            n += 1
+    if n == 0:
+        return np.nan
+    usual_level, usual_noise = median(known[0], n), median(known[1], n)
+    for k in range(flat_level.size):
+        if not math.isfinite(flat_level[k]):
+            flat_level[k], flat_noise[k] = usual_level, usual_noise
+    every = flat_noise.copy()
+    return 0.1 * median(every, every.size)
+
+
+@kernel
+def median_of_nine(grid: np.ndarray, out: np.ndarray) -> None:
+    """Median of every cell and its eight neighbours; at the edge the nearest count for those beyond."""
+    rows, columns = grid.shape
+    nine = np.empty(9)
+    for y in range(rows):
+        for x in range(columns):
+            for k in range(9):
+                v, u = y + k // 3 - 1, x + k % 3 - 1
+                nine[k] = grid[min(max(v, 0), rows - 1), min(max(u, 0), columns - 1)]
+            out[y, x] = median(nine, 9)
+
+
+@kernel
+def _spread_row(mesh: np.ndarray, inverse: bool, y: int, first: np.ndarray, part: np.ndarray, out: np.ndarray) -> None:
+    """Row y of the bilinear interpolation of a mesh (of its reciprocals), float32; ``first, part``: of its columns."""
+    rows, columns = mesh.shape
+    place = min(max((y + 0.5) / MESH_CELL - 0.5, 0.0), rows - 1.0)
+    r = int(place)
+    below, fraction = min(r + 1, rows - 1), place - r
+    line = np.empty(columns + 1, np.float32)
+    for c in range(columns):
+        upper = 1.0 / mesh[r, c] if inverse else mesh[r, c]
+        lower = 1.0 / mesh[below, c] if inverse else mesh[below, c]
+        line[c] = np.float32(upper + fraction * (lower - upper))
+    line[columns] = line[columns - 1]
+    for x in range(out.size):
+        c = np.uint64(first[x])
+        out[x] = (line[c + np.uint64(1)] - line[c]) * part[x] + line[c]
+
+
+@kernel
+def significance(binned: np.ndarray, level: np.ndarray, noise: np.ndarray, out: np.ndarray) -> None:
+    """Signal after the matched filter, ``out (h, w) float32`` in units of one pixel's noise; invalid pixels count as 0.
+
+    The filter is (1 2 1; 2 4 2; 1 2 1) / 16; the outermost pixels become 0.
+    """
+    height, width = binned.shape
+    first, part = np.empty(width, np.int64), np.empty(width, np.float32)
+    for x in range(width):
+        place = min(max((x + 0.5) / MESH_CELL - 0.5, 0.0), level.shape[1] - 1.0)
+        first[x] = int(place)
+        part[x] = np.float32(place - first[x])
+    sky, weight, signal = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
+    across = np.zeros((3, width), np.float32)  # the last three rows, filtered along them
+    for y in range(height):
+        _spread_row(level, False, y, first, part, sky)
+        _spread_row(noise, True, y, first, part, weight)
+        row = across[y % 3]
+        for x in range(width):
+            value = (binned[y, x] - sky[x]) * weight[x]
+            signal[x] = value if abs(value) < np.inf else np.float32(0.0)
+        for x in range(1, width - 1):
+            row[x] = ((signal[x - 1] + signal[x + 1]) + signal[x]) + signal[x]
+        out[y] = 0.0
+        if y >= 2:
+            above, middle = across[(y - 2) % 3], across[(y - 1) % 3]
+            for x in range(1, width - 1):
+                out[y - 1, x] = (((above[x] + row[x]) + middle[x]) + middle[x]) * np.float32(1.0 / 16.0)
+
+
+@kernel
+def pixel_noise(filtered: np.ndarray) -> float:
+    """Noise of a filtered image, from pixels some way apart, so that a background left in does not count."""
+    height, width = filtered.shape
+    step = max(1, int(np.rint(math.sqrt(filtered.size / NOISE_SAMPLES))))
+    rows, columns = (height - 2 + step - 1) // step, (width - 2 - RING_PX + step - 1) // step
+    if rows <= 0 or columns <= 0:
+        return 0.0
+    difference = np.empty(rows * columns, np.float32)
+    n = 0
+    for y in range(1, height - 1, step):
+        for x in range(1, width - 1 - RING_PX, step):
+            difference[n] = abs(filtered[y, x + RING_PX] - filtered[y, x])
+            n += 1
+    sort_float32(difference, np.empty(n, np.float32), np.empty(MOST_COUNTS, np.int64))
+    middle = difference[n // 2]
+    if n % 2 == 0:
+        middle = (difference[n // 2 - 1] + middle) / np.float32(2.0)
+    return TO_SIGMA / math.sqrt(2.0) * np.float64(middle)
+
+
+@kernel
+def ring_median(filtered: np.ndarray, y: int, x: int, ring: np.ndarray, values: np.ndarray) -> float:
+    """Median of the pixels on a ring about (x, y); beyond the edge the nearest pixel counts."""
+    height, width = filtered.shape
+    for k in range(RING):
+        v, u = y + ring[0, k], x + ring[1, k]
+        value = filtered[min(max(v, 0), height - 1), min(max(u, 0), width - 1)]
+        j = k
+        while j > 0 and values[j - 1] > value:
+            values[j] = values[j - 1]
+            j -= 1
+        values[j] = value
+    return (values[RING // 2 - 1] + values[RING // 2]) / np.float32(2.0)
+
+
+@kernel
+def _vertex(before: float, at: float, after: float) -> float:
+    """Offset of a parabola's vertex from the middle one of three samples, the largest."""
+    bend = 2.0 * at - before - after
+    return 0.5 * np.float64(after - before) / bend if bend > 0.0 else 0.0
+
+
+@kernel
+def find_maxima(filtered: np.ndarray, threshold: float, bright_pixels: int, most: int) -> np.ndarray:
+    """Subpixel positions ``(2, n) float64`` (x, then y) of detections, most significant first.
+
+    A detection is a pixel that none of its eight neighbours exceeds, above the threshold as ``bright_pixels - 1``
+    beside it are, and that also exceeds a ring around it by the threshold: on a bright background whose level the mesh
+    has not followed, every ripple of the noise is above the threshold. Of equal neighbours the first in reading order
+    counts; at most ``most`` are returned.
+    """
+    height, width = filtered.shape
+    limit = np.float32(threshold)
+    ring, values = np.empty((2, RING), np.int64), np.empty(RING, np.float32)
+    for k in range(RING):
+        angle = k * (math.pi / 8.0)
+        ring[0, k], ring[1, k] = int(np.rint(RING_PX * math.sin(angle))), int(np.rint(RING_PX * math.cos(angle)))
+    places, heights = np.empty(1024, np.int64), np.empty(1024)
+    n = 0
+    for y in range(1, height - 1):
+        row, above, below = filtered[y], filtered[y - 1], filtered[y + 1]
+        for x in range(1, width - 1):
+            value = row[x]
+            if not value >= limit:
+                continue
+            if not (value > above[x - 1] and value > above[x] and value > above[x + 1] and value > row[x - 1]):
+                continue
+            if not (value >= row[x + 1] and value >= below[x - 1] and value >= below[x] and value >= below[x + 1]):
+                continue
+            bright = 1
+            for u in range(x - 1, x + 2):
+                bright += (1 if above[u] >= limit else 0) + (1 if below[u] >= limit else 0)
+            bright += (1 if row[x - 1] >= limit else 0) + (1 if row[x + 1] >= limit else 0)
+            if bright < bright_pixels or not value - ring_median(filtered, y, x, ring, values) >= limit:
+                continue
+            if n == places.size:
+                places, heights = np.append(places, places), np.append(heights, heights)
+            places[n], heights[n] = y * width + x, -value
+            n += 1
+    order = ascending(heights[:n])
+    kept = min(n, most)
+    out = np.empty((2, kept))
+    for k in range(kept):
+        y, x = divmod(places[order[k]], width)
+        out[0, k] = x + _vertex(filtered[y, x - 1], filtered[y, x], filtered[y, x + 1])
+        out[1, k] = y + _vertex(filtered[y - 1, x], filtered[y, x], filtered[y + 1, x])
+    return out
