@@ -53,7 +53,7 @@ class Tile(pipeline_tile.Tile):
         return Table(frames_columns(self.rows), units={**FRAMES_UNITS, "REJECTED": "%"})
 
     def save(self, path: str | os.PathLike[str], *, maps: bool = False, overwrite: bool = False) -> Path:
-        """Write the tile as FITS, atomically; with ``maps`` also COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and FRAMES.
+        """Write the tile as FITS, atomically; with ``maps`` also COVERAGE, WEIGHT, REJ_LOW and REJ_HIGH.
 
         Raises
         ------
@@ -97,8 +97,8 @@ class Tile(pipeline_tile.Tile):
 
     def _repr_html_(self) -> str:
         """Table and preview, as notebooks show it."""
-        from zemosaic_phase3.app.png import encode_png
-        from zemosaic_phase3.app.preview import shrink, stretch
+        from zemosaic_phase3.report.png import encode_png
+        from zemosaic_phase3.report.preview import shrink, stretch
 
         rows = [*self._facts(), *(("left out", f"{Path(name).name}: {why}") for name, why in self.report.dropped)]
         table = "".join(
@@ -205,7 +205,7 @@ def stack(
     workers : int, optional
         Threads; as many as this process may use.
     maps : bool
-        Write COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and FRAMES too.
+        Write COVERAGE, WEIGHT, REJ_LOW and REJ_HIGH too.
     overwrite : bool
         Replace an existing output.
     self_check : bool

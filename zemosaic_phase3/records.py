@@ -50,6 +50,32 @@ class FrameStats:
 IDENTITY: Final = np.eye(3)
 
 
+@dataclass(frozen=True, eq=False)
+class SkySolution:
+    """What the WCS of a frame says of the reference's image: see ``registration.solutions``.
+
+    ``mark``: the same for copies of one WCS; ``sky (places, 2) float64``: longitude and latitude at a grid of the
+    reference's pixels, degrees, in the system of the reference's WCS; NaN where the frame does not reach.
+    """
+
+    mark: str
+    sky: np.ndarray
+
+
+@dataclass(frozen=True)
+class WcsMean:
+    """What the WCS of a tile was made of.
+
+    ``combined``: solutions of frames; 1: the reference's own alone, because the others agree with it or are fewer than
+    two; ``spread_px``: their rms scatter per axis, pixels of the reference; ``left_out``: solutions that lie too far
+    from the others.
+    """
+
+    combined: int = 1
+    spread_px: float = float("nan")
+    left_out: int = 0
+
+
 @dataclass(frozen=True)
 class Registration:
     """Verdict on one frame: the map from reference pixels to its own pixels, and the evidence.
@@ -72,6 +98,8 @@ class Registration:
         "similarity", "affine" or "homography" where one was fitted.
     distortion : ndarray (rows, columns, 2) float32 or None
         What is added to the mapped position, pixels of the frame; see ``registration.distortion``. None: nothing.
+    solution : SkySolution or None
+        What the frame's WCS says of the reference's image. None: it has none, or its stars did not place it.
     """
 
     ok: bool
@@ -82,6 +110,40 @@ class Registration:
     reason: str = ""
     model: str = ""
     distortion: np.ndarray | None = None
+    solution: SkySolution | None = None
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The grid of a result, on the reference: ``height`` x ``width`` pixels, ``scale`` of them for one of its own.
+
+    The canvas begins at the left edge of the reference's column ``origin_x`` and the upper edge of its row
+    ``origin_y``, negative where it begins before the reference. Its pixel (x, y) has its centre at the reference's
+    ``origin + (x + 0.5) / scale - 0.5``. Pixel centres are integers, 0-based.
+    """
+
+    height: int
+    width: int
+    origin_x: float = 0.0
+    origin_y: float = 0.0
+    scale: float = 1.0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of the grid."""
+        return self.height, self.width
+
+    @property
+    def to_reference(self) -> np.ndarray:
+        """Map from pixels of the canvas to those of the reference, (3, 3) float64."""
+        step = 1.0 / self.scale
+        half = 0.5 * step - 0.5
+        return np.array([[step, 0.0, self.origin_x + half], [0.0, step, self.origin_y + half], [0.0, 0.0, 1.0]])
+
+    def to_frame(self, transform: np.ndarray) -> np.ndarray:
+        """Turn a map from reference pixels to frame pixels into one from pixels of the canvas, (3, 3) float64."""
+        matrix = np.asarray(transform, np.float64) @ self.to_reference
+        return np.asarray(matrix / matrix[2, 2])
 
 
 @dataclass
@@ -169,6 +231,9 @@ class TileReport:
     saturation_level: float | None = None  # of the result, ADU; None: no frame that counts has clipped samples
     saturated_pixels: int = 0  # of the result, that reach it in a channel: no frame measured them
     resumed: Resumed = Resumed()
+    wcs_mean: WcsMean | None = None  # None: the tile has no WCS
+    command: list[str] = field(default_factory=list)  # the command line, with the program; empty: called from Python
+    started: str = ""  # when the run began, UTC
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain lists and numbers, ready for JSON."""

@@ -69,7 +69,7 @@ def test_stack_writes_image_and_preview_and_says_what_it_did(subs, tmp_path, cap
         assert hdus[0].data.shape == (3, SMALL.height, SMALL.width)
         assert hdus[0].data.dtype == ">f4"
         assert hdus[0].header["NCOMBINE"] == SMALL.n_frames
-        assert [hdu.name for hdu in hdus[1:]] == ["ALPHA"]
+        assert [hdu.name for hdu in hdus[1:]] == ["ALPHA", "FRAMES", "RUN"]
     assert (tmp_path / "master.png").read_bytes().startswith(PNG)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["master.fits", "master.fits.journal", "master.png"]
     for text in ("6 of 6 used", "noise of the stack", "rejected high", "cpu", "peak", "time", "master.fits"):
@@ -130,7 +130,7 @@ def test_options_reach_the_stack(subs, tmp_path, capsys):
     assert document["device_reason"] == "the CPU was asked for"
     with fits.open(out) as hdus:
         assert hdus[0].data.shape == (SMALL.height, SMALL.width)  # --bayer none: one channel
-        assert [hdu.name for hdu in hdus[1:]] == ["ALPHA", "COVERAGE", "WEIGHT", "REJ_LOW", "REJ_HIGH", "FRAMES"]
+        assert [hdu.name for hdu in hdus[1:]] == ["ALPHA", "COVERAGE", "WEIGHT", "REJ_LOW", "REJ_HIGH", "FRAMES", "RUN"]
     assert not (tmp_path / "a.png").exists()
     assert capsys.readouterr() == ("", "")
 

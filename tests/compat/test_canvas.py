@@ -19,8 +19,8 @@ from zemosaic_phase3.engine.job import make_job
 from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.io.open_frame import open_source
-from zemosaic_phase3.pipeline.canvas import Canvas, canvas_around
-from zemosaic_phase3.records import Registration
+from zemosaic_phase3.pipeline.canvas import canvas_around
+from zemosaic_phase3.records import Canvas, Registration
 from zemosaic_phase3.registration.transform import transform_points
 from zemosaic_phase3.spec import StackSpec
 
@@ -39,7 +39,7 @@ def verdicts(*matrices: np.ndarray, **more: Any) -> list[Registration]:
 
 def test_canvas_holds_what_any_frame_shows() -> None:
     found = canvas_around(verdicts(np.eye(3), moved(3.4, -2.0), moved(-5.0, 1.2)), (50, 80, 3), 0.25)
-    assert found == Canvas(left=3, top=1, height=50 + 1 + 2, width=80 + 3 + 5)
+    assert found == Canvas(height=50 + 1 + 2, width=80 + 3 + 5, origin_x=-3, origin_y=-1)
     xy = np.array([[0.0, 0.0], [20.0, 7.0]])
     matrix = moved(3.4, -2.0, 5.0)
     np.testing.assert_allclose(
@@ -51,8 +51,8 @@ def test_canvas_holds_what_any_frame_shows() -> None:
 def test_what_is_cut_off_later_is_an_empty_margin(cut: float) -> None:
     around = verdicts(np.eye(3), moved(3.4, -2.0), moved(-5.0, 1.2))
     found, tight = canvas_around(around, (50, 80), 0.25, cut), canvas_around(around, (50, 80), 0.25)
-    assert int(cut * found.width) <= found.left - tight.left == (found.width - tight.width) / 2
-    assert int(cut * found.height) <= found.top - tight.top == (found.height - tight.height) / 2
+    assert int(cut * found.width) <= tight.origin_x - found.origin_x == (found.width - tight.width) / 2
+    assert int(cut * found.height) <= tight.origin_y - found.origin_y == (found.height - tight.height) / 2
     assert canvas_around(verdicts(np.eye(3)), (50, 80), 0.25, cut) is None
 
 
@@ -83,7 +83,7 @@ def test_canvas_is_the_references_grid_where_nothing_lies_beyond_or_may() -> Non
     far = verdicts(np.eye(3), moved(30.0, 0.0))
     assert canvas_around(verdicts(np.eye(3), moved(0.4, -0.4)), (50, 80), 0.25) is None
     assert canvas_around(far, (50, 80), 0.0) is None
-    assert canvas_around(far, (50, 80), 0.25) == Canvas(20, 0, 50, 100)  # a quarter and no more
+    assert canvas_around(far, (50, 80), 0.25) == Canvas(50, 100, origin_x=-20)  # a quarter and no more
     field = np.full((2, 2, 2), 0.5, np.float32)  # is defined on the reference's grid
     assert canvas_around([*far, *verdicts(moved(2.0, 0.0), distortion=field)], (50, 80), 0.25) is None
 
@@ -95,7 +95,7 @@ def test_canvas_is_the_references_grid_where_nothing_lies_beyond_or_may() -> Non
 @pytest.mark.parametrize("cfa", [False, True])
 def test_engines_agree_on_a_canvas_to_the_bit(cupy: Any, radial: bool, cfa: bool) -> None:
     rng = np.random.default_rng(11)
-    canvas = Canvas(6, 0, 41, 61)
+    canvas = Canvas(41, 61, origin_x=-6)
     matrices = [np.eye(3), moved(4.3, -2.2, 1.0), moved(-3.0, 1.0), moved(6.0, 0.0), moved(0.7, 0.2, -1.5)]
     sky = [rng.normal(500.0, 20.0, (34, 46) if cfa else (34, 46, 3)).astype(np.float32) for _ in matrices]
     sources = [open_source({"array": a, "name": str(k)}, bayer="GRBG" if cfa else "none") for k, a in enumerate(sky)]

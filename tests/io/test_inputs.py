@@ -67,7 +67,7 @@ def test_what_is_not_taken_is_told(tmp_path):
     found = find_inputs([top])
     assert [path.name for path in found.paths] == ["1.fits"]
     assert found.notes() == [
-        "1 .cr2 passed over: only FITS and .npy files are read",
+        "1 .cr2 passed over: name such files, or a pattern, to stack them",
         f"2 more frames in 2 folders below ({top / 'b'}), not taken: --recursive takes them",
     ]
 
@@ -80,9 +80,9 @@ def test_the_error_says_where_the_frames_are(tmp_path):
         find_inputs([tmp_path])
     (top / "1.fits").unlink()
     (tmp_path / "raw").mkdir()
-    (tmp_path / "raw" / "x.nef").write_bytes(b"x")
+    (tmp_path / "raw" / "x.avi").write_bytes(b"x")
     (tmp_path / "raw" / "x.jpg").write_bytes(b"x")
-    with pytest.raises(NoFramesError, match=r"no frames found in: .*; there are 1 .jpg, 1 .nef, which are not read"):
+    with pytest.raises(NoFramesError, match=r"no frames found in: .*; there are 1 .avi, 1 .jpg, which are not read"):
         find_inputs([tmp_path / "raw"])
 
 
@@ -93,3 +93,25 @@ def test_looking_below_has_an_end(tmp_path):
     with pytest.raises(NoFramesError, match=f"{MOST_LOOKED_AT - 1} in {MOST_LOOKED_AT - 1} folders below"):
         find_inputs([tmp_path])
     assert len(find_inputs([tmp_path], recursive=True).paths) == MOST_LOOKED_AT + 50
+
+
+@pytest.mark.parametrize(
+    ("lying", "taken"),
+    [
+        ({"a.fit": 3, "b.tif": 9}, ".fit"),  # pictures made of the frames
+        ({"a.fit": 3, "b.cr2": 3}, ".fit"),
+        ({"a.fit": 2, "b.CR2": 3, "c.tif": 9}, ".CR2"),  # what was made of the camera's files
+        ({"a.xisf": 4, "b.tif": 9}, ".tif"),
+        ({"a.fits": 1, "b.xisf": 4}, ".xisf"),  # the stack of an earlier run
+        ({"a.fits": 1, "b.xisf": 1}, ".fits"),
+        ({"a.ser": 1, "a.jpg": 4}, ".ser"),
+    ],
+)
+def test_a_folder_stands_for_frames_of_one_family(tmp_path, lying, taken):
+    for name, n in lying.items():
+        for k in range(n):
+            (tmp_path / f"{k}{name}").write_bytes(b"x")
+    found = find_inputs([tmp_path])
+    assert {path.suffix for path in found.paths} == {taken}
+    told = [kind for kind in found.others if kind not in (".jpg", taken.lower())]
+    assert all(any(kind in note for note in found.notes()) for kind in told)

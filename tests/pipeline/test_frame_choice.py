@@ -290,7 +290,7 @@ def test_a_folder_as_a_telescope_leaves_it(paths: list[Path], tmp_path: Path) ->
     tile = stack_files([tmp_path])
     assert (tile.report.n_used, tile.report.n_input, tile.report.n_meant) == (5, 8, 5)
     assert np.array_equal(tile.image, plain.image, equal_nan=True)
-    assert "1 .cr2 passed over: only FITS and .npy files are read" in tile.report.warnings
+    assert "1 .cr2 passed over: name such files, or a pattern, to stack them" in tile.report.warnings
 
 
 def test_a_stack_that_decides_alone_is_told(paths: list[Path], tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ class Kills:
             warnings.simplefilter("error")
             # From memory: astropy leaves a damaged file open.
             with fits.open(io.BytesIO(path.read_bytes()), checksum=True) as hdus:
-                return [(hdu.name, hdu.data.tobytes()) for hdu in hdus if hdu.name != "FRAMES"]
+                return [(hdu.name, hdu.data.tobytes()) for hdu in hdus if hdu.name not in ("FRAMES", "RUN")]
 
 
 def _before(is_new: bool) -> str:

@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -110,7 +109,7 @@ def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, consol
 
     stack, register, select = specs_of(args)
     calibration = calibration_of(args)
-    outputs, started = _outputs(args), datetime.now(UTC)
+    outputs = _outputs(args)
     console_module.announce_compilation(console, quiet=args.quiet)
     with (
         kernels_compiled_beside(stack),
@@ -140,6 +139,7 @@ def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, consol
             resume=not args.no_resume,
             fresh=args.fresh,
             cache=args.cache,
+            command=args.command_line,
             progress=progress,
         )
     if outputs.preview is not None:
@@ -147,7 +147,7 @@ def _stack_once(args: argparse.Namespace, inputs: Sequence[str] | Inputs, consol
             summary.write_preview(tile, outputs.preview)
     wants_stdout = outputs.report == STANDARD_OUTPUT
     if outputs.report is not None:
-        document = summary.report_document(tile, outputs.as_dict(), command=args.command_line, started=started)
+        document = summary.report_document(tile, outputs.as_dict())
         text = summary.json_text(document)
         if wants_stdout:
             print_report(text, f"the stack is written to {outputs.image}")

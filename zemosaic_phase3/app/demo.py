@@ -98,12 +98,12 @@ def claim_folder(folder: Path) -> None:
 
 def write_before_after(tile: Tile, truth: SimulationTruth, path: Path) -> None:
     """Show the frame with the brightest satellite trail, brought onto the master's grid, beside the master."""
-    from zemosaic_phase3.app.preview import before_after_png
     from zemosaic_phase3.engine import cpu
     from zemosaic_phase3.engine.job import make_job
     from zemosaic_phase3.engine.resources import Resources
     from zemosaic_phase3.io.frame import Frame
     from zemosaic_phase3.io.open_frame import open_source
+    from zemosaic_phase3.report.preview import before_after_png
     from zemosaic_phase3.spec import StackSpec
 
     by_name = {Path(row.name).name: row for row in tile.rows if row.used}

@@ -101,7 +101,10 @@ def _path_ending(*suffixes: str, instead: str | None = None) -> Callable[[str], 
 def add_stack(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``stack``."""
     parser.add_argument(
-        "inputs", nargs="+", metavar="INPUT", help="files, folders (their FITS and .npy files) or quoted patterns"
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="files, folders (their FITS, raw, XISF, TIFF or SER files), zip or tar, or quoted patterns",
     )
     parser.add_argument(
         "-o", "--output", required=True, metavar="OUT", type=_path_ending(*TILE_SUFFIXES),
@@ -314,7 +317,7 @@ def _add_resources(group: Group) -> None:
 def _add_results(group: Group) -> None:
     group.add_argument(
         "--maps", action="store_true",
-        help="write COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and the table FRAMES into OUT too (default: no)",
+        help="write the maps COVERAGE, WEIGHT, REJ_LOW and REJ_HIGH into OUT too (default: no)",
     )  # fmt: skip
     group.add_argument(
         "--preview", type=_path_ending(".png", instead="none"), metavar="PNG",

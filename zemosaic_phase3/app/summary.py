@@ -9,7 +9,6 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -231,7 +230,7 @@ def _labelled(label: str, lines: Sequence[str]) -> list[tuple[str, str]]:
 
 def write_preview(tile: Tile, path: Path) -> None:
     """Write a stretched picture of a tile, the way up its camera means."""
-    from zemosaic_phase3.app.preview import save_png
+    from zemosaic_phase3.report.preview import save_png
 
     # Cameras store from the top down unless they say otherwise.
     is_bottom_up = str(tile.header.get("ROWORDER", "")).strip().upper() == "BOTTOM-UP"
@@ -268,17 +267,10 @@ def _is_unknown(value: Any) -> bool:
     return value is None or (isinstance(value, list) and all(map(_is_unknown, value)))
 
 
-def report_document(
-    tile: Tile, files: Mapping[str, Path | None], *, command: Sequence[str] = (), started: datetime | None = None
-) -> dict[str, Any]:
-    """Return everything a run reports, ready for JSON: the report, files written, versions, one entry per input.
-
-    ``command``: the command line, with the program; ``started``: when the run began, UTC.
-    """
+def report_document(tile: Tile, files: Mapping[str, Path | None]) -> dict[str, Any]:
+    """Return everything a run reports, ready for JSON: the report, files written, versions, one entry per input."""
     document = {
         "schema": REPORT_SCHEMA,
-        "command": list(command),
-        "started": None if started is None else started.strftime("%Y-%m-%dT%H:%M:%SZ"),
         **asdict(facts_of(tile)),
         **{label: None if path is None else os.fspath(path) for label, path in files.items()},
         **tile.report.as_dict(),

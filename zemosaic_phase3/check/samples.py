@@ -206,9 +206,9 @@ def _demosaiced(raw: np.ndarray, row_parity: np.ndarray, column_parity: np.ndarr
     far_vertical, far_horizontal = at(-2, 0) + at(2, 0), at(0, -2) + at(0, 2)
     diagonal = at(-1, -1) + at(-1, 1) + at(1, -1) + at(1, 1)
     green = (4.0 * c + 2.0 * (vertical + horizontal) - (far_vertical + far_horizontal)) / 8.0
-    other = (6.0 * c + 2.0 * diagonal - 1.5 * (far_vertical + far_horizontal)) / 8.0
-    across = (5.0 * c + 4.0 * horizontal - far_horizontal - diagonal + 0.5 * far_vertical) / 8.0
-    along = (5.0 * c + 4.0 * vertical - far_vertical - diagonal + 0.5 * far_horizontal) / 8.0
+    other = diagonal / 4.0 + (c - (far_vertical + far_horizontal) / 4.0) / 2.0
+    across = horizontal / 2.0 + (15.0 * c - 3.0 * (far_horizontal + diagonal) + 1.5 * far_vertical) / 32.0
+    along = vertical / 2.0 + (15.0 * c - 3.0 * (far_vertical + diagonal) + 1.5 * far_horizontal) / 32.0
     is_green = red_row != red_column
     of_row = np.where(is_green, across, c)  # the colour that shares the row with green
     of_other_row = np.where(is_green, along, other)

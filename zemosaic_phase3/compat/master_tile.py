@@ -326,7 +326,7 @@ def _stack(request: TileRequest, group: Group, stacker: Stacker, report: TileRep
     )
     if tile.canvas is not None:
         frame = group.source(group.reference).shape[:2]
-        dx, dy = tile.canvas.left, tile.canvas.top
+        dx, dy = -round(tile.canvas.origin_x), -round(tile.canvas.origin_y)
         request.say(f"MT_WCS_PAD: applied dx={dx}, dy={dy}, orig_hw={frame}, padded_hw={tile.canvas.shape}")
     request.tell("info_stacking_finished", "DEBUG_DETAIL", shape=str(tile.image.shape))
     done = tile.equalization

@@ -44,7 +44,7 @@ _NUMBERED_KEY: Final = re.compile(r"(NAXIS|ZNAXIS|ZTILE)[1-9]\d*$")
 _ONCE_KEY: Final = re.compile(r"(SIMPLE|XTENSION|BITPIX|[PG]COUNT|TFIELDS|ZIMAGE|ZBITPIX|Z?NAXIS\d*)$")
 MOST_COLUMNS: Final = 999  # of a table; FITS standard 4.0, section 7.3.1
 MOST_DEGREES: Final = 720.0  # of a longitude that went round once too often
-_WCS_KEY: Final = re.compile(
+WCS_KEY: Final = re.compile(
     r"(WCSAXES|WCSNAME|LONPOLE|LATPOLE|RADESYS|EQUINOX)$"
     r"|(CTYPE|CRVAL|CRPIX|CDELT|CUNIT|CROTA|CD|PC|PV|PS)\d|[AB]P?_(ORDER|\d)"
 )
@@ -346,7 +346,7 @@ def inherit(header: Header, primary: Header) -> Header:
     """
     merged, primary = readable_cards(header), without_structure(readable_cards(primary))
     for key in {*primary}:
-        if key in ("CHECKSUM", "DATASUM") or ("CTYPE1" in merged and _WCS_KEY.match(key)):
+        if key in ("CHECKSUM", "DATASUM") or ("CTYPE1" in merged and WCS_KEY.match(key)):
             primary.remove(key, remove_all=True)
     merged.extend(primary, unique=True)
     return merged

@@ -12,7 +12,10 @@ from typing import Final, Literal
 
 NamedKind = Literal["light", "dark", "flat", "bias", "dark-flat", "stack", "unknown"]
 
-_SUFFIX: Final = re.compile(r"(\.(fits?|fts|fz|gz|npy))+(\[\w+\])?( \(\d+\))?$", re.IGNORECASE)
+_SUFFIX: Final = re.compile(
+    r"(\.(fits?|fts|fz|gz|npy|xisf|tiff?|ser|dng|cr[23w]|nef|arw|raf|orf|rw2|pef|srw))+(\[\w+\])?( \(\d+\))?$",
+    re.IGNORECASE,
+)
 _STACKS: Final = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (

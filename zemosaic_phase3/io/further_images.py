@@ -1,4 +1,4 @@
-"""Further images in a file that was opened by its first one.
+"""Further images in a file that was opened by its first one; all frames of a SER video are.
 
 Cameras with several chips write one image each, and programs put maps of weights, errors and masks behind the image.
 The former are frames; the latter are told by their names, their kind of numbers and their size.
@@ -6,7 +6,6 @@ The former are frames; the latter are told by their names, their kind of numbers
 
 from __future__ import annotations
 
-import gzip
 import re
 from dataclasses import dataclass, field
 from math import prod
@@ -17,6 +16,7 @@ from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.io import fits_header as headers
 from zemosaic_phase3.io.frame_kind import read_cards
 from zemosaic_phase3.io.pixel_files import PixelFile, TileCompressedFile, file_errors
+from zemosaic_phase3.io.ser_file import SerFrame
 
 if TYPE_CHECKING:
     from io import BufferedIOBase
@@ -57,9 +57,14 @@ def further_images(source: FrameSource) -> Further:
     FrameError
         The file can no longer be read.
     """
+    if isinstance(source, SerFrame):
+        return Further(source.place.unit, list(range(source.place.unit + 1, source.count)))
     if not isinstance(source, PixelFile) or source.place.header_offset is None:
         return Further(0)
     place = source.place
+    if place.member is not None:
+        with file_errors(source.name), Path(place.path).open("rb") as plain, place.opened(plain) as stream:
+            return _walk(stream, source)
     known_end = None if isinstance(source, TileCompressedFile) else _end_of_pixels(source)
     if known_end is not None and not place.gzipped and source.identity.size < known_end + headers.FITS_BLOCK:
         return Further(place.unit)
@@ -67,8 +72,8 @@ def further_images(source: FrameSource) -> Further:
         if known_end is not None and place.gzipped and _length_inside(plain) < known_end + headers.FITS_BLOCK:
             return Further(place.unit)
         plain.seek(0)
-        stream: BufferedIOBase = gzip.GzipFile(fileobj=plain) if place.gzipped else plain
-        return _walk(stream, source)
+        with place.opened(plain) as stream:
+            return _walk(stream, source)
 
 
 def _end_of_pixels(source: PixelFile) -> int:
@@ -114,7 +119,8 @@ def _walk(stream: BufferedIOBase, source: PixelFile) -> Further:
 
 
 def _limit(source: PixelFile) -> float:
-    return float("inf") if source.place.gzipped else source.identity.size
+    place = source.place
+    return float("inf") if place.is_packed else source.identity.size if place.member is None else place.member.size
 
 
 def _verdict(hdu: headers.Hdu, first: headers.Hdu, name: str) -> str:

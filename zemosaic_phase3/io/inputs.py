@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from zemosaic_phase3.errors import NoFramesError
+from zemosaic_phase3.errors import FrameError, NoFramesError
+from zemosaic_phase3.io.archive import ARCHIVE_SUFFIXES, members_of
 from zemosaic_phase3.io.open_frame import split_unit
-from zemosaic_phase3.io.other_formats import SIDE_FILES
+from zemosaic_phase3.io.other_formats import FITS_SUFFIXES, SIDE_FILES, FamilyName, family_of, family_of_folder
 
-FRAME_SUFFIXES: Final = (".fits", ".fit", ".fts", ".fz", ".npy")
+FRAME_SUFFIXES: Final = FITS_SUFFIXES
+OTHER_SUFFIXES: Final = (".xisf", ".tif", ".ser", "camera raw")  # for a message
 MOST_LOOKED_AT: Final = 200  # folders below one that are looked into only to tell what lies there
 MOST_KINDS: Final = 8  # of other files that are told
 _COMPRESSIONS: Final = (".bz2", ".gz", ".xz", ".zst", ".z", ".lz4", ".zip")
@@ -36,8 +38,12 @@ class Found:
         """Return what is to be said of files that were not taken."""
         notes = []
         told = {kind: n for kind, n in self.others.items() if kind not in SIDE_FILES}
-        if told:
-            notes.append(f"{_kinds(Counter(told))} passed over: only FITS and .npy files are read")
+        read = {kind: n for kind, n in told.items() if family_of(f"a{kind}") or kind in ARCHIVE_SUFFIXES}
+        if read:
+            notes.append(f"{_kinds(Counter(read))} passed over: name such files, or a pattern, to stack them")
+        unread = Counter({kind: n for kind, n in told.items() if kind not in read})
+        if unread:
+            notes.append(f"{_kinds(unread)} passed over: such files are not read")
         if self.below:
             n, folders = sum(self.below.values()), len(self.below)
             frames, where = "frame" if n == 1 else "frames", "folder" if folders == 1 else "folders"
@@ -57,8 +63,10 @@ def find_inputs(inputs: Iterable[str | os.PathLike[str]], *, recursive: bool = F
     Parameters
     ----------
     inputs : iterable of path
-        A folder stands for its FITS and ``.npy`` files (hidden ones are left out). A path or pattern that matches
-        nothing is kept, so that opening it reports it by name. ``[2]`` behind either stands for a unit of the files.
+        A folder stands for its FITS and ``.npy`` files (hidden ones are left out), or for its camera raw, XISF, TIFF or
+        SER files, see :func:`io.other_formats.family_of_folder`; a zip or tar for the FITS files in it. A path or
+        pattern that matches nothing is kept, so that opening it reports it by name. ``[2]`` behind either stands for a
+        unit of the files.
     recursive : bool
         A folder stands for the files in all folders below it too; each folder once, whatever links lead to it.
 
@@ -93,7 +101,8 @@ def _nothing_found(items: list[Path], found: Found) -> str:
             f"add --recursive, or name {next(iter(found.below))}"
         )
     kinds = f"; there are {_kinds(found.others)}, which are not read" if found.others else ""
-    return f"no frames found in: {looked}; expected files ending in {', '.join(FRAME_SUFFIXES)}, .gz{kinds}"
+    expected = f"files ending in {', '.join(FRAME_SUFFIXES)}, .gz, or {', '.join(OTHER_SUFFIXES)} files"
+    return f"no frames found in: {looked}; expected {expected}{kinds}"
 
 
 def _kinds(others: Counter[str]) -> str:
@@ -136,9 +145,9 @@ def _expand(item: Path, found: Found, recursive: bool) -> list[Path]:
         return [Path(f"{path}[{unit}]") for path in _expand(Path(pattern), found, recursive)]
     if not item.is_dir():
         if item.exists() or not any(mark in str(item) for mark in "*?["):
-            return [item]
+            return _inside(item)
         matches = [path for path in Path(item.anchor).glob(str(item.relative_to(item.anchor))) if not path.is_dir()]
-        return matches or [item]
+        return [path for match in matches for path in _inside(match)] or [item]
     paths = []
     for folder, frames, others in _folders(item, None if recursive else MOST_LOOKED_AT):
         if recursive or folder == item:
@@ -149,6 +158,17 @@ def _expand(item: Path, found: Found, recursive: bool) -> list[Path]:
     return paths
 
 
+def _inside(path: Path) -> list[Path]:
+    """Return the frames in a zip or tar; any other file stands for itself, and so does an archive without frames."""
+    if not path.name.lower().endswith(ARCHIVE_SUFFIXES) or not path.is_file():
+        return [path]
+    try:
+        names = [name for name in members_of(str(path), str(path)) if is_frame_name(name.rpartition("/")[2])]
+    except FrameError:  # opening it reports what is wrong
+        return [path]
+    return [path / name for name in names if not name.startswith("__MACOSX/")] or [path]
+
+
 def _folders(top: Path, most: int | None) -> Iterator[tuple[Path, list[Path], Counter[str]]]:
     """Go through a folder and those below it, each with its frames and a count of its other files.
 
@@ -157,7 +177,8 @@ def _folders(top: Path, most: int | None) -> Iterator[tuple[Path, list[Path], Co
     waiting, seen = deque([top]), {real_path(top)}
     while waiting and most != 0:
         folder = waiting.popleft()
-        frames, others, below = [], Counter[str](), []
+        families: defaultdict[FamilyName, list[Path]] = defaultdict(list)
+        others, below = Counter[str](), []
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -165,8 +186,8 @@ def _folders(top: Path, most: int | None) -> Iterator[tuple[Path, list[Path], Co
                         continue
                     if _leads_to(entry, folder=True):
                         below.append(folder / entry.name)
-                    elif is_frame_name(entry.name) and _leads_to(entry, folder=False):
-                        frames.append(folder / entry.name)
+                    elif (family := family_of(entry.name)) and _leads_to(entry, folder=False):
+                        families[family].append(folder / entry.name)
                     elif (kind := _kind_of_file(entry.name)) and _leads_to(entry, folder=False):
                         others[kind] += 1
         except OSError:
@@ -178,7 +199,11 @@ def _folders(top: Path, most: int | None) -> Iterator[tuple[Path, list[Path], Co
             if real not in seen:
                 seen.add(real)
                 waiting.append(path)
-        yield folder, frames, others
+        taken = family_of_folder({family: len(paths) for family, paths in families.items()})
+        others.update(
+            _kind_of_file(path.name) for family, paths in families.items() if family != taken for path in paths
+        )
+        yield folder, families[taken], others
         most = None if most is None else most - 1
 
 
@@ -190,8 +215,8 @@ def _leads_to(entry: os.DirEntry[str], *, folder: bool) -> bool:
 
 
 def is_frame_name(name: str) -> bool:
-    """Tell whether a file with this name is taken for a frame; hidden ones are not."""
-    return not name.startswith(".") and name.lower().removesuffix(".gz").endswith(FRAME_SUFFIXES)
+    """Tell whether a file with this name is taken for a FITS frame or a cache; hidden ones are not."""
+    return family_of(name) == "fits"
 
 
 def _kind_of_file(name: str) -> str:

@@ -5,7 +5,6 @@ What a header claims is compared with the size of the file before memory is take
 
 from __future__ import annotations
 
-import gzip
 import os
 import re
 import stat
@@ -19,23 +18,29 @@ import numpy as np
 
 from zemosaic_phase3.errors import FrameError, SpecError
 from zemosaic_phase3.io import fits_header as headers
+from zemosaic_phase3.io.archive import member_of, split_member
+from zemosaic_phase3.io.camera_raw import open_camera_raw
 from zemosaic_phase3.io.codec import Codec, check_number_type, fits_codec
 from zemosaic_phase3.io.frame import Frame, FrameSource
-from zemosaic_phase3.io.mosaic_cards import BAYER_PATTERNS, bayer_cards, cfa_from_header, row_order
+from zemosaic_phase3.io.layout import MIN_SIDE_PX, check_file_size, image_layout, mosaic_of
+from zemosaic_phase3.io.mosaic_cards import BAYER_PATTERNS, bayer_cards, row_order
+from zemosaic_phase3.io.other_formats import kind_of_file
 from zemosaic_phase3.io.pixel_files import ArraySource, PixelFile, Place, TileCompressedFile, file_errors
+from zemosaic_phase3.io.ser_file import open_ser
+from zemosaic_phase3.io.tiff_file import open_tiff
 from zemosaic_phase3.io.tile_table import check_tiles
+from zemosaic_phase3.io.xisf_file import open_xisf
 
 if TYPE_CHECKING:
     from io import BufferedIOBase
 
-    from zemosaic_phase3.io.frame import Cards, Size
+    from zemosaic_phase3.io.frame import Cards
 
 
-MIN_SIDE_PX: Final = 8  # a file with a shorter side is no sky frame
 LONGEST_NPY_HEAD: Final = 1000  # characters; NumPy writes about 100 for an image
 LONGEST_PADDED_NPY_HEAD: Final = 10_000  # with blanks behind it; NumPy itself reads no more
 MAX_DEFLATE_RATIO: Final = 1032  # no deflate stream expands more (RFC 1951: 258 bytes from two bits)
-_UNIT: Final = re.compile(r"(.+\.(?:fits?|fts|fz|gz))\[(\d{1,4})\]", re.IGNORECASE)
+_UNIT: Final = re.compile(r"(.+\.(?:fits?|fts|fz|gz))\[(\d{1,4})\]|(.+\.ser)\[(\d{1,7})\]", re.IGNORECASE)
 _ARRAY_KEYS: Final = ("data", "array")
 _PATH_KEYS: Final = ("path_preprocessed_cache", "path")  # the cache first: it is the frame made ready
 
@@ -106,11 +111,11 @@ def _open_array(value: object, name: str, bayer: str, header: Cards) -> FrameSou
         array = np.ma.filled(value.astype(np.float32), np.nan)
     else:
         array = np.asarray(value)
-    size, planar = _layout(array.shape, name)
+    size, planar = image_layout(array.shape, name)
     check_number_type(array.dtype, name)
     pixels = np.moveaxis(array, 0, -1) if planar else array
     pixels = pixels[..., 0] if array.ndim == 3 and size[2] == 1 else pixels
-    cfa = _cfa(bayer, size, name, header)
+    cfa = mosaic_of(bayer, size, name, header)
     if cfa is not None and min(size[:2]) < MIN_SIDE_PX:
         raise FrameError(name, f"{size[1]} x {size[0]} pixels are too few for a mosaic; at least {MIN_SIDE_PX} a side")
     source = ArraySource(name, size, Codec(array.dtype), cfa, pixels)
@@ -121,25 +126,52 @@ def _open_array(value: object, name: str, bayer: str, header: Cards) -> FrameSou
 def _open_path(path: str, label: object, bayer: str, header: Cards) -> FrameSource:
     name = path if label is None else str(label)
     path, unit = split_unit(path)
+    inside = split_member(path)
+    member = None if inside is None else member_of(*inside, name)
+    path = path if inside is None else inside[0]
     with file_errors(name):
         status = Path(path).stat()
     if stat.S_ISDIR(status.st_mode):
         raise FrameError(name, "is a folder, not a frame; name the files in it")
     if not stat.S_ISREG(status.st_mode):
         raise FrameError(name, "is not a regular file; copy its content to a file first")
-    if status.st_size == 0:
+    held = status.st_size if member is None else member.size
+    if held == 0:
         raise FrameError(name, "is empty (0 bytes); copy or capture it again")
     with file_errors(name), Path(path).open("rb") as plain:
-        gzipped = plain.read(2) == b"\x1f\x8b"
+        place = Place(path, member=member)
+        with place.opened(plain) as stream:
+            place = place._replace(gzipped=stream.read(2) == b"\x1f\x8b")
         plain.seek(0)
-        stream: BufferedIOBase = gzip.GzipFile(fileobj=plain) if gzipped else plain
-        largest = status.st_size * (MAX_DEFLATE_RATIO if gzipped else 1)  # bytes that can come out of this file
-        magic = stream.read(6)
-        stream.seek(0)
-        place = Place(path, gzipped=gzipped)
-        if magic == b"\x93NUMPY":
-            return _open_npy(stream, place, name, bayer, header, largest)
-        return _open_fits(stream, place, name, bayer, header, largest, unit)
+        largest = held * (MAX_DEFLATE_RATIO if place.gzipped else 1)  # bytes that can come out of this file
+        with place.opened(plain) as stream:
+            magic = stream.read(16)
+            stream.seek(0)
+            if magic.startswith(b"\x93NUMPY"):
+                return _open_npy(stream, place, name, bayer, header, largest)
+            if not magic.startswith(b"SIMPLE"):
+                found = _open_foreign(stream, magic, place, name, bayer, header, unit)
+                if found is not None:
+                    return found
+            return _open_fits(stream, place, name, bayer, header, largest, unit)
+
+
+def _open_foreign(
+    stream: BufferedIOBase, magic: bytes, place: Place, name: str, bayer: str, header: Cards, unit: int | None
+) -> FrameSource | None:
+    """Open a file of another format than FITS, told by its first bytes and its name; None: it is none that is read."""
+    kind = kind_of_file(magic, place.path)
+    if kind and place.member is not None:
+        raise FrameError(name, "is of another format than FITS inside an archive; unpack it first")
+    if kind and place.gzipped:
+        raise FrameError(name, "is compressed with gzip around another format than FITS; decompress it with gunzip")
+    if kind == "ser":
+        return open_ser(stream, place, name, bayer, header, unit)
+    if kind == "xisf":
+        return open_xisf(place, name, bayer, header)
+    if kind == "raw":
+        return open_camera_raw(place, name, bayer, header)
+    return open_tiff(place, name, bayer, header) if kind == "tiff" else None
 
 
 def split_unit(path: str) -> tuple[str, int | None]:
@@ -150,7 +182,7 @@ def split_unit(path: str) -> tuple[str, int | None]:
     found = _UNIT.fullmatch(path)
     if found is None or Path(path).exists():
         return path, None
-    return found[1], int(found[2])
+    return (found[1], int(found[2])) if found[1] else (found[3], int(found[4]))
 
 
 def npy_header(stream: BinaryIO | BufferedIOBase) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -187,13 +219,13 @@ def _open_npy(stream: BufferedIOBase, place: Place, name: str, bayer: str, heade
     except ValueError as exc:
         raise FrameError(name, f"its .npy header cannot be used ({exc}); save the cache again") from exc
     check_number_type(stored, name)
-    size, planar = _layout(shape, name, minimum=MIN_SIDE_PX)
+    size, planar = image_layout(shape, name, minimum=MIN_SIDE_PX)
     if is_fortran and planar:
         raise FrameError(name, f"{shape} in Fortran order is not supported; save np.ascontiguousarray of it")
     offset = stream.tell()
-    _check_file_size(name, offset + prod(shape) * stored.itemsize, largest, shape)
+    check_file_size(name, offset + prod(shape) * stored.itemsize, largest, shape)
     order = "columns" if is_fortran else "planes" if planar else "rows"
-    cfa = _cfa(bayer, size, name, header)
+    cfa = mosaic_of(bayer, size, name, header)
     source = PixelFile(name, size, Codec(stored), cfa, place._replace(offset=offset, order=order))
     source.row_order = row_order(bayer_cards(header))
     return source
@@ -203,13 +235,13 @@ def _open_fits(
     stream: BufferedIOBase, place: Place, name: str, bayer: str, header: Cards, largest: int, wanted: int | None
 ) -> FrameSource:
     primary, unit, hdu = headers.find_image(stream, name, wanted)
-    size, planar = _layout(hdu.shape, name, minimum=MIN_SIDE_PX)
+    size, planar = image_layout(hdu.shape, name, minimum=MIN_SIDE_PX)
     # Plain pixels are whole without the padding of their last block; astropy, which reads tiles, wants that too.
     stored_bytes = hdu.padded_bytes if hdu.is_compressed else hdu.data_bytes
-    _check_file_size(name, hdu.data_offset + stored_bytes, largest, hdu.shape)
+    check_file_size(name, hdu.data_offset + stored_bytes, largest, hdu.shape)
     if hdu.is_compressed:
         check_tiles(stream, hdu, name)
-    cfa = _cfa(bayer, size, name, primary, hdu.cards, header)
+    cfa = mosaic_of(bayer, size, name, primary, hdu.cards, header)
     codec = fits_codec(hdu, name)
     place = place._replace(
         offset=hdu.data_offset, order="planes" if planar else "rows", header_offset=hdu.header_offset, unit=unit
@@ -217,30 +249,6 @@ def _open_fits(
     source = (TileCompressedFile if hdu.is_compressed else PixelFile)(name, size, codec, cfa, place)
     source.row_order = row_order(bayer_cards(primary, hdu.cards, header))
     return source
-
-
-def _layout(shape: tuple[int, ...], name: str, minimum: int = 1) -> tuple[Size, bool]:
-    """Return ((height, width, planes), channel axis is the first one) of an array of this shape."""
-    if len(shape) == 2:
-        size, planar = (shape[0], shape[1], 1), False
-    elif len(shape) == 3 and shape[0] in (1, 3) and min(shape[1:]) > 4:
-        size, planar = (shape[1], shape[2], shape[0]), True
-    elif len(shape) == 3 and shape[2] in (1, 3):
-        size, planar = (shape[0], shape[1], shape[2]), False
-    else:
-        raise FrameError(name, f"shape {shape} is no image; expected (H, W), (H, W, 3) or (3, H, W)")
-    if min(size[:2]) < minimum:
-        raise FrameError(name, f"is {size[1]} x {size[0]} pixels; at least {minimum} x {minimum} are needed")
-    return size, planar
-
-
-def _check_file_size(name: str, expected: int, largest: int, shape: tuple[int, ...]) -> None:
-    if expected > largest:
-        raise FrameError(
-            name,
-            f"truncated: expected {expected} bytes for the {' x '.join(map(str, shape))} pixels of its header,"
-            f" found {largest} bytes at most; copy it again",
-        )
 
 
 def _bayer_choice(bayer: str) -> str:
@@ -251,9 +259,3 @@ def _bayer_choice(bayer: str) -> str:
         allowed = ", ".join(("auto", "none", *BAYER_PATTERNS))
         raise SpecError(f"unknown Bayer pattern {bayer!r}; choose one of: {allowed}")
     return text.upper()
-
-
-def _cfa(bayer: str, size: Size, name: str, *header: Cards) -> str | None:
-    if bayer == "none" or size[2] != 1:
-        return None
-    return cfa_from_header(bayer_cards(*header), size[0], name) if bayer == "auto" else bayer

@@ -1,8 +1,9 @@
-"""Files that are no FITS: what they are, by how they begin, and what a user can do with them."""
+"""Files that are no FITS: what they are, by how they begin, and what a user can do with those that are not read."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Mapping
+from typing import Final, Literal
 
 RAW_SUFFIXES: Final = (
     ".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dng", ".erf", ".iiq", ".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw",
@@ -19,21 +20,89 @@ SIDE_FILES: Final = frozenset((
 """Of files that lie beside frames and are none: pictures to look at, logs, settings."""
 
 _BEGINNINGS: Final = (
-    (b"XISF0100", "is an XISF file, which is not read; save it as FITS, in PixInsight or with Siril"),
-    (b"FUJIFILM", "is a camera raw file (.raf), which is not read; convert it to FITS, e.g. with Siril's 'convert'"),
-    (b"LUCAM-RECORDER", "is a SER video, which is not read; split it into FITS files, e.g. with Siril"),
     (b"\xff\xd8\xff", "is a JPEG picture, which has no linear brightness; stack the FITS files of the camera"),
     (b"\x89PNG", "is a PNG picture, which has no linear brightness; stack the FITS files of the camera"),
     (b"BZh", "is compressed with bzip2, which is not read; decompress it with bunzip2"),
     (b"\xfd7zXZ", "is compressed with xz, which is not read; decompress it with unxz"),
     (b"\x28\xb5\x2f\xfd", "is compressed with zstd, which is not read; decompress it with unzstd"),
     (b"\x1f\x9d", "is compressed with compress (.Z), which is not read; decompress it with uncompress"),
-    (b"PK\x03\x04", "is a zip archive, which is not read; unpack it first"),
+    (b"PK\x03\x04", "is a zip archive under another name; name it .zip to stack what is in it"),
     (b"7z\xbc\xaf", "is a 7z archive, which is not read; unpack it first"),
     (b"RIFF", "is a video (AVI), which is not read; split it into FITS files, e.g. with Siril"),
     (b"\x89HDF", "is an HDF5 file, which is not read; save its images as FITS"),
     (b"\x93NUMPY", "is an .npy array in the place of FITS; name it .npy"),
 )
+
+
+TIFF_SUFFIXES: Final = (".tif", ".tiff")
+XISF_SUFFIXES: Final = (".xisf",)
+SER_SUFFIXES: Final = (".ser",)
+_TIFF_MAGICS: Final = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_RAW_MAGICS: Final = (b"FUJIFILM", b"IIU\0", b"IIRO", b"IIRS", b"MMOR", b"FOVb", b"\0MRM", b"II\x1a\0\0\0HEAPCCDR")
+
+
+FamilyName = Literal["fits", "raw", "xisf", "tiff", "ser", ""]
+FITS_SUFFIXES: Final = (".fits", ".fit", ".fts", ".fz", ".npy")
+_FAMILIES: Final[tuple[tuple[FamilyName, tuple[str, ...]], ...]] = (
+    ("raw", RAW_SUFFIXES), ("xisf", XISF_SUFFIXES), ("tiff", TIFF_SUFFIXES), ("ser", SER_SUFFIXES),
+)  # fmt: skip
+
+
+def family_of(name: str) -> FamilyName:
+    """Return which family of formats the name of a file means; empty: no frame. Hidden files are none."""
+    if name.startswith("."):
+        return ""
+    lower = name.lower()
+    if lower.removesuffix(".gz").endswith(FITS_SUFFIXES):
+        return "fits"
+    return next((family for family, suffixes in _FAMILIES if lower.endswith(suffixes)), "")
+
+
+def family_of_folder(counts: Mapping[FamilyName, int]) -> FamilyName:
+    """Return which of the families in a folder its frames are: one, for the others are made of them.
+
+    Parameters
+    ----------
+    counts : mapping
+        How many files of each family lie there.
+
+    Notes
+    -----
+    FITS files, but where there are more camera raw files: those are what a camera took, and the FITS files what was
+    made of them. XISF, SER and TIFF files beside FITS or raw ones are results, but beside a single FITS file, which is
+    the stack of them.
+    """
+    n_fits = counts.get("fits", 0)
+    if counts.get("raw", 0) > n_fits:
+        return "raw"
+    others: tuple[FamilyName, ...] = ("xisf", "ser", "tiff")
+    most = max(others, key=lambda family: counts.get(family, 0))
+    if counts.get(most, 0) > 1 >= n_fits or not n_fits:
+        return most if counts.get(most, 0) else ""
+    return "fits"
+
+
+def kind_of_file(begins: bytes, name: str) -> Literal["raw", "tiff", "xisf", "ser", ""]:
+    """Return which format other than FITS a file has; empty: none that is read.
+
+    Parameters
+    ----------
+    begins : bytes
+        Its first 16 bytes or more.
+    name : str
+        Its path: most camera raw files begin as TIFF does.
+    """
+    if begins.startswith(b"XISF0100"):
+        return "xisf"
+    if begins.startswith(b"LUCAM-RECORDER"):
+        return "ser"
+    is_tiff = begins[:4] in _TIFF_MAGICS
+    is_raw_name = name.lower().endswith(RAW_SUFFIXES)
+    if begins.startswith(_RAW_MAGICS) or begins[4:12] == b"ftypcrx " or (is_tiff and begins[8:10] == b"CR"):
+        return "raw"
+    if is_tiff:
+        return "raw" if is_raw_name else "tiff"
+    return ""
 
 
 def not_fits(begins: bytes, name: str) -> str:
@@ -46,13 +115,8 @@ def not_fits(begins: bytes, name: str) -> str:
     name : str
         Its path.
     """
-    lower = name.lower()
-    is_raw = lower.endswith(RAW_SUFFIXES)
-    if begins[:4] in (b"II*\0", b"MM\0*", b"IIU\0", b"IIRO", b"IIRS") or begins[4:12] == b"ftypcrx " or is_raw:
-        if is_raw or begins[4:8] == b"ftyp" or begins[8:10] == b"CR":
-            suffix = f" ({lower[lower.rindex('.') :]})" if is_raw else ""
-            return f"is a camera raw file{suffix}, which is not read; convert it to FITS, e.g. with Siril's 'convert'"
-        return "is a TIFF file, which is not read; convert it to FITS, e.g. with Siril's 'convert'"
+    if begins[257:262] == b"ustar":
+        return "is a tar archive that is compressed; decompress it first (gunzip), a .tar is read as it is"
     for start, text in _BEGINNINGS:
         if begins.startswith(start):
             return text

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 
@@ -24,9 +24,10 @@ from zemosaic_phase3.io.origin import Identity, Origin
 if TYPE_CHECKING:
     from io import BufferedIOBase
 
-    from astropy.io.fits import Header
+    from astropy.io.fits import HDUList, Header
     from astropy.wcs import WCS
 
+    from zemosaic_phase3.io.archive import Member
     from zemosaic_phase3.io.frame import Size
 
 _DRAIN_BYTES: Final = 65536  # read at a time from the rest of a .gz
@@ -56,6 +57,21 @@ class Place(NamedTuple):
     header_offset: int | None = None  # None: the file has no FITS header
     unit: int = 0  # number of the FITS header-data unit
     gzipped: bool = False
+    member: Member | None = None  # of the archive that ``path`` is; None: the file itself
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the bytes must be decompressed from their beginning."""
+        return self.gzipped or (self.member is not None and not self.member.is_plain)
+
+    @contextlib.contextmanager
+    def opened(self, plain: BinaryIO) -> Iterator[BufferedIOBase]:
+        """Give the frame's file as a stream, out of its archive and decompressed; ``plain``: the file at ``path``."""
+        if self.member is None:
+            yield gzip.GzipFile(fileobj=plain) if self.gzipped else plain  # type: ignore[misc]
+            return
+        with self.member.opened(plain) as stream:
+            yield gzip.GzipFile(fileobj=stream) if self.gzipped else stream
 
 
 class ArraySource(FrameSource):
@@ -122,7 +138,7 @@ class PixelFile(FrameSource):
         with self._open() as stream:
             rows = self._read_stream(stream, y0, shape)
             # The checksum of a .gz stands behind its last byte; only there does a damaged one show.
-            while self._place.gzipped and y1 == self.height and stream.read(_DRAIN_BYTES):
+            while self._place.is_packed and y1 == self.height and stream.read(_DRAIN_BYTES):
                 continue
         return rows
 
@@ -130,7 +146,7 @@ class PixelFile(FrameSource):
     def raw_layout(self) -> RawLayout | None:
         """How the bytes of a row lie, for a device that opens them itself; None where they must be decoded first."""
         planar = self._place.order == "planes" and self.channels > 1 and self.cfa is None
-        is_simple = not self._place.gzipped and self._place.order != "columns"
+        is_simple = not self._place.is_packed and self._place.order != "columns"
         return self._codec.raw_layout(planar=planar) if is_simple else None
 
     @property
@@ -142,7 +158,8 @@ class PixelFile(FrameSource):
         channels = 1 if self.cfa else self.channels
         planes = channels if layout.planar else 1
         row = self.width * (channels // planes) * layout.dtype.itemsize
-        return RawFile(self._place.path, self._place.offset, row, planes, self.height * row)
+        start = self._place.offset + (0 if self._place.member is None else self._place.member.start)
+        return RawFile(self._place.path, start, row, planes, self.height * row)
 
     def read_raw(self, y0: int, y1: int, out: np.ndarray) -> None:
         """Fill rows y0 .. y1 - 1 as they are stored into ``out``, bytes."""
@@ -184,7 +201,8 @@ class PixelFile(FrameSource):
         """Open the file, decompressed; FrameError where it cannot be read or is another one than before."""
         with file_errors(self.name), Path(self._place.path).open("rb") as plain:
             self.require_unchanged(plain.fileno())
-            yield gzip.GzipFile(fileobj=plain) if self._place.gzipped else plain
+            with self._place.opened(plain) as stream:
+                yield stream
             self.require_unchanged(plain.fileno())
 
     def _fill(self, stream: BufferedIOBase, first_pixel: int, block: np.ndarray) -> None:
@@ -232,7 +250,12 @@ class PixelFile(FrameSource):
     def storage(self) -> tuple[object, ...]:
         """What makes equal stored bytes equal samples: frames that differ in it cannot be compared by their bytes."""
         place = self._place
-        return (type(self).__name__, place.gzipped, place.order, self._codec, self.shape)
+        return (type(self).__name__, place.is_packed, place.order, self._codec, self.shape)
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the bytes of the file are to be decoded to pixels by more than their codec."""
+        return False
 
     @property
     def identity(self) -> Identity:
@@ -310,13 +333,16 @@ class TileCompressedFile(PixelFile):
         """How the bytes of a row lie, for a device that opens them itself; None where they must be decoded first."""
         return None
 
-    def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
-        from astropy.io import fits
+    @property
+    def is_encoded(self) -> bool:
+        """True: the bytes of the file are tiles, to be decompressed."""
+        return True
 
+    def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
         options = {"memmap": False, "do_not_scale_image_data": True}
         is_planar = self._place.order == "planes"
         try:
-            with self._unchanged(), fits.open(self._place.path, **options) as hdus:
+            with self._tiles(**options) as hdus:
                 unit = hdus[self._place.unit]
                 # The HCOMPRESS decoder keeps its state in static memory: two threads in it spoil each other's tiles.
                 one_at_a_time = unit.compression_type == "HCOMPRESS_1"
@@ -330,18 +356,27 @@ class TileCompressedFile(PixelFile):
         return self._codec.decode(np.array(block, order="C").reshape(shape))
 
     @contextlib.contextmanager
-    def _unchanged(self) -> Iterator[None]:
+    def _tiles(self, **options: Any) -> Iterator[HDUList]:
         """Let astropy read the file: before and after it is the one that was opened."""
+        from astropy.io import fits
+
         with file_errors(self.name):
             self.require_unchanged()
-            yield
+            if self._place.member is None:
+                with fits.open(self._place.path, **options) as hdus:
+                    yield hdus
+            else:  # astropy closes what it is given
+                with (
+                    Path(self._place.path).open("rb") as plain,
+                    self._place.opened(plain) as stream,
+                    fits.open(stream, **options) as hdus,
+                ):
+                    yield hdus
             self.require_unchanged()
 
     def _file_header(self) -> Callable[[], Header]:
-        from astropy.io import fits
-
         try:
-            with self._unchanged(), fits.open(self._place.path, memmap=False) as hdus:
+            with self._tiles(memmap=False) as hdus:
                 header = headers.inherit(hdus[self._place.unit].header, hdus[0].header)
         except FrameError:
             raise

@@ -16,7 +16,7 @@ import numpy as np
 
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.io.frame import FrameSource
-from zemosaic_phase3.io.pixel_files import PixelFile, TileCompressedFile, file_errors
+from zemosaic_phase3.io.pixel_files import PixelFile, file_errors
 
 SAMPLE_PLACES: Final = 4  # of a file that are looked at
 SAMPLE_BYTES: Final = 1024  # of each
@@ -69,7 +69,7 @@ def _really_same(
     files: Mapping[int, PixelFile], members: Sequence[int], whole: Callable[[PixelFile], bytes]
 ) -> list[list[int]]:
     """Sort out frames whose samples agree: one file under two names is not read, the others are, whole."""
-    by_file = _bins(members, lambda i: (files[i].identity, files[i].place.unit))
+    by_file = _bins(members, lambda i: (files[i].identity, files[i].place.unit, files[i].place.member))
     same_file = {i: bin_[0] for bin_ in by_file for i in bin_}
     readers = [i for i in members if same_file.get(i, i) == i]
     equal = _bins(readers, lambda i: whole(files[i])) if len(readers) > 1 else []
@@ -78,10 +78,14 @@ def _really_same(
 
 
 def _sample(source: PixelFile) -> bytes:
-    """Return a digest of a few blocks of the stored pixels; of a .gz its checksum and length."""
+    """Return a digest of a few blocks of the stored pixels; of what is deflated its checksum and length."""
+    member = source.place.member
+    if member is not None and not member.is_plain:
+        return f"{member.crc} {member.size}".encode()
     with file_errors(source.name), Path(source.place.path).open("rb", buffering=0) as stream:
         if source.place.gzipped:
-            stream.seek(-8, 2)
+            stream.seek(0, 2)
+            stream.seek((stream.tell() if member is None else member.start + member.packed) - 8)
             return stream.read(8)
         start, end = _span(source)
         digest = hashlib.blake2b(digest_size=16)
@@ -93,20 +97,21 @@ def _sample(source: PixelFile) -> bytes:
 
 def _span(source: PixelFile) -> tuple[int, int]:
     """Return where the stored pixels begin and end in the file; of a compressed image its end is that of the file."""
-    start = source.place.offset
-    if isinstance(source, TileCompressedFile):
-        return start, source.identity.size
+    member = source.place.member
+    start = source.place.offset + (0 if member is None else member.start)
+    if source.is_encoded:
+        return start, source.identity.size if member is None else member.start + member.packed
     samples = source.height * source.width * (1 if source.cfa else source.channels)
     return start, start + samples * source.stored_type.itemsize
 
 
 def _whole(source: PixelFile) -> bytes:
     """Return a digest of all stored pixels; raises ValueError for a frame of one value."""
-    if source.place.gzipped:
+    if source.place.is_packed:
         return _digest(source.read_rows(0, source.height))
     digest = hashlib.blake2b(digest_size=16)
     start, end = _span(source)
-    is_compressed = isinstance(source, TileCompressedFile)
+    is_compressed = source.is_encoded
     lows, highs = [], []
     with file_errors(source.name), Path(source.place.path).open("rb", buffering=0) as stream:
         stream.seek(start)

@@ -1,4 +1,4 @@
-"""A tile as FITS units: the image, ALPHA, maps and the table of frames."""
+"""A tile as FITS units: the image, ALPHA, maps, the table of frames, and what the run says of itself."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def tile_hdus(
     maps: Mapping[str, np.ndarray] | None = None,
     frames_table: Mapping[str, Sequence[Any] | np.ndarray] | None = None,
     frames_units: Mapping[str, str] | None = None,
+    run_table: Mapping[str, Sequence[Any] | np.ndarray] | None = None,
 ) -> HDUList:
-    """Lay out a tile as FITS units: the image, ALPHA, maps and the table of frames.
+    """Lay out a tile as FITS units: the image, ALPHA, maps, the table of frames and what the run says of itself.
 
     Parameters
     ----------
@@ -53,6 +54,8 @@ def tile_hdus(
         writes them.
     frames_units : dict of str to str, optional
         Unit of a column.
+    run_table : dict of str to sequence, optional
+        Columns of the binary table RUN.
 
     Returns
     -------
@@ -75,7 +78,9 @@ def tile_hdus(
     for name, values in (maps or {}).items():
         hdus.append(fits.ImageHDU(_channels_first(values, map_type(values)), name=name))
     if frames_table is not None:
-        hdus.append(_table_hdu(frames_table, frames_units or {}))
+        hdus.append(_table_hdu("FRAMES", frames_table, frames_units or {}))
+    if run_table is not None:
+        hdus.append(_table_hdu("RUN", run_table, {}))
     return hdus
 
 
@@ -222,7 +227,7 @@ def _describe_third_axis(cards: Header) -> None:
     cards["CD3_3" if "CD1_1" in cards else "CDELT3"] = (1.0, "one plane")
 
 
-def _table_hdu(columns: Mapping[str, Sequence[Any] | np.ndarray], units: Mapping[str, str]) -> BinTableHDU:
+def _table_hdu(title: str, columns: Mapping[str, Sequence[Any] | np.ndarray], units: Mapping[str, str]) -> BinTableHDU:
     from astropy.io import fits
 
     arrays: dict[str, np.ndarray] = {}
@@ -239,7 +244,7 @@ def _table_hdu(columns: Mapping[str, Sequence[Any] | np.ndarray], units: Mapping
     rows = np.empty(next(iter(lengths.values()), 0), dtype=[(name, a.dtype, a.shape[1:]) for name, a in arrays.items()])
     for name, array in arrays.items():
         rows[name] = array
-    table = fits.BinTableHDU(rows, name="FRAMES")
+    table = fits.BinTableHDU(rows, name=title)
     for name, unit in units.items():
         table.columns[name].unit = unit
     return table

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from zemosaic_phase3.records import Registration
+from zemosaic_phase3.records import Canvas, Registration
 from zemosaic_phase3.registration.transform import transform_points
 
-
-@dataclass(frozen=True)
-class Canvas:
-    """A grid of ``height`` x ``width`` pixels on which the reference begins at row ``top``, column ``left``."""
-
-    left: int
-    top: int
-    height: int
-    width: int
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(H, W) of the grid."""
-        return self.height, self.width
-
-    def to_frame(self, transform: np.ndarray) -> np.ndarray:
-        """Turn a map from reference pixels to frame pixels into one from pixels of the canvas, (3, 3) float64."""
-        matrix = np.array(transform, np.float64)
-        matrix[:, 2] -= matrix[:, 0] * self.left + matrix[:, 1] * self.top
-        return matrix / matrix[2, 2]
+if TYPE_CHECKING:
+    from astropy.wcs import WCS
 
 
 def canvas_around(
@@ -68,4 +51,40 @@ def canvas_around(
     size = np.array([width, height]) + before + after
     margin = np.ceil(size * cut / (1.0 - 2.0 * cut))
     before, size = before + margin, size + 2 * margin
-    return Canvas(int(before[0]), int(before[1]), math.floor(size[1]), math.floor(size[0]))
+    return Canvas(math.floor(size[1]), math.floor(size[0]), -float(before[0]), -float(before[1]))
+
+
+def canvas_wcs(wcs: WCS, canvas: Canvas) -> WCS:
+    """Return the WCS of a canvas, from that of the reference; SIP distortion is kept.
+
+    Parameters
+    ----------
+    wcs : astropy.wcs.WCS
+        Of the reference; it stays as it is.
+    canvas : Canvas
+    """
+    from astropy.wcs import Sip
+
+    def moved_to(crpix: np.ndarray) -> np.ndarray:  # FITS counts pixels from 1, so that their edges are at halves
+        return np.asarray((crpix - 0.5 - (canvas.origin_x, canvas.origin_y)) * canvas.scale + 0.5)
+
+    moved = copy.deepcopy(wcs)
+    if canvas.scale != 1.0:
+        if wcs.wcs.has_cd():
+            moved.wcs.cd = np.asarray(wcs.wcs.cd) / canvas.scale
+        else:
+            moved.wcs.cdelt = np.asarray(wcs.wcs.cdelt) / canvas.scale
+    moved.wcs.crpix = moved_to(np.asarray(wcs.wcs.crpix))
+    if wcs.sip is not None:  # of degree n in pixels; A and B are of pixels too
+        sip = wcs.sip
+        tables = [None if t is None else _scaled_terms(t, canvas.scale) for t in (sip.a, sip.b, sip.ap, sip.bp)]
+        moved.sip = Sip(*tables, moved_to(np.asarray(sip.crpix)))
+    moved.pixel_shape = (canvas.width, canvas.height)
+    moved.wcs.set()
+    return moved
+
+
+def _scaled_terms(terms: np.ndarray, scale: float) -> np.ndarray:
+    """Return the coefficients of a SIP polynomial, ``terms[p, q]`` of u^p v^q, for pixels ``scale`` times as many."""
+    p, q = np.indices(terms.shape)
+    return np.asarray(terms * scale ** (1.0 - p - q))

@@ -13,7 +13,7 @@ from zemosaic_phase3.io.moments import Exposure
 from zemosaic_phase3.io.value_bytes import digest, from_bytes, to_bytes
 from zemosaic_phase3.pipeline.journal import Journal, version
 from zemosaic_phase3.pipeline.scan import Scan
-from zemosaic_phase3.records import FrameStats, Registration
+from zemosaic_phase3.records import FrameStats, Registration, SkySolution
 
 if TYPE_CHECKING:
     from zemosaic_phase3.io.frame import FrameSource
@@ -72,7 +72,7 @@ class KeptFrames:
         if data is None:
             return None
         try:
-            verdict = from_bytes(data, (Registration,))
+            verdict = from_bytes(data, (Registration, SkySolution))
         except ValueError as exc:
             logger.debug("%s: what the journal has of it is %s", source.name, exc)
             return None

@@ -18,6 +18,7 @@ from zemosaic_phase3.io.atomic_write import COMPRESSED_SUFFIXES, TILE_SUFFIXES, 
 from zemosaic_phase3.io.moments import Exposure, iso
 from zemosaic_phase3.io.tile_file import tile_hdus
 from zemosaic_phase3.pipeline.group import FrameRow
+from zemosaic_phase3.pipeline.run_facts import run_columns
 from zemosaic_phase3.pipeline.tile import Tile
 from zemosaic_phase3.records import Registration
 
@@ -78,7 +79,7 @@ def frames_columns(rows: Sequence[FrameRow]) -> dict[str, Any]:
 
 
 PREVIEW_SIDE_PX: Final = 1600  # longest side of a preview
-HEADER_BYTES: Final = 1 << 16  # of all units of a tile; a camera's header has a hundred cards of 80 bytes
+HEADER_BYTES: Final = 1 << 17  # of all units of a tile, and of its table RUN; a camera's header has 8,000
 FRAME_ROW_BYTES: Final = 1 << 10  # of the table of frames, and of its entry in a report, which is longer
 REPORT_ROW_BYTES: Final = 1 << 11
 
@@ -96,10 +97,10 @@ class Wanted:
         """Return what each will take at most, bytes, for a tile of a shape (H, W) or (H, W, 3)."""
         height, width, channels = (*shape, 1)[:3]
         samples = height * width * channels
-        tile = 4 * samples + height * width + HEADER_BYTES
+        tile = 4 * samples + height * width + HEADER_BYTES + n_frames * FRAME_ROW_BYTES
         if self.maps:
             counts = 2 if n_frames < 2**15 else 4  # COVERAGE, REJ_LOW, REJ_HIGH; WEIGHT is float32
-            tile += (4 + 3 * counts) * samples + n_frames * FRAME_ROW_BYTES
+            tile += (4 + 3 * counts) * samples
         sizes = {self.tile: tile}
         if self.preview is not None:
             sizes[self.preview] = min(height, PREVIEW_SIDE_PX) * (min(width, PREVIEW_SIDE_PX) * channels + 1) + 4096
@@ -182,7 +183,7 @@ def check_tile_name(output: str | os.PathLike[str]) -> None:
 
 
 def write_tile(tile: Tile, output: str | os.PathLike[str], *, maps: bool = False, overwrite: bool = False) -> Path:
-    """Write a tile as FITS, atomically; with ``maps`` also COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and the FRAMES table.
+    """Write a tile as FITS, atomically, with the tables FRAMES and RUN; with ``maps`` also COVERAGE, WEIGHT and others.
 
     Raises
     ------
@@ -194,8 +195,9 @@ def write_tile(tile: Tile, output: str | os.PathLike[str], *, maps: bool = False
         tile.header,
         alpha=tile.alpha,
         maps=tile.maps if maps else None,
-        frames_table=frames_columns(tile.rows) if maps else None,
-        frames_units=FRAMES_UNITS if maps else None,
+        frames_table=frames_columns(tile.rows),
+        frames_units=FRAMES_UNITS,
+        run_table=run_columns(tile.report),
     )
     write_fits_atomically(hdus, output, overwrite=overwrite)
     return Path(output)

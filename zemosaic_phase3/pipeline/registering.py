@@ -19,6 +19,7 @@ from zemosaic_phase3.progress import Callback, notify
 from zemosaic_phase3.records import Registration
 from zemosaic_phase3.registration.few_stars import check_by_stars, confirm_by_stars
 from zemosaic_phase3.registration.match import register_stars
+from zemosaic_phase3.registration.solutions import solution_of
 from zemosaic_phase3.registration.wcs import register_stars_seeded, register_wcs
 from zemosaic_phase3.runtime.limits import available_memory
 from zemosaic_phase3.runtime.threads import parallel_map
@@ -191,7 +192,7 @@ def _register_on(
 
     def register(i: int) -> Registration:
         if i == reference:
-            verdict = Registration(ok=True, method="reference", rms_px=0.0)
+            verdict = with_solution(group, i, wcs, Registration(ok=True, method="reference", rms_px=0.0))
         elif spec.mode == "none":
             verdict = Registration(ok=True)
         else:
@@ -209,11 +210,11 @@ def _known_or_registered(
     group: Group, i: int, reference: int, wcs: WCS | None, spec: RegisterSpec, kept: Kept | None
 ) -> Registration:
     if kept is None:
-        return register_frame(group, i, reference, wcs, spec)
+        return with_solution(group, i, wcs, register_frame(group, i, reference, wcs, spec))
     pair = group.source(i), group.source(reference)
     verdict = kept.registered(*pair, spec)
     if verdict is None:
-        verdict = register_frame(group, i, reference, wcs, spec)
+        verdict = with_solution(group, i, wcs, register_frame(group, i, reference, wcs, spec))
         kept.keep_registered(*pair, spec, verdict)
     return verdict
 
@@ -236,3 +237,16 @@ def register_frame(group: Group, i: int, reference: int, reference_wcs: WCS | No
         return check_by_stars(known, stars, shape, spec, seed)
     by_stars = register_stars_seeded(known, stars, shape, spec, seed)
     return by_stars if by_stars.ok else confirm_by_stars(known, stars, shape, seed) or by_stars
+
+
+def with_solution(group: Group, i: int, reference_wcs: WCS | None, verdict: Registration) -> Registration:
+    """Add to a verdict by the stars what the frame's WCS says of the reference's image.
+
+    The WCS of a frame that was placed by it says no more than the reference's.
+    """
+    if not verdict.ok or verdict.method not in ("stars", "reference") or reference_wcs is None:
+        return verdict
+    wcs = group.wcs(i)
+    if wcs is None:
+        return verdict
+    return replace(verdict, solution=solution_of(wcs, reference_wcs, verdict, group.source(i).shape))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from zemosaic_phase3.detection.star_finder import StarList
 from zemosaic_phase3.detection.star_finder import find_stars as stars_of
+from zemosaic_phase3.io.foreign_file import whole_bytes
 from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.io.mended_frame import Mend
 from zemosaic_phase3.io.moments import MOMENT_KEYS, Exposure, exposure_of
@@ -102,7 +103,10 @@ def scan_frame(source: FrameSource, spec: RegisterSpec, *, find_stars: bool, mea
 
 
 def scan_bytes(source: FrameSource) -> int:
-    """Return the bytes that scanning a frame takes: its pixels, its 2x2 cells, and what finding stars needs."""
+    """Return the bytes that scanning a frame takes: its pixels, its 2x2 cells, and what finding stars needs.
+
+    Of a file that its library decodes whole, also what that takes.
+    """
     cells = source.height * source.width // 4
     pixel = 4 * source.channels if source.cfa is None else source.dtype.itemsize + 4
-    return cells * (4 * pixel + (50 if source.cfa is None else 36))
+    return cells * (4 * pixel + (50 if source.cfa is None else 36)) + whole_bytes(source)

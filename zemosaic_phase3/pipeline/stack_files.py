@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from zemosaic_phase3.engine import cpu
 from zemosaic_phase3.engine.job import Job, StackResult, make_job
@@ -19,7 +22,8 @@ from zemosaic_phase3.engine.star_tolerance import with_star_tolerance
 from zemosaic_phase3.errors import GPUStackingError, PlanError, StackCancelled
 from zemosaic_phase3.finish.equalize import equalize_if
 from zemosaic_phase3.io.atomic_write import remove_strays
-from zemosaic_phase3.io.frame import Frame
+from zemosaic_phase3.io.foreign_file import Decoded, whole_bytes
+from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.io.wrapped_frame import held_bytes
 from zemosaic_phase3.methods import DeviceName, canonical
 from zemosaic_phase3.pipeline.device_policy import POLICY, DevicePolicy, DeviceRequest
@@ -35,6 +39,8 @@ from zemosaic_phase3.pipeline.tile_facts import star_width
 from zemosaic_phase3.progress import Callback, timed
 from zemosaic_phase3.runtime import limits
 from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
+
+DECODING_SHARE: Final = 4  # of the memory, at most this part is for frames that are decoded whole
 
 
 def stack_files(
@@ -62,6 +68,7 @@ def stack_files(
     resume: bool = True,
     fresh: bool = False,
     cache: str | os.PathLike[str] | None = None,
+    command: Sequence[str] = (),
     progress: Callback | None = None,
     policy: DevicePolicy = POLICY,
 ) -> Tile:
@@ -91,7 +98,7 @@ def stack_files(
     workers : int, optional
         Threads; as many as this process may use.
     maps : bool
-        Write COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and FRAMES too.
+        Write COVERAGE, WEIGHT, REJ_LOW and REJ_HIGH too.
     overwrite : bool
         Replace an existing output; a symbolic link is replaced, not followed.
     preview, report : path, optional
@@ -110,6 +117,8 @@ def stack_files(
         Forget what the journal holds.
     cache : path, optional
         Folder of the journal; default: beside the output. Without either there is none.
+    command : sequence of str
+        The command line, for the record.
     progress : callable, optional
         Called as ``progress(stage, done, total)``; may raise :class:`StackCancelled`.
     policy : DevicePolicy, optional
@@ -134,7 +143,7 @@ def stack_files(
     SpecError
         An option is not allowed.
     """
-    choice = canonical("device", device, DeviceName)
+    choice, began = canonical("device", device, DeviceName), datetime.now(UTC)
     if output is not None:
         check_output(output, overwrite=overwrite)
         check_tile_name(output)
@@ -152,16 +161,22 @@ def stack_files(
     policy.require_candidate(request)
     wanted = None if output is None else Wanted(Path(output), maps, preview, report)
     has_files = any(isinstance(frame, str | os.PathLike) for frame in listed.frames)
-    with kept_for(output, cache, resume=resume and has_files, fresh=fresh and has_files) as kept:
+    with (
+        kept_for(output, cache, resume=resume and has_files, fresh=fresh and has_files) as kept,
+        contextlib.closing(
+            Decoded(Path(output).parent if output is not None else Path(tempfile.gettempdir()))
+        ) as decoded,
+    ):
         tile = build_tile(
             listed.frames, stacker_of(policy, request, resources, progress, kept.rows, self_check=self_check),
             stack=stack, register=register, select=select, bayer=bayer, calibration=calibration or CalibrationSpec(),
             reference=reference, workers=resources.workers, allowed_bytes=allowed, copied_maps=copied,
             progress=progress, kept=kept.frames,
-            opened=None if wanted is None else partial(_look_for_room, wanted, kept),
-            choice=Choice(listed.named, filter), least=least,
+            opened=None if wanted is None else partial(_look_for_room, wanted, kept, decoded),
+            choice=Choice(listed.named, filter), least=least, decoded=decoded,
         )  # fmt: skip
         tile.report.warnings[:0] = listed.notes
+        tile.report.command, tile.report.started = list(command), began.strftime("%Y-%m-%dT%H:%M:%SZ")
         if any(row.scan is not None and row.scan.n_stars for row in tile.rows):
             with timed(tile.report, "finish"):
                 tile.report.fwhm_px = star_width(tile.image)
@@ -172,10 +187,11 @@ def stack_files(
     return tile
 
 
-def _look_for_room(wanted: Wanted, kept: Kept, shape: tuple[int, ...], n_frames: int) -> None:
+def _look_for_room(wanted: Wanted, kept: Kept, decoded: Decoded, shape: tuple[int, ...], n_frames: int) -> None:
     """Refuse what the disks have no room for, and have the journal leave that room alone."""
     sizes = wanted.sizes(shape, n_frames)
     check_room(sizes)
+    decoded.spare += sum(sizes.values())
     if kept.rows is not None:
         kept.rows.room = sum(sizes.values())
 
@@ -194,8 +210,7 @@ def stacker_of(
 
     def stack(frames: list[Frame], spec: StackSpec, reference: int) -> StackResult:
         job = make_job(frames, spec, reference=reference)
-        held = held_bytes([frame.source for frame in frames])
-        left = replace(resources, memory=max(1, resources.memory - held)) if held and resources.memory else resources
+        left = _left_for_slabs(resources, [frame.source for frame in frames])
         fwhm = {frame.source.name: frame.stats.fwhm for frame in frames if frame.stats is not None}
         job = with_star_tolerance(job, fwhm, left)
         result, used = policy.stack(
@@ -213,6 +228,17 @@ def stacker_of(
         return result
 
     return stack
+
+
+def _left_for_slabs(resources: Resources, sources: list[FrameSource]) -> Resources:
+    """Return what is left for the slabs, of memory and threads, beside what frames hold and what decoding takes."""
+    held, whole = held_bytes(sources), max(map(whole_bytes, sources), default=0)
+    if resources.memory is None or not (held or whole):
+        return resources
+    workers = resources.workers
+    if whole:  # a quarter of the memory at most for frames that are decoded side by side
+        workers = max(1, min(workers, resources.memory // DECODING_SHARE // whole))
+    return replace(resources, memory=max(1, resources.memory - held - workers * whole), workers=workers)
 
 
 def stack_on_gpu(job: Job, resources: Resources, progress: Callback | None, finished: KeptRows | None) -> StackResult:

@@ -19,12 +19,12 @@ from zemosaic_phase3.engine.slab import source_pixel_bytes
 from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS, plan_slabs
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.finish.alpha import alpha_from_coverage
-from zemosaic_phase3.finish.crop import shift_wcs
 from zemosaic_phase3.finish.noise import measure_noise, typical_noise
+from zemosaic_phase3.io.foreign_file import Decoded, decoded_files, whole_bytes
 from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.pipeline.calibration import calibrate_group
-from zemosaic_phase3.pipeline.canvas import Canvas, canvas_around
+from zemosaic_phase3.pipeline.canvas import canvas_around, canvas_wcs
 from zemosaic_phase3.pipeline.colour_check import check_rows_and_colours
 from zemosaic_phase3.pipeline.failed_frames import review_failures
 from zemosaic_phase3.pipeline.frame_choice import Choice, all_images, choose_frames, remarks_on_result
@@ -37,8 +37,9 @@ from zemosaic_phase3.pipeline.sample_report import note_saturation, sample_notes
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
 from zemosaic_phase3.pipeline.stack_noise import measure_noise_of_stacks, noise_bands, typical_noise_of_frame
 from zemosaic_phase3.pipeline.tile_header import cards_of_reference, tile_header, wcs_cards
+from zemosaic_phase3.pipeline.tile_wcs import Solutions, known_solutions, wcs_of_tile
 from zemosaic_phase3.progress import Callback, timed
-from zemosaic_phase3.records import Equalization, Registration, TileReport
+from zemosaic_phase3.records import Canvas, Equalization, Registration, TileReport
 from zemosaic_phase3.runtime.limits import give_back_freed_memory, peak_rss_bytes
 from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
 
@@ -59,7 +60,8 @@ class Tile:
     """A finished tile, ready to be written.
 
     ``image`` float32, ADU, ``(H, W)`` or ``(H, W, 3)``, on the grid of the reference frame; ``alpha (H, W)`` uint8, 0
-    or 255; ``maps`` by extension name; ``wcs`` celestial, a copy of the reference's with the pixel shape set, or None.
+    or 255; ``maps`` by extension name; ``wcs`` celestial, with the pixel shape set: a copy of the reference's, or the
+    mean of those of the frames on its grid; None where the reference has none.
     """
 
     image: np.ndarray
@@ -91,6 +93,7 @@ def build_tile(
     choice: Choice | None = None,
     least: LeastFrames | None = None,
     kept: Kept | None = None,
+    decoded: Decoded | None = None,
 ) -> Tile:
     """Open, scan, register, stack and finish: the whole way from descriptors to a tile in memory.
 
@@ -124,6 +127,8 @@ def build_tile(
         How many of them must be used.
     kept : Kept or None
         What earlier runs measured, and where this one leaves it.
+    decoded : Decoded or None
+        Keeps frames that their library decodes whole; None: they are decoded each time.
 
     Raises
     ------
@@ -146,6 +151,8 @@ def build_tile(
         )  # fmt: skip
         report.n_input = len(group.rows)
         group.require_some("opened")
+        for source in decoded_files(group.sources):
+            source.decoded = decoded
         if allowed_bytes is not None:
             _check_memory(group, stack, register, workers, allowed_bytes, copied_maps)
         if opened is not None:
@@ -174,7 +181,7 @@ def build_tile(
         least.check(group)
         for i in drop_worst(group, select):
             group.rows[i].meant = False  # that was asked for
-    tile = stack_group(group, stacker, stack, report, workers=workers)
+    tile = stack_group(group, stacker, stack, report, workers=workers, mean_wcs=True)
     report.n_meant, report.n_needed = meant_frames(group), least.needed(meant_frames(group))
     remark = least.remark(report.n_used, report.n_meant)
     report.warnings[:0] = [*([remark] if remark else []), *group.notes, *remarks_on_result(tile.rows)]
@@ -196,6 +203,7 @@ def _check_memory(
     height, which is as much as any rotation can take.
     """
     some = group.source(group.usable[0])
+    allowed_bytes = max(1, allowed_bytes - whole_bytes(some))
     plan_slabs(
         some.height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=some.width,
         channels=some.channels, workers=workers, weights_per_pixel=int(stack.radial_weight),
@@ -213,11 +221,13 @@ def stack_group(
     workers: int = 1,
     most_beyond: float = 0.0,
     cut_later: float = 0.0,
+    mean_wcs: bool = False,
 ) -> Tile:
     """Stack the registered frames of a group and finish the tile, on the grid of the reference.
 
     With ``most_beyond`` the grid goes on around the reference where other frames show more, by as much of its width and
     height on each side at most, and has an empty margin for the part ``cut_later`` that is cut off it on each side.
+    With ``mean_wcs`` the tile's WCS is the mean of those of its frames, else the reference's.
 
     What is wanted of the reference's file is read before the stack, so that a reference that vanishes meanwhile is one
     frame lost and not the tile. What the tile's header takes from it is made and tried out then too, so that no header
@@ -243,7 +253,8 @@ def stack_group(
     with ThreadPoolExecutor(1, thread_name_prefix="zemosaic") as beside:
         with timed(report, "finish"):
             noise_before = beside.submit(typical_noise, noise_bands(reference))
-            cards, wcs, notes = _describe_reference(reference, canvas)
+            solutions = known_solutions(group) if mean_wcs else None
+            cards, wcs, notes = _describe_reference(reference, canvas, solutions, report)
             for note in notes:
                 logger.warning("%s: %s", reference.name, note)
         with timed(report, "stack"):
@@ -276,23 +287,26 @@ def _registration(group: Group, i: int) -> Registration:
     return found
 
 
-def _describe_reference(reference: FrameSource, canvas: Canvas | None) -> tuple[Header, WCS | None, list[str]]:
+def _describe_reference(
+    reference: FrameSource, canvas: Canvas | None, solutions: Solutions | None, report: TileReport
+) -> tuple[Header, WCS | None, list[str]]:
     """Return what the tile's header takes from the reference, the tile's WCS, and notes on what had to be left out.
 
     The WCS is a copy, so that the caller's own stays as it is.
     """
     header = reference.read_header()
-    wcs, notes = None, []
+    wcs, notes = None, list[str]()
     try:
         found = reference.wcs(header)
         if found is not None:
-            wcs = found.deepcopy()
+            mean, notes = wcs_of_tile(found, solutions, (reference.height, reference.width), report)
+            wcs = mean.deepcopy()
             wcs.pixel_shape = (reference.width, reference.height)
             if canvas is not None:
-                wcs = shift_wcs(wcs, -canvas.top, -canvas.left, canvas.shape)
+                wcs = canvas_wcs(wcs, canvas)
             wcs_cards(wcs)
     except Exception as exc:  # noqa: BLE001 - a caller's WCS may be anything, and wcslib fails in many ways
-        wcs = None
+        wcs, report.wcs_mean = None, None
         notes.append(f"the WCS of the reference is left out: {' '.join(str(exc).split())}")
     shape = reference.shape if canvas is None else (*canvas.shape[:2], *reference.shape[2:])
     cards, more = cards_of_reference(header, wcs, shape)

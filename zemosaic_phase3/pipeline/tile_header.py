@@ -154,6 +154,9 @@ def tile_header(cards: Header, group: Group, job: Job, report: TileReport, equal
         for colour, gain in zip("RGB", (equalization.gain_r, equalization.gain_g, equalization.gain_b), strict=True):
             header[f"RGBGAIN{colour}"] = (_card_number(gain), "RGB equalisation")
         header["RGBEQMED"] = (_card_number(equalization.target_median), "RGB equalisation")
+    if report.wcs_mean is not None and report.wcs_mean.combined > 1:
+        header["ZMT_NWCS"] = (report.wcs_mean.combined, "solutions of frames that the WCS is the mean of")
+        header["ZMT_SWCS"] = (_card_number(report.wcs_mean.spread_px), "px, their rms scatter per axis")
     header["ZMT_REF"] = (fits_text(Path(report.reference).name), "reference frame")
     header["ZMT_DEV"] = (report.device, "device that stacked")
     if report.calstat:

@@ -218,7 +218,7 @@ def _through_the_sky(
     """
     from astropy.wcs import NoConvergence
 
-    sky = _same_sky_frame(reference, frame, reference.all_pix2world(xy, 0))
+    sky = in_system_of(reference, frame, reference.all_pix2world(xy, 0))
     mapped = np.full(xy.shape, np.nan)
     finite = np.all(np.isfinite(sky), axis=1)
     rough = np.full(xy.shape, np.nan)
@@ -235,12 +235,12 @@ def _through_the_sky(
     return mapped
 
 
-def _same_sky_frame(reference: WCS, frame: WCS, sky: np.ndarray) -> np.ndarray:
-    """Longitude and latitude (n, 2) degrees of the reference's system in the frame's (ICRS, FK5, galactic, ...)."""
+def in_system_of(first: WCS, second: WCS, sky: np.ndarray) -> np.ndarray:
+    """Turn longitude and latitude (n, 2) deg of one WCS's system into those of another's (ICRS, FK5, galactic, ...)."""
     from astropy.coordinates import SkyCoord
     from astropy.wcs.utils import wcs_to_celestial_frame
 
-    ours, theirs = wcs_to_celestial_frame(reference), wcs_to_celestial_frame(frame)
+    ours, theirs = wcs_to_celestial_frame(first), wcs_to_celestial_frame(second)
     if ours.is_equivalent_frame(theirs):
         return sky
     moved = SkyCoord(sky[:, 0], sky[:, 1], unit="deg", frame=ours).transform_to(theirs).spherical

@@ -36,7 +36,7 @@ __device__ inline float at(const unsigned char* raw, int stored, int row0, int h
   return stored_sample(raw, (long long)(y - row0) * width + x, stored);
 }
 
-// Red, green, blue at one pixel (Malvar, He, Cutler 2004), into out[0..2].
+// Red, green, blue at one pixel, into out[0..2]; the gains are those of resample/demosaic.py.
 __device__ inline void demosaic_pixel(const unsigned char* raw, int stored, int row0, int height, int width, int y,
                                       int x, int red_row, int red_col, float* out) {
 #define AT(dy, dx) at(raw, stored, row0, height, width, y + (dy), x + (dx))
@@ -51,13 +51,15 @@ __device__ inline void demosaic_pixel(const unsigned char* raw, int stored, int 
   const bool on_red_col = ((x ^ red_col) & 1) == 0;
   if (on_red_row == on_red_col) {  // a red or a blue sample
     const float green = (c * 4.0f + (vertical1 + horizontal1) * 2.0f - (vertical2 + horizontal2)) * 0.125f;
-    const float other = (c * 6.0f + diagonal * 2.0f - (vertical2 + horizontal2) * 1.5f) * 0.125f;
+    const float other = (c * 4.0f + diagonal * 2.0f - (vertical2 + horizontal2)) * 0.125f;
     out[0] = on_red_row ? c : other;
     out[1] = green;
     out[2] = on_red_row ? other : c;
   } else {  // a green sample: one colour lies left and right, the other above and below
-    const float across = (c * 5.0f + horizontal1 * 4.0f - (horizontal2 + diagonal) + vertical2 * 0.5f) * 0.125f;
-    const float along = (c * 5.0f + vertical1 * 4.0f - (vertical2 + diagonal) + horizontal2 * 0.5f) * 0.125f;
+    const float across =
+        (c * 15.0f + horizontal1 * 16.0f - (horizontal2 + diagonal) * 3.0f + vertical2 * 1.5f) * 0.03125f;
+    const float along =
+        (c * 15.0f + vertical1 * 16.0f - (vertical2 + diagonal) * 3.0f + horizontal2 * 1.5f) * 0.03125f;
     out[0] = on_red_row ? across : along;
     out[1] = c;
     out[2] = on_red_row ? along : across;

@@ -201,9 +201,9 @@ def _plain_demosaic_run(
     vertical2, horizontal2 = a[x] + e[x], m[x - 2] + m[x + 2]
     diagonal = (b[x - 1] + b[x + 1]) + (d[x - 1] + d[x + 1])
     green = (c * 4.0 + (vertical1 + horizontal1) * 2.0 - (vertical2 + horizontal2)) * 0.125
-    other = (c * 6.0 + diagonal * 2.0 - (vertical2 + horizontal2) * 1.5) * 0.125
-    across = (c * 5.0 + horizontal1 * 4.0 - (horizontal2 + diagonal) + vertical2 * 0.5) * 0.125
-    along = (c * 5.0 + vertical1 * 4.0 - (vertical2 + diagonal) + horizontal2 * 0.5) * 0.125
+    other = (c * 4.0 + diagonal * 2.0 - (vertical2 + horizontal2)) * 0.125
+    across = (c * 15.0 + horizontal1 * 16.0 - (horizontal2 + diagonal) * 3.0 + vertical2 * 1.5) * 0.03125
+    along = (c * 15.0 + vertical1 * 16.0 - (vertical2 + diagonal) * 3.0 + horizontal2 * 1.5) * 0.03125
     is_own = (x - start) % 2 == (0 if own_first else 1)
     own, far = np.where(is_own, c, across), np.where(is_own, other, along)
     colours = (own, np.where(is_own, green, c), far) if on_red_row else (far, np.where(is_own, green, c), own)
@@ -228,9 +228,9 @@ def demosaic_run(  # noqa: D103 - its twin says what it does
         vertical2, horizontal2 = at(-2, 0) + at(2, 0), at(0, -2) + at(0, 2)
         diagonal = (at(-1, -1) + at(-1, 1)) + (at(1, -1) + at(1, 1))
         green = (c * 4.0 + (vertical1 + horizontal1) * 2.0 - (vertical2 + horizontal2)) * 0.125
-        other = (c * 6.0 + diagonal * 2.0 - (vertical2 + horizontal2) * 1.5) * 0.125
-        across = (c * 5.0 + horizontal1 * 4.0 - (horizontal2 + diagonal) + vertical2 * 0.5) * 0.125
-        along = (c * 5.0 + vertical1 * 4.0 - (vertical2 + diagonal) + horizontal2 * 0.5) * 0.125
+        other = (c * 4.0 + diagonal * 2.0 - (vertical2 + horizontal2)) * 0.125
+        across = (c * 15.0 + horizontal1 * 16.0 - (horizontal2 + diagonal) * 3.0 + vertical2 * 1.5) * 0.03125
+        along = (c * 15.0 + vertical1 * 16.0 - (vertical2 + diagonal) * 3.0 + horizontal2 * 1.5) * 0.03125
         own, far, green = where(is_own, c, across), where(is_own, other, along), where(is_own, green, c)
         red, blue = where(on_red_row, own, far), where(on_red_row, far, own)
         both, rest = red.shuffle(range(2 * VECTOR_WIDTH), green), blue.shuffle(range(2 * VECTOR_WIDTH), blue)

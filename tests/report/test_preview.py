@@ -8,7 +8,8 @@ import zlib
 import numpy as np
 import pytest
 
-from zemosaic_phase3.app.preview import (
+from zemosaic_phase3.errors import OutputError
+from zemosaic_phase3.report.preview import (
     SEPARATOR_PX,
     apply_stretch,
     before_after_png,
@@ -18,7 +19,6 @@ from zemosaic_phase3.app.preview import (
     stretch,
     stretch_levels,
 )
-from zemosaic_phase3.errors import OutputError
 
 
 def decode(data: bytes) -> np.ndarray:

@@ -13,8 +13,8 @@ from typing import Final
 
 import numpy as np
 
-from zemosaic_phase3.app.png import write_png
 from zemosaic_phase3.pipeline.outputs import PREVIEW_SIDE_PX
+from zemosaic_phase3.report.png import write_png
 from zemosaic_phase3.robust import MAD_TO_SIGMA
 
 SEPARATOR_PX: Final = 4  # width of the line between the two halves of a comparison
