@@ -7,8 +7,8 @@ from typing import Final
 
 import numpy as np
 
-from zemosaic_phase3.detection.mesh_kernels import load_row
-from zemosaic_phase3.detection.order_statistics import MOST_COUNTS, ascending, median, sort_float32
+from zemosaic_phase3.detection.mesh_kernels import COLUMN, OTHER_COLUMN, OTHER_ROW, ROW, SPACING
+from zemosaic_phase3.detection.order_statistics import MOST_COUNTS, ascending, median, two_of_sorted
 from zemosaic_phase3.runtime.jit import kernel
 
 MESH_CELL: Final = 32  # pixels of the binned frame, cell of the background and noise maps
@@ -27,9 +27,15 @@ def bin_frame(frame: np.ndarray, planes: np.ndarray, out: np.ndarray) -> None:
     of the two greens. Centred on the cells.
     """
     height, width = out.shape
-    if planes[0, 0] == 2:
+    if planes[0, SPACING] == 2:
+        green = planes[1]
         for y in range(height):
-            load_row(frame, planes[1], y, out[y])
+            one, other = frame[2 * y + green[ROW]].reshape(-1), frame[2 * y + green[OTHER_ROW]].reshape(-1)
+            row = out[y]
+            for x in range(width):
+                row[x] = one[2 * x + green[COLUMN]] + other[2 * x + green[OTHER_COLUMN]]
+            for x in range(width):
+                row[x] *= np.float32(0.5)
         return
     channels = frame.shape[2]
     share = np.float32(0.25 / channels)
@@ -127,23 +133,37 @@ def significance(binned: np.ndarray, level: np.ndarray, noise: np.ndarray, out: 
 
 
 @kernel
-def pixel_noise(filtered: np.ndarray) -> float:
-    """Noise of a filtered image, from pixels some way apart, so that a background left in does not count."""
+def noise_step(height: int, width: int) -> int:
+    """Rows and columns of a filtered image from one pixel to the next that tell its noise."""
+    return max(1, int(np.rint(math.sqrt(height * width / NOISE_SAMPLES))))
+
+
+def most_differences(height: int, width: int) -> int:
+    """Return how many numbers :func:`pixel_noise` needs room for, twice."""
+    step = noise_step(height, width)
+    return max(1, -(-height // step) * -(-width // step))
+
+
+@kernel
+def pixel_noise(filtered: np.ndarray, work: np.ndarray) -> float:
+    """Noise of a filtered image, from pixels some way apart, so that a background left in does not count.
+
+    ``work (2, n) float32``: scratch, n from :func:`most_differences`.
+    """
     height, width = filtered.shape
-    step = max(1, int(np.rint(math.sqrt(filtered.size / NOISE_SAMPLES))))
-    rows, columns = (height - 2 + step - 1) // step, (width - 2 - RING_PX + step - 1) // step
-    if rows <= 0 or columns <= 0:
-        return 0.0
-    difference = np.empty(rows * columns, np.float32)
+    step = noise_step(height, width)
+    difference = work[0]
     n = 0
     for y in range(1, height - 1, step):
         for x in range(1, width - 1 - RING_PX, step):
             difference[n] = abs(filtered[y, x + RING_PX] - filtered[y, x])
             n += 1
-    sort_float32(difference, np.empty(n, np.float32), np.empty(MOST_COUNTS, np.int64))
-    middle = difference[n // 2]
+    if n == 0:
+        return 0.0
+    counts = np.empty(MOST_COUNTS, np.int64)
+    lower, middle = two_of_sorted(difference[:n], (n - 1) // 2, n // 2, work[1, :n], counts)
     if n % 2 == 0:
-        middle = (difference[n // 2 - 1] + middle) / np.float32(2.0)
+        middle = (lower + middle) / np.float32(2.0)
     return TO_SIGMA / math.sqrt(2.0) * np.float64(middle)
 
 

@@ -27,6 +27,8 @@ from zemosaic_phase3.runtime.jit import kernel
 
 FWHM_PER_SIGMA: Final = 2.0 * math.sqrt(2.0 * math.log(2.0))
 GUESSED_FROM: Final = 300  # most significant detections that tell the width of a star
+ROUND: Final = 100  # round stars among them, the first ones, that do
+BATCH: Final = 50  # that are measured before it is seen whether they are enough
 FIRST_SIGMA: Final = 2.0  # px, Gaussian width with which those are measured
 MAX_AXIS_RATIO: Final = 3.0  # longer than this is a trail
 MAX_PEAK_SHARE: Final = 0.65  # of the flux in 3 x 3 px; a Gaussian of FWHM 1.2 px reaches 0.60, a hot pixel 1
@@ -94,7 +96,16 @@ def _first_width(table: np.ndarray, n: int) -> float:
     if count == 0:
         count = n
         widths[:] = table[:n, CORE]
-    return median(widths, min(count, 100))
+    return median(widths, min(count, ROUND))
+
+
+@kernel
+def _round_stars(table: np.ndarray, n: int) -> int:
+    """Round ones among the first n rows."""
+    count = 0
+    for k in range(n):
+        count += 1 if table[k, MAJOR] < 2.0 * table[k, MINOR] else 0
+    return count
 
 
 @kernel
@@ -129,9 +140,16 @@ def measure_detections(
             sky[n] = mesh_level(level, cell, places[0, k], places[1, k])
             x[n], y[n] = 2.0 * places[0, k] + 0.5, 2.0 * places[1, k] + 0.5
             n += 1
-    some = min(n, GUESSED_FROM)
-    measure_stars(frame, green, x[:some], y[:some], sky[:some], FIRST_SIGMA, MAX_PEAK_SHARE, table)
-    found = _stars_of(table[:some])
+    found, first = 0, 0
+    while first < min(n, GUESSED_FROM) and _round_stars(table, found) < ROUND:
+        last = min(first + BATCH, n, GUESSED_FROM)
+        some = table[first:last]
+        measure_stars(frame, green, x[first:last], y[first:last], sky[first:last], FIRST_SIGMA, MAX_PEAK_SHARE, some)
+        for k in range(first, last):
+            if _is_star(table[k]):
+                table[found] = table[k]
+                found += 1
+        first = last
     if found == 0:
         return 0
     guess = min(max(_first_width(table, found), 0.7), 6.0)

@@ -239,8 +239,8 @@ def _plain_cell(samples: np.ndarray, valid: int, terms: np.ndarray) -> tuple[flo
 
 @kernel
 def measure_mesh(
-    frame: np.ndarray, planes: np.ndarray, sides: tuple[int, int], cell: int, step: int, level: np.ndarray,
-    noise: np.ndarray,
+    frame: np.ndarray, planes: np.ndarray, sides: tuple[int, int], cell: int, step: int, samples: np.ndarray,
+    level: np.ndarray, noise: np.ndarray,
 ) -> None:  # fmt: skip
     """Measure level and noise of the sky in every cell of planes of a frame.
 
@@ -254,13 +254,14 @@ def measure_mesh(
         Samples of a plane down and across.
     cell, step : int
         Side of a cell, and which of its samples count, as in :func:`detection.sky_mesh.sky_mesh`.
+    samples : ndarray (rows * columns, n) float32
+        Scratch, n the samples of a cell.
     level, noise : ndarray (P, rows, columns) float64, ADU
         Filled; NaN where less than a quarter of the samples is valid.
     """
     rows, columns = level.shape[1:]
     high, wide = min(cell, sides[0]), min(cell, sides[1])
-    n = ((high + step - 1) // step) * ((wide + step - 1) // step)
-    samples = np.empty((rows * columns, n), np.float32)
+    n = samples.shape[1]
     spare, terms, counts = np.empty(n, np.float32), np.empty(n), np.empty(MOST_COUNTS, np.int64)
     valid, is_floored = np.empty(rows * columns, np.int64), np.empty(rows * columns, np.bool_)
     known = np.full(n + 1, np.nan)

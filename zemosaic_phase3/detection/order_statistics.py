@@ -15,6 +15,8 @@ from zemosaic_phase3.runtime.jit import kernel
 SMALL_DIGIT: Final = 10  # most bits that are sorted by in one pass, of few numbers
 LARGE_DIGIT: Final = 11  # and of at least
 LARGE: Final = 4096  # numbers
+FEW: Final = 512  # of many, that tell where one of a certain rank lies
+MARGIN: Final = 48  # of them on either side: five standard deviations of the rank of a quartile
 MOST_COUNTS: Final = 1 << LARGE_DIGIT
 SERIES: Final = 128  # numbers that are added in eight series; more of them are halved first
 DEEPEST: Final = 128  # halves that can wait for their other half, two each
@@ -89,6 +91,41 @@ def _restore(source: np.ndarray, keys: np.ndarray) -> None:
     for i in range(keys.size):
         key = source[i]
         keys[i] = key ^ top if key & top else ~key
+
+
+@kernel
+def two_of_sorted(
+    values: np.ndarray, first: int, second: int, spare: np.ndarray, counts: np.ndarray
+) -> tuple[np.float32, np.float32]:
+    """Return what would stand at two neighbouring places, first <= second, if values (n,) float32 were sorted.
+
+    A few hundred of them tell between which two numbers that is, and only those in between are sorted. ``values``, none
+    NaN, are used up; ``spare (n,) float32`` and ``counts (2048,)`` are scratch.
+    """
+    n = values.size
+    if n < LARGE:
+        sort_float32(values, spare[:n], counts)
+        return values[first], values[second]
+    some, spacing = spare[:FEW], n // FEW
+    for i in range(FEW):
+        some[i] = values[i * spacing]
+    sort_float32(some, spare[FEW : 2 * FEW], counts)
+    at = int(first / n * FEW)
+    low = some[at - MARGIN] if at >= MARGIN else np.float32(-np.inf)
+    high = some[at + MARGIN] if at + MARGIN < FEW else np.float32(np.inf)
+    below, count = 0, 0
+    for i in range(n):
+        value = values[i]
+        if value < low:
+            below += 1
+        elif value <= high:
+            spare[count] = value
+            count += 1
+    if below <= first and second < below + count:
+        sort_float32(spare[:count], values[:count], counts)
+        return spare[first - below], spare[second - below]
+    sort_float32(values, spare[:n], counts)
+    return values[first], values[second]
 
 
 @kernel

@@ -5,9 +5,12 @@ For finding stars and for matching the backgrounds of frames.
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from zemosaic_phase3.detection.planes import Planes, planes_of
+from zemosaic_phase3.runtime.workspace import Workspace
 
 
 def median_of_nine(grid: np.ndarray) -> np.ndarray:
@@ -48,13 +51,17 @@ def sky_mesh(image: np.ndarray, cell: int, step: int = 2) -> tuple[np.ndarray, n
     return level[0], noise[0]
 
 
-def sky_of_planes(frame: np.ndarray, planes: Planes, cell: int, step: int = 2) -> tuple[np.ndarray, np.ndarray]:
+def sky_of_planes(
+    frame: np.ndarray, planes: Planes, cell: int, step: int = 2, workspace: Workspace | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Measure the sky of planes of a frame (H, W, C) float32 where they lie, each (P, rows, columns)."""
     from zemosaic_phase3.detection.mesh_kernels import measure_mesh
 
     shape = (len(planes.table), max(1, planes.height // cell), max(1, planes.width // cell))
     level, noise = np.empty(shape), np.empty(shape)
-    measure_mesh(frame, planes.table, (planes.height, planes.width), cell, step, level, noise)
+    size = prod(-(-min(cell, side) // step) for side in (planes.height, planes.width))
+    samples = (workspace or Workspace()).array("samples", (shape[1] * shape[2], size), np.float32)
+    measure_mesh(frame, planes.table, (planes.height, planes.width), cell, step, samples, level, noise)
     return level, noise
 
 

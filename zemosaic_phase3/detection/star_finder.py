@@ -15,6 +15,7 @@ import numpy as np
 
 from zemosaic_phase3.detection.planes import planes_of
 from zemosaic_phase3.detection.sky_mesh import sky_of_planes
+from zemosaic_phase3.runtime.workspace import Workspace
 from zemosaic_phase3.spec import RegisterSpec
 
 MOST_MEASURED: Final = 2_500  # detections that are measured at least, the most significant ones
@@ -149,7 +150,9 @@ def detect_stars(image: np.ndarray, spec: RegisterSpec, *, scale: float = 1.0, o
     )
 
 
-def find_stars(pixels: np.ndarray, spec: RegisterSpec, cfa: str | None = None) -> StarList:
+def find_stars(
+    pixels: np.ndarray, spec: RegisterSpec, cfa: str | None = None, workspace: Workspace | None = None
+) -> StarList:
     """Find and measure the stars of one frame.
 
     Stars are found on 2x2 cells (mean of the channels; of a mosaic the mean of the two greens) and measured on the
@@ -170,6 +173,8 @@ def find_stars(pixels: np.ndarray, spec: RegisterSpec, cfa: str | None = None) -
         ``detection_sigma``, ``min_area`` and ``max_stars`` are used.
     cfa : str, optional
         Colours of the 2x2 cell of a mosaic (H, W), as "RGGB".
+    workspace : Workspace, optional
+        Keeps memory for the next frame.
 
     Returns
     -------
@@ -187,14 +192,15 @@ def find_stars(pixels: np.ndarray, spec: RegisterSpec, cfa: str | None = None) -
     from zemosaic_phase3.detection import find_kernels as find
 
     planes = planes_of(frame.shape, cfa)
-    binned = np.empty((frame.shape[0] // 2, frame.shape[1] // 2), np.float32)
+    space = workspace or Workspace()
+    half = (frame.shape[0] // 2, frame.shape[1] // 2)
+    binned, filtered = space.array("binned", half, np.float32), space.array("filtered", half, np.float32)
     find.bin_frame(frame, planes.table, binned)
-    sky = _measure_sky(binned)
+    sky = _measure_sky(binned, space)
     if sky is None:
         return _no_stars()
-    filtered = np.empty_like(binned)
     find.significance(binned, *sky, filtered)
-    noise = max(find.KERNEL_NOISE, find.pixel_noise(filtered))
+    noise = max(find.KERNEL_NOISE, find.pixel_noise(filtered, space.array("samples", (2, find.most_differences(*half)), np.float32)))
     bright_pixels = min(9, -(-spec.min_area // 4))  # a binned pixel has four
     most = max(MOST_MEASURED, 2 * spec.max_stars)
     places = find.find_maxima(filtered, spec.detection_sigma * noise, bright_pixels, most)
@@ -204,12 +210,12 @@ def find_stars(pixels: np.ndarray, spec: RegisterSpec, cfa: str | None = None) -
     return replace(stars.select(brightest), n_found=n_found)
 
 
-def _measure_sky(binned: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def _measure_sky(binned: np.ndarray, workspace: Workspace) -> tuple[np.ndarray, np.ndarray] | None:
     """Level and noise on a mesh, smoothed by a 3 x 3 median; None when no cell is valid or all are constant."""
     from zemosaic_phase3.detection import find_kernels as find
 
     cells = binned[:, :, None]
-    level, noise = (mesh[0] for mesh in sky_of_planes(cells, planes_of(cells.shape), find.MESH_CELL))
+    level, noise = (mesh[0] for mesh in sky_of_planes(cells, planes_of(cells.shape), find.MESH_CELL, 2, workspace))
     floor = find.settle_sky(level, noise)
     if math.isnan(floor):
         return None

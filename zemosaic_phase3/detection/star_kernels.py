@@ -44,6 +44,25 @@ def _load_stamp(pixels: np.ndarray, green: int, x0: int, y0: int, sky: float, st
 
 
 @kernel
+def _fill_window(out: np.ndarray, half: int, centre: float, window: float) -> None:
+    """Gaussian about ``half + centre``, from its middle outward: each step's ratio is the last one's times a constant.
+
+    Four exponentials instead of one a pixel; the error of a product of ten is 1e-15.
+    """
+    inverse = 1.0 / (window * window)
+    constant = math.exp(-inverse)
+    out[half] = math.exp(-0.5 * centre * centre * inverse)
+    ratio = math.exp((centre - 0.5) * inverse)
+    for i in range(half + 1, out.size):
+        out[i] = out[i - 1] * ratio
+        ratio *= constant
+    ratio = math.exp((-centre - 0.5) * inverse)
+    for i in range(half - 1, -1, -1):
+        out[i] = out[i + 1] * ratio
+        ratio *= constant
+
+
+@kernel
 def _moments(stamp: np.ndarray, dx: float, dy: float, window: float, basis: np.ndarray, moment: np.ndarray) -> None:
     """Moments of a stamp under a Gaussian window: sum, then x, y, xx, yy, xy about (dx, dy), central; into ``moment``.
 
@@ -52,9 +71,8 @@ def _moments(stamp: np.ndarray, dx: float, dy: float, window: float, basis: np.n
     side = stamp.shape[0]
     half = side // 2
     across, down, s0, s1, s2 = basis[0], basis[1], basis[2], basis[3], basis[4]
-    for i in range(side):
-        across[i] = math.exp(-0.5 * ((i - half - dx) / window) ** 2)
-        down[i] = math.exp(-0.5 * ((i - half - dy) / window) ** 2)
+    _fill_window(across, half, dx, window)
+    _fill_window(down, half, dy, window)
     basis[2:] = 0.0
     for i in range(side):
         column, weight, x = stamp[i], across[i], i - half - dx

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from zemosaic_phase3.detection.mesh_kernels import gather, load_row
-from zemosaic_phase3.detection.order_statistics import MOST_COUNTS, pairwise_sum, sort_float32
+from zemosaic_phase3.detection.order_statistics import MOST_COUNTS, pairwise_sum, sort_float32, two_of_sorted
 from zemosaic_phase3.runtime.jit import kernel
 
 REPEATS: Final = 8  # samples per level, on average, from which samples count as quantised
@@ -22,12 +22,13 @@ MEDIAN, MAD_SIGMA, P25, P90, VARIANCE = range(COLUMNS)
 
 @kernel
 def levels_of(
-    samples: np.ndarray, quantum: float, spare: np.ndarray, counts: np.ndarray, value: np.ndarray, count: np.ndarray
-) -> tuple[int, bool]:
+    samples: np.ndarray, quantum: float, spare: np.ndarray, counts: np.ndarray, value: np.ndarray, count: np.ndarray,
+    many: np.ndarray,
+) -> tuple[int, bool]:  # fmt: skip
     """Sort finite samples (n,) float32 into levels; return how many, and whether they are counted.
 
     ``value (n,) float64``: the levels, ascending; ``count (n,) int64``: samples on each, all 1 where they are not
-    counted, equal ones too. ``quantum``: of which all are multiples apart, 0 if not known.
+    counted, equal ones too. ``quantum``: of which all are multiples apart, 0 if not known. ``many int64``: scratch.
     """
     n = samples.size
     lowest, highest = samples[0], samples[0]
@@ -35,7 +36,9 @@ def levels_of(
         lowest, highest = min(lowest, samples[i]), max(highest, samples[i])
     low = np.float64(lowest)
     if quantum > 0.0 and np.float64(highest) - low < MOST_LEVELS * quantum:
-        many = np.zeros(int((np.float64(highest) - low) / quantum + 0.5) + 1, np.int64)
+        wanted = int((np.float64(highest) - low) / quantum + 0.5) + 1
+        many = many[:wanted] if many.size >= wanted else np.empty(wanted, np.int64)
+        many[:] = 0
         unit = np.float32(quantum)
         for i in range(n):
             many[np.uint64(np.rint((samples[i] - lowest) / unit))] += 1
@@ -207,7 +210,7 @@ def _plane_levels(
     was cut off is measured from its high side.
     """
     n = samples.size
-    m, is_counted = levels_of(samples, quantum, spare[:n], counts, value, count)
+    m, is_counted = levels_of(samples, quantum, spare[:n], counts, value, count, moments.reshape(-1).view(np.int64))
     rank = np.zeros(m + 1, np.int64)
     for k in range(m):
         rank[k + 1] = rank[k] + count[k]
@@ -249,17 +252,17 @@ def _luminance_p25(
                 n += 1
     if n == 0:
         return np.nan
-    sort_float32(out[:n], spare[:n], counts)
     at = 0.25 * (n - 1)
     k = int(at)
-    low, high = np.float64(out[k]), np.float64(out[min(k + 1, n - 1)])
-    return low + (at - k) * (high - low)
+    last = min(k + 1, n - 1)
+    low, high = two_of_sorted(out[:n], k, last, spare, counts)
+    return np.float64(low) + (at - k) * (np.float64(high) - np.float64(low))
 
 
 @kernel
 def frame_levels(
     frame: np.ndarray, planes: np.ndarray, sides: tuple[int, int], step: int, quantum: np.ndarray, is_spread: bool,
-    found: np.ndarray,
+    few: np.ndarray, work: np.ndarray, found: np.ndarray,
 ) -> float:  # fmt: skip
     """Measure the levels of planes of a frame, every step-th row; return the 25th percentile of luminance.
 
@@ -274,6 +277,10 @@ def frame_levels(
         Of which all samples of a plane are multiples apart, ADU; 0 if not known.
     is_spread : bool
         See :func:`photometry.levels.measure_levels`.
+    few : ndarray (2, n) float32
+        Scratch, n the samples of a plane that are looked at.
+    work : ndarray (4, n) float64
+        Scratch.
     found : ndarray (P, COLUMNS) float64
         Filled; NaN for a plane without a valid sample.
 
@@ -282,9 +289,8 @@ def frame_levels(
     float
         NaN where there are not three planes.
     """
-    most = ((sides[0] + step - 1) // step) * sides[1]
-    samples, spare, counts = np.empty(most, np.float32), np.empty(most, np.float32), np.empty(MOST_COUNTS, np.int64)
-    value, count, moments = np.empty(most), np.empty(most, np.int64), np.empty((2, most))
+    samples, spare, counts = few[0], few[1], np.empty(MOST_COUNTS, np.int64)
+    value, count, moments = work[0], work[1].view(np.int64), work[2:]
     for p in range(len(planes)):
         n = gather(frame, planes[p], (0, sides[0]), (0, sides[1]), (step, 1), samples)
         if n == 0:

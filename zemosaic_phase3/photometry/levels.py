@@ -13,6 +13,7 @@ import numpy as np
 
 from zemosaic_phase3.detection.planes import Planes, planes_of
 from zemosaic_phase3.records import FrameStats
+from zemosaic_phase3.runtime.workspace import Workspace
 
 MAX_SAMPLES: Final = 1 << 17  # pixels per channel that are looked at
 
@@ -54,6 +55,7 @@ def levels_of_planes(
     *,
     quantum: Sequence[float] | None = None,
     max_samples: int | None = MAX_SAMPLES,
+    workspace: Workspace | None = None,
 ) -> FrameStats:
     """Measure the levels of the planes of a frame (H, W, C) float32 where they lie; see :func:`measure_levels`."""
     from zemosaic_phase3.photometry import level_kernels as kernels
@@ -62,7 +64,11 @@ def levels_of_planes(
     found = np.empty((len(planes.table), kernels.COLUMNS))
     steps = np.zeros(len(planes.table)) if quantum is None else np.array(quantum, np.float64)
     sides = (planes.height, planes.width)
-    luminance = kernels.frame_levels(frame, planes.table, sides, step, steps, quantum is not None, found)
+    space, size = workspace or Workspace(), -(-planes.height // step) * planes.width
+    luminance = kernels.frame_levels(
+        frame, planes.table, sides, step, steps, quantum is not None, space.array("samples", (2, size), np.float32),
+        space.array("levels", (4, size), np.float64), found,
+    )  # fmt: skip
     median, mad_sigma, p25, p90, variance = found.T.copy()
     return FrameStats(
         median=median, mad_sigma=mad_sigma, p25=p25, p90=p90, variance=variance,
