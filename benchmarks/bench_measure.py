@@ -4,9 +4,9 @@ Measuring is what a stack does with each frame before it is registered: the head
 their fluxes, filler and clipped samples. Its kernels leave the interpreter to other threads; what is left is done by
 one thread at a time, and decides how far more cores help.
 
-    python benchmarks/bench_measure.py                                   # raw subs of 1080 x 1920
-    python benchmarks/bench_measure.py --threads 1 2 4 8 16 --frames 480
-    python benchmarks/bench_measure.py --kind rgb --folder /scratch
+    python benchmarks/bench_measure.py --folder /dev/shm                 # raw subs of 1080 x 1920
+    python benchmarks/bench_measure.py --folder /dev/shm --threads 1 2 4 8 16 --frames 480
+    python benchmarks/bench_measure.py --kind rgb
 
 "Held" is the CPU time of a frame outside kernels and reads: an upper bound of what other threads may have to wait for.
 Frames are simulated once, a few, and linked under as many names as wanted.
@@ -48,7 +48,7 @@ STEPS: list[tuple[str, Any, str]] = [
     ("read", os, "preadv"),
     ("decode", decode, "open_words"),
     ("decode", decode, "open_floats"),
-    ("look", look_kernels, "_look"),
+    ("look", look_kernels, "look"),
     ("levels", level_kernels, "frame_levels"),
     ("sky", mesh_kernels, "measure_mesh"),
     ("cells", find_kernels, "bin_frame"),
@@ -122,7 +122,9 @@ def rates(files: list[Path], threads: list[int], rounds: int) -> None:
             group.require_some("measured")
         rate = len(files) / best
         first = first or rate / n
-        print(f"| {n} | {1e3 / rate:.2f} | {rate:.0f} | {100 * rate / (first * n):.0f} % | {1e3 * cpu / len(files):.1f} |")
+        print(
+            f"| {n} | {1e3 / rate:.2f} | {rate:.0f} | {100 * rate / (first * n):.0f} % | {1e3 * cpu / len(files):.1f} |"
+        )
         sys.stdout.flush()
 
 
@@ -134,10 +136,10 @@ def main() -> None:
     parser.add_argument("--kind", choices=KINDS, default="raw")
     parser.add_argument("--size", default="1080x1920", help="rows x columns")
     parser.add_argument("--rounds", type=int, default=3, help="the best counts")
-    parser.add_argument("--folder", type=Path, default=Path("/dev/shm"), help="where frames are written, and removed")
+    parser.add_argument("--folder", type=Path, default=None, help="where frames are written, and removed")
     args = parser.parse_args()
     height, width = map(int, args.size.split("x"))
-    folder = Path(tempfile.mkdtemp(prefix="bench_measure_", dir=args.folder if args.folder.is_dir() else None))
+    folder = Path(tempfile.mkdtemp(prefix="bench_measure_", dir=args.folder))
     try:
         few = min(8, args.frames)
         spec = SimulationSpec(n_frames=few, height=height, width=width, bayer=KINDS[args.kind])

@@ -51,7 +51,7 @@ def bin_frame(frame: np.ndarray, planes: np.ndarray, out: np.ndarray) -> None:
 
 @kernel
 def settle_sky(level: np.ndarray, noise: np.ndarray) -> float:
-    """Give cells without a sky the median of the others; return a tenth of the median noise, NaN where no cell is valid.
+    """Give cells without a sky the median of the others; return a tenth of the median noise, NaN without any sky.
 
     A cell without any noise (clipped, constant) would make every pixel beside it infinitely significant.
     """
@@ -98,8 +98,8 @@ def _spread_row(mesh: np.ndarray, inverse: bool, y: int, first: np.ndarray, part
         line[c] = np.float32(upper + fraction * (lower - upper))
     line[columns] = line[columns - 1]
     for x in range(out.size):
-        c = np.uint64(first[x])
-        out[x] = (line[c + np.uint64(1)] - line[c]) * part[x] + line[c]
+        at = np.uint64(first[x])
+        out[x] = (line[at + np.uint64(1)] - line[at]) * part[x] + line[at]
 
 
 @kernel

@@ -10,7 +10,6 @@ import numpy as np
 from zemosaic_phase3.detection.order_statistics import ascending, median
 from zemosaic_phase3.detection.star_kernels import (
     AMPLITUDE,
-    COLUMNS,
     CORE,
     FLAT,
     MAJOR,
@@ -182,7 +181,9 @@ def _explained(
 
 
 @kernel
-def _profile_widths(frame: np.ndarray, cell: np.ndarray, x: np.ndarray, y: np.ndarray, sigma: float, widths: np.ndarray) -> None:
+def _profile_widths(
+    frame: np.ndarray, cell: np.ndarray, x: np.ndarray, y: np.ndarray, sigma: float, widths: np.ndarray
+) -> None:
     """Fit the width of the profile, one for all stars and channels, beginning with ``sigma``; fills ``widths (C,)``.
 
     One that is 1 % too wide makes fluxes 1 % too large, and the windowed width is not exact to that where a mosaic
@@ -204,6 +205,17 @@ def _profile_widths(frame: np.ndarray, cell: np.ndarray, x: np.ndarray, y: np.nd
         if peaked:
             vertex = min(max(median(vertices, peaked), -1.0), 1.0)
             widths *= WIDTH_STEP**vertex
+
+
+@kernel
+def fit_light(
+    frame: np.ndarray, cell: np.ndarray, x: np.ndarray, y: np.ndarray, sigma: float, light: np.ndarray,
+    information: np.ndarray, peak: np.ndarray,
+) -> None:  # fmt: skip
+    """Flux, information and brightest pixel of stars, as :func:`star_fluxes`, with the width that fits them best."""
+    widths = np.empty(light.shape[1])
+    _profile_widths(frame, cell, x, y, sigma, widths)
+    star_fluxes(frame, cell, x, y, widths, REACH * sigma, light, information, peak)
 
 
 @kernel
@@ -257,10 +269,8 @@ def list_stars(
     is_mosaic = cell[0, 0] >= 0
     x, y = table[:, X].copy(), table[:, Y].copy()
     sigma = median(table[:, CORE].copy(), n)
-    widths = np.empty(channels)
-    _profile_widths(frame, cell, x, y, sigma, widths)
     light, information, peak = np.empty((n, channels)), np.empty((n, channels)), np.empty((n, channels))
-    star_fluxes(frame, cell, x, y, widths, REACH * sigma, light, information, peak)
+    fit_light(frame, cell, x, y, sigma, light, information, peak)
     flux, flat = np.empty(n), np.empty(n, np.bool_)
     highest = np.full(channels, -np.inf)
     for k in range(n):
@@ -271,7 +281,7 @@ def list_stars(
         flux[k] = light[k, 1] if is_mosaic else total / channels
         # Half of a mosaic's pixels are green, so that the sum over them is half the light.
         table[k, AMPLITUDE] *= 2.0 if is_mosaic else 1.0
-        # Area of a Gaussian above 97 % of its peak: 0.19 sigma^2. Four green pixels about a star between them are alike.
+        # Area of a Gaussian above 97 % of its peak: 0.19 sigma^2. Four greens about a star between them are alike.
         flat[k] = table[k, FLAT] >= 5.0 + 0.4 * (sigma * sigma) and table[k, AMPLITUDE] > 30.0 * noise
     # Nothing is brighter than a clipped pixel; a flat top below others is none.
     clipped = np.full(channels, np.inf)

@@ -6,7 +6,7 @@ Nearly every frame is in order, and this says so. Where it does not, what was no
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
@@ -20,23 +20,6 @@ CLIP_SAMPLES: Final = 65_536  # samples that tell whether a quarter of a frame i
 MOST_CLIPPED: Final = 0.25  # of a frame's samples: it shows no sky to be matched by
 MIN_CLIPPED: Final = 8  # pixels of the highest number, from which on it is the level that clips
 MOST_COMPARED: Final = 4096  # clipped pixels that tell whether they lie together
-
-
-class Look(NamedTuple):
-    """What one look at a frame tells.
-
-    ``shows``: every channel has a valid sample, and not all are equal; ``may_have_filler``, ``may_have_floor``,
-    ``may_be_clipped``: it takes a closer look to tell; ``highest (C,) float32``: the highest number of each channel,
-    -infinity where there is none; ``lie_together (C,) bool``: enough pixels have it, side by side, so that it is the
-    level that clips.
-    """
-
-    shows: bool
-    may_have_filler: bool
-    may_have_floor: bool
-    may_be_clipped: bool
-    highest: np.ndarray
-    lie_together: np.ndarray
 
 
 @kernel
@@ -84,7 +67,7 @@ def _has_block(frame: np.ndarray) -> bool:
 
 @kernel
 def _may_be_floored(frame: np.ndarray, spacing: int) -> bool:
-    """Whether many samples of a channel, or of one place of a mosaic's cells (``spacing`` 2), have its lowest number."""
+    """Whether many samples of a channel, or of a place of a mosaic's cells (``spacing`` 2), have its lowest number."""
     height, width, channels = frame.shape
     for place in range(spacing * spacing):
         top, left = place // spacing, place % spacing
@@ -145,7 +128,7 @@ def _shows_something(frame: np.ndarray, first: int, last: int, spacing: int) -> 
                         lowest, highest = min(lowest, value), max(highest, value)
             if lowest > highest:
                 return False
-            differs = differs or lowest < highest
+            differs = differs or bool(lowest < highest)
     return differs
 
 
@@ -196,9 +179,11 @@ def _lie_together(frame: np.ndarray, c: int, columns: np.ndarray, highest: float
 
 
 @kernel
-def _look(
-    frame: np.ndarray, spacing: int, highest: np.ndarray, together: np.ndarray
-) -> tuple[bool, bool, bool, bool]:
+def look(frame: np.ndarray, spacing: int, highest: np.ndarray, together: np.ndarray) -> tuple[bool, bool, bool, bool]:
+    """Fill ``highest`` and ``together (C,)``, and return the other facts of :class:`detection.look.Look`, in its order.
+
+    ``spacing``: 2 for a mosaic, else 1.
+    """
     height, width, channels = frame.shape
     # From the first row of a cell on, where it is a mosaic; as many rows as are nearly always enough.
     first = (height // spacing // 2) * spacing
@@ -216,9 +201,3 @@ def _look(
             highest[c] = max(highest[c], columns[x * channels + c])
         together[c] = highest[c] > -np.inf and _lie_together(frame, c, columns, highest[c])
     return shows, filler, _may_be_floored(frame, spacing), _may_be_clipped(frame)
-
-
-def look_at(frame: np.ndarray, *, is_mosaic: bool) -> Look:
-    """Look at all pixels of a frame ``(H, W, C) float32``, NaN = invalid."""
-    highest, together = np.empty(frame.shape[2], np.float32), np.empty(frame.shape[2], np.bool_)
-    return Look(*_look(frame, 2 if is_mosaic else 1, highest, together), highest, together)

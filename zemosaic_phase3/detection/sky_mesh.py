@@ -82,18 +82,3 @@ def mesh_at(mesh: np.ndarray, cell: int, x: np.ndarray, y: np.ndarray) -> np.nda
     upper = mesh[r, c] + fx * (mesh[r, c1] - mesh[r, c])
     lower = mesh[r1, c] + fx * (mesh[r1, c1] - mesh[r1, c])
     return upper + fy * (lower - upper)
-
-
-def spread_mesh(mesh: np.ndarray, cell: int, shape: tuple[int, ...]) -> np.ndarray:
-    """Bilinear interpolation of a mesh (rows, columns) on all pixels of an image, float32.
-
-    NOTE without BLAS, which would start threads of its own inside each of ours.
-    """
-    (r, r1, fy), (c, _, fx) = (
-        between_cells(np.arange(n), cell, cells) for n, cells in zip(shape, mesh.shape, strict=True)
-    )
-    rows = (mesh[r] + fy[:, None] * (mesh[r1] - mesh[r])).astype(np.float32)
-    result = np.take(np.diff(rows, axis=1, append=rows[:, -1:]), c, axis=1)
-    result *= fx.astype(np.float32)
-    result += np.take(rows, c, axis=1)
-    return result

@@ -200,7 +200,10 @@ def find_stars(
     if sky is None:
         return _no_stars()
     find.significance(binned, *sky, filtered)
-    noise = max(find.KERNEL_NOISE, find.pixel_noise(filtered, space.array("samples", (2, find.most_differences(*half)), np.float32)))
+    noise = max(
+        find.KERNEL_NOISE,
+        find.pixel_noise(filtered, space.array("samples", (2, find.most_differences(*half)), np.float32)),
+    )
     bright_pixels = min(9, -(-spec.min_area // 4))  # a binned pixel has four
     most = max(MOST_MEASURED, 2 * spec.max_stars)
     places = find.find_maxima(filtered, spec.detection_sigma * noise, bright_pixels, most)
@@ -244,12 +247,44 @@ def _measured(
     if found == 0:
         return _no_stars()
     channels = frame.shape[2] if cfa is None else 3
-    cell = np.full((2, 2), -1) if cfa is None else np.array(["RGB".index(colour) for colour in cfa]).reshape(2, 2)
+    cell = _channels_of_cell(cfa)
     rows = np.empty((found, lists.LIST_LIGHT + 2 * channels))
     listed = rows[: lists.list_stars(frame, cell, table[:found], float(np.median(noise)), noise_ratio, channels, rows)]
     x, y, flux, fwhm, eccentricity, error = listed.T[: lists.LIST_LIGHT]
     light = listed[:, lists.LIST_LIGHT :]
     return StarList(x, y, flux, fwhm, eccentricity, error, light[:, :channels].copy(), light[:, channels:].copy())
+
+
+def _channels_of_cell(cfa: str | None) -> np.ndarray:
+    """Return the channel of each pixel of a mosaic's 2x2 cell, (2, 2) int64; all -1 where there is no mosaic."""
+    return np.full((2, 2), -1) if cfa is None else np.array(["RGB".index(colour) for colour in cfa]).reshape(2, 2)
+
+
+def star_light(
+    frame: np.ndarray, cfa: str | None, x: np.ndarray, y: np.ndarray, sigma: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return flux (ADU), its inverse variance for unit noise, and brightest pixel of stars in every channel.
+
+    Parameters
+    ----------
+    frame : ndarray (H, W, C) float32, ADU
+    cfa : str or None
+        Of a mosaic.
+    x, y : ndarray (n,) float64
+        Positions, pixels.
+    sigma : float
+        First guess of their common width, pixels; it is fitted too.
+
+    Returns
+    -------
+    light, information, peak : ndarray (n, channels) float64
+    """
+    from zemosaic_phase3.detection.list_kernels import fit_light
+
+    shape = (len(x), frame.shape[2] if cfa is None else 3)
+    light, information, peak = (np.empty(shape) for _ in range(3))
+    fit_light(frame, _channels_of_cell(cfa), x, y, sigma, light, information, peak)
+    return light, information, peak
 
 
 def choose_reference(stars: Sequence[StarList], shape: tuple[int, ...], offsets: np.ndarray | None = None) -> int:

@@ -1,4 +1,4 @@
-"""The WCS of a header that describes a plain tangent plane, as plate solvers write it, without parsing the whole header.
+"""The WCS of a header that describes a plain tangent plane, as plate solvers write it, and nothing else parsed.
 
 astropy takes 2 ms to read a header and its WCS, and lets no other thread work meanwhile; with the dozen numbers at hand
 the same WCS takes a tenth of that. Whatever is not as plain as this is left to :mod:`io.wcs_cards` and astropy.

@@ -150,7 +150,7 @@ def _deviation(
 def _clipped_variance(
     value: np.ndarray, count: np.ndarray, rank: np.ndarray, m: int, sigma: float, rounds: int, moments: np.ndarray
 ) -> float:
-    """Population variance after median-centred sigma clipping; ``moments (2, m)`` is scratch."""
+    """Return the population variance after median-centred sigma clipping; ``moments (2, m)`` is scratch."""
     middle = _percentile(value, count, rank, m, 0.0, 50.0, 0, rank[m])
     for k in range(m):  # small numbers, whose squares keep their digits
         distance = value[k] - middle

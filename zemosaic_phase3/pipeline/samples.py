@@ -17,7 +17,7 @@ import numpy as np
 from zemosaic_phase3.calibrate.calibrated import CalibratedSource
 from zemosaic_phase3.detection.filler import find_filler, has_long_runs
 from zemosaic_phase3.detection.floor import find_floors
-from zemosaic_phase3.detection.look_kernels import Look, look_at
+from zemosaic_phase3.detection.look import Look, look_at
 from zemosaic_phase3.detection.wrapped import find_wrapped
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.io.mended_frame import Mend, MendedSource, areas_of

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from zemosaic_phase3.detection.look_kernels import Look
+from zemosaic_phase3.detection.look import Look
 from zemosaic_phase3.detection.planes import planes_of
 from zemosaic_phase3.detection.star_finder import StarList
 from zemosaic_phase3.detection.star_finder import find_stars as stars_of
@@ -30,7 +30,6 @@ from zemosaic_phase3.pipeline.samples import (
     refuse_rounded,
 )
 from zemosaic_phase3.records import FrameStats
-from zemosaic_phase3.resample.decode import read_samples
 from zemosaic_phase3.runtime.workspace import Workspace
 from zemosaic_phase3.spec import RegisterSpec
 
@@ -95,9 +94,7 @@ def scan_frame(
         if look.may_be_clipped:
             refuse_clipped(source.name, pixels)
         frame = pixels.reshape(*pixels.shape[:2], -1)
-        levels = levels_of_planes(
-            frame, planes_of(frame.shape, source.cfa), quantum=quanta(source), workspace=space
-        )
+        levels = levels_of_planes(frame, planes_of(frame.shape, source.cfa), quantum=quanta(source), workspace=space)
         stats = replace(levels, clip=clip)
         refuse_rounded(source, stats)
         if find_stars:
@@ -150,6 +147,8 @@ def read_pixels(source: FrameSource, workspace: Workspace | None = None) -> np.n
 
     A mosaic stays one. With a ``workspace`` the pixels are its own, until the next frame is read.
     """
+    from zemosaic_phase3.resample.decode import read_samples
+
     channels = 1 if source.cfa is not None else source.channels
     shape = (source.height, source.width) if channels == 1 else (source.height, source.width, channels)
     pixels = (workspace or Workspace()).array("pixels", shape, np.float32)
@@ -159,11 +158,14 @@ def read_pixels(source: FrameSource, workspace: Workspace | None = None) -> np.n
 
 
 def scan_bytes(source: FrameSource) -> int:
-    """Return the bytes that scanning a frame takes: its pixels as stored and as samples, cells, sorted samples."""
+    """Return the bytes that scanning a frame takes: its pixels as stored and as samples, cells, sorted samples.
+
+    Of a file that its library decodes whole, also what that takes.
+    """
     channels = 1 if source.cfa is not None else source.channels
     pixels = source.height * source.width
     # Where the stored bytes cannot be opened as they are, or are put right, there are two arrays of samples for a time.
     stored = source.dtype.itemsize if source.raw_layout is not None else 8
     cells = 2 * 4 * (pixels // 4)
     samples = SORTED_BYTES * min(pixels // (4 if source.cfa is not None else 1), 2 * MAX_SAMPLES)
-    return pixels * channels * (4 + stored) + cells + samples
+    return pixels * channels * (4 + stored) + cells + samples + whole_bytes(source)

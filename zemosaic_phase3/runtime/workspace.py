@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Workspace:
-    """Arrays of one thread, by what they are for; what is in them stays until the next one of that role is asked for."""
+    """Arrays of one thread, by what they are for; what is in one stays until its role is asked for again."""
 
     __slots__ = ("_kept",)
 
