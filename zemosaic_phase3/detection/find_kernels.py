@@ -15,6 +15,11 @@ MESH_CELL: Final = 32  # pixels of the binned frame, cell of the background and 
 KERNEL_NOISE: Final = 0.375  # noise of white unit noise after the 3 x 3 kernel (1 2 1; 2 4 2; 1 2 1) / 16
 RING_PX: Final = 5  # binned pixels, radius of the ring that a detection must stand out from
 RING: Final = 16  # pixels on it
+CREST: Final = 1.5  # units of the noise, that a star may stand less high above a ring's crest than above its median
+THIN: Final = 4  # pixels of the binned frame between those that tell the noise of a nebula
+APART: Final = 4  # pixels to either side that they are compared with: a star is narrower
+SPREAD: Final = 1.4  # times that noise, that a cell without structure does not spread: its error is 6 %
+STRUCTURED: Final = 0.1  # of a detection's height, that the ring's median has where it is no star's wing
 NOISE_SAMPLES: Final = 60_000  # pixels that tell the noise of a filtered frame
 TO_SIGMA: Final = 1.4826  # standard deviation of a Gaussian over its median absolute deviation
 
@@ -82,6 +87,38 @@ def median_of_nine(grid: np.ndarray, out: np.ndarray) -> None:
                 v, u = y + k // 3 - 1, x + k % 3 - 1
                 nine[k] = grid[min(max(v, 0), rows - 1), min(max(u, 0), columns - 1)]
             out[y, x] = median(nine, 9)
+
+
+@kernel
+def difference_noise(binned: np.ndarray, usual: np.ndarray, out: np.ndarray) -> None:
+    """Noise of every cell from each pixel and the two beside it at some distance, ``out (rows, columns)``, ADU.
+
+    A nebula whose brightness changes evenly from one to the next does not count, and stars are few. Where less than a
+    quarter of what is looked at is valid it is the ``usual`` noise.
+    """
+    height, width = binned.shape
+    values = np.empty((MESH_CELL // THIN) ** 2)
+    for r in range(out.shape[0]):
+        for c in range(out.shape[1]):
+            n = 0
+            for y in range(r * MESH_CELL, min((r + 1) * MESH_CELL, height), THIN):
+                for x in range(max(c * MESH_CELL, APART), min((c + 1) * MESH_CELL, width - APART), THIN):
+                    beside = 0.5 * np.float64(binned[y, x - APART]) + 0.5 * np.float64(binned[y, x + APART])
+                    difference = abs(binned[y, x] - beside)
+                    if difference < np.inf:
+                        values[n] = difference
+                        n += 1
+            enough = 4 * n >= values.size
+            out[r, c] = TO_SIGMA / math.sqrt(1.5) * median(values, n) if enough else usual[r, c]
+
+
+@kernel
+def without_structure(noise: np.ndarray, local: np.ndarray) -> None:
+    """Give cells whose spread is that of a nebula, and not of the noise, the noise that neighbouring pixels show."""
+    for r in range(noise.shape[0]):
+        for c in range(noise.shape[1]):
+            if noise[r, c] > SPREAD * local[r, c]:
+                noise[r, c] = local[r, c]
 
 
 @kernel
@@ -168,18 +205,28 @@ def pixel_noise(filtered: np.ndarray, work: np.ndarray) -> float:
 
 
 @kernel
-def ring_median(filtered: np.ndarray, y: int, x: int, ring: np.ndarray, values: np.ndarray) -> float:
-    """Median of the pixels on a ring about (x, y); beyond the edge the nearest pixel counts."""
+def ring_about(
+    filtered: np.ndarray, y: int, x: int, ring: np.ndarray, values: np.ndarray, ordered: np.ndarray
+) -> tuple[np.float32, np.float32]:
+    """Median of the pixels on a ring about (x, y), and its crest; beyond the edge the nearest pixel counts.
+
+    The crest is the highest level that two opposite pixels reach: that of a filament that runs through the middle.
+    ``values (16,) float32``: filled, in their order on the ring; ``ordered (16,) float32``: scratch.
+    """
     height, width = filtered.shape
     for k in range(RING):
         v, u = y + ring[0, k], x + ring[1, k]
         value = filtered[min(max(v, 0), height - 1), min(max(u, 0), width - 1)]
+        values[k] = value
         j = k
-        while j > 0 and values[j - 1] > value:
-            values[j] = values[j - 1]
+        while j > 0 and ordered[j - 1] > value:
+            ordered[j] = ordered[j - 1]
             j -= 1
-        values[j] = value
-    return (values[RING // 2 - 1] + values[RING // 2]) / np.float32(2.0)
+        ordered[j] = value
+    crest = np.float32(-np.inf)
+    for k in range(RING // 2):
+        crest = max(crest, min(values[k], values[k + RING // 2]))
+    return (ordered[RING // 2 - 1] + ordered[RING // 2]) / np.float32(2.0), crest
 
 
 @kernel
@@ -190,17 +237,22 @@ def _vertex(before: float, at: float, after: float) -> float:
 
 
 @kernel
-def find_maxima(filtered: np.ndarray, threshold: float, bright_pixels: int, most: int) -> np.ndarray:
-    """Subpixel positions ``(2, n) float64`` (x, then y) of detections, most significant first.
+def find_maxima(filtered: np.ndarray, sigma: float, noise: float, bright_pixels: int, most: int) -> np.ndarray:
+    """Return detections ``(5, n) float64``, most significant first: x and y, subpixel; level and slopes of what is below.
 
-    A detection is a pixel that none of its eight neighbours exceeds, above the threshold as ``bright_pixels - 1``
-    beside it are, and that also exceeds a ring around it by the threshold: on a bright background whose level the mesh
-    has not followed, every ripple of the noise is above the threshold. Of equal neighbours the first in reading order
-    counts; at most ``most`` are returned.
+    A detection is a pixel that none of its eight neighbours exceeds, ``sigma`` times the noise of the filtered image
+    high as ``bright_pixels - 1`` beside it are, and as far above the median of a ring around it: on a bright background
+    whose level the mesh has not followed, every ripple of the noise is high. Nor does it lie on a filament: it must
+    stand out from the crest of the ring too. Of equal neighbours the first in reading order counts; at most ``most``
+    are returned.
+
+    Level (units of a pixel's noise) and slopes (per pixel of the filtered image, x and y) are those of the ring, where
+    it has a tenth of the height or more: a nebula. Else they are 0, and the star's wings are not taken for sky.
     """
     height, width = filtered.shape
-    limit = np.float32(threshold)
-    ring, values = np.empty((2, RING), np.int64), np.empty(RING, np.float32)
+    limit = np.float32(sigma * noise)
+    least = np.float32((sigma - CREST) * noise)
+    ring, values, ordered = np.empty((2, RING), np.int64), np.empty(RING, np.float32), np.empty(RING, np.float32)
     for k in range(RING):
         angle = k * (math.pi / 8.0)
         ring[0, k], ring[1, k] = int(np.rint(RING_PX * math.sin(angle))), int(np.rint(RING_PX * math.cos(angle)))
@@ -220,17 +272,27 @@ def find_maxima(filtered: np.ndarray, threshold: float, bright_pixels: int, most
             for u in range(x - 1, x + 2):
                 bright += (1 if above[u] >= limit else 0) + (1 if below[u] >= limit else 0)
             bright += (1 if row[x - 1] >= limit else 0) + (1 if row[x + 1] >= limit else 0)
-            if bright < bright_pixels or not value - ring_median(filtered, y, x, ring, values) >= limit:
+            if bright < bright_pixels:
+                continue
+            around, crest = ring_about(filtered, y, x, ring, values, ordered)
+            if not (value - around >= limit and value - crest >= least):
                 continue
             if n == places.size:
                 places, heights = np.append(places, places), np.append(heights, heights)
-            places[n], heights[n] = y * width + x, -value
+            is_structured = abs(around) >= STRUCTURED * value
+            places[n], heights[n] = y * width + x, -(value - around if is_structured else value)
             n += 1
     order = ascending(heights[:n])
     kept = min(n, most)
-    out = np.empty((2, kept))
+    out = np.zeros((5, kept))
     for k in range(kept):
         y, x = divmod(places[order[k]], width)
         out[0, k] = x + _vertex(filtered[y, x - 1], filtered[y, x], filtered[y, x + 1])
         out[1, k] = y + _vertex(filtered[y - 1, x], filtered[y, x], filtered[y + 1, x])
+        around, _ = ring_about(filtered, y, x, ring, values, ordered)
+        if abs(around) >= STRUCTURED * filtered[y, x]:
+            out[2, k] = around
+            for j in range(RING):
+                out[3, k] += values[j] * ring[1, j] / (RING / 2.0 * RING_PX * RING_PX)
+                out[4, k] += values[j] * ring[0, j] / (RING / 2.0 * RING_PX * RING_PX)
     return out

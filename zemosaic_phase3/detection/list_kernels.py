@@ -15,6 +15,7 @@ from zemosaic_phase3.detection.star_kernels import (
     MAJOR,
     MEASURED,
     MINOR,
+    ON_NEBULA,
     STATE,
     STEP,
     X,
@@ -29,6 +30,9 @@ GUESSED_FROM: Final = 300  # most significant detections that tell the width of 
 ROUND: Final = 100  # round stars among them, the first ones, that do
 BATCH: Final = 50  # that are measured before it is seen whether they are enough
 FIRST_SIGMA: Final = 2.0  # px, Gaussian width with which those are measured
+UNLIKE: Final = 1.6  # factor between two widths of which one is not that of stars
+WIDEST: Final = 2.5  # times the common width: wider is a galaxy
+WIDEST_ON_NEBULA: Final = 1.5  # and a knot of a nebula
 MAX_AXIS_RATIO: Final = 3.0  # longer than this is a trail
 MAX_PEAK_SHARE: Final = 0.65  # of the flux in 3 x 3 px; a Gaussian of FWHM 1.2 px reaches 0.60, a hot pixel 1
 MIN_FWHM: Final = 1.0  # px
@@ -85,17 +89,36 @@ def _stars_of(table: np.ndarray) -> int:
 
 
 @kernel
-def _first_width(table: np.ndarray, n: int) -> float:
-    """Median width of the first hundred round ones of n stars, pixels; of all where none is round."""
-    widths, count = np.empty(n), 0
+def _common_width(widths: np.ndarray, weights: np.ndarray, n: int) -> float:
+    """Width that n detections have in common, pixels: their median, or that of their light where it says otherwise.
+
+    Where a nebula has more knots than stars, the few bright ones are the stars.
+    """
+    order = ascending(widths[:n])
+    half, weight, by_light = 0.0, 0.0, 0.0
     for k in range(n):
-        if table[k, MAJOR] < 2.0 * table[k, MINOR]:
-            widths[count] = table[k, CORE]
-            count += 1
-    if count == 0:
-        count = n
-        widths[:] = table[:n, CORE]
-    return median(widths, min(count, ROUND))
+        half += 0.5 * weights[k]
+    for k in range(n):
+        weight += weights[order[k]]
+        by_light = widths[order[k]]
+        if weight >= half:
+            break
+    by_number = median(widths, n)
+    return by_number if max(by_number, by_light) <= UNLIKE * min(by_number, by_light) else by_light
+
+
+@kernel
+def _first_width(table: np.ndarray, n: int) -> float:
+    """Return the width of the first hundred round ones of n stars, pixels; of all where none is round."""
+    widths, weights, count = np.empty(n), np.empty(n), 0
+    for is_last in range(2):
+        for k in range(n):
+            if is_last == 1 or table[k, MAJOR] < 2.0 * table[k, MINOR]:
+                widths[count], weights[count] = table[k, CORE], math.sqrt(table[k, AMPLITUDE])
+                count += 1
+        if count > 0:
+            break
+    return _common_width(widths, weights, min(count, ROUND))
 
 
 @kernel
@@ -109,7 +132,13 @@ def _round_stars(table: np.ndarray, n: int) -> int:
 
 @kernel
 def measure_detections(
-    frame: np.ndarray, green: int, level: np.ndarray, cell: int, places: np.ndarray, table: np.ndarray
+    frame: np.ndarray,
+    green: int,
+    level: np.ndarray,
+    noise: np.ndarray,
+    cell: int,
+    places: np.ndarray,
+    table: np.ndarray,
 ) -> int:
     """Measure detections; what is no star, or of a width unlike that of the others, is left out.
 
@@ -118,12 +147,12 @@ def measure_detections(
     frame : ndarray (H, W, C) float32, ADU
     green : int
         As in :func:`measure_stars`.
-    level : ndarray (rows, columns) float64, ADU
+    level, noise : ndarray (rows, columns) float64, ADU
         Sky of the binned frame on a mesh.
     cell : int
         Its cell, pixels of the binned frame.
-    places : ndarray (2, n) float64
-        Of the binned frame, most significant first.
+    places : ndarray (5, n) float64
+        From :func:`detection.find_kernels.find_maxima`.
     table : ndarray (n, COLUMNS) float64
         Filled.
 
@@ -132,11 +161,15 @@ def measure_detections(
     int
         Rows of the table that are stars.
     """
-    x, y, sky = np.empty(places.shape[1]), np.empty(places.shape[1]), np.empty(places.shape[1])
+    x, y, sky = np.empty(places.shape[1]), np.empty(places.shape[1]), np.empty((places.shape[1], 3))
+    on_nebula = np.empty(places.shape[1], np.bool_)
     n = 0
     for k in range(places.shape[1]):
         if math.isfinite(places[0, k]) and math.isfinite(places[1, k]):  # no vertex near the end of float32's range
-            sky[n] = mesh_level(level, cell, places[0, k], places[1, k])
+            unit = mesh_level(noise, cell, places[0, k], places[1, k]) if places[2, k] != 0.0 else 0.0
+            sky[n, 0] = mesh_level(level, cell, places[0, k], places[1, k]) + unit * places[2, k]
+            on_nebula[n] = places[2, k] != 0.0
+            sky[n, 1], sky[n, 2] = 0.5 * unit * places[3, k], 0.5 * unit * places[4, k]
             x[n], y[n] = 2.0 * places[0, k] + 0.5, 2.0 * places[1, k] + 0.5
             n += 1
     found, first = 0, 0
@@ -153,14 +186,17 @@ def measure_detections(
         return 0
     guess = min(max(_first_width(table, found), 0.7), 6.0)
     measure_stars(frame, green, x[:n], y[:n], sky[:n], guess, MAX_PEAK_SHARE, table)
+    for k in range(n):
+        table[k, ON_NEBULA] = 1.0 if on_nebula[k] else 0.0
     # The widths of all are compared with the commonest; before, whatever is plainly no star is left out.
     found = _stars_of(table[:n])
     if found < 5:
         return found
-    usual = median(table[:found, CORE].copy(), found)
+    usual = _common_width(table[:found, CORE].copy(), np.sqrt(table[:found, AMPLITUDE]), found)
     n = 0
     for k in range(found):  # nebula knots and galaxies are wider
-        if 0.5 * usual < table[k, CORE] < 2.5 * usual:
+        widest = WIDEST_ON_NEBULA if table[k, ON_NEBULA] else WIDEST
+        if 0.5 * usual < table[k, CORE] < widest * usual:
             table[n] = table[k]
             n += 1
     return n

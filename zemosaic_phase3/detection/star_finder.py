@@ -206,7 +206,7 @@ def find_stars(
     )
     bright_pixels = min(9, -(-spec.min_area // 4))  # a binned pixel has four
     most = max(MOST_MEASURED, 2 * spec.max_stars)
-    places = find.find_maxima(filtered, spec.detection_sigma * noise, bright_pixels, most)
+    places = find.find_maxima(filtered, spec.detection_sigma, noise, bright_pixels, most)
     stars = _measured(frame, cfa, sky, places, noise / find.KERNEL_NOISE)
     n_found = len(stars)
     brightest = np.lexsort((stars.x, stars.y, -stars.flux))[: spec.max_stars]
@@ -214,7 +214,10 @@ def find_stars(
 
 
 def _measure_sky(binned: np.ndarray, workspace: Workspace) -> tuple[np.ndarray, np.ndarray] | None:
-    """Level and noise on a mesh, smoothed by a 3 x 3 median; None when no cell is valid or all are constant."""
+    """Level and noise on a mesh, smoothed by a 3 x 3 median; None when no cell is valid or all are constant.
+
+    Where a nebula makes a cell's pixels differ by more than their noise, it is measured between neighbours.
+    """
     from zemosaic_phase3.detection import find_kernels as find
 
     cells = binned[:, :, None]
@@ -226,16 +229,19 @@ def _measure_sky(binned: np.ndarray, workspace: Workspace) -> tuple[np.ndarray, 
         floor = 1e-3 * float(np.nanstd(np.where(np.isfinite(binned), binned, np.nan)))
     if not floor > 0.0:
         return None
-    smooth = np.empty((2, *level.shape))
-    for mesh, out in zip((level, noise), smooth, strict=True):
+    local = np.empty_like(noise)
+    find.difference_noise(binned, noise, local)
+    smooth = np.empty((3, *level.shape))
+    for mesh, out in zip((level, noise, local), smooth, strict=True):
         find.median_of_nine(mesh, out)
+    find.without_structure(smooth[1], smooth[2])
     return smooth[0], np.maximum(smooth[1], floor)
 
 
 def _measured(
     frame: np.ndarray, cfa: str | None, sky: tuple[np.ndarray, np.ndarray], places: np.ndarray, noise_ratio: float
 ) -> StarList:
-    """Measure detections at places (2, n) of the binned frame, most significant first; what is no star is dropped."""
+    """Measure detections (5, n) of the binned frame, most significant first; what is no star is dropped."""
     from zemosaic_phase3.detection import find_kernels as find
     from zemosaic_phase3.detection import list_kernels as lists
     from zemosaic_phase3.detection.star_kernels import COLUMNS
@@ -243,7 +249,7 @@ def _measured(
     level, noise = sky
     table = np.empty((places.shape[1], COLUMNS))
     green = -1 if cfa is None else (0 if cfa[0] == "G" else 1)
-    found = lists.measure_detections(frame, green, level, find.MESH_CELL, places, table)
+    found = lists.measure_detections(frame, green, level, noise, find.MESH_CELL, places, table)
     if found == 0:
         return _no_stars()
     channels = frame.shape[2] if cfa is None else 3

@@ -17,13 +17,13 @@ ITERATIONS: Final = 14  # most steps of a centroid
 CORE_WINDOW: Final = 0.65  # sigma of the window that measures a width, units of the star's: see `measure_stars`
 
 # Columns of what `measure_stars` fills in.
-X, Y, TOTAL, MAJOR, MINOR, CORE, AMPLITUDE, PEAK_SHARE, FLAT, STEP, STATE = range(11)
-COLUMNS: Final = 11
+X, Y, TOTAL, MAJOR, MINOR, CORE, AMPLITUDE, PEAK_SHARE, FLAT, STEP, STATE, ON_NEBULA = range(12)
+COLUMNS: Final = 12
 MEASURED: Final = 1.0  # of column STATE; 0: at the edge, on an invalid pixel, or no light
 
 
 @kernel
-def _load_stamp(pixels: np.ndarray, green: int, x0: int, y0: int, sky: float, stamp: np.ndarray) -> None:
+def _load_stamp(pixels: np.ndarray, green: int, x0: int, y0: int, sky: np.ndarray, stamp: np.ndarray) -> None:
     """Cut a stamp about (x0, y0), indexed by column and row: mean of the channels less the sky, ADU; NaN where invalid.
 
     ``green`` 0 or 1: of a mosaic only the pixels of that parity of row + column count, and the others are 0.
@@ -40,7 +40,7 @@ def _load_stamp(pixels: np.ndarray, green: int, x0: int, y0: int, sky: float, st
             total = 0.0
             for c in range(channels):
                 total += pixels[y, x, c]
-            stamp[i, j] = total / channels - sky
+            stamp[i, j] = total / channels - (sky[0] + (sky[1] * (i - side // 2) + sky[2] * (j - side // 2)))
 
 
 @kernel
@@ -138,8 +138,8 @@ def measure_stars(
         Parity of row + column of a mosaic's green pixels, 0 or 1; -1: every pixel counts.
     x, y : ndarray (n,) float64
         First guesses, pixels of the frame.
-    sky : ndarray (n,) float64
-        Level of the sky there, mean of the channels, ADU.
+    sky : ndarray (n, 3) float64
+        Level of the sky there, mean of the channels, ADU, and its slopes along x and y, ADU a pixel.
     sigma : float
         First guess of the stars' Gaussian sigma, pixels.
     peak_limit : float
