@@ -238,7 +238,7 @@ def _vertex(before: float, at: float, after: float) -> float:
 
 @kernel
 def find_maxima(filtered: np.ndarray, sigma: float, noise: float, bright_pixels: int, most: int) -> np.ndarray:
-    """Return detections ``(5, n) float64``, most significant first: x and y, subpixel; level and slopes of what is below.
+    """Return detections ``(6, n) float64``, most significant first: place, level and slopes below it, height above it.
 
     A detection is a pixel that none of its eight neighbours exceeds, ``sigma`` times the noise of the filtered image
     high as ``bright_pixels - 1`` beside it are, and as far above the median of a ring around it: on a bright background
@@ -246,8 +246,9 @@ def find_maxima(filtered: np.ndarray, sigma: float, noise: float, bright_pixels:
     stand out from the crest of the ring too. Of equal neighbours the first in reading order counts; at most ``most``
     are returned.
 
-    Level (units of a pixel's noise) and slopes (per pixel of the filtered image, x and y) are those of the ring, where
-    it has a tenth of the height or more: a nebula. Else they are 0, and the star's wings are not taken for sky.
+    Places are subpixel, x and y. Level (units of a pixel's noise, as the height) and slopes (per pixel of the filtered
+    image, x and y) are those of the ring, where it has a tenth of the height or more: a nebula. Else they are 0, and
+    the star's wings are not taken for sky.
     """
     height, width = filtered.shape
     limit = np.float32(sigma * noise)
@@ -284,11 +285,12 @@ def find_maxima(filtered: np.ndarray, sigma: float, noise: float, bright_pixels:
             n += 1
     order = ascending(heights[:n])
     kept = min(n, most)
-    out = np.zeros((5, kept))
+    out = np.zeros((6, kept))
     for k in range(kept):
         y, x = divmod(places[order[k]], width)
         out[0, k] = x + _vertex(filtered[y, x - 1], filtered[y, x], filtered[y, x + 1])
         out[1, k] = y + _vertex(filtered[y - 1, x], filtered[y, x], filtered[y + 1, x])
+        out[5, k] = -heights[order[k]]
         around, _ = ring_about(filtered, y, x, ring, values, ordered)
         if abs(around) >= STRUCTURED * filtered[y, x]:
             out[2, k] = around

@@ -12,6 +12,7 @@ from zemosaic_phase3.detection.star_kernels import (
     AMPLITUDE,
     CORE,
     FLAT,
+    HEIGHT,
     MAJOR,
     MEASURED,
     MINOR,
@@ -114,7 +115,7 @@ def _first_width(table: np.ndarray, n: int) -> float:
     for is_last in range(2):
         for k in range(n):
             if is_last == 1 or table[k, MAJOR] < 2.0 * table[k, MINOR]:
-                widths[count], weights[count] = table[k, CORE], math.sqrt(table[k, AMPLITUDE])
+                widths[count], weights[count] = table[k, CORE], table[k, HEIGHT] * table[k, HEIGHT]
                 count += 1
         if count > 0:
             break
@@ -151,7 +152,7 @@ def measure_detections(
         Sky of the binned frame on a mesh.
     cell : int
         Its cell, pixels of the binned frame.
-    places : ndarray (5, n) float64
+    places : ndarray (6, n) float64
         From :func:`detection.find_kernels.find_maxima`.
     table : ndarray (n, COLUMNS) float64
         Filled.
@@ -162,13 +163,13 @@ def measure_detections(
         Rows of the table that are stars.
     """
     x, y, sky = np.empty(places.shape[1]), np.empty(places.shape[1]), np.empty((places.shape[1], 3))
-    on_nebula = np.empty(places.shape[1], np.bool_)
+    on_nebula, height = np.empty(places.shape[1], np.bool_), np.empty(places.shape[1])
     n = 0
     for k in range(places.shape[1]):
         if math.isfinite(places[0, k]) and math.isfinite(places[1, k]):  # no vertex near the end of float32's range
             unit = mesh_level(noise, cell, places[0, k], places[1, k]) if places[2, k] != 0.0 else 0.0
             sky[n, 0] = mesh_level(level, cell, places[0, k], places[1, k]) + unit * places[2, k]
-            on_nebula[n] = places[2, k] != 0.0
+            on_nebula[n], height[n] = places[2, k] != 0.0, places[5, k]
             sky[n, 1], sky[n, 2] = 0.5 * unit * places[3, k], 0.5 * unit * places[4, k]
             x[n], y[n] = 2.0 * places[0, k] + 0.5, 2.0 * places[1, k] + 0.5
             n += 1
@@ -178,6 +179,7 @@ def measure_detections(
         some = table[first:last]
         measure_stars(frame, green, x[first:last], y[first:last], sky[first:last], FIRST_SIGMA, MAX_PEAK_SHARE, some)
         for k in range(first, last):
+            table[k, HEIGHT] = height[k]
             if _is_star(table[k]):
                 table[found] = table[k]
                 found += 1
@@ -187,12 +189,12 @@ def measure_detections(
     guess = min(max(_first_width(table, found), 0.7), 6.0)
     measure_stars(frame, green, x[:n], y[:n], sky[:n], guess, MAX_PEAK_SHARE, table)
     for k in range(n):
-        table[k, ON_NEBULA] = 1.0 if on_nebula[k] else 0.0
+        table[k, ON_NEBULA], table[k, HEIGHT] = 1.0 if on_nebula[k] else 0.0, height[k]
     # The widths of all are compared with the commonest; before, whatever is plainly no star is left out.
     found = _stars_of(table[:n])
     if found < 5:
         return found
-    usual = _common_width(table[:found, CORE].copy(), np.sqrt(table[:found, AMPLITUDE]), found)
+    usual = _common_width(table[:found, CORE].copy(), table[:found, HEIGHT] * table[:found, HEIGHT], found)
     n = 0
     for k in range(found):  # nebula knots and galaxies are wider
         widest = WIDEST_ON_NEBULA if table[k, ON_NEBULA] else WIDEST

@@ -241,7 +241,7 @@ def _measure_sky(binned: np.ndarray, workspace: Workspace) -> tuple[np.ndarray, 
 def _measured(
     frame: np.ndarray, cfa: str | None, sky: tuple[np.ndarray, np.ndarray], places: np.ndarray, noise_ratio: float
 ) -> StarList:
-    """Measure detections (5, n) of the binned frame, most significant first; what is no star is dropped."""
+    """Measure detections (6, n) of the binned frame, most significant first; what is no star is dropped."""
     from zemosaic_phase3.detection import find_kernels as find
     from zemosaic_phase3.detection import list_kernels as lists
     from zemosaic_phase3.detection.star_kernels import COLUMNS

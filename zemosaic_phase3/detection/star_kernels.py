@@ -17,8 +17,8 @@ ITERATIONS: Final = 14  # most steps of a centroid
 CORE_WINDOW: Final = 0.65  # sigma of the window that measures a width, units of the star's: see `measure_stars`
 
 # Columns of what `measure_stars` fills in.
-X, Y, TOTAL, MAJOR, MINOR, CORE, AMPLITUDE, PEAK_SHARE, FLAT, STEP, STATE, ON_NEBULA = range(12)
-COLUMNS: Final = 12
+X, Y, TOTAL, MAJOR, MINOR, CORE, AMPLITUDE, PEAK_SHARE, FLAT, STEP, STATE, ON_NEBULA, HEIGHT = range(13)
+COLUMNS: Final = 13
 MEASURED: Final = 1.0  # of column STATE; 0: at the edge, on an invalid pixel, or no light
 
 
