@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEMO   ?= demo
 
-.PHONY: demo picture test nvrtc lint types architecture clean
+.PHONY: demo picture pictures test nvrtc lint types architecture clean
 .DEFAULT_GOAL := test
 
 # Made again when the dependencies change, not on every call.
@@ -23,6 +23,10 @@ demo: $(READY)
 # Make the picture of the README again.
 picture: demo
 	@cp $(DEMO)/before_after.png docs/before_after.png
+
+# Make the pictures of the page and of the terminal again; needs Chromium.
+pictures: $(READY)
+	@PYTHONPATH=. $(BIN)/python tests/support/make_pictures.py
 
 # On all cores; kernels first, because tests side by side would compile the same ones.
 test: $(READY)

@@ -76,7 +76,8 @@ def test_wheel_holds_doors_and_package_and_nothing_else(built: Built) -> None:
         about = {name for name in names if ".dist-info/" in name}
         text = packed.read(next(name for name in about if name.endswith("/METADATA"))).decode()
         entries = packed.read(next(name for name in about if name.endswith("/entry_points.txt"))).decode()
-    package = files_of(ROOT, "zemosaic_phase3/**/*.py", "zemosaic_phase3/**/*.cu")
+    kinds = ("py", "cu", "j2", "css")
+    package = files_of(ROOT, *(f"zemosaic_phase3/**/*.{kind}" for kind in kinds))
     assert names - about == DOORS | package | {"zemosaic_phase3/py.typed"}
     wings = {path.parent.name for path in ROOT.glob("zemosaic_phase3/*/*.py")}
     assert {Path(name).parts[1] for name in package if name.count("/") == 2} == wings

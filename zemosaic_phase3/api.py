@@ -7,7 +7,7 @@ import contextlib
 import html
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zemosaic_phase3.methods import (
     CombineName,
     DeviceName,
+    FramingName,
     InterpolationName,
     LineFit,
     NormalizeName,
@@ -25,15 +26,22 @@ from zemosaic_phase3.methods import (
     WscImpl,
 )
 from zemosaic_phase3.pipeline import tile as pipeline_tile
+from zemosaic_phase3.pipeline.outputs import PREVIEW_SIDE_PX
+from zemosaic_phase3.pipeline.presets import preset_of
 from zemosaic_phase3.pipeline.stack_files import stack_files
 from zemosaic_phase3.progress import Callback
+from zemosaic_phase3.report.page import check_page
 from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
 
 if TYPE_CHECKING:
     from astropy.table import Table
 
+    from zemosaic_phase3.report.preview import PictureSize
+    from zemosaic_phase3.report.stretch import StretchName
+
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 STAGES: Final = ("measure", "register", "stack")
+TILE_NAME: Final = "tile.fits"  # what a tile without a file is called
 PREVIEW_PX: Final = 720  # longest side of the picture in a notebook
 
 
@@ -67,6 +75,42 @@ class Tile(pipeline_tile.Tile):
         check_tile_name(path)
         return write_tile(self, path, maps=maps, overwrite=overwrite)
 
+    def save_preview(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        stretch: StretchName = "unlinked",
+        size: PictureSize = PREVIEW_SIDE_PX,
+        annotate: bool = False,
+    ) -> Path:
+        """Write a stretched picture as PNG; with ``annotate`` name, exposure, scale bar and north are on it.
+
+        Raises
+        ------
+        OutputError
+            It cannot be written.
+        SpecError
+            Marks are wanted and Pillow is missing.
+        """
+        from zemosaic_phase3.report.preview import write_preview
+
+        return write_preview(self, Path(path), size=size, colours=stretch, annotate=annotate)
+
+    def save_report(self, folder: str | os.PathLike[str], name: str = TILE_NAME) -> Path:
+        """Write the page about this tile into a folder, one HTML file called as the file ``name``; returns it.
+
+        Raises
+        ------
+        OutputError
+            It cannot be written.
+        SpecError
+            A package of the extra ``report`` is missing.
+        """
+        from zemosaic_phase3.report.page import write_page
+        from zemosaic_phase3.report.story import story_of
+
+        return write_page(story_of(self, name), Path(folder))
+
     def _facts(self) -> list[tuple[str, str]]:
         report, spec = self.report, self.report.spec
         height, width = self.image.shape[:2]
@@ -98,7 +142,8 @@ class Tile(pipeline_tile.Tile):
     def _repr_html_(self) -> str:
         """Table and preview, as notebooks show it."""
         from zemosaic_phase3.report.png import encode_png
-        from zemosaic_phase3.report.preview import shrink, stretch
+        from zemosaic_phase3.report.story import shown_bottom_up
+        from zemosaic_phase3.report.stretch import shrink, stretch
 
         rows = [*self._facts(), *(("left out", f"{Path(name).name}: {why}") for name, why in self.report.dropped)]
         table = "".join(
@@ -106,8 +151,14 @@ class Tile(pipeline_tile.Tile):
             f"<td style='text-align:left'>{html.escape(text)}</td></tr>"
             for label, text in rows
         )
-        picture = base64.b64encode(encode_png(stretch(shrink(self.image, PREVIEW_PX)))).decode()
-        return f"<div><table>{table}</table><img alt='preview' src='data:image/png;base64,{picture}'/></div>"
+        shown = stretch(shrink(self.image, PREVIEW_PX))
+        shown = shown[::-1] if shown_bottom_up(self.header, self.wcs) else shown
+        picture = base64.b64encode(encode_png(shown)).decode()
+        return (
+            f"<div><table>{table}</table>"
+            "<img alt='the stack, stretched for the screen' style='max-width:100%' "
+            f"src='data:image/png;base64,{picture}'/></div>"
+        )
 
 
 def stack(
@@ -128,7 +179,11 @@ def stack(
     radial_weight: bool | None = None,
     flatten: bool | None = None,
     spare_stars: bool | None = None,
+    drizzle: float | None = None,
+    pixfrac: float | None = None,
+    framing: FramingName | None = None,
     spec: StackSpec | None = None,
+    preset: str | None = None,
     register: RegisterMode | RegisterSpec | None = None,
     transform: TransformName | None = None,
     max_fwhm: float | None = None,
@@ -146,8 +201,10 @@ def stack(
     filter: str | None = None,  # noqa: A002 - as the option and the header card are called
     recursive: bool = False,
     min_frames: int | str | None = None,
+    comet: str | Sequence[str] | None = None,
     device: DeviceName = "auto",
     require_gpu: bool = False,
+    gpus: str | int | Sequence[int] | None = None,
     memory: str | int | None = None,
     workers: int | None = None,
     maps: bool = False,
@@ -156,6 +213,7 @@ def stack(
     resume: bool = True,
     fresh: bool = False,
     cache: str | os.PathLike[str] | None = None,
+    report: str | os.PathLike[str] | None = None,
     progress: bool | Callback = True,
 ) -> Tile:
     """Register and stack frames into one tile; write it if ``output`` is given.
@@ -169,10 +227,13 @@ def stack(
     output : path, optional
         FITS file to write.
     reject, normalize, weight, combine, kappa_low, kappa_high, wsc_impl, winsor_limits, line_fit, interpolation,
-    equalize_rgb, radial_weight, flatten, spare_stars
+    equalize_rgb, radial_weight, flatten, spare_stars, framing, drizzle, pixfrac
         Fields of :class:`StackSpec`, see ``docs/algorithms.md``; limits in sigma.
     spec : StackSpec, optional
         All of them at once.
+    preset : str, optional
+        "seestar", "dwarf", "quick", "best" or "zemosaic": keywords under one name, over which single ones win, see
+        ``docs/choices.md``.
     register, transform
         Fields ``mode`` and ``transform`` of :class:`RegisterSpec`, or a whole one as ``register``.
     max_fwhm, min_stars, drop_worst
@@ -196,10 +257,15 @@ def stack(
     min_frames : int or str, optional
         Frames, or a share such as "80%" of those that were to be stacked, below which nothing is stacked: an error.
         None: fewer than half are a warning in the report.
+    comet : str or sequence of str, optional
+        A moving target that the stack holds still for: two of ``"FRAME:X,Y"``, or the path of a table with its times,
+        RA and DEC; None: the sky.
     device : {"auto", "cpu", "gpu"}
         "auto" uses a GPU if there is a healthy one; the bits are the same.
     require_gpu : bool
         Turn every fall back to the CPU into an error.
+    gpus : str, int or sequence of int, optional
+        Cards that share the stack: "all", how many, or which ones, e.g. (0, 2); None: CUDA's current device.
     memory : int or str, optional
         Bytes, or text such as "4GB" or "50%"; default: half of what is available, in small containers up to 1 GB.
     workers : int, optional
@@ -213,6 +279,8 @@ def stack(
     resume, fresh, cache
         Go on where an earlier run was, and keep a journal for the next one, in the folder ``cache`` or beside the
         output; ``fresh`` forgets what it holds. Without output and cache there is none.
+    report : path, optional
+        Folder for a page about the stack, one HTML file; needs the extra ``report``.
     progress : bool or callable
         True shows bars in a terminal and in a notebook, and nothing elsewhere; a callable is called as
         ``progress(stage, done, total)``, from several threads, and may raise :class:`StackCancelled`.
@@ -229,12 +297,17 @@ def stack(
     """
     from zemosaic_phase3.engine.warmup import kernels_compiled_beside
 
+    chosen = preset_of(preset).values if preset is not None else ()
+    maps = maps or ("maps", True) in chosen
+    stack_spec = _with_given(spec or StackSpec(), **_fields_of(StackSpec, chosen))
     stack_spec = _with_given(
-        spec or StackSpec(), reject=reject, normalize=normalize, weight=weight, combine=combine, kappa_low=kappa_low,
+        stack_spec, reject=reject, normalize=normalize, weight=weight, combine=combine, kappa_low=kappa_low,
         kappa_high=kappa_high, wsc_impl=wsc_impl, winsor_limits=winsor_limits, line_fit=line_fit,
         interpolation=interpolation, equalize_rgb=equalize_rgb, radial_weight=radial_weight, flatten=flatten,
-        spare_stars=spare_stars,
+        spare_stars=spare_stars, framing=framing, drizzle=drizzle, pixfrac=pixfrac,
     )  # fmt: skip
+    if report is not None:
+        check_page(Path(report), Path(output or TILE_NAME), overwrite=overwrite)
     given = register if isinstance(register, RegisterSpec) else RegisterSpec()
     mode = None if isinstance(register, RegisterSpec) else register
     with kernels_compiled_beside(stack_spec), _shown(progress) as callback:
@@ -243,7 +316,12 @@ def stack(
             output,
             stack=stack_spec,
             register=_with_given(given, mode=mode, transform=transform),
-            select=_with_given(select or SelectSpec(), max_fwhm=max_fwhm, min_stars=min_stars, drop_worst=drop_worst),
+            select=_with_given(
+                _with_given(select or SelectSpec(), **_fields_of(SelectSpec, chosen)),
+                max_fwhm=max_fwhm,
+                min_stars=min_stars,
+                drop_worst=drop_worst,
+            ),
             bayer=bayer,
             calibration=_with_given(
                 calibration if isinstance(calibration, CalibrationSpec) else CalibrationSpec(library=calibration),
@@ -257,8 +335,10 @@ def stack(
             filter=filter,
             recursive=recursive,
             min_frames=min_frames,
+            comet=comet,
             device=device,
             require_gpu=require_gpu,
+            gpus=gpus,
             memory=memory,
             workers=workers,
             maps=maps,
@@ -269,7 +349,15 @@ def stack(
             cache=cache,
             progress=callback,
         )
-    return Tile(**vars(made))
+    tile = Tile(**vars(made))
+    if report is not None:
+        tile.save_report(report, Path(output or TILE_NAME).name)
+    return tile
+
+
+def _fields_of(spec: type, values: Iterable[tuple[str, Any]]) -> Mapping[str, Any]:
+    """Return what a preset says of the fields of a specification."""
+    return {name: value for name, value in values if name in spec.__dataclass_fields__}  # type: ignore[attr-defined]
 
 
 def _with_given(spec: Any, **given: Any) -> Any:
@@ -289,11 +377,12 @@ def _shown(progress: bool | Callback) -> Iterator[Callback | None]:
     if not isinstance(progress, bool):
         yield progress
         return
-    from zemosaic_phase3.app.console import make_console, shown_progress
+    from zemosaic_phase3.app.console import announce_compilation, make_console, shown_progress
 
     console = make_console(sys.stderr) if progress and sys.stderr is not None else None
     if console is None or not (console.is_terminal or console.is_jupyter):
         yield None
         return
-    with shown_progress(console, STAGES) as callback:
+    cold = announce_compilation(console, quiet=False)
+    with shown_progress(console, STAGES, cold=cold) as callback:
         yield callback

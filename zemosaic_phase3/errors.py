@@ -83,3 +83,7 @@ class GPUStackingError(RuntimeError):
 
 class UnsuitedTileError(GPUStackingError, DeviceError):
     """A tile that this engine does not take on, found before anything has begun; the next one may be welcome."""
+
+
+class NoCardLeftError(GPUStackingError):
+    """Each of several cards has failed on a tile as often as it may; the message says how."""

@@ -46,6 +46,7 @@ STAR_WEIGHTS: Final = frozenset({"noise_fwhm", "snr", "stars"})  # weights that 
 InterpolationName = Literal["lanczos3", "bicubic", "bilinear", "nearest"]
 RegisterMode = Literal["auto", "stars", "wcs", "none"]
 TransformName = Literal["similarity", "affine", "homography", "auto"]
+FramingName = Literal["reference", "union", "intersection"]
 DeviceName = Literal["auto", "cpu", "gpu"]
 
 Unit = Literal["sigma", "MAD", "fraction", "none"]
@@ -207,6 +208,25 @@ ALIASES: Final[Mapping[str, str]] = {
 """Other spellings of method names that existing runs use; docs/zemosaic.md says where each is from."""
 
 
+OTHER_PROGRAMS: Final[Mapping[str, str]] = {
+    # Siril: "rej w 3 3 -norm=addscale -weight=noise"
+    "n": "none", "p": "percentile_clip", "s": "sigma_clip", "w": "winsorized_sigma_clip", "l": "linear_fit_clip",
+    "g": "gesd", "a": "mad_clip", "nonorm": "none", "add": "additive", "addscale": "additive_scaling",
+    "mul": "multiplicative", "mulscale": "multiplicative_scaling", "noise": "noise_variance", "wfwhm": "noise_fwhm",
+    "nbstars": "stars", "sigma": "sigma_clip", "mad": "mad_clip",
+    # PixInsight: ImageIntegration
+    "no_rejection": "none", "percentile_clipping": "percentile_clip", "sigma_clipping": "sigma_clip",
+    "winsorized_sigma_clipping": "winsorized_sigma_clip", "averaged_sigma_clipping": "averaged_sigma",
+    "linear_fit_clipping": "linear_fit_clip", "esd": "gesd", "generalized_extreme_studentized_deviate": "gesd",
+    "no_normalization": "none", "additive_with_scaling": "additive_scaling",
+    "multiplicative_with_scaling": "multiplicative_scaling", "noise_evaluation": "noise_variance",
+    "don't_care": "none", "dont_care": "none", "average": "mean", "minimum": "min", "maximum": "max",
+    # DeepSkyStacker, whose clipping goes on until nothing is clipped
+    "kappa_sigma_clipping": "sigma_clip", "bilinear_interpolation": "bilinear",
+}  # fmt: skip
+"""Words of other programs for what is the same here; docs/choices.md has the table."""
+
+
 def canonical(kind: str, value: object, allowed: object) -> str:
     """Return the canonical spelling of a method name.
 
@@ -215,7 +235,7 @@ def canonical(kind: str, value: object, allowed: object) -> str:
     kind : str
         What the name chooses, for the message ("rejection", "weight", ...).
     value : object
-        The name as given; case, surrounding blanks and ``-`` for ``_`` do not matter. None means "none".
+        The name as given; case, surrounding blanks and ``-`` or blanks for ``_`` do not matter. None means "none".
     allowed : typing.Literal
         The names that exist.
 
@@ -225,8 +245,9 @@ def canonical(kind: str, value: object, allowed: object) -> str:
         The name is unknown.
     """
     names = get_args(allowed)
-    text = "none" if value is None else str(value).strip().lower().replace("-", "_")
+    text = "none" if value is None else str(value).strip().lower().replace("-", "_").replace(" ", "_")
     text = text if text in names else ALIASES.get(text, text)
+    text = text if text in names else OTHER_PROGRAMS.get(text, text)
     if text not in names:
         raise SpecError(f"unknown {kind} {value!r}; choose one of: {', '.join(names)}")
     return text

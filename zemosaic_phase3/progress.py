@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from zemosaic_phase3.errors import StackCancelled
@@ -31,9 +32,25 @@ def notify(callback: Callback | None, *args: Any, **keywords: Any) -> None:
 
 @contextmanager
 def timed(report: TileReport, stage: str) -> Iterator[None]:
-    """Add the wall time of a stage to the report, seconds."""
-    start = time.perf_counter()
+    """Add what a stage takes to the report: wall seconds, CPU seconds of all threads, and bytes read from files."""
+    start, cpu, read = time.perf_counter(), time.process_time(), bytes_read()
     try:
         yield
     finally:
-        report.seconds[stage] = report.seconds.get(stage, 0.0) + time.perf_counter() - start
+        for totals, more in (
+            (report.seconds, time.perf_counter() - start),
+            (report.cpu_seconds, time.process_time() - cpu),
+            (report.bytes_read, float(bytes_read() - read)),
+        ):
+            totals[stage] = totals.get(stage, 0.0) + more
+
+
+def bytes_read() -> int:
+    """Return the bytes this process has read so far, from the system's cache too; 0 where the system does not tell.
+
+    Source: ``rchar`` of ``/proc/self/io`` on Linux; macOS does not count, and Windows is not asked.
+    """
+    try:
+        return int(Path("/proc/self/io").read_text(encoding="ascii").split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0

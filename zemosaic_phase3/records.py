@@ -164,7 +164,7 @@ class FrameTable:
     notes: list[str] = field(default_factory=list)
     normalize_method: str = ""  # what was applied, where the specification left the choice; "" is what it names
     distortion: list[np.ndarray] = field(default_factory=list)
-    own_grid: bool = False  # the result's grid has another size than the frames, so that none lies on it
+    own_grid: bool = False  # no frame lies on the grid of the result: it has another size, or frames are drizzled
 
     @property
     def in_place(self) -> np.ndarray:
@@ -221,9 +221,12 @@ class TileReport:
     rejected_high_percent: list[float] = field(default_factory=list)
     all_rejected_pixels: int = 0
     seconds: dict[str, float] = field(default_factory=dict)  # per stage
+    cpu_seconds: dict[str, float] = field(default_factory=dict)  # per stage, of all threads together
+    bytes_read: dict[str, float] = field(default_factory=dict)  # per stage, from files; 0 where the system is silent
     peak_rss_bytes: int = 0
     rows_per_slab: int = 0
     warnings: list[str] = field(default_factory=list)
+    canvas: Canvas | None = None  # grid of the result, where it is not the reference's
     calibration: list[str] = field(default_factory=list)  # what was done to the frames before they were measured
     calstat: str = ""  # of it, letters as in the card CALSTAT: B bias, D dark, F flat
     defects: int = 0  # photosites that were replaced

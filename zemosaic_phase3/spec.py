@@ -15,6 +15,7 @@ from zemosaic_phase3.methods import (
     STAR_NORMALISATIONS,
     STAR_WEIGHTS,
     CombineName,
+    FramingName,
     InterpolationName,
     LineFit,
     NormalizeName,
@@ -28,6 +29,8 @@ from zemosaic_phase3.methods import (
     rejection_row,
 )
 from zemosaic_phase3.settings import in_range, store_number, winsor_limits
+
+LEAST_PIXFRAC: Final = 0.05  # of a pixel
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,10 @@ class StackSpec:
     interpolation: InterpolationName = "lanczos3"
     flatten: bool = False  # make the frames' backgrounds alike, by a low-order surface each
     spare_stars: bool = True  # a mean keeps what seeing explains of stars: engine.star_tolerance
+    framing: FramingName = "reference"  # what of the sky the result shows: pipeline.framing
     grid: tuple[int, int] | None = None  # (H, W) of the result, which the frames' transforms start from; None: theirs
+    drizzle: float = 0.0  # pixels of the result for one of the reference, 1 to 3, by drizzle; 0: interpolated instead
+    pixfrac: float = 1.0  # drizzle: side of a drop, pixels of its frame
     bounded_by_stars: bool = False  # linear_fit only: where a frame's stars contradict its scale, they decide
 
     def __post_init__(self) -> None:  # noqa: D105
@@ -68,6 +74,7 @@ class StackSpec:
         put(self, "wsc_impl", canonical("winsorizing (wsc_impl)", self.wsc_impl, WscImpl))
         put(self, "combine", canonical("combination", self.combine, CombineName))
         put(self, "interpolation", canonical("interpolation", self.interpolation, InterpolationName))
+        put(self, "framing", canonical("framing", self.framing, FramingName))
         put(self, "winsor_limits", winsor_limits(self.winsor_limits))
         put(self, "line_fit", canonical("line fit", self.line_fit, LineFit))
         default = self.rejection.limits
@@ -78,6 +85,7 @@ class StackSpec:
         if self.grid is not None:
             height, width = (int(in_range("grid (height, width)", n, 1, 1e6)) for n in self.grid)
             put(self, "grid", (height, width))
+        self._check_drizzle()
         store_number(self, "gesd_fraction", "GESD fraction", 0.0, 0.5)
         store_number(self, "gesd_alpha", "GESD alpha", 1e-9, 0.5)
         for name, label, highest in (
@@ -88,6 +96,18 @@ class StackSpec:
             # Existing configurations carry any number where radial weights are off.
             limits = (0.0, highest) if self.radial_weight else (-math.inf, math.inf)
             store_number(self, name, label, *limits)
+
+    def _check_drizzle(self) -> None:
+        store_number(self, "drizzle", "drizzle scale", -math.inf, math.inf)
+        store_number(self, "pixfrac", "pixfrac", 0.0, 1.0)
+        if self.drizzle and not 1.0 <= self.drizzle <= 3.0:
+            raise SpecError(f"drizzle scale = {self.drizzle:g} is outside 1 to 3 (0: interpolate)")
+        if self.pixfrac < LEAST_PIXFRAC:
+            raise SpecError(
+                f"pixfrac = {self.pixfrac:g} is below {LEAST_PIXFRAC}: smaller drops leave nothing but holes"
+            )
+        if self.drizzle and self.radial_weight:
+            raise SpecError("radial weights and drizzle exclude each other: a drop is weighted by its area")
 
     @property
     def rejection(self) -> Rejection:

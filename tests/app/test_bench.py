@@ -27,7 +27,7 @@ def small_memory(monkeypatch):
 
 
 def run(*arguments: object) -> int:
-    return cli.main(["bench", *(str(argument) for argument in arguments)])
+    return cli.main(["bench", "--subs", "0", *(str(argument) for argument in arguments)])
 
 
 def result_of(*, seconds=1.0, files=None, reading=None, bandwidth=1e9, method="mean") -> bench.BenchResult:

@@ -19,7 +19,7 @@ from cli_case import strict_json
 from places import ROOT
 
 from zemosaic_phase3 import __version__
-from zemosaic_phase3.app import cli, demo
+from zemosaic_phase3.app import cli, demo, doctor
 from zemosaic_phase3.app import commands as commands_file
 from zemosaic_phase3.app import options as options_module
 from zemosaic_phase3.runtime import cuda
@@ -392,23 +392,37 @@ def test_help_is_shown(arguments, capsys):
 
 
 def test_help_gives_meaning_and_default_of_each_option():
-    assert sorted(commands()) == ["attach", "bench", "demo", "detach", "doctor", "simulate", "stack"]
+    assert sorted(commands()) == [
+        "attach",
+        "bench",
+        "completion",
+        "demo",
+        "detach",
+        "doctor",
+        "simulate",
+        "stack",
+        "view",
+        "watch",
+    ]
     wanted = (
         "--output --reference --register --interpolation --reject --kappa-low --kappa-high --winsor-limits --wsc-impl "
         "--line-fit --normalize --weight --combine --radial-weight --equalize-rgb --bayer --device --require-gpu "
         "--flatten --transform --max-fwhm --min-stars --drop-worst --memory --workers --maps --preview --overwrite "
         "--json --quiet --verbose --recursive --filter --group-by --min-frames --cache --no-resume --fresh "
         "--dark --flat --bias --dark-flat --calibration --scale-dark --temperature-tolerance "
-        "--calibration-cache --cosmetic --no-self-check --no-spare-stars"
+        "--calibration-cache --cosmetic --no-self-check --no-spare-stars --gpus "
+        "--preset --config --save-config --dry-run --rej --log --framing "
+        "--comet --drizzle --pixfrac "
+        "--report --annotate --before-after --preview-size --preview-stretch"
     )
     stack = {action.option_strings[-1] if "--equalize-rgb" not in action.option_strings else "--equalize-rgb": action
              for action in actions(commands()["stack"]) if action.option_strings}  # fmt: skip
     assert set(wanted.split()) == set(stack) - {"--help"}
-    for name in set(wanted.split()) - {"--output", "--quiet", "--verbose"}:
+    for name in set(wanted.split()) - {"--quiet", "--verbose"}:
         assert "(default: " in stack[name].help, name
     bench = {action.option_strings[-1]: action for action in actions(commands()["bench"]) if action.option_strings}
-    wanted = "--frames --size --channels --methods --files --repeat --workers --memory --json --overwrite"
-    assert {*wanted.split(), "--quiet", "--verbose"} == set(bench) - {"--help"}
+    wanted = "--frames --size --channels --methods --files --subs --repeat --workers --memory --json --overwrite"
+    assert {*wanted.split(), "--quiet", "--verbose", "--log"} == set(bench) - {"--help"}
     for name in wanted.split():
         assert "(default: " in bench[name].help, name
 
@@ -473,12 +487,17 @@ def test_demo_keeps_away_from_other_peoples_files(tmp_path, capsys):
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("master.fits", "mine")]
 
 
-def test_doctor_says_what_there_is_and_what_stack_would_choose(capsys):
+@pytest.mark.parametrize("has_card", [True, False])
+def test_doctor_says_what_there_is_and_what_stack_would_choose(has_card, capsys, monkeypatch):
+    monkeypatch.setattr(doctor, "has_nvidia_card", lambda: has_card)
     assert run("doctor") == 0
     told = " ".join(capsys.readouterr().out.split())
     for text in (f"zemosaic-phase3 {__version__}", "numba", "cores", "memory", "kernel cache", "stack would use the"):
         assert text in told
-    if not cuda.CUPY_AVAILABLE:
+    if not cuda.CUPY_AVAILABLE and not has_card:  # nothing failed, and nothing would help
+        assert "no NVIDIA card was found" in told and "stack would use the CPU, " in told
+        assert "CuPy" not in told and "pip install" not in told
+    elif not cuda.CUPY_AVAILABLE:
         assert "CuPy is not installed" in told
         assert 'pip install "zemosaic-phase3[cuda12]"' in told
         assert "stack would use the CPU" in told

@@ -12,7 +12,7 @@ from zemosaic_phase3.app.guess import OTHER_WORDS
     ("arguments", "said"),
     [
         (["--darks", "x"], "no option --darks; did you mean --dark?"),
-        (["--norm", "addscale"], "did you mean --normalize?"),
+        (["--sigma-low", "3"], "did you mean --kappa-low?"),
         (["--normalise=none"], "no option --normalise; did you mean --normalize?"),
         (["--max-fwmh", "3"], "did you mean --max-fwhm?"),
         (["--gpu"], "did you mean --device gpu?"),

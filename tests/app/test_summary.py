@@ -16,6 +16,7 @@ from rich.console import Console
 from zemosaic_phase3.app import cli, summary
 from zemosaic_phase3.pipeline.tile_facts import TileFacts
 from zemosaic_phase3.records import TileReport
+from zemosaic_phase3.report import words
 
 
 def test_dropped_frames_with_one_reason_share_a_line():
@@ -86,8 +87,8 @@ def test_words_are_not_broken_and_paths_stay_whole() -> None:
 def test_without_a_card_nothing_failed(
     has_card: bool, report: TileReport, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(summary, "has_nvidia_card", lambda: has_card)
-    assert summary.device_text(report) == text
+    monkeypatch.setattr(words, "has_nvidia_card", lambda: has_card)
+    assert words.device_text(report) == text
 
 
 def test_the_report_says_what_was_run_and_what_came_out(paths: list[Path], tmp_path: Path) -> None:  # noqa: F811

@@ -36,6 +36,7 @@ from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.methods import KERNELS, RejectName
 from zemosaic_phase3.pipeline import device_policy
+from zemosaic_phase3.records import Canvas
 from zemosaic_phase3.runtime import cuda, cuda_failure
 from zemosaic_phase3.runtime.threads import Crew
 from zemosaic_phase3.spec import StackSpec
@@ -106,6 +107,39 @@ def test_registered_frames(launched, interpolation, radial):
         **REJECTIONS["winsorized_huber"],
     )  # fmt: skip
     both(frames, spec, rows=6)
+
+
+@pytest.mark.parametrize("kind", ["GRBG", "rgb", "grey", "mixed"])
+@pytest.mark.parametrize(("scale", "pixfrac"), [(1.0, 1.0), (2.0, 0.6)])
+def test_drizzled_frames(launched, kind, scale, pixfrac):
+    """Samples with areas as weights: as the CPU makes them, whatever the rows of a slab."""
+    rng = np.random.default_rng(7)
+    shape, (height, width) = (24, 31), (int(24 * scale), int(31 * scale))
+    grid = Canvas(height, width, scale=scale)
+    frames = []
+    for i in range(9):
+        is_mosaic = kind == "GRBG" or (kind == "mixed" and i % 2)
+        pixels = rng.normal(1000.0, 30.0, shape if is_mosaic or kind == "grey" else (*shape, 3))
+        pixels[rng.random(pixels.shape) < 0.02] += 900.0
+        stored = pixels.astype(np.uint16 if is_mosaic else np.float32)
+        if not is_mosaic:
+            stored[rng.random(pixels.shape) < 0.02] = np.nan
+        matrix = turned(0.4 * i, 0.7 * i - 3, 1.1 * i)
+        matrix[2, 0] = 1e-4 * (i == 4)
+        field = some_field(height, width, 1.0, i) if i == 5 else None
+        source = open_source({"data": stored, "name": f"f{i}"}, bayer="GRBG" if is_mosaic else "none")
+        frames.append(Frame(source, grid.to_frame(matrix), distortion=field))
+    spec = StackSpec(
+        normalize="additive", weight="noise_variance", drizzle=scale, pixfrac=pixfrac, grid=grid.shape,
+        **REJECTIONS["sigma_clip"],
+    )  # fmt: skip
+    job = make_job(frames, spec)
+    ours, other = gpu.stack(job, Resources(workers=2, gpu_rows=5)), cpu.stack(job, Resources(workers=2, rows=7))
+    for name in ("image", "coverage", "weight", "rejected_low", "rejected_high", "frame_counts"):
+        ours_bits, others = getattr(ours, name), getattr(other, name)
+        np.testing.assert_array_equal(ours_bits.view(np.uint32), others.view(np.uint32), err_msg=name)
+    assert ours.rejected_high.sum() > 0
+    assert launched is None or set(launched) == {"open_rows", "drizzle_rows", "combine_block"}
 
 
 @pytest.mark.parametrize("gaps", [False, True])

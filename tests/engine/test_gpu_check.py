@@ -77,7 +77,7 @@ def test_a_full_card_is_left_alone(cupy):
 
 def test_no_cupy_is_no_gpu(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
-    monkeypatch.setattr(gpu_check, "_KNOWN", [])
+    monkeypatch.setattr(gpu_check, "_KNOWN", {})
     cuda.first_probe.cache_clear()
     found = gpu_check.usability()
     cuda.first_probe.cache_clear()

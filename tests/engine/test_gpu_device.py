@@ -162,6 +162,58 @@ def test_a_sticky_error_ends_the_gpu_and_not_the_run():
     assert "Exception ignored" not in done.stderr, "a destructor called CUDA"
 
 
+STICKY_ON_ONE = textwrap.dedent("""
+    import logging
+    import numpy as np
+    logging.basicConfig(level=logging.INFO)
+    import zemosaic_phase3 as zp
+    from zemosaic_phase3.engine import gpu_card as card
+    from zemosaic_phase3.runtime import cuda, cuda_failure
+    frames = list(np.random.default_rng(0).normal(100, 3, (30, 200, 50, 3)).astype(np.float32))
+    how = {"register": "none", "normalize": "none", "weight": "none"}
+    cupy = cuda.cupy_module()
+    def make():
+        kernel = cupy.RawKernel('extern "C" __global__ void bad(int* p) { p[1ll << 50] = 1; }', "bad")
+        kernel.compile()
+        cuda.leave_alone(kernel.kernel)
+        return kernel
+    bad = cuda.on_card(1, make)
+    good = zp.stack(frames, gpus="all", **how)
+    assert good.report.device_reason == "GPU, cards 0, 1", good.report
+    combine = card.Card.combine
+    def poisoned(self, slab):
+        combine(self, slab)
+        if cuda_failure.card_of_thread() == 1:
+            with self._combining:
+                bad((1,), (1,), (cupy.zeros(1, cupy.int32),))
+    card.Card.combine = poisoned
+    for attempts in (1, 0):
+        tile = zp.stack(frames, gpus="all", **how)
+        assert (tile.image == good.image).all() and tile.report.device == "cpu"
+        assert tile.report.gpu_attempts == attempts, tile.report
+    assert cuda_failure.is_poisoned()
+    print("survived")
+""")
+
+
+def test_a_sticky_error_on_one_card_ends_cuda_and_not_the_run():
+    if cuda.card_count() < 2:
+        pytest.skip("one card")
+    done = subprocess.run([sys.executable, "-c", STICKY_ON_ONE], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "survived"
+    assert "Exception ignored" not in done.stderr, "a destructor called CUDA"
+
+
+def test_two_cards_give_the_bits_of_one():
+    if cuda.card_count() < 2:
+        pytest.skip("one card")
+    job = make_job(as_frames(frames(200, (40, 300, 3))), SPEC)
+    one, two = gpu.stack(job, Resources(workers=8)), gpu.stack(job, Resources(workers=8, cards=(1, 0), gpu_rows=7))
+    for name in ("image", "coverage", "weight", "rejected_low", "rejected_high", "frame_counts"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+
+
 def test_injected_failures_fall_back_to_the_same_bits(monkeypatch):
     arrays = frames()
     good, _, used = worker._stack_master_tile_auto(arrays, PARAMS, PLAN)

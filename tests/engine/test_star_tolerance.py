@@ -173,8 +173,9 @@ def test_widths_are_compared_on_the_grid_of_the_result() -> None:
     job = job_of([np.zeros((SIDE, SIDE), np.float32)] * 8, moves={2: np.diag([2.0, 2.0, 1.0])})
     seen = []
 
-    def note(widths: np.ndarray, inside: np.ndarray) -> None:
+    def note(widths: np.ndarray, inside: np.ndarray, most: int) -> None:
         seen.append(widths)
+        assert most == star_tolerance.MOST
         assert inside[0].all()
         assert not inside[2].all()
 
@@ -183,6 +184,15 @@ def test_widths_are_compared_on_the_grid_of_the_result() -> None:
         fwhm = {f"frame {k}": 6.0 if k == 2 else 3.0 for k in range(8)}
         assert with_star_tolerance(job, fwhm, Resources()).tolerance is None
     np.testing.assert_allclose(seen[0], 3.0)
+
+
+def test_a_field_of_many_frames_has_medians_everywhere() -> None:
+    inside = np.kron(np.eye(6, dtype=bool), np.ones((4, 8), bool))  # 24 frames, 4 of them at each of 6 places
+    widths = np.linspace(2.0, 5.0, 24)
+    few, enough = choose_groups(widths, inside), choose_groups(widths, inside, 6 * star_tolerance.MOST)
+    assert few is not None and enough is not None
+    assert not (inside[few.sharp].sum(axis=0) >= 3).all()
+    assert all((inside[group].sum(axis=0) >= 3).all() for group in (enough.sharp, enough.blurred, enough.middle))
 
 
 @pytest.mark.parametrize(

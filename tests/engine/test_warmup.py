@@ -24,21 +24,27 @@ from zemosaic_phase3.engine.cpu import stack
 from zemosaic_phase3.engine.job import make_job
 from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.methods import RejectName
+from zemosaic_phase3.rejection.judge import compile_judge
 from zemosaic_phase3.runtime import jit as kernels
 from zemosaic_phase3.spec import StackSpec
 
 
 @pytest.mark.parametrize("reject", get_args(RejectName))
 def test_every_method_can_be_compiled_for(reject: str) -> None:
-    warmup.main([json.dumps(asdict(StackSpec(reject=reject, radial_weight=True)))])
+    spec = StackSpec(reject=reject, radial_weight=True)  # type: ignore[arg-type]
+    compile_judge(spec.rejection)
+    warmup.main([json.dumps(asdict(spec))])
 
 
+@pytest.mark.parametrize("drizzle", [0.0, 1.0])
 @pytest.mark.parametrize("spare", [False, True])
 @pytest.mark.parametrize("weight", ["none", "noise_variance"])
-def test_what_is_compiled_is_what_the_stack_calls(weight: str, spare: bool, rng: np.random.Generator) -> None:
+def test_what_is_compiled_is_what_the_stack_calls(
+    weight: str, spare: bool, drizzle: float, rng: np.random.Generator
+) -> None:
     from zemosaic_phase3.combine.block import _block_kernel
 
-    spec = StackSpec(normalize="none", weight=weight, spare_stars=spare)
+    spec = StackSpec(normalize="none", weight=weight, spare_stars=spare, drizzle=drizzle)  # type: ignore[arg-type]
     _block_kernel.cache_clear()
     warmup.warm_up(spec)
     compiled = _block_kernel.cache_info().misses

@@ -22,7 +22,7 @@ def read_back(report: TileReport) -> TileReport:
 def test_a_report_comes_back_from_its_table() -> None:
     full = TileReport(
         n_input=9, n_used=7, dropped=[("a.fits", "blank")], reference="b.fits", device="gpu", gpu_attempts=2,
-        noise_after=[1.5, 2.25], fwhm_px=2.5, spec={"reject": "gesd", "spare_stars": True, "kappa_low": 3.5},
+        noise_after=[1.5, 2.25], fwhm_px=2.5, spec={"reject": "gesd", "spare_stars": True, "select": {"min_stars": 5}},
         seconds={"measure": 1.5}, warnings=["one", "two"], calibration=["dark"], saturation_level=65535.0,
         self_check=SelfCheck(4, 0.5, 0.25, "told"), resumed=Resumed("j", 1, 2, 3), command=["p", "a b.fits"],
         started="2025-01-15T21:00:00Z",

@@ -62,6 +62,19 @@ def test_a_right_result_is_found_right(kind: str, place: str, interpolation: str
     assert found.largest_difference < 0.01
 
 
+@pytest.mark.parametrize("place", ["moved", "homography", "field"])
+@pytest.mark.parametrize("kind", ["GRBG", "rgb", "grey"])
+@pytest.mark.parametrize("pixfrac", [1.0, 0.5])
+def test_a_right_drizzle_is_found_right_and_a_wrong_one_wrong(kind: str, place: str, pixfrac: float) -> None:
+    spec = StackSpec(normalize="additive", weight="noise_variance", drizzle=1.0, pixfrac=pixfrac)
+    result = stacked(spec=spec, kind=kind, place=place)
+    found = check_result(result, run_seconds=ALL)
+    assert found.wrong is None and found.pixels == 64
+    assert found.largest_difference < 0.01
+    other = replace(result.job, spec=replace(spec, pixfrac=pixfrac - 0.1))
+    assert check_result(replace(result, job=other), run_seconds=ALL).wrong is not None
+
+
 @pytest.mark.parametrize("reject", ["winsorized_sigma_clip", "sigma_clip", "percentile_clip", "linear_fit_clip"])
 def test_what_is_spared_is_judged_right_and_told_from_what_is_not(reject: str) -> None:
     job = stacked(spec=StackSpec(normalize="additive", weight="noise_variance", reject=reject)).job  # type: ignore[arg-type]

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import struct
 import zlib
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from zemosaic_phase3.errors import OutputError
-from zemosaic_phase3.report.preview import (
-    SEPARATOR_PX,
-    apply_stretch,
-    before_after_png,
-    save_png,
-    shrink,
-    side_by_side,
-    stretch,
-    stretch_levels,
-)
+from zemosaic_phase3.report.preview import SEPARATOR_PX, before_after_png, draw_marks, save_png, side_by_side
+from zemosaic_phase3.report.sky_marks import SkyMarks
+from zemosaic_phase3.report.stretch import StretchName, apply_stretch, shrink, stretch, stretch_levels
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -69,12 +63,23 @@ def test_levels_of_the_data_do_not_matter(rng):
     assert np.abs(stretch(image).astype(int) - stretch(image / 65535 - 3.0)).max() <= 1
 
 
-def test_unlinked_makes_the_sky_grey_and_linked_keeps_the_cast(rng):
+def test_unlinked_and_neutral_make_the_sky_grey_and_linked_keeps_the_cast(rng):
     image = sky(rng) * np.array([1.0, 1.3, 0.8], np.float32)
-    grey = np.median(stretch(image).reshape(-1, 3), axis=0)
-    cast = np.median(stretch(image, linked=True).reshape(-1, 3), axis=0)
-    assert np.ptp(grey) <= 1
-    assert cast[1] > cast[0] > cast[2]
+    median = {name: np.median(stretch(image, colours=name).reshape(-1, 3), axis=0) for name in get_args(StretchName)}
+    assert np.ptp(median["unlinked"]) <= 1 and np.ptp(median["neutral"]) <= 1
+    assert median["linked"][1] > median["linked"][0] > median["linked"][2]
+    with pytest.raises(ValueError, match="'pink'"):
+        stretch(image, colours="pink")
+
+
+def test_neutral_keeps_the_colours_that_unlinked_balances(rng):
+    image = rng.normal(0.0, 20.0, (90, 90, 3)) * (1.0, 2.0, 1.0) + (900.0, 1500.0, 700.0)  # green twice as sensitive
+    image[40:50, 40:50] += (300.0, 600.0, 300.0)  # and so is a white nebula
+    white = {
+        name: np.median(stretch(image, colours=name)[42:48, 42:48], axis=(0, 1)) for name in ("unlinked", "neutral")
+    }
+    assert np.ptp(white["unlinked"]) < 15  # the peaks of the noise are the white points
+    assert white["neutral"][1] > white["neutral"][0] + 30
 
 
 def test_invalid_pixels_are_black_and_change_nothing(rng):
@@ -184,14 +189,36 @@ def test_row_zero_is_the_top_unless_flipped(tmp_path):
 
 def test_previews_are_shrunk_and_comparisons_cut(rng, tmp_path):
     image = sky(rng, (120, 160, 3))
-    assert decode(save_png(image, tmp_path / "a.png", max_side=80).read_bytes()).shape == (60, 80, 3)
-    both = decode(save_png(image, tmp_path / "b.png", before=image + 50, max_side=104).read_bytes())
+    for size, shape in ((80, (60, 80, 3)), ("half", (60, 80, 3)), ("full", (120, 160, 3)), (1600, (120, 160, 3))):
+        assert decode(save_png(image, tmp_path / "a.png", size=size).read_bytes()).shape == shape
+    both = decode(before_after_png(image + 50, image, tmp_path / "b.png", size=104).read_bytes())
     assert both.shape == (104, 104, 3)
     assert np.array_equal(both[:, :50], both[:, -50:])
     assert (both[:, 50:54] == 255).all()
-    for bad in (0, 4):
-        with pytest.raises(ValueError, match="max_side"):
-            save_png(image, tmp_path / "c.png", max_side=bad, before=None if bad == 0 else image)
+    for bad in (0, "quarter"):
+        with pytest.raises(ValueError, match="size"):
+            save_png(image, tmp_path / "c.png", size=bad)
+    with pytest.raises(ValueError, match="size"):
+        before_after_png(image, image, tmp_path / "c.png", size=4)
+
+
+def test_marks_stand_where_they_belong(rng, tmp_path):
+    pytest.importorskip("PIL")
+    marks = SkyMarks("M 31", ("2 h 00 min",), 200.0, "10′", north=(0.0, -1.0), east=(-1.0, 0.0))
+    for shape in ((300, 400), (300, 400, 3)):
+        grey = np.full(shape, 100, np.uint8)
+        drawn = draw_marks(grey, marks, 800)
+        assert drawn.shape == shape and (grey == 100).all()
+        changed = drawn != 100 if drawn.ndim == 2 else (drawn != 100).any(axis=2)
+        for part in (changed[:60, :150], changed[-60:, :130], changed[-90:, -90:]):  # name, bar, arrows
+            assert part.any()
+        assert not changed[60:200].any() and not changed[:200, 200:].any()
+        bar = np.flatnonzero(changed[-9 - 3 :, :].any(axis=0))  # 200 px of 800 are 100 of 400
+        assert 100 <= np.ptp(bar[bar < 200]) <= 106
+    image = sky(rng, (300, 400))
+    up = decode(save_png(image, tmp_path / "a.png", marks=marks).read_bytes())
+    down = decode(save_png(image[::-1], tmp_path / "b.png", marks=marks.flipped(), flip_vertical=True).read_bytes())
+    assert np.array_equal(up, down)
 
 
 def test_a_failed_write_leaves_nothing_and_says_where(rng, tmp_path):

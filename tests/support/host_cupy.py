@@ -18,7 +18,7 @@ import numpy as np
 from cuda_host import build, combine_library, set_constants
 
 from zemosaic_phase3.combine import cuda
-from zemosaic_phase3.resample.cuda import source as resample_source
+from zemosaic_phase3.resample.cuda import drizzle_source
 
 
 class Data:
@@ -78,9 +78,12 @@ class Kernel:
         assert shared_mem <= self.max_dynamic_shared_size_bytes
         assert all(isinstance(a, np.generic) for a in arguments), "a Python number has no size"
         self.owner.launched.append(self.name)
+        self.owner.launched_on.append(self.owner.card())
         with self.owner.one_at_a_time:
             self._run(grid, arguments)
         failure = self.owner.failures.pop(self.name, None)
+        if self.owner.card() in self.owner.card_failures:
+            failure = self.owner.card_failures[self.owner.card()]()
         if failure is not None:
             raise failure
 
@@ -94,24 +97,28 @@ class Kernel:
             getattr(self.library, self.name)(*values)
 
 
-_C_TYPES = {np.uint64: ctypes.c_uint64, np.int64: ctypes.c_int64, np.int32: ctypes.c_int32}
+_C_TYPES = {np.uint64: ctypes.c_uint64, np.int64: ctypes.c_int64, np.int32: ctypes.c_int32, np.float64: ctypes.c_double}
 
 
 class HostCupy(types.ModuleType):
-    """The module; ``peak`` counts device memory, ``limit`` bounds it, ``failures`` maps a kernel to what it raises."""
+    """The module; ``peak`` counts device memory, ``limit`` bounds it, ``failures`` maps a kernel to what it raises.
+
+    There are ``cards`` of one memory; ``card_failures`` maps a card to what makes the error of all its kernels.
+    """
 
     __version__ = "host"
 
     def __init__(self, folder: Path) -> None:
         super().__init__("cupy")
-        self.resample = build(resample_source(), "host_resample", folder)
-        self.one_at_a_time = threading.Lock()
+        self.resample = build(drizzle_source(), "host_resample", folder)
+        self.one_at_a_time, self.thread = threading.Lock(), threading.local()
         self.reset()
         self.cuda = types.SimpleNamespace(
             Stream=Stream,
             Event=Event,
-            Device=lambda: types.SimpleNamespace(
-                attributes={"MaxSharedMemoryPerBlockOptin": self.shared_limit, "MultiProcessorCount": 3}
+            Device=lambda number=0: types.SimpleNamespace(
+                attributes={"MaxSharedMemoryPerBlockOptin": self.shared_limit, "MultiProcessorCount": 3},
+                use=lambda: self.use(number),
             ),
             alloc_pinned_memory=bytearray,
             get_current_stream=lambda: Stream(non_blocking=True),
@@ -119,8 +126,8 @@ class HostCupy(types.ModuleType):
                 memcpyAsync=self._copy,
                 driverGetVersion=lambda: 12040,
                 runtimeGetVersion=lambda: 12040,
-                getDeviceCount=lambda: 1,
-                getDevice=lambda: 0,
+                getDeviceCount=lambda: self.cards,
+                getDevice=self.card,
                 getDeviceProperties=lambda number: {"name": b"host"},
                 memGetInfo=lambda: (self.total - self.used, self.total),
             ),
@@ -131,7 +138,14 @@ class HostCupy(types.ModuleType):
         self.total, self.limit, self.shared_limit = 1 << 34, 0, 99 << 10
         self.launched: list[str] = []
         self.failures: dict[str, BaseException] = {}
+        self.cards, self.card_failures, self.launched_on = 1, {}, []
         self.freed = 0
+
+    def use(self, card: int) -> None:
+        self.thread.card = card
+
+    def card(self) -> int:
+        return getattr(self.thread, "card", 0)
 
     def give_back(self, size: int) -> None:
         self.used -= size
@@ -194,11 +208,11 @@ def installed(cupy: HostCupy, monkeypatch):
     from zemosaic_phase3.engine import gpu_check as engine
     from zemosaic_phase3.runtime import cuda, cuda_failure
 
-    caches = (cuda.first_probe, gpu_card.compiled_kernel, gpu_card.device_limits)
+    caches = (cuda.first_probe, gpu_card.compiled_kernel, gpu_card.limits_of)
     cupy.reset()
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(cuda_failure, "_POISONED", threading.Event())
-    monkeypatch.setattr(engine, "_KNOWN", [])
+    monkeypatch.setattr(engine, "_KNOWN", {})
     for cache in caches:
         cache.cache_clear()
     yield cupy

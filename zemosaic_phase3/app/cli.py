@@ -16,14 +16,29 @@ from zemosaic_phase3.app import console as console_module
 from zemosaic_phase3.app.commands import (
     run_attach,
     run_bench,
+    run_completion,
     run_demo,
     run_detach,
     run_doctor,
     run_simulate,
     run_stack,
+    run_view,
+    run_watch,
 )
+from zemosaic_phase3.app.config import apply_defaults, given_options
 from zemosaic_phase3.app.guess import unknown_options
-from zemosaic_phase3.app.options import add_bench, add_checkout, add_demo, add_doctor, add_simulate, add_stack
+from zemosaic_phase3.app.log_file import logged_to
+from zemosaic_phase3.app.options import (
+    add_bench,
+    add_checkout,
+    add_completion,
+    add_demo,
+    add_doctor,
+    add_simulate,
+    add_stack,
+    add_view,
+    add_watch,
+)
 from zemosaic_phase3.app.printable import broken_lines, printable
 from zemosaic_phase3.app.signals import PROGRAM, stopped_status
 from zemosaic_phase3.errors import SpecError, ZeMosaicError
@@ -51,11 +66,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add, run, name, usage, text in (
-        (add_stack, run_stack, "stack", "INPUT... -o OUT [options]", "register and stack frames into one FITS image"),
+        (add_stack, run_stack, "stack", "INPUT... [-o OUT] [options]", "register and stack frames into one FITS image"),
+        (add_watch, run_watch, "watch", "FOLDER -o OUT [options]", "stack the frames of a folder as they arrive"),
+        (add_view, run_view, "view", "TILE", "show what a tile holds and how it was made, as a page in the browser"),
         (add_demo, run_demo, "demo", "[DIR]", "simulate frames, stack them, compare the result with the truth"),
         (add_simulate, run_simulate, "simulate", "DIR [options]", "write seeded Seestar-like frames and their truth"),
         (add_doctor, run_doctor, "doctor", "", "show versions, cores, memory, GPU, and what stack would choose"),
         (add_bench, run_bench, "bench", "[options]", "time every method on this machine and say what limits it"),
+        (add_completion, run_completion, "completion", "SHELL", "print a script that completes this program's options"),
         (add_checkout, run_attach, "attach", "CHECKOUT", "make a ZeMosaic checkout use this library"),
         (add_checkout, run_detach, "detach", "CHECKOUT", "undo attach, without a trace"),
     ):
@@ -100,6 +118,24 @@ def _rare_collections() -> Iterator[None]:
         gc.set_threshold(*before)
 
 
+def _parsed(argv: list[str]) -> argparse.Namespace:
+    """Parse a command line, over what its preset and its configuration file say."""
+    parser = build_parser()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        args.parser.error(unknown_options(unknown, args.parser))
+    if any(getattr(args, name, None) is not None for name in ("preset", "config", "save_config")):
+        given = given_options(build_parser().parse_known_args(argv)[0].parser, argv[1:])
+        try:
+            told = apply_defaults(args.parser, given)
+        except SpecError as exc:
+            args.parser.error(str(exc))
+        args = parser.parse_known_args(argv)[0]
+        args.to_save = {**told, **given}
+    args.root = parser
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -119,14 +155,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     SystemExit
         With 2 after a wrong usage, with 0 after ``--help`` and ``--version``.
     """
-    args, unknown = build_parser().parse_known_args(argv)
-    if unknown:
-        args.parser.error(unknown_options(unknown, args.parser))
+    args = _parsed(sys.argv[1:] if argv is None else list(argv))
     args.command_line = [PROGRAM, *map(str, sys.argv[1:] if argv is None else argv)]
     with _printable_streams(), _rare_collections():
         console = console_module.make_console(sys.stderr)
         try:
-            with console_module.shown_log(console, quiet=args.quiet, verbose=args.verbose):
+            with (
+                console_module.shown_log(console, quiet=args.quiet, verbose=args.verbose),
+                logged_to(args.log, args.command_line),
+            ):
                 status: int | None = args.run(args, console)
         except SpecError as exc:
             args.parser.error(str(exc))

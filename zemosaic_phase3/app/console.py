@@ -8,12 +8,14 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final, TextIO, cast
 
 from zemosaic_phase3.app.doctor import kernel_cache
 from zemosaic_phase3.app.printable import LosingStream, broken_lines, printable
 from zemosaic_phase3.app.summary import UNITS
 from zemosaic_phase3.progress import Callback
+from zemosaic_phase3.report.sky_marks import duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,6 +43,43 @@ def make_console(stream: TextIO | None) -> Console:
 LINE_SHARE: Final = 0.1  # of a stage between two plain lines ...
 LINE_SECONDS: Final = 1.0  # ... that are at least this far apart, seconds
 LINE_AT_LEAST_EVERY: Final = 5.0  # seconds; a slow stage shows that it lives
+COMPILED_FIRST: Final = ("calibrate", "measure", "bench")  # stages that wait for kernels of their own
+PACE_SECONDS: Final = 2.0  # of a stage before its pace says something
+PACE_STEPS: Final = 3  # and steps, or a quarter of a short stage
+WIDE_COLUMNS: Final = 100  # of a terminal with room for longer bars
+BAR_COLUMNS: Final = (26, 40)
+
+
+class Pace:
+    """How fast a stage is, counted from its first step on: before that lie start, waiting and compiling."""
+
+    def __init__(self) -> None:
+        self._first_time = self._time = 0.0
+        self._first = self.done = self.total = 0
+
+    def note(self, done: int, total: int, now: float) -> bool:
+        """Note that so many are done at a time, seconds; False where that was known: threads report out of order."""
+        if done <= self.done:
+            return False
+        if not self.done:
+            self._first_time, self._first = now, done
+        self.done, self.total, self._time = done, total, now
+        return True
+
+    @property
+    def rate(self) -> float | None:
+        """Steps a second; None until that means something."""
+        steps, seconds = self.done - self._first, self._time - self._first_time
+        is_known = seconds >= PACE_SECONDS and steps >= min(PACE_STEPS, self.total / 4)
+        return steps / seconds if is_known else None
+
+    def told(self, stage: str) -> list[str]:
+        """Return the pace and what is left, as far as that is known."""
+        rate, left = self.rate, self.total - self.done
+        if rate is None:
+            return []
+        pace = f"{rate:.3g} {UNITS.get(stage, 'steps')}/s"
+        return [pace, f"{duration(max(round(left / rate), 1))} left"] if left > 0 else [pace]
 
 
 class _Lines:
@@ -48,40 +87,36 @@ class _Lines:
 
     def __init__(self, console: Console) -> None:
         self._console, self._lock = console, threading.Lock()
-        self._stage = ""
-        self._stage_start = self._latest = self._line_time = time.monotonic()
-        self._seen = self._line_done = 0
+        self._stage, self._pace = "", Pace()
+        self._latest = self._line_time = time.monotonic()
+        self._line_done = 0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Note that ``done`` of ``total`` are done; prints only when there is enough news."""
         with self._lock:
             now = time.monotonic()
             if stage != self._stage:
-                self._stage, self._stage_start, self._line_time = stage, self._latest, self._latest
-                self._seen = self._line_done = 0
+                self._stage, self._pace, self._line_time, self._line_done = stage, Pace(), self._latest, 0
             self._latest = now
-            if done <= self._seen:  # threads report out of order
+            if not self._pace.note(done, total, now):
                 return
-            self._seen = done
             waited = now - self._line_time
             enough = done - self._line_done >= LINE_SHARE * total and waited >= LINE_SECONDS
             if done < total and not enough and waited < LINE_AT_LEAST_EVERY:
                 return
             self._line_time, self._line_done = now, done
-            rate = done / max(now - self._stage_start, 1e-3)
-            left = f", {(total - done) / rate:.0f} s left" if done < total else ""
-            unit = UNITS.get(stage, "steps")
-            self._console.print(f"{stage}: {done} of {total} {unit}, {rate:.3g} {unit}/s{left}", soft_wrap=True)
+            told = [f"{stage}: {done} of {total} {UNITS.get(stage, 'steps')}", *self._pace.told(stage)]
+            self._console.print(", ".join(told), soft_wrap=True)
 
 
 class _Bars:
     """Progress as one bar a stage; the next stage's bar appears, waiting, when one is full."""
 
-    def __init__(self, display: Progress, stages: Sequence[str]) -> None:
-        self._display, self._lock = display, threading.Lock()
+    def __init__(self, display: Progress, stages: Sequence[str], *, cold: bool) -> None:
+        self._display, self._lock, self._cold = display, threading.Lock(), cold
         self._waiting = list(stages)
         self._tasks: dict[str, TaskID] = {}
-        self._seen: dict[str, int] = {}
+        self._paces: dict[str, Pace] = {}
         self._open_next()
 
     def _open_next(self) -> None:
@@ -91,40 +126,57 @@ class _Bars:
     def _open(self, stage: str) -> TaskID:
         self._waiting = [name for name in self._waiting if name != stage]
         if stage not in self._tasks:
-            self._tasks[stage] = self._display.add_task(stage, total=None, unit=UNITS.get(stage, "steps"))
+            self._paces[stage] = Pace()
+            self._tasks[stage] = self._display.add_task(stage, total=None, told=partial(self._told, stage))
         return self._tasks[stage]
+
+    def _told(self, stage: str, seconds: float) -> str:
+        """Say where a stage is, some seconds after its bar appeared."""
+        pace = self._paces[stage]
+        if pace.done:
+            return " · ".join([f"{pace.done}/{pace.total}", *pace.told(stage)])
+        if self._cold and (stage in COMPILED_FIRST or compiles_beside()):
+            return f"compiling, first run only: {seconds:.0f} s"
+        return "starting" if seconds < 1 else f"starting: {seconds:.0f} s"
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Note that ``done`` of ``total`` are done."""
         with self._lock:
-            self._seen[stage] = max(done, self._seen.get(stage, 0))  # threads report out of order
-            self._display.update(self._open(stage), completed=self._seen[stage], total=total)
+            task = self._open(stage)
+            self._paces[stage].note(done, total, time.monotonic())
+            self._display.update(task, completed=self._paces[stage].done, total=total)
             if done >= total:
                 self._open_next()
+
+
+def compiles_beside() -> bool:
+    """Return whether the process that compiles kernels is still at it."""
+    from zemosaic_phase3.runtime.jit import running_compiler
+
+    return any(process.poll() is None for process in list(running_compiler))
 
 
 def _bar_display(console: Console) -> Progress:
     from rich import progress
     from rich.text import Text
 
-    class RateColumn(progress.ProgressColumn):
+    class Told(progress.ProgressColumn):
         def render(self, task: progress.Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{speed:.3g} {task.fields['unit']}/s")
+            return Text(task.fields["told"](task.elapsed or 0.0), no_wrap=True)
 
     return progress.Progress(
         progress.TextColumn("{task.description:<9}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        RateColumn(),
-        progress.TimeRemainingColumn(),
+        progress.BarColumn(BAR_COLUMNS[console.width >= WIDE_COLUMNS]),
+        Told(),
         console=console,
         transient=True,
     )
 
 
 @contextmanager
-def shown_progress(console: Console, stages: Sequence[str], *, quiet: bool = False) -> Iterator[Callback | None]:
+def shown_progress(
+    console: Console, stages: Sequence[str], *, quiet: bool = False, cold: bool = False
+) -> Iterator[Callback | None]:
     """Show the progress of a run: bars on a terminal, plain lines elsewhere, nothing when quiet.
 
     Parameters
@@ -134,6 +186,8 @@ def shown_progress(console: Console, stages: Sequence[str], *, quiet: bool = Fal
     stages : sequence of str
         In the order in which they come; others may come too.
     quiet : bool
+    cold : bool
+        Kernels have to be compiled first; see :func:`announce_compilation`.
 
     Yields
     ------
@@ -144,7 +198,7 @@ def shown_progress(console: Console, stages: Sequence[str], *, quiet: bool = Fal
         yield None
     elif console.is_terminal and not console.is_dumb_terminal:
         with _bar_display(console) as display:
-            yield _Bars(display, stages)
+            yield _Bars(display, stages, cold=cold)
     else:
         yield _Lines(console)
 
@@ -175,6 +229,7 @@ def shown_log(console: Console, *, quiet: bool = False, verbose: bool = False) -
     """Show what the library logs: warnings; only errors when quiet; everything, and tracebacks, when verbose."""
     level = logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING
     handler = _ConsoleHandler(console, verbose=verbose)
+    handler.setLevel(level)  # a log file may want more than the console
     loggers = [logging.getLogger(name) for name in LOGGERS]
     before = [logger.level for logger in loggers]
     for logger in loggers:
@@ -188,10 +243,13 @@ def shown_log(console: Console, *, quiet: bool = False, verbose: bool = False) -
             logger.setLevel(old)
 
 
-def announce_compilation(console: Console, *, quiet: bool) -> None:
-    """Say why a first run takes longer."""
+def announce_compilation(console: Console, *, quiet: bool) -> bool:
+    """Say why a first run takes longer; return whether it is one."""
     from zemosaic_phase3.runtime.jit import is_cold
 
     folder = None if quiet else kernel_cache()
-    if folder is not None and is_cold(folder):
-        console.print("compiling kernels (first run only)", soft_wrap=True)
+    if folder is None or not is_cold(folder):
+        return False
+    text = "compiling kernels, at the first run only (about half a minute)"
+    console.print("\n".join(broken_lines(text, console)), soft_wrap=True)
+    return True

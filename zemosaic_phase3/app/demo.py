@@ -13,6 +13,7 @@ from zemosaic_phase3.app import summary
 from zemosaic_phase3.app.printable import printable
 from zemosaic_phase3.errors import NoFramesError, OutputError
 from zemosaic_phase3.pipeline.stack_files import stack_files
+from zemosaic_phase3.report.preview import before_after_png, write_preview
 from zemosaic_phase3.simulate.scene import simulate
 from zemosaic_phase3.simulate.session import SimulationSpec, SimulationTruth
 from zemosaic_phase3.simulate.truth import Figures, compare_with_truth
@@ -51,11 +52,11 @@ def run_demo(folder: Path, console: Console, *, quiet: bool = False) -> None:
     """
     claim_folder(folder)
     subs, master, picture = folder / "subs", folder / "master.fits", folder / "before_after.png"
-    console_module.announce_compilation(console, quiet=quiet)
-    with console_module.shown_progress(console, STAGES, quiet=quiet) as progress:
+    cold = console_module.announce_compilation(console, quiet=quiet)
+    with console_module.shown_progress(console, STAGES, quiet=quiet, cold=cold) as progress:
         truth = simulate(SESSION, subs, overwrite=True, progress=progress)
         tile = stack_files([subs], master, overwrite=True, resume=False, progress=progress)
-    summary.write_preview(tile, master.with_suffix(".png"))
+    write_preview(tile, master.with_suffix(".png"))
     write_before_after(tile, truth, picture)
     figures = compare_with_truth(
         tile.image,
@@ -103,7 +104,6 @@ def write_before_after(tile: Tile, truth: SimulationTruth, path: Path) -> None:
     from zemosaic_phase3.engine.resources import Resources
     from zemosaic_phase3.io.frame import Frame
     from zemosaic_phase3.io.open_frame import open_source
-    from zemosaic_phase3.report.preview import before_after_png
     from zemosaic_phase3.spec import StackSpec
 
     by_name = {Path(row.name).name: row for row in tile.rows if row.used}
@@ -114,7 +114,7 @@ def write_before_after(tile: Tile, truth: SimulationTruth, path: Path) -> None:
     frame = Frame(open_source(row.name), row.registration.transform, distortion=row.registration.distortion)
     as_it_is = StackSpec(normalize="none", weight="none", reject="none")
     before = cpu.stack(make_job([frame], as_it_is), Resources())
-    before_after_png(before.image, tile.image, path, max_side=PICTURE_PX)
+    before_after_png(before.image, tile.image, path, size=PICTURE_PX)
 
 
 def print_figures(console: Console, figures: Figures, *, brightest_trail_adu: float) -> None:

@@ -18,6 +18,7 @@ from zemosaic_phase3.runtime.limits import (
     memory_text,
     usable_cpus,
 )
+from zemosaic_phase3.runtime.nvidia_card import has_nvidia_card
 
 if TYPE_CHECKING:
     from zemosaic_phase3.engine.gpu_check import Usability
@@ -81,7 +82,7 @@ def machine_facts() -> list[tuple[str, str]]:
     limits = container_limits()
     cpus, available = usable_cpus(limits), available_memory(limits)
     takes_gpu = POLICY.candidate(True, LOGGER)
-    why = "" if takes_gpu else f" ({POLICY.refusal(True)})"
+    why = "" if takes_gpu or not has_nvidia_card() else f" ({POLICY.refusal(True)})"
     return [
         ("versions", ", ".join(f"{name} {number}" for name, number in versions().items())),
         ("python", f"{sys.executable} on {platform.platform()}"),
@@ -103,11 +104,29 @@ def _memory_fact(limits: ContainerLimits, available: int) -> str:
 
 def _gpu_facts(gpu: GpuProbe, check: Usability) -> list[tuple[str, str]]:
     if not gpu.usable_hint:
+        if not has_nvidia_card():
+            return [("GPU", "none: no NVIDIA card was found on this machine")]
         return [("GPU", f"none: {gpu.reason}"), ("", f"remedy: {gpu.remedy}")]
     free = f"{memory_text(gpu.vram_free)} free of {memory_text(gpu.vram_total)}"
     cuda = f"CuPy {gpu.cupy_version}, CUDA runtime {gpu.runtime_version}, driver {gpu.driver_version}"
-    told = "a test tile came out right" if check.usable else f"cannot be used: {check.reason}; remedy: {check.remedy}"
-    return [("GPU", f"{gpu.name}, {free}; {cuda}"), ("", told)]
+    return [("GPU", f"{gpu.name}, {free}; {cuda}"), ("", _verdict(check)), *_further_cards()]
+
+
+def _verdict(check: Usability) -> str:
+    return "a test tile came out right" if check.usable else f"cannot be used: {check.reason}; remedy: {check.remedy}"
+
+
+def _further_cards() -> list[tuple[str, str]]:
+    """Return what there is to say of the cards beside the first, which ``--gpus`` takes."""
+    from zemosaic_phase3.engine.gpu_check import usability
+    from zemosaic_phase3.runtime import cuda
+
+    facts = []
+    for card in range(1, cuda.card_count()):
+        gpu, check = cuda.on_card(card, lambda: (cuda.probe(), usability()))
+        free = f"{memory_text(gpu.vram_free)} free of {memory_text(gpu.vram_total)}"
+        facts.append((f"card {card}", f"{gpu.name}, {free}; {_verdict(check)}"))
+    return facts
 
 
 def versions() -> dict[str, str]:

@@ -13,6 +13,7 @@ from zemosaic_phase3.errors import OutputError, SpecError, ZeMosaicError
 from zemosaic_phase3.pipeline.frame_groups import FrameGroup, frame_groups
 from zemosaic_phase3.pipeline.input_list import Inputs, list_inputs
 from zemosaic_phase3.pipeline.outputs import check_output
+from zemosaic_phase3.report.page import check_page
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,9 +61,11 @@ def run_groups(
         _tell(groups, notes, args, console)
     wanted = [_of_group(args, group) for group in groups]
     for one in wanted:  # all of them before the first is stacked
-        for path in filter(None, (one.output, one.preview, one.json)):
+        for path in filter(None, (one.output, one.preview, one.json, one.before_after)):
             if str(path) != "none":
                 check_output(path, overwrite=args.overwrite)
+        if one.report is not None:
+            check_page(one.report, one.output, overwrite=args.overwrite)
     statuses = []
     for group, one in zip(groups, wanted, strict=True):
         if not args.quiet:
@@ -83,9 +86,8 @@ def _of_group(args: argparse.Namespace, group: FrameGroup) -> argparse.Namespace
     def named(path: Path | None) -> Path | None:
         return None if path is None else path if str(path) == "none" else group.output(path)
 
-    return argparse.Namespace(
-        **{**vars(args), "output": group.output(args.output), "preview": named(args.preview), "json": named(args.json)}
-    )
+    files = {name: named(getattr(args, name)) for name in ("preview", "json", "before_after")}
+    return argparse.Namespace(**{**vars(args), "output": group.output(args.output), **files})
 
 
 def _tell(groups: list[FrameGroup], notes: list[str], args: argparse.Namespace, console: Console) -> None:

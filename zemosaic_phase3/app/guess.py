@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from typing import Final
 
 OTHER_WORDS: Final = {  # of Siril, PixInsight, DeepSkyStacker and astropy's ccdproc
-    "--norm": "--normalize", "--rej": "--reject", "--rejection": "--reject", "--sigma": "--kappa-high",
+    "--rejection": "--reject", "--sigma": "--kappa-high",
     "--sigma-low": "--kappa-low", "--sigma-high": "--kappa-high", "--clip": "--reject", "--debayer": "--bayer",
     "--out": "--output", "--threads": "--workers", "--cores": "--workers", "--ram": "--memory", "--cpu": "--device cpu",
     "--gpu": "--device gpu", "--force": "--overwrite", "--weighting": "--weight", "--align": "--register",
     "--recurse": "--recursive", "--hot-pixels": "--cosmetic", "--method": "--combine", "--ref": "--reference",
-    "--clobber": "--overwrite", "--darkflat": "--dark-flat", "--offset": "--bias", "--offsets": "--bias",
+    "--clobber": "--overwrite",
+    "--profile": "--preset", "--settings": "--config", "--log-file": "--log",
+    "--darkflat": "--dark-flat", "--offset": "--bias", "--offsets": "--bias",
 }  # fmt: skip
 CLOSE: Final = 0.75  # of difflib; below, a guess is more confusing than none
 

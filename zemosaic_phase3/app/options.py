@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, get_args
 
+from zemosaic_phase3.app.choice_options import add_choices
 from zemosaic_phase3.errors import SpecError
 from zemosaic_phase3.io.atomic_write import TILE_SUFFIXES
 from zemosaic_phase3.io.mosaic_cards import BAYER_PATTERNS
@@ -15,6 +16,7 @@ from zemosaic_phase3.methods import (
     REJECTIONS,
     CombineName,
     DeviceName,
+    FramingName,
     InterpolationName,
     LineFit,
     NormalizeName,
@@ -27,11 +29,15 @@ from zemosaic_phase3.methods import (
 )
 from zemosaic_phase3.pipeline.frame_count import LeastFrames
 from zemosaic_phase3.pipeline.frame_groups import GROUP_KEYS, group_keys
+from zemosaic_phase3.pipeline.outputs import PREVIEW_SIDE_PX
+from zemosaic_phase3.report.preview import PictureSize
+from zemosaic_phase3.report.stretch import StretchName
 from zemosaic_phase3.runtime import limits as limits_module
 from zemosaic_phase3.simulate.session import SimulationSpec
 from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, StackSpec
 
 NO_PREVIEW: Final = Path("none")
+LIVE_PORT: Final = 8733
 
 
 def _name(kind: str, allowed: object) -> Callable[[str], str]:
@@ -60,6 +66,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
 def _limits(text: str) -> tuple[float, float]:
     low, comma, high = text.partition(",")
     try:
@@ -68,6 +80,16 @@ def _limits(text: str) -> tuple[float, float]:
     except ValueError:
         pass  # said below, the same as for a missing comma
     raise argparse.ArgumentTypeError(f"{text!r} is not two numbers with a comma between, e.g. 0.05,0.05")
+
+
+def _drift(text: str) -> tuple[float, float]:
+    x, comma, y = text.partition(",")
+    try:
+        if comma:
+            return float(x), float(y)
+    except ValueError:
+        pass  # said below, the same as for a missing comma
+    raise argparse.ArgumentTypeError(f"{text!r} is not two numbers with a comma between, e.g. 1200,-300")
 
 
 def _bayer(text: str) -> str:
@@ -86,6 +108,10 @@ def _size(text: str) -> tuple[int, int]:
     return int(rows), int(columns)
 
 
+def _picture_size(text: str) -> PictureSize:
+    return text if text in ("half", "full") else _positive(text)  # type: ignore[return-value]
+
+
 def _path_ending(*suffixes: str, instead: str | None = None) -> Callable[[str], Path]:
     """Return a converter for a file to write: it must end in one of ``suffixes``, or be the word ``instead``."""
 
@@ -102,14 +128,16 @@ def add_stack(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``stack``."""
     parser.add_argument(
         "inputs",
-        nargs="+",
+        nargs="*",
         metavar="INPUT",
         help="files, folders (their FITS, raw, XISF, TIFF or SER files), zip or tar, or quoted patterns",
     )
     parser.add_argument(
-        "-o", "--output", required=True, metavar="OUT", type=_path_ending(*TILE_SUFFIXES),
-        help="FITS file to write, ending in .fits, .fit or .fts",
+        "-o", "--output", metavar="OUT", type=_path_ending(*TILE_SUFFIXES),
+        help="FITS file to write, ending in .fits, .fit or .fts (default: in this folder, named after object, number "
+        "and length of exposures, filter and date, such as M31_200x10s_IRCUT_2025-01-15.fits)",
     )  # fmt: skip
+    add_choices(parser)
     add_choice_of_frames(parser.add_argument_group("which frames"))
     _add_registration(parser.add_argument_group("frames and registration"))
     _add_calibration(parser.add_argument_group("calibration"))
@@ -117,6 +145,24 @@ def add_stack(parser: argparse.ArgumentParser) -> None:
     _add_resources(parser.add_argument_group("device and resources"))
     _add_results(parser.add_argument_group("results"))
     _add_messages(parser)
+
+
+def add_watch(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``watch``: those of ``stack``, and its own."""
+    add_stack(parser)
+    group = parser.add_argument_group("watching")
+    group.add_argument(
+        "--every", type=_positive, default=1, metavar="N",
+        help="stack again with so many new frames, or fewer after half a minute without one (default: 1)",
+    )  # fmt: skip
+    group.add_argument(
+        "--until-idle", type=float, metavar="SECONDS", help="end after so long without a new frame (default: never)"
+    )
+    group.add_argument(
+        "--port", type=int, default=LIVE_PORT, metavar="N",
+        help="of the page on this machine; another one where it is taken (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument("--no-page", action="store_true", help="show no page (default: do)")
 
 
 Group = argparse._ArgumentGroup  # noqa: SLF001 - argparse gives its groups no public name
@@ -155,7 +201,8 @@ def _group_keys(text: str) -> tuple[str, ...]:
 def _add_choice(group: Group, option: str, kind: str, allowed: object, default: str, meaning: str) -> None:
     names = get_args(allowed)
     group.add_argument(
-        option, type=_name(kind, allowed), default=default, metavar="NAME",
+        *option.split(), dest=option.split()[-1][2:].replace("-", "_"), type=_name(kind, allowed), default=default,
+        metavar="NAME",
         help=f"{meaning}; one of: {', '.join(names)} (default: {default})",
     )  # fmt: skip
 
@@ -173,6 +220,15 @@ def _add_registration(group: Group) -> None:
     _add_choice(
         group, "--transform", "transform", TransformName, RegisterSpec.transform,
         "model of a frame's map onto the reference; auto is the simplest that the stars do not contradict",
+    )  # fmt: skip
+    _add_choice(
+        group, "--framing", "framing", FramingName, StackSpec.framing,
+        "what the result shows: the field of the reference, all that any frame shows, or what all of them share",
+    )  # fmt: skip
+    group.add_argument(
+        "--comet", action="append", metavar="FRAME:X,Y",
+        help="hold still for a moving target instead of the stars: its place in two frames (given twice), or a table "
+        "with its times (UTC), RA and DEC (default: the stars)",
     )  # fmt: skip
     group.add_argument(
         "--max-fwhm", type=float, metavar="PX", help="leave out frames whose stars are wider, pixels (default: none)"
@@ -269,12 +325,20 @@ def _add_stacking(group: Group) -> None:
         help="reject in stars as in the sky, though seeing makes frames differ there (default: spare what it explains)",
     )  # fmt: skip
     _add_choice(group, "--line-fit", "line fit", LineFit, default.line_fit, "how linear_fit_clip fits its line")
-    _add_choice(group, "--normalize", "normalisation", NormalizeName, default.normalize, "matching of levels")
+    _add_choice(group, "--norm --normalize", "normalisation", NormalizeName, default.normalize, "matching of levels")
     group.add_argument(
         "--flatten", action="store_true",
         help="make the backgrounds of all frames like the reference's, by a low-order surface each (default: no)",
     )  # fmt: skip
     _add_choice(group, "--weight", "weight", WeightName, default.weight, "weights of the frames")
+    group.add_argument(
+        "--drizzle", type=float, default=default.drizzle, metavar="SCALE",
+        help="drizzle onto a grid SCALE times as fine, 1 to 3; mosaics without demosaicing (default: interpolate)",
+    )  # fmt: skip
+    group.add_argument(
+        "--pixfrac", type=float, metavar="P",
+        help="drizzle: side of the drop that a pixel shrinks to, above 0 to 1 (default: 1)",
+    )  # fmt: skip
     _add_choice(group, "--combine", "combination", CombineName, default.combine, "combination of what is kept")
     group.add_argument(
         "--radial-weight", action="store_true", help="give less weight to the corners of frames (default: no)"
@@ -291,6 +355,10 @@ def _add_resources(group: Group) -> None:
         "where to stack: auto takes a GPU that works, else the CPU; gpu is auto with --require-gpu",
     )  # fmt: skip
     group.add_argument("--require-gpu", action="store_true", help="fail rather than use the CPU (default: no)")
+    group.add_argument(
+        "--gpus", metavar="all|N|IDS",
+        help="cards that share a stack: all, how many (2), or which ones (0,2) (default: CUDA's current device)",
+    )  # fmt: skip
     group.add_argument(
         "--memory", type=_memory, metavar="SIZE",
         help="memory to use, e.g. 4GB, 512MiB or 50%% of what is available (default: 50%%, or up to 1GB of 80%%)",
@@ -324,18 +392,56 @@ def _add_results(group: Group) -> None:
         help="stretched picture to write, or none (default: OUT with .png)",
     )  # fmt: skip
     group.add_argument(
+        "--preview-stretch", choices=get_args(StretchName), default="unlinked",
+        help="curves of the preview's colours: unlinked, one each, a grey sky; linked, one for all; neutral, one for "
+        "all on a grey sky (default: unlinked)",
+    )  # fmt: skip
+    group.add_argument(
+        "--preview-size", type=_picture_size, default=PREVIEW_SIDE_PX, metavar="PX",
+        help="longest side of the preview in pixels, or half, or full (default: %(default)s)",
+    )  # fmt: skip
+    group.add_argument(
+        "--annotate", action="store_true",
+        help="write name, exposure, scale bar and north onto the preview; needs Pillow (default: no)",
+    )  # fmt: skip
+    group.add_argument(
+        "--before-after", type=_path_ending(".png"), metavar="PNG",
+        help="write the middle of one frame and of the stack beside each other (default: no)",
+    )  # fmt: skip
+    group.add_argument(
+        "--report", type=Path, metavar="DIR",
+        help="write a page about the stack into this folder, one HTML file named as OUT; needs jinja2 and matplotlib "
+        "(default: no)",
+    )  # fmt: skip
+    group.add_argument(
         "--json", type=_path_ending(".json", instead="-"), metavar="FILE",
         help="write the report as JSON; - is the standard output (default: no)",
     )  # fmt: skip
     group.add_argument(
-        "--overwrite", action="store_true", help="replace OUT, the preview and the report if they exist (default: no)"
+        "--overwrite", action="store_true", help="replace OUT and the files beside it if they exist (default: no)"
     )
 
 
 def _add_messages(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("messages").add_mutually_exclusive_group()
+    messages = parser.add_argument_group("messages")
+    messages.add_argument(
+        "--log", type=Path, metavar="FILE", help="write all messages, details too, to a file as well (default: no)"
+    )
+    group = messages.add_mutually_exclusive_group()
     group.add_argument("--quiet", action="store_true", help="show errors only")
     group.add_argument("--verbose", action="store_true", help="show details, and where an error comes from")
+
+
+def add_view(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``view``."""
+    parser.add_argument("tile", metavar="TILE", type=Path, help="FITS file that stack wrote")
+    parser.add_argument(
+        "--report", type=Path, metavar="DIR", help="folder for the page, one HTML file (default: a temporary one)"
+    )
+    parser.add_argument(
+        "--no-browser", action="store_true", help="only write the page and say where (default: open it)"
+    )
+    _add_messages(parser)
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
@@ -360,6 +466,7 @@ def add_simulate(parser: argparse.ArgumentParser) -> None:
         ("--stars", int, "n_stars", "N", "stars expected in a frame (default: one per 1,000 pixels)"),
         ("--fwhm", float, "fwhm_px", "PX", f"mean seeing, pixels (default: {spec.fwhm_px:g})"),
         ("--dither", float, "dither_px", "PX", f"largest shift along each axis, pixels (default: {spec.dither_px:g})"),
+        ("--wander", _drift, "wander_px", "X,Y", "drift of the pointing during the session, pixels (default: none)"),
         ("--rotation", float, "rotation_deg", "DEG", f"turn of the field, degrees (default: {spec.rotation_deg:g})"),
         ("--gradient", float, "gradient", "ADU", f"sky from centre to corner (default: {spec.gradient:g})"),
         ("--nebula", float, "nebula", "ADU", f"brightness of the nebula, 0 for none (default: {spec.nebula:g})"),
@@ -380,7 +487,13 @@ def add_simulate(parser: argparse.ArgumentParser) -> None:
 def add_doctor(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``doctor``."""
     parser.add_argument("--clear-kernels", action="store_true", help="remove all compiled kernels and say how many")
-    parser.set_defaults(quiet=False, verbose=False)
+    parser.set_defaults(quiet=False, verbose=False, log=None)
+
+
+def add_completion(parser: argparse.ArgumentParser) -> None:
+    """Add the argument of ``completion``."""
+    parser.add_argument("shell", choices=("bash", "zsh"), help="the shell; its script goes to standard output")
+    parser.set_defaults(quiet=False, verbose=False, log=None)
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
@@ -399,6 +512,10 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--files", action="store_true", help="stack from 16-bit FITS files in a temporary folder too (default: no)"
     )
+    group.add_argument(
+        "--subs", type=_count, default=16, metavar="N",
+        help="raw subs of the whole job, which is timed stage by stage; 0 leaves it out (default: 16)",
+    )  # fmt: skip
     group.add_argument("--repeat", type=_positive, default=3, metavar="K", help="times, for a median (default: 3)")
     group = parser.add_argument_group("resources and results")
     group.add_argument(

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +21,7 @@ from zemosaic_phase3.pipeline.outputs import frames_columns
 from zemosaic_phase3.pipeline.tile import Tile
 from zemosaic_phase3.pipeline.tile_facts import TileFacts, facts_of
 from zemosaic_phase3.records import TileReport
+from zemosaic_phase3.report.words import device_text
 from zemosaic_phase3.runtime.limits import memory_text
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ UNITS: Final[Mapping[str, str]] = {
     "bench": "methods",
 }
 REPORT_SCHEMA: Final = 2  # of the JSON report; grows when an entry goes or means something else
-STAGES: Final = ("open", "calibrate", "measure", "register", "stack", "finish", "write", "preview")
-CPU_ASKED_FOR: Final = "the CPU was asked for"
+STAGES: Final = ("open", "calibrate", "measure", "register", "stack", "finish", "write", "preview", "report")
 CHANNEL_NAMES: Final[Mapping[int, Sequence[str]]] = {1: ("grey",), 3: ("red", "green", "blue")}
 
 
@@ -151,8 +150,8 @@ def print_summary(console: Console, tile: Tile, files: Mapping[str, Path | None]
     in_order = sorted(
         report.seconds.items(), key=lambda item: STAGES.index(item[0]) if item[0] in STAGES else len(STAGES)
     )
-    stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in in_order if seconds >= 0.05)
-    facts.append(("time", f"{sum(report.seconds.values()):.1f} s" + (f": {stages}" if stages else "")))
+    stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in in_order if seconds >= 0.05)
+    facts.append(("time", f"{sum(report.seconds.values()):.1f} s" + (f" ({stages})" if stages else "")))
     facts.append(("memory", f"peak {memory_text(report.peak_rss_bytes)}, slabs of {report.rows_per_slab} rows"))
     facts += [(label, str(path)) for label, path in files.items() if path is not None]
     facts += _labelled("journal", journal_lines(report))
@@ -190,21 +189,6 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.8g} s ({minutes} min)" if minutes < 120 else f"{seconds:.10g} s ({seconds / 3600:.1f} h)"
 
 
-def has_nvidia_card() -> bool:
-    """Return True if this machine seems to have an NVIDIA card, whatever its software can do."""
-    return shutil.which("nvidia-smi") is not None or any(
-        Path(place).exists()
-        for place in ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/usr/lib/wsl/lib/nvidia-smi")
-    )
-
-
-def device_text(report: TileReport) -> str:
-    """Return the device, and why that one: without a card there is nothing to explain, and nothing failed."""
-    was_wanted = report.device == "gpu" or report.gpu_attempts or report.device_reason == CPU_ASKED_FOR
-    reason = report.device_reason if was_wanted or has_nvidia_card() else ""
-    return report.device + (f" ({reason})" if reason else "")
-
-
 def journal_lines(report: TileReport) -> list[str]:
     """Say what a run took from its journal, and where that is."""
     resumed = report.resumed
@@ -226,15 +210,6 @@ def journal_lines(report: TileReport) -> list[str]:
 
 def _labelled(label: str, lines: Sequence[str]) -> list[tuple[str, str]]:
     return [(label if k == 0 else "", line) for k, line in enumerate(lines)]
-
-
-def write_preview(tile: Tile, path: Path) -> None:
-    """Write a stretched picture of a tile, the way up its camera means."""
-    from zemosaic_phase3.report.preview import save_png
-
-    # Cameras store from the top down unless they say otherwise.
-    is_bottom_up = str(tile.header.get("ROWORDER", "")).strip().upper() == "BOTTOM-UP"
-    save_png(tile.image, path, flip_vertical=is_bottom_up)
 
 
 def json_ready(value: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from zemosaic_phase3.check.drizzled import drizzled_samples
 from zemosaic_phase3.engine.job import Job
 from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.registration.distortion import STEP
@@ -64,7 +65,7 @@ def samples_at(job: Job, rows: np.ndarray, columns: np.ndarray, workers: int = 1
     for start in range(0, n, AT_ONCE):
         for some in _of_one_kind(job, range(start, min(start + AT_ONCE, n))):
             value[some], error[some], own = _of_frames(job, some, rows, columns, workers)
-            weight[some] *= own[..., None]
+            weight[some] *= own
     if job.sample_weight is not None:
         own = job.sample_weight[:, rows, columns]
         weight *= (own if own.ndim == 3 else own[..., None]).astype(np.float64)
@@ -82,7 +83,11 @@ def _of_one_kind(job: Job, frames: range) -> Iterator[list[int]]:
 def _of_frames(
     job: Job, frames: list[int], rows: np.ndarray, columns: np.ndarray, workers: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return values, errors (n, P, C) and radial weights (n, P) of frames that all are mosaics, or none of them."""
+    """Return values, errors (n, P, C) and own weights (n, P, 1 or C) of frames that all are mosaics, or none."""
+    if job.spec.drizzle > 0.0:
+        around = ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))
+        corners = np.stack([_positions(job, frames, rows, columns, *by) for by in around], axis=1)
+        return drizzled_samples(job, frames, corners, workers)
     table, spec = job.table, job.spec
     first = job.sources[frames[0]]
     x, y = _positions(job, frames, rows, columns)
@@ -108,13 +113,15 @@ def _of_frames(
     own = np.ones(x.shape)
     if spec.radial_weight:
         own = np.where(inside, _radial(x, y, first, spec.radial_feather, spec.radial_power, spec.radial_floor), 0.0)
-    return value, error, own
+    return value, error, own[..., None]
 
 
-def _positions(job: Job, frames: list[int], rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return where pixels of the result lie in the frames: x, y (n, P) float64, pixels."""
+def _positions(
+    job: Job, frames: list[int], rows: np.ndarray, columns: np.ndarray, right: float = 0.0, down: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return where pixels of the result lie in the frames, or points beside them: x, y (n, P) float64, pixels."""
     m = job.table.transform[frames][:, None]
-    column, row = columns.astype(np.float64), rows.astype(np.float64)
+    column, row = columns + right, rows + down
     x, y, w = (m[..., k, 0] * column + (m[..., k, 1] * row + m[..., k, 2]) for k in range(3))
     affine = (m[..., 2, 0] == 0.0) & (m[..., 2, 1] == 0.0) & (m[..., 2, 2] == 1.0)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -29,6 +29,7 @@ from zemosaic_phase3.io.atomic_write import write_fits_atomically
 from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.io.open_frame import npy_header, open_source
 from zemosaic_phase3.io.tile_file import tile_hdus
+from zemosaic_phase3.pipeline.canvas import canvas_around
 from zemosaic_phase3.pipeline.failed_frames import review_wcs
 from zemosaic_phase3.pipeline.group import FrameRow, Group, open_group
 from zemosaic_phase3.pipeline.measuring import scan_group
@@ -315,17 +316,18 @@ def _retry(entry: Entry, tile_id: int) -> dict[str, Any]:
 def _stack(request: TileRequest, group: Group, stacker: Stacker, report: TileReport) -> Tile:
     request.tell("info_stacking_started", "DEBUG_DETAIL", num_to_stack=len(group.usable))
     beyond = MOST_BEYOND if request.pad_canvas else 0.0
+    shape = group.source(group.reference).shape
+    canvas = canvas_around(group.registrations(group.usable), shape, beyond, request.cut_later)
     tile = stack_group(
         group,
         stacker,
         request.stack,
         report,
         workers=_workers(request),
-        most_beyond=beyond,
-        cut_later=request.cut_later,
+        canvas=canvas,
     )
     if tile.canvas is not None:
-        frame = group.source(group.reference).shape[:2]
+        frame = shape[:2]
         dx, dy = -round(tile.canvas.origin_x), -round(tile.canvas.origin_y)
         request.say(f"MT_WCS_PAD: applied dx={dx}, dy={dy}, orig_hw={frame}, padded_hw={tile.canvas.shape}")
     request.tell("info_stacking_finished", "DEBUG_DETAIL", shape=str(tile.image.shape))

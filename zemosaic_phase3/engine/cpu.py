@@ -22,7 +22,15 @@ from zemosaic_phase3.combine.kernel_arguments import KernelArguments
 from zemosaic_phase3.engine.finished_rows import FinishedRows
 from zemosaic_phase3.engine.job import Job, StackResult, empty_result, stack_what_can_be_read
 from zemosaic_phase3.engine.resources import Resources
-from zemosaic_phase3.engine.slab import Slab, expect_slab, slab_for, source_pixel_bytes, source_reach, stored_layout
+from zemosaic_phase3.engine.slab import (
+    Slab,
+    expect_slab,
+    slab_for,
+    source_pixel_bytes,
+    source_reach,
+    stored_layout,
+    weights_per_pixel,
+)
 from zemosaic_phase3.engine.slab_plan import FEW_ROWS, SlabPlan, plan_slabs, slabs_to_do
 from zemosaic_phase3.progress import Callback, notify
 from zemosaic_phase3.runtime.limits import available_memory
@@ -50,9 +58,11 @@ def slab_plan(job: Job, resources: Resources) -> SlabPlan:
         width=width,
         channels=channels,
         workers=resources.workers,
-        weights_per_pixel=channels if job.sample_weight is not None else int(job.spec.radial_weight),
+        weights_per_pixel=weights_per_pixel(job),
         source_margin=margin,
         source_stretch=stretch,
+        source_height=max(source.height for source in job.sources),
+        source_width=max(source.width for source in job.sources),
         raw_bytes=max(source_pixel_bytes(source) for source in job.sources),
         stored_bytes=stored_bytes,
         field_bytes=sum(field.nbytes for field in job.table.distortion),

@@ -20,7 +20,7 @@ import numpy as np
 from zemosaic_phase3.combine import cuda as combine_cuda
 from zemosaic_phase3.engine.gpu_plan import STAGING_BUFFERS, Batch, GpuPlan, Route, Slab
 from zemosaic_phase3.engine.job import SUMMED, Job, StackResult, channel_sums
-from zemosaic_phase3.resample.cuda import FRAME_ROWS
+from zemosaic_phase3.resample.cuda import FRAME_ROWS, drizzle_source
 from zemosaic_phase3.resample.cuda import source as resample_source
 from zemosaic_phase3.runtime import cuda, cuda_failure
 
@@ -35,8 +35,8 @@ _COMPILING = threading.Lock()
 
 
 @functools.cache
-def compiled_kernel(text: str, name: str) -> Any:
-    """Return a kernel of a CUDA text, compiled once a process."""
+def compiled_kernel(text: str, name: str, card: int) -> Any:
+    """Return a kernel of a CUDA text, compiled once for each card of a process."""
     cupy = cuda.cupy_module()
     kernel = cupy.RawModule(code=text, options=combine_cuda.COMPILE_OPTIONS).get_function(name)
     cuda.leave_alone(kernel.kernel)  # CuPy unloads modules when the process ends, even if CUDA is lost by then
@@ -46,12 +46,17 @@ def compiled_kernel(text: str, name: str) -> Any:
 def kernel_of(text: str, name: str) -> Any:
     """Compile a text, once in a process and once on disk (CuPy's cache), and return one of its kernels."""
     with _COMPILING:
-        return compiled_kernel(text, name)
+        return compiled_kernel(text, name, cuda_failure.card_of_thread())
+
+
+def device_limits() -> tuple[int, int]:
+    """Return (bytes of shared memory a block may ask for, multiprocessors) of the current device."""
+    return limits_of(cuda_failure.card_of_thread())
 
 
 @functools.cache
-def device_limits() -> tuple[int, int]:
-    """Return (bytes of shared memory a block may ask for, multiprocessors) of the current device."""
+def limits_of(card: int) -> tuple[int, int]:
+    """Return the :func:`device_limits` of a card, which is this thread's."""
     attributes = cuda.cupy_module().cuda.Device().attributes
     return int(attributes["MaxSharedMemoryPerBlockOptin"]), int(attributes["MultiProcessorCount"])
 
@@ -230,11 +235,28 @@ class Card:
         samples = (_pointer(self._samples[k]), np.int64(pixels * route.channels))
         highest = int((frames["last"] - frames["first"]).max(initial=0))
         if highest > 0:
-            kernel = kernel_of(resample_source(), "open_rows")
+            kernel = kernel_of(self._way_there(), "open_rows")
             arguments = (_pointer(staged), *common, _pointer(self._blocks), *samples)
             self._launch(kernel, len(frames), highest * route.frame_width, arguments)
         if not route.in_place[batch.first : batch.last].all():
-            self._resample(slab, len(frames), pixels, common, samples)
+            put_on_grid = self._drizzle if self._job.spec.drizzle > 0.0 else self._resample
+            put_on_grid(slab, len(frames), pixels, common, samples)
+
+    def _way_there(self) -> str:
+        """Return the text of what turns a batch as stored into samples."""
+        return drizzle_source() if self._job.spec.drizzle > 0.0 else resample_source()
+
+    def _drizzle(
+        self, slab: Slab, n_frames: int, pixels: int, common: tuple[Any, ...], samples: tuple[Any, ...]
+    ) -> None:
+        cube, stride = samples
+        weights = self._sample_weights[slab.number % self._in_flight]
+        arguments = (
+            _pointer(self._blocks), *common, _pointer(self._fields), np.int32(self._field_columns),
+            np.float64(self._job.spec.pixfrac), np.int32(slab.rows.start), np.int32(slab.rows.stop - slab.rows.start),
+            np.int32(self._route.width), cube, _pointer(weights), stride,
+        )  # fmt: skip
+        self._launch(kernel_of(self._way_there(), "drizzle_rows"), n_frames, pixels, arguments)
 
     def _resample(
         self, slab: Slab, n_frames: int, pixels: int, common: tuple[Any, ...], samples: tuple[Any, ...]

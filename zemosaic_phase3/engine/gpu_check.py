@@ -34,7 +34,7 @@ class Usability:
 
 
 _CHECKING = threading.Lock()
-_KNOWN: list[Usability] = []
+_KNOWN: dict[int, Usability] = {}  # by card
 
 NVRTC_REMEDY: Final = (
     'pip install "cupy-cuda12x[ctk]" (or cupy-cuda13x[ctk]), which brings the compiler of CUDA kernels, '
@@ -43,18 +43,19 @@ NVRTC_REMEDY: Final = (
 
 
 def usability() -> Usability:
-    """Return whether a kernel can be compiled, run and trusted here.
+    """Return whether a kernel can be compiled, run and trusted on the card that this thread works for.
 
-    Looked into once per process: a small tile with an outlier and an invalid sample is stacked, and every value
-    compared with the known answer. Later calls only look whether CUDA has been lost since.
+    Looked into once per process and card: a small tile with an outlier and an invalid sample is stacked, and every
+    value compared with the known answer. Later calls only look whether CUDA has been lost since.
     """
     if cuda_failure.is_poisoned():
         lost = cuda.probe()
         return Usability(False, lost.reason, lost.remedy)
+    card = cuda_failure.card_of_thread()
     with _CHECKING:
-        if not _KNOWN:
-            _KNOWN.append(_look_into_it())
-        return _KNOWN[0]
+        if card not in _KNOWN:
+            _KNOWN[card] = _look_into_it()
+        return _KNOWN[card]
 
 
 def why_unusable() -> str:

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
+from zemosaic_phase3.engine.slab import frame_reach
 from zemosaic_phase3.engine.slab_plan import slabs_to_do
 from zemosaic_phase3.errors import PlanError
-from zemosaic_phase3.registration.distortion import reach
 from zemosaic_phase3.resample.cuda import (
     FLIPPED,
     FLOAT,
     FRAME_ROWS,
     IN_PLACE,
+    MOSAIC,
     OUTSIDE,
     PLANAR,
     RESAMPLED,
@@ -195,7 +196,9 @@ def route_of(job: Job) -> Route:
     )
     margin, stretch = 0, 1.0
     if not in_place.all():
-        margin, stretch = slab_reach(table.transform[~in_place], width, height, reaches(job).max())
+        margin, stretch = slab_reach(
+            table.transform[~in_place], width, height, reaches(job).max(), job.sources[0].height
+        )
     margin += 2 * _cfa_margin() if any(source.cfa for source in job.sources) else 0
     return Route(
         n_frames=len(job.sources),
@@ -212,14 +215,14 @@ def route_of(job: Job) -> Route:
         stretch=stretch,
         field_elements=sum(field.size for field in table.distortion),
         has_radial=has_radial,
-        has_sample_weights=job.sample_weight is not None,
+        has_sample_weights=job.sample_weight is not None or spec.drizzle > 0.0,
         has_tolerance=job.tolerance is not None,
     )
 
 
 def reaches(job: Job) -> np.ndarray:
-    """Return by how many rows each frame's distortion field displaces a pixel at most, ``(N,) float64``."""
-    return np.array([reach(field) for field in job.table.distortion] or np.zeros(len(job.sources)))
+    """Return :func:`engine.slab.frame_reach` of all frames, ``(N,) float64``."""
+    return np.array([frame_reach(job, i) for i in range(len(job.sources))])
 
 
 def _where(job: Job, wires: tuple[Wire, ...]) -> Where:
@@ -400,6 +403,8 @@ def frame_table(job: Job, route: Route) -> np.ndarray:
     frames["stored"] = [wire.stored for wire in route.wires]
     red = [(-1, -1) if source.cfa is None else red_position(source.cfa) for source in job.sources]
     frames["red_row"], frames["red_col"] = np.array(red).T
+    if job.spec.drizzle > 0.0:
+        frames["stored"] |= np.where(frames["red_row"] >= 0, MOSAIC, 0).astype(np.int32)
     sizes = [field.size for field in job.table.distortion] or [0] * route.n_frames
     frames["field_at"] = np.where(np.array(sizes) > 0, np.cumsum([0, *sizes[:-1]]), -1)
     frames["matrix"] = job.table.transform.reshape(-1, 9)
@@ -418,7 +423,7 @@ def cut(job: Job, route: Route, plan: GpuPlan, slabs: Sequence[slice] | None = N
     """
     common = frame_table(job, route)
     row_bytes = np.array([wire.row_bytes for wire in route.wires], np.int64)
-    is_mosaic = common["red_row"] >= 0
+    is_demosaiced = (common["red_row"] >= 0) & (common["stored"] & MOSAIC == 0)
     reach_px = reaches(job)
     packed: tuple[np.ndarray, np.ndarray, tuple[Batch, ...], np.ndarray, np.ndarray] | None = None  # of the last slab
     for number, rows in enumerate(slabs_to_do(route.height, plan.rows_per_slab, ()) if slabs is None else slabs):
@@ -430,7 +435,7 @@ def cut(job: Job, route: Route, plan: GpuPlan, slabs: Sequence[slice] | None = N
             edges = np.array([rows.start]), np.array([rows.stop])
             spans = source_spans(job.table.transform[moved], *edges, route.width, route.frame_height, reach_px[moved])
             first[moved], last[moved] = spans[0][0], spans[1][0]
-        margin = np.where(is_mosaic & (last > first), _cfa_margin(), 0)
+        margin = np.where(is_demosaiced & (last > first), _cfa_margin(), 0)
         top, bottom = np.maximum(first - margin, 0), np.minimum(last + margin, route.frame_height)
         frames["first"], frames["last"] = first, last
         frames["raw_first"], frames["raw_rows"] = top, bottom - top

@@ -20,8 +20,10 @@ from zemosaic_phase3.photometry.flatten import flatten_note, flattened_sources
 from zemosaic_phase3.photometry.frame_table import build_frame_table
 from zemosaic_phase3.photometry.levels import measure_levels
 from zemosaic_phase3.photometry.measure import measure_frame
+from zemosaic_phase3.photometry.mosaic_sky import mosaic_sources
 from zemosaic_phase3.records import DeviceUse, Equalization, FrameTable, SelfCheck
-from zemosaic_phase3.registration.distortion import checked_fields
+from zemosaic_phase3.registration.distortion import checked_fields, moved_field
+from zemosaic_phase3.runtime.cuda_failure import Failure
 from zemosaic_phase3.spec import StackSpec
 
 logger = logging.getLogger("ZeMosaicWorker")
@@ -51,7 +53,7 @@ class Job:
         return kernel_arguments(
             self.spec,
             self.table.weight,
-            sample_weights=self.sample_weight is not None or self.spec.radial_weight,
+            sample_weights=self.sample_weight is not None or self.spec.radial_weight or self.spec.drizzle > 0.0,
             clipped_kappa=self.clipped_kappa,
         )
 
@@ -61,13 +63,18 @@ SUMMED: Final = ("rejected_low", "rejected_high", "coverage")  # maps whose sums
 
 @dataclass(frozen=True)
 class GpuFigures:
-    """What stacking on the GPU took: slabs, rows in each, bytes sent to the card, bytes held there, and seconds."""
+    """What stacking on the GPU took: slabs, rows in each, bytes sent to the card, bytes held there, and seconds.
+
+    Where several cards shared it: ``cards`` that did, and what happened to those that were ``lost``.
+    """
 
     slabs: int
     rows_per_slab: int
     bytes_sent: int
     bytes_held: int
     seconds: float
+    cards: tuple[int, ...] = ()
+    lost: tuple[tuple[int, Failure], ...] = ()
 
 
 @dataclass
@@ -138,18 +145,37 @@ def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) ->
         [f.distortion for f in frames],
     )  # fmt: skip
     sources = [frames[i].source for i in used]
-    height, width = frames[0].source.shape[:2]
-    fields = checked_fields([frames[i].distortion for i in used], height, width)
     shape = result_shape(frames[0].source, spec)
-    table = replace(table, distortion=fields, own_grid=shape != frames[0].source.shape)
+    fields = checked_fields([frames[i].distortion for i in used], *shape[:2])
+    table = replace(table, distortion=fields, own_grid=shape != frames[0].source.shape or spec.drizzle > 0.0)
     used_stats = [stats[i] for i in used]
     sources, notes = unclipped_sources(sources, used_stats, table)
     table = replace(table, notes=[*table.notes, *notes])
     saturation = saturation_level(sources, used_stats, table)
-    if spec.flatten:
+    wandering = None
+    if spec.framing == "union" and table.normalize_method == "photometric":
+        wandering = mosaic_sources(sources, used_stats, table, used.index(reference))
+    if wandering is not None:
+        sources = wandering[0]
+        table.notes.extend(wandering[1])
+    elif spec.flatten:
         sources = flattened_sources(sources, used_stats, table, used.index(reference))
         table.notes.extend(flatten_note(sources))
+    table = _moved(table, [frames[i].motion for i in used], shape)
     return Job(sources, table, spec, shape, dropped, saturation=saturation)
+
+
+def _moved(table: FrameTable, motions: Sequence[np.ndarray | None], shape: tuple[int, ...]) -> FrameTable:
+    """Shift frames to where a moving target stands still; all they were measured and matched by is done."""
+    if all(motion is None for motion in motions):
+        return table
+    shifts = [np.zeros(2) if motion is None else motion for motion in motions]
+    transform = table.transform.copy()
+    for matrix, shift in zip(transform, shifts, strict=True):  # H(p + shift)
+        matrix[:, 2] += matrix[:, :2] @ shift
+        matrix /= matrix[2, 2]
+    fields = [moved_field(f, shift, *shape[:2]) for f, shift in zip(table.distortion, shifts, strict=False)]
+    return replace(table, transform=transform, distortion=fields)
 
 
 def empty_result(job: Job, rows_per_slab: int) -> StackResult:

@@ -26,6 +26,8 @@ class Resources:
         Bytes of the card's memory; None: what the stack has a use for, if the card has it free.
     gpu_rows : int or None
         No slab on the GPU is higher.
+    cards : tuple of int
+        Cards that share a stack on the GPU, by CUDA's numbers; empty: CUDA's current device alone.
     copied_maps : int
         Maps of the result, the image among them, that are written to a file afterwards: each is copied for it.
     """
@@ -35,6 +37,7 @@ class Resources:
     rows: int | None = None
     gpu_memory: int | None = None
     gpu_rows: int | None = None
+    cards: tuple[int, ...] = ()
     copied_maps: int = OUTPUT_MAPS
 
     def tighter(self) -> Resources:

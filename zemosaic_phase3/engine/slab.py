@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     from zemosaic_phase3.io.codec import RawLayout
 
 
+def weights_per_pixel(job: Job) -> int:
+    """Return how many weights a pixel of a frame has besides the frame's: none, one, or one for each channel."""
+    return job.channels if job.sample_weight is not None else own_weights(job)
+
+
+def own_weights(job: Job) -> int:
+    """Return how many weights a pixel of a frame is given when its samples are made."""
+    return job.channels if job.spec.drizzle > 0.0 else int(job.spec.radial_weight)
+
+
 def frame_block(source: FrameSource, first: int, last: int, columns: np.ndarray | None = None) -> np.ndarray:
     """Read rows of a frame, demosaiced: ``((last - first) * W * C + PAD,) float32``, channels interleaved, ADU.
 
@@ -29,14 +39,10 @@ def frame_block(source: FrameSource, first: int, last: int, columns: np.ndarray 
     """
     from zemosaic_phase3.resample.decode import read_samples
     from zemosaic_phase3.resample.demosaic import CFA_MARGIN, demosaic_rows, red_position
-    from zemosaic_phase3.resample.interpolation import PAD
 
-    size = (last - first) * source.width * source.channels
-    block = np.empty(size + PAD, np.float32)
-    block[size:] = 0.0
     if source.cfa is None:
-        read_samples(source, first, last, np.ones(source.channels), np.zeros(source.channels), block[:size])
-        return block
+        return _block_as_stored(source, first, last)
+    block = _empty_block((last - first) * source.width * source.channels)
     top, bottom = max(first - CFA_MARGIN, 0), min(last + CFA_MARGIN, source.height)
     raw = np.empty((bottom - top) * source.width, np.float32)
     read_samples(source, top, bottom, np.ones(1), np.zeros(1), raw)
@@ -48,13 +54,38 @@ def frame_block(source: FrameSource, first: int, last: int, columns: np.ndarray 
     return block
 
 
-def fill_samples(job: Job, i: int, rows: slice, samples: np.ndarray, radial: np.ndarray) -> None:
-    """Fill ``samples (rows * W * C,)`` with frame i on the reference grid, normalised; NaN outside its footprint."""
+def _empty_block(size: int) -> np.ndarray:
+    """Return memory for samples of a frame, with what kernels read behind them."""
+    from zemosaic_phase3.resample.interpolation import PAD
+
+    block = np.empty(size + PAD, np.float32)
+    block[size:] = 0.0
+    return block
+
+
+def _block_as_stored(source: FrameSource, first: int, last: int) -> np.ndarray:
+    """Read rows of a frame as samples; a mosaic stays one: ``((last - first) * W * planes + PAD,) float32``, ADU."""
+    from zemosaic_phase3.resample.decode import read_samples
+
+    planes = 1 if source.cfa else source.channels
+    size = (last - first) * source.width * planes
+    block = _empty_block(size)
+    read_samples(source, first, last, np.ones(planes), np.zeros(planes), block[:size])
+    return block
+
+
+def fill_samples(job: Job, i: int, rows: slice, samples: np.ndarray, weights: np.ndarray) -> None:
+    """Fill ``samples (rows * W * C,)`` with frame i on the grid of the result, normalised; NaN outside its footprint.
+
+    ``weights``: filled with what they weigh, as many for a pixel as :func:`own_weights` says.
+    """
     source, table = job.sources[i], job.table
-    if radial.size == 0 and table.in_place[i]:
+    if job.spec.drizzle > 0.0:
+        _fill_drizzled(job, i, rows, samples, weights)
+    elif weights.size == 0 and table.in_place[i]:
         _fill_in_place(source, rows, table.scale[i], table.offset[i], samples)
     else:
-        _fill_resampled(job, i, rows, samples, radial)
+        _fill_resampled(job, i, rows, samples, weights)
 
 
 def _fill_in_place(
@@ -79,7 +110,7 @@ def _fill_resampled(job: Job, i: int, rows: slice, samples: np.ndarray, radial: 
     matrix = table.transform[i]
     width = job.shape[1]
     field = table.distortion[i] if table.distortion else NO_DISTORTION
-    first, last = source_rows(matrix, rows.start, rows.stop, width, source.height, reach(field))
+    first, last = source_rows(matrix, rows.start, rows.stop, width, source.height, frame_reach(job, i))
     if last <= first:
         samples.fill(np.nan)
         radial.fill(0.0)
@@ -107,6 +138,37 @@ def _fill_resampled(job: Job, i: int, rows: slice, samples: np.ndarray, radial: 
     )
 
 
+def _fill_drizzled(job: Job, i: int, rows: slice, samples: np.ndarray, weights: np.ndarray) -> None:
+    from zemosaic_phase3.resample.demosaic import red_position
+    from zemosaic_phase3.resample.drizzle import drizzle_rows
+    from zemosaic_phase3.resample.footprint import source_rows
+
+    source, table = job.sources[i], job.table
+    matrix = table.transform[i]
+    field = table.distortion[i] if table.distortion else NO_DISTORTION
+    first, last = source_rows(matrix, rows.start, rows.stop, job.shape[1], source.height, frame_reach(job, i))
+    if last <= first:
+        samples.fill(np.nan)
+        weights.fill(0.0)
+        return
+    red_row, red_column = (-1, -1) if source.cfa is None else red_position(source.cfa)
+    drizzle_rows(
+        _block_as_stored(source, first, last), first, source.height, source.width, red_row, red_column, matrix, field,
+        job.spec.pixfrac, table.scale[i], table.offset[i], rows.start, rows.stop, job.shape[1], samples, weights,
+    )  # fmt: skip
+
+
+def frame_reach(job: Job, i: int) -> float:
+    """Return how many rows of frame i may be needed beyond those that the pixels' centres are mapped to.
+
+    By its distortion field; and of a drizzle by half of the pixel of the result and half of a drop.
+    """
+    displaced = reach(job.table.distortion[i]) if job.table.distortion else 0.0
+    if job.spec.drizzle == 0.0:
+        return displaced
+    return displaced + 0.5 * (float(np.abs(job.table.transform[i][1, :2]).sum()) + job.spec.pixfrac)
+
+
 def expect_slab(job: Job, rows: slice) -> None:
     """Have the system fetch what these rows of the result need of every frame, while other work goes on."""
     from zemosaic_phase3.resample.demosaic import CFA_MARGIN
@@ -117,8 +179,8 @@ def expect_slab(job: Job, rows: slice) -> None:
     for i, source in enumerate(job.sources):
         first, last = rows.start, rows.stop
         if not in_place[i]:
-            field = table.distortion[i] if table.distortion else NO_DISTORTION
-            first, last = source_rows(table.transform[i], first, last, job.shape[1], source.height, reach(field))
+            matrix = table.transform[i]
+            first, last = source_rows(matrix, first, last, job.shape[1], source.height, frame_reach(job, i))
         if last > first:
             margin = CFA_MARGIN if source.cfa else 0
             source.expect_rows(max(first - margin, 0), min(last + margin, source.height))
@@ -131,8 +193,9 @@ def source_reach(job: Job) -> tuple[int, float]:
 
     table, (height, width) = job.table, job.shape[:2]
     moved = ~table.in_place | job.spec.radial_weight
-    displaced = max(map(reach, table.distortion), default=0.0)
-    margin, stretch = slab_reach(table.transform[moved], width, height, displaced) if moved.any() else (0, 1.0)
+    displaced = max(frame_reach(job, i) for i in range(len(job.sources)))
+    tallest = max(source.height for source in job.sources)
+    margin, stretch = slab_reach(table.transform[moved], width, height, displaced, tallest) if moved.any() else (0, 1.0)
     return margin + (2 * CFA_MARGIN if any(source.cfa for source in job.sources) else 0), stretch
 
 
@@ -154,7 +217,7 @@ class Piece(NamedTuple):
 
 
 class SampleSlab:
-    """Samples of one slab, ``(N, rows * W * C) float32``, and their radial weights, ``(N, rows * W) float32``.
+    """Samples of one slab, ``(N, rows * W * C) float32``, and their own weights, as many as they have.
 
     The memory is used again for the next slab. ``samples``: the whole of it, where it is filled in already.
     """
@@ -163,7 +226,8 @@ class SampleSlab:
         self._job = job
         size = len(job.sources) * max_rows * job.shape[1]
         self._samples = np.empty(size * job.channels, np.float32) if samples is None else samples.reshape(-1)
-        self._radial = np.empty(size if job.spec.radial_weight else 0, np.float32)
+        self._per_pixel = own_weights(job)
+        self._weights = np.empty(size * self._per_pixel, np.float32)
         self.take(slice(0, max_rows))
 
     def take(self, rows: slice) -> None:
@@ -171,19 +235,20 @@ class SampleSlab:
         frames, pixels = len(self._job.sources), (rows.stop - rows.start) * self._job.shape[1]
         self.rows = rows
         self.cube = self._samples[: frames * pixels * self._job.channels].reshape(frames, -1)
-        radial = self._radial[: frames * pixels]
-        self.radial = radial.reshape(frames, pixels if radial.size else 0)
+        self.own_weights = self._weights[: frames * pixels * self._per_pixel].reshape(frames, -1)
 
     def fill(self, i: int) -> None:
         """Fill in frame i."""
-        fill_samples(self._job, i, self.rows, self.cube[i], self.radial[i])
+        fill_samples(self._job, i, self.rows, self.cube[i], self.own_weights[i])
 
     def weights(self) -> tuple[np.ndarray, int]:
         """Weights per sample and how many neighbouring elements share one; (0, 0) float32 when there are none."""
         if self._job.sample_weight is not None:
             weights = np.ascontiguousarray(self._job.sample_weight[:, self.rows], dtype=np.float32)
             return weights.reshape(weights.shape[0], -1), 1
-        return (self.radial if self.radial.size else np.empty((0, 0), np.float32)), self._job.channels
+        if self._per_pixel == 0:
+            return np.empty((0, 0), np.float32), self._job.channels
+        return self.own_weights, self._job.channels // self._per_pixel
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         """Yield elements start .. stop - 1, all at once."""
@@ -238,7 +303,7 @@ def slab_for(job: Job, max_rows: int) -> Slab:
 
 def stored_layout(job: Job) -> RawLayout | None:
     """Return how all frames are stored if slabs can hold them so: none needs resampling, none is stored otherwise."""
-    if job.spec.radial_weight or job.sample_weight is not None or not job.table.in_place.all():
+    if weights_per_pixel(job) or not job.table.in_place.all():
         return None
     if any(source.cfa for source in job.sources):
         return None

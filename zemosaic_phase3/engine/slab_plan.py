@@ -41,6 +41,8 @@ def stack_bytes(
     weights_per_pixel: int = 0,
     source_margin: int = 0,
     source_stretch: float = 1.0,
+    source_height: int | None = None,
+    source_width: int | None = None,
     raw_bytes: int = 4,
     stored_bytes: int = 0,
     field_bytes: int = 0,
@@ -53,7 +55,7 @@ def stack_bytes(
 
     * one slab, ``(n_frames, rows, width, channels)``: registered samples, float32, or pixels as they are stored;
     * ``weights_per_pixel`` weights of each, ``(n_frames, rows, width, ...) float32``;
-    * per worker one source block, ``(rows * source_stretch + source_margin, width)``, as stored and debayered to
+    * per worker one source block, ``(rows * source_stretch + source_margin, source_width)``, as stored and debayered to
       float32; or, where the slab holds stored pixels, one tile of samples of every frame;
     * per worker the scratch of the rejection kernel, ``KERNEL_PIXELS`` pixels of ``n_frames`` samples;
     * ``own_maps`` maps of the result's shape that the stack is given (the tolerance of its pixels);
@@ -79,6 +81,8 @@ def stack_bytes(
         Source rows read beyond ``rows``: the reach of the interpolation, and ``width * sin(rotation)``.
     source_stretch : float
         Source rows for each of ``rows``, 1 or more.
+    source_height, source_width : int, optional
+        Of a frame, where the result has another size.
     raw_bytes : int
         Bytes of one source pixel, all its channels, before it is demosaiced (2 for a 16-bit mosaic as stored, and 4 as
         samples).
@@ -97,7 +101,8 @@ def stack_bytes(
     if stored_bytes:
         source = 4 * n_frames * tile_elements(n_frames)
     else:
-        source = min(math.ceil(rows * source_stretch) + source_margin, height) * width * (raw_bytes + 4 * channels)
+        held = min(math.ceil(rows * source_stretch) + source_margin, source_height or height)
+        source = held * (source_width or width) * (raw_bytes + 4 * channels)
     scratch = KERNEL_PIXELS * KERNEL_SAMPLE_BYTES * n_frames
     one_map = 4 * height * width * channels
     frames = FRAME_BYTES * n_frames + field_bytes + own_maps * one_map
@@ -138,6 +143,8 @@ def plan_slabs(
     weights_per_pixel: int = 0,
     source_margin: int = 0,
     source_stretch: float = 1.0,
+    source_height: int | None = None,
+    source_width: int | None = None,
     raw_bytes: int = 4,
     stored_bytes: int = 0,
     field_bytes: int = 0,
@@ -161,7 +168,7 @@ def plan_slabs(
         As many as there may be.
     n_frames, width, channels, weights_per_pixel, source_margin, source_stretch, raw_bytes
         As in :func:`stack_bytes`.
-    stored_bytes, field_bytes, own_maps, copied_maps
+    source_height, source_width, stored_bytes, field_bytes, own_maps, copied_maps
         As in :func:`stack_bytes`.
 
     Raises
@@ -181,6 +188,8 @@ def plan_slabs(
             weights_per_pixel=weights_per_pixel,
             source_margin=source_margin,
             source_stretch=source_stretch,
+            source_height=source_height,
+            source_width=source_width,
             raw_bytes=raw_bytes,
             stored_bytes=stored_bytes,
             field_bytes=field_bytes,

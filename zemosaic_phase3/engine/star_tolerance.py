@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 EXTREMES: Final = 3  # frames of a median of the sharpest, or of the most blurred: one of them may be wrong at a pixel
 MIDDLE: Final = 5  # of the median between them
 FEWEST: Final = 4  # frames whose stars' widths are known: of three all medians are the same
-MOST: Final = 6  # frames of a median, where the first ones do not cover the whole result
+MOST: Final = 6  # frames of a median, where the first ones do not cover the result; times the frames' areas it has
 NODES: Final = 17  # of a grid on which is seen what a frame covers, in each direction
 BORDER: Final = 0.04  # of height and width that such points keep from the border: dithered frames leave it to others
 FACTOR: Final = 1.5  # tolerance over what the medians differ by: frames differ by more than their widths, and by noise
@@ -105,7 +105,7 @@ def star_tolerance(job: Job, fwhm: Mapping[str, float], resources: Resources) ->
     """
     widths = np.array([fwhm.get(name, np.nan) for name in job.table.names])
     area = np.abs(np.linalg.det(job.table.transform[:, :2, :2]))  # of a pixel of the result, pixels of the frame
-    groups = choose_groups(widths / np.sqrt(area), coverage_nodes(job))
+    groups = choose_groups(widths / np.sqrt(area), coverage_nodes(job), _most(job))
     if groups is None:
         return None
     differences = _differences(job, groups, resources)
@@ -134,7 +134,14 @@ def coverage_nodes(job: Job) -> np.ndarray:
     return inside
 
 
-def choose_groups(widths: np.ndarray, inside: np.ndarray) -> Groups | None:
+def _most(job: Job) -> int:
+    """Return of how many frames a median is made at most, not all of which show any one pixel."""
+    frame = max(source.height * source.width for source in job.sources)
+    of_pixel = float(np.median(np.abs(np.linalg.det(job.table.transform[:, :2, :2]))))
+    return MOST * max(1, round(job.shape[0] * job.shape[1] * of_pixel / frame))
+
+
+def choose_groups(widths: np.ndarray, inside: np.ndarray, most: int = MOST) -> Groups | None:
     """Choose the frames of the three medians.
 
     Parameters
@@ -143,6 +150,8 @@ def choose_groups(widths: np.ndarray, inside: np.ndarray) -> Groups | None:
         Of the stars, pixels of the result; NaN: not known.
     inside : ndarray (N, nodes) bool
         From :func:`coverage_nodes`.
+    most : int
+        Frames of a median at most, where the first ones do not cover the whole result.
 
     Returns
     -------
@@ -155,21 +164,21 @@ def choose_groups(widths: np.ndarray, inside: np.ndarray) -> Groups | None:
     if n < FEWEST:
         return None
     from_middle = order[np.argsort(np.abs(np.arange(n) - (n - 1) / 2), kind="stable")]
-    sharp, blurred = _covering(order, inside, EXTREMES), _covering(order[::-1], inside, EXTREMES)
+    sharp, blurred = (_covering(some, inside, EXTREMES, most) for some in (order, order[::-1]))
     middle = float(np.median(widths[order]))
     ratios = tuple(
         _ratio(float(widths[outermost]), float(np.median(widths[group[:EXTREMES]])), middle)
         for outermost, group in ((order[0], sharp), (order[-1], blurred))
     )
-    return Groups(sharp, blurred, _covering(from_middle, inside, min(MIDDLE, n)), (ratios[0], ratios[1]))
+    return Groups(sharp, blurred, _covering(from_middle, inside, min(MIDDLE, n), most), (ratios[0], ratios[1]))
 
 
-def _covering(order: np.ndarray, inside: np.ndarray, wanted: int) -> list[int]:
+def _covering(order: np.ndarray, inside: np.ndarray, wanted: int, most: int) -> list[int]:
     """Return the first frames, and of the next ones those without which points would be covered by too few."""
     chosen = order[:wanted].tolist()
     covered = inside[chosen].sum(axis=0)
     for i in order[wanted:].tolist():
-        if len(chosen) == MOST:
+        if len(chosen) == most:
             break
         lacking = covered < EXTREMES
         if not lacking.any():
@@ -214,7 +223,7 @@ def _part(job: Job, frames: list[int]) -> Job:
             weight=table.weight[frames],
             distortion=[table.distortion[k] for k in frames] if table.distortion else [],
         ),
-        spec=replace(job.spec, radial_weight=False),
+        spec=replace(job.spec, radial_weight=False, drizzle=0.0),  # interpolated: a drizzle has holes
         sample_weight=None,
         tolerance=None,
     )

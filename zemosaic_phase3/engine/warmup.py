@@ -64,10 +64,11 @@ def warm_up(stack: StackSpec) -> None:
     Those that open, demosaic and resample frames are left to the process that works with the frames: it needs them
     first.
     """
-    spec = replace(stack, normalize="none", weight="none", radial_weight=False)
+    spec = replace(stack, normalize="none", weight="none", radial_weight=False, drizzle=0.0)
     frames = np.random.default_rng(0).normal(1000.0, 30.0, (FRAMES, SIDE, SIDE, 3))  # float64: read without a kernel
     job = make_job([Frame(open_source(frame)) for frame in frames], spec)
-    if stack.radial_weight or stack.frame_weight != "none":  # weights that are all 1 have a kernel of their own
+    # Weights that are all 1 have a kernel of their own.
+    if stack.radial_weight or stack.drizzle or stack.frame_weight != "none":
         job.table.weight[:] = 0.5
     if stack.spares:  # with a tolerance, too
         job = replace(job, tolerance=np.zeros(job.shape, np.float32))

@@ -263,14 +263,18 @@ class Frame:
     source : FrameSource
         Pixels.
     transform : ndarray (3, 3) float64
-        Homogeneous map of a reference pixel (x, y, 1) to this frame's own pixel.
+        Homogeneous map of a pixel (x, y, 1) of the result's grid, the reference's or a canvas, to this frame's own.
     stats : FrameStats or None
         Levels before normalisation, where they were measured.
     distortion : ndarray (rows, columns, 2) float32 or None
         What is added to the mapped position, pixels; see ``registration.distortion``. None: nothing.
+    motion : ndarray (2,) float64 or None
+        By how much the stack's target has moved in this frame, pixels of the grid: levels are matched as if nothing
+        moved, then the frame's pixels are shifted so. None: the target is the sky.
     """
 
     source: FrameSource
     transform: np.ndarray = field(default_factory=IDENTITY.copy)
     stats: FrameStats | None = None
     distortion: np.ndarray | None = None
+    motion: np.ndarray | None = None

@@ -10,6 +10,7 @@ import numpy as np
 
 from zemosaic_phase3.methods import STAR_NORMALISATIONS, NormalizeName
 from zemosaic_phase3.photometry.combined_gain import combined_gains, usable
+from zemosaic_phase3.photometry.overlaps import Link, gains_through, links_of, offsets_through, overlap_by_little
 from zemosaic_phase3.photometry.star_gain import MAX_GAIN_ERROR, MIN_PAIRS, Gain, frame_gain, frame_offset
 from zemosaic_phase3.records import FrameStats
 from zemosaic_phase3.spec import StackSpec
@@ -101,6 +102,7 @@ def photometric(
     distortion: Sequence[np.ndarray | None] = (),
     *,
     combined: bool = False,
+    through_others: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, list[Gain]]:
     """Scale from the fluxes of the stars shared with the reference, offset from the sky that both show.
 
@@ -116,6 +118,9 @@ def photometric(
         Displacements of each frame on top of its transform; empty: no frame has any.
     combined : bool
         Frames whose stars tell too little get the best estimate of the session, see :mod:`photometry.combined_gain`.
+    through_others : bool
+        Where frames share little with the reference, all are matched through each other, see
+        :mod:`photometry.overlaps`.
 
     Returns
     -------
@@ -127,13 +132,17 @@ def photometric(
     channels = stats[reference].median.size
     from_grid = np.linalg.inv(np.asarray(transforms[reference], np.float64))
     scale, offset = np.full((len(stats), channels), np.nan), np.full((len(stats), channels), np.nan)
-    gains = []
-    for i, frame in enumerate(stats):
+    gains: list[Gain] = []
+    links: list[Link] = []
+    if through_others and overlap_by_little(stats, transforms, reference):
+        links = links_of(stats, transforms, reference)
+        gains = gains_through(links, len(stats), channels, reference)
+    for i, frame in enumerate(stats if not gains else ()):
         if i == reference:
             gains.append(Gain(np.ones(channels), np.zeros(channels), np.full(channels, len(frame.star_xy))))
             continue
         to_frame = transforms[i] @ from_grid
-        gains.append(frame_gain(frame, stats[reference], to_frame, distortion[i] if distortion else None))
+        gains.append(frame_gain(frame, stats[reference], to_frame, distortion[i] if distortion else None, from_grid))
     if combined:
         gains = combined_gains(gains, reference)
     for i, (frame, gain) in enumerate(zip(stats, gains, strict=True)):
@@ -142,6 +151,9 @@ def photometric(
         elif gain.supported or (combined and usable(gain)):
             scale[i] = gain.factor
             offset[i] = frame_offset(frame, stats[reference], transforms[i] @ from_grid, scale[i])
+    if links:
+        found = offsets_through(links, stats, transforms, scale, reference)
+        offset = np.where(np.isfinite(found), found, offset)
     return scale, offset, gains
 
 
@@ -168,7 +180,9 @@ def match_levels(
     if spec.normalize not in STAR_NORMALISATIONS:
         return _Match(*normalisation(spec, stats, reference), spec.normalize, [], {})
     is_auto = spec.normalize == "auto"
-    scale, offset, gains = photometric(stats, transforms, reference, distortion, combined=is_auto)
+    scale, offset, gains = photometric(
+        stats, transforms, reference, distortion, combined=is_auto, through_others=spec.framing == "union"
+    )
     poor = [i for i, gain in enumerate(gains) if not (gain.supported or (is_auto and usable(gain)))]
     reasons = {i: why_no_gain(gains[i]) for i in poor}
     too_poor = len(poor) >= MAX_POOR_SHARE * len(stats) or not gains[reference].supported

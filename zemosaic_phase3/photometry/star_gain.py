@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from zemosaic_phase3.detection.sky_mesh import mesh_at
-from zemosaic_phase3.records import FrameStats
+from zemosaic_phase3.records import IDENTITY, FrameStats
 from zemosaic_phase3.registration.distortion import displacement
 from zemosaic_phase3.registration.transform import transform_points
 
@@ -42,7 +42,13 @@ class Gain(NamedTuple):
         return bool(np.all(self.pairs >= MIN_PAIRS) and np.all(self.error <= MAX_GAIN_ERROR))
 
 
-def frame_gain(frame: FrameStats, reference: FrameStats, to_frame: np.ndarray, field: np.ndarray | None = None) -> Gain:
+def frame_gain(
+    frame: FrameStats,
+    reference: FrameStats,
+    to_frame: np.ndarray,
+    field: np.ndarray | None = None,
+    to_grid: np.ndarray = IDENTITY,
+) -> Gain:
     """Compare the fluxes of the stars that two frames share.
 
     Per channel the weighted mean of ln(reference / frame), weights 1 / (error^2 + s^2) with s the scatter that the
@@ -57,9 +63,11 @@ def frame_gain(frame: FrameStats, reference: FrameStats, to_frame: np.ndarray, f
         Reference frame's pixel to frame's pixel.
     field : ndarray (rows, columns, 2) float32, optional
         Displacements on top of that, px, see :mod:`registration.distortion`.
+    to_grid : ndarray (3, 3) float64
+        Reference frame's pixel to that of the grid on which the field is given.
     """
     channels = frame.median.size
-    i, j = _same_stars(frame, reference, to_frame, field)
+    i, j = _same_stars(frame, reference, to_frame, field, to_grid)
     factor, error, pairs = np.full(channels, np.nan), np.full(channels, np.inf), np.zeros(channels, np.int64)
     for c in range(channels if len(i) else 0):
         ours, theirs = reference.star_light[i, c].astype(np.float64), frame.star_light[j, c].astype(np.float64)
@@ -89,7 +97,7 @@ def drawn_together(factor: np.ndarray, error: np.ndarray) -> np.ndarray:
 
 
 def _same_stars(
-    frame: FrameStats, reference: FrameStats, to_frame: np.ndarray, field: np.ndarray | None
+    frame: FrameStats, reference: FrameStats, to_frame: np.ndarray, field: np.ndarray | None, to_grid: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the stars that are mutually nearest and close enough: indices (reference's, frame's)."""
     from scipy.spatial import cKDTree
@@ -99,7 +107,7 @@ def _same_stars(
     known = reference.star_xy.astype(np.float64)
     expected = transform_points(to_frame, known)
     if field is not None:
-        expected += displacement(field, known)
+        expected += displacement(field, transform_points(to_grid, known))
     radius = max(MIN_MATCH_PX, MATCH_FWHM * frame.fwhm) if np.isfinite(frame.fwhm) else MIN_MATCH_PX
     distance, nearest = cKDTree(frame.star_xy).query(expected, distance_upper_bound=radius)
     near = np.flatnonzero(np.isfinite(distance))

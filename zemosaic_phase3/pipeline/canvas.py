@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -52,6 +53,15 @@ def canvas_around(
     margin = np.ceil(size * cut / (1.0 - 2.0 * cut))
     before, size = before + margin, size + 2 * margin
     return Canvas(math.floor(size[1]), math.floor(size[0]), -float(before[0]), -float(before[1]))
+
+
+def finer_canvas(canvas: Canvas | None, shape: tuple[int, ...], scale: float) -> Canvas | None:
+    """Return a canvas with ``scale`` times as many pixels a side; None: the grid is the reference's, of this shape."""
+    if scale == 1.0:
+        return canvas
+    base = Canvas(*shape[:2]) if canvas is None else canvas
+    height, width = (max(1, round(size * scale)) for size in base.shape)
+    return replace(base, height=height, width=width, scale=base.scale * scale)
 
 
 def canvas_wcs(wcs: WCS, canvas: Canvas) -> WCS:

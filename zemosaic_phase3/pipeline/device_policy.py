@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,7 +20,7 @@ from typing import Any, Final, TypeVar
 from zemosaic_phase3.errors import StackCancelled, ZeMosaicError
 from zemosaic_phase3.records import DeviceUse
 from zemosaic_phase3.runtime import cuda
-from zemosaic_phase3.runtime.cuda_failure import Failure, exception_chain, failure_of
+from zemosaic_phase3.runtime.cuda_failure import Failure, failure_of, forget_frames
 
 LOGGER = logging.getLogger("ZeMosaicWorker")
 Result = TypeVar("Result")
@@ -147,7 +146,8 @@ class DevicePolicy:
         ZeMosaicError
             Says why.
         """
-        if request.require_gpu and not self.candidate(request.plan_allows, request.logger):
+        ask = request.candidate or partial(self.candidate, request.plan_allows, request.logger)
+        if request.require_gpu and not ask():
             _refuse_cpu(self._why_cpu([], request), [])
 
     def _illness(self, logger: logging.Logger) -> str:
@@ -206,7 +206,7 @@ class DevicePolicy:
         first = _attempt(on_gpu, less_memory=False)
         if not isinstance(first, Failure):
             return first, []
-        if first.kind in ("sticky", "frames", "unsuited"):
+        if first.kind in ("sticky", "frames", "unsuited", "no_card"):
             self._give_up(first, logger, second=False)
             return None, [first]
         forget_frames(first.error)
@@ -230,7 +230,8 @@ class DevicePolicy:
             level = logging.WARNING if self._is_first("unsuited_announced") else logging.DEBUG
             logger.log(level, "[P3][GPU] %s; the CPU stacks such tiles, the GPU stays on", failure)
         else:
-            why = "Second GPU attempt failed" if second else "CUDA cannot be used again in this process"
+            alone = "CUDA cannot be used again in this process" if failure.kind == "sticky" else "Every card failed"
+            why = "Second GPU attempt failed" if second else alone
             text = "[P3][GPU] %s; disabling Phase 3 GPU for this run: %s"
             logger.error(text, why, failure, exc_info=failure.error)
             self._names["_hard_disable"](logger)
@@ -267,12 +268,6 @@ def _refuse_cpu(reason: str, failures: list[Failure]) -> None:
     raise ZeMosaicError(f"the GPU is required, but {reason}; see `zemosaic-phase3 doctor`, or allow the CPU") from (
         failures[-1].error if failures else None
     )
-
-
-def forget_frames(error: BaseException) -> None:
-    """Drop the local variables an exception keeps alive: they hold the arrays whose memory the retry needs."""
-    for link in exception_chain(error):
-        traceback.clear_frames(link.__traceback__)
 
 
 def _release_pools(logger: logging.Logger) -> None:

@@ -121,7 +121,7 @@ def frame_groups(
         texts = [_label(known, key, exposures) for key in keys]
         key = tuple(_SAME.get(name, str)(text) for name, text in zip(keys, texts, strict=True))
         members.setdefault(key, []).append(_alone(group, i, several, by_name))
-        labels.setdefault(key, "_".join(map(_safe, texts)))
+        labels.setdefault(key, "_".join(map(safe_text, texts)))
     if len(members) > MOST_GROUPS:
         raise NoFramesError(f"{len(members)} groups by {', '.join(keys)} are more than {MOST_GROUPS}; group by less")
     taken: Counter[str] = Counter()
@@ -149,6 +149,6 @@ def _label(facts: FrameKind, key: str, exposures: Mapping[float, float]) -> str:
     return _LABELS[key](facts)
 
 
-def _safe(text: str) -> str:
+def safe_text(text: str) -> str:
     """Return a text as a part of the name of a file."""
     return re.sub(r"[^\w.+-]+", "-", text).strip("-.")[:40] or "x"

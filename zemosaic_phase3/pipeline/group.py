@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -107,6 +107,14 @@ class Group:
         if found is None:
             raise FrameError(self.rows[i].name, "was not scanned")
         return found
+
+    def registrations(self, frames: Sequence[int]) -> list[Registration]:
+        """Return how frames lie on the reference."""
+        found = [self.rows[i].registration for i in frames]
+        for i, verdict in zip(frames, found, strict=True):
+            if verdict is None:
+                raise FrameError(self.rows[i].name, "was not registered")
+        return [verdict for verdict in found if verdict is not None]
 
     def dropped(self) -> list[tuple[str, str]]:
         """Names and reasons of the inputs left out."""

@@ -6,6 +6,7 @@ import errno
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,8 +161,14 @@ def check_output(output: str | os.PathLike[str], *, overwrite: bool) -> None:
         raise OutputError(f"{path}: is a folder; name a file in it")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: folder {path.parent} does not exist; create it first")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"{path}: folder {path.parent} may not be written; choose another one")
+    try:
+        if not os.access(path.parent, os.W_OK):
+            raise PermissionError
+        with tempfile.TemporaryFile(dir=path.parent):  # only that tells of a full or read-only disk, or of a share
+            pass
+    except OSError as exc:
+        why = f" ({exc.strerror})" if exc.strerror else ""
+        raise OutputError(f"{path}: folder {path.parent} may not be written{why}; choose another one") from exc
     if (path.exists() or path.is_symlink()) and not overwrite:  # a link to nothing would be replaced all the same
         raise OutputError(f"{path}: exists already; choose another name, or allow --overwrite")
 

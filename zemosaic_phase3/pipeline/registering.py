@@ -48,6 +48,8 @@ class Tools(NamedTuple):
 
 Review = Callable[[Group, RegisterSpec, dict[int, Registration], Tools], None]
 """Looks at the verdicts on the frames of a group, and may change them."""
+Chain = Callable[[Group, RegisterSpec, dict[int, Registration], int], None]
+"""Registers through others what failed on the reference; the last argument is the number of threads."""
 
 
 def drop_starless(group: Group, spec: RegisterSpec) -> None:
@@ -82,12 +84,14 @@ def register_group(
     progress: Callback | None = None,
     kept: Kept | None = None,
     review: Review | None = None,
+    chain: Chain | None = None,
 ) -> None:
     """Register every frame on the reference, choosing one where none was named; fills the rows' registrations.
 
     The star lists and the WCS have served then and are given up. A reference that was chosen here must bring in most of
     the frames: if it does not (it shows another field, or is the one spoilt frame), others are tried, and the one with
-    the most frames is kept. ``review`` then sees the verdicts and may change them; see ``pipeline.failed_frames``.
+    the most frames is kept. ``chain`` and ``review`` then see the verdicts and may change them; see
+    ``pipeline.chaining`` and ``pipeline.failed_frames``.
 
     Raises
     ------
@@ -105,6 +109,8 @@ def register_group(
         verdicts = _register_on(group, group.reference, spec, workers, progress, kept)
     else:
         group.reference, verdicts = _best_reference(group, spec, workers, progress, kept)
+    if chain is not None:
+        chain(group, spec, verdicts, workers)
     if review is not None:
         review(group, spec, verdicts, _tools(group, spec, workers, kept))
     _tell_distortion([verdict for verdict in verdicts.values() if verdict.ok])

@@ -58,12 +58,24 @@ def report_from(keys: Iterable[str], values: Iterable[str], dropped: Sequence[tu
                 if inner:
                     setattr(report, item.name, _part(PARTS[item.name], inner))
             elif inner:
-                setattr(report, item.name, {key: _value(texts) for key, texts in inner.items()})
+                setattr(report, item.name, _nested(inner))
             elif item.name in found:
                 setattr(report, item.name, _typed(getattr(report, item.name), item.name, found[item.name]))
         except ValueError:
             continue
     return report
+
+
+def _nested(inner: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Return a mapping, and those within it, of keys with a dot between."""
+    found: dict[str, Any] = {}
+    for key, texts in inner.items():
+        outer, dot, rest = key.partition(".")
+        if dot:
+            found.setdefault(outer, {})[rest] = _value(texts)
+        else:
+            found[outer] = _value(texts)
+    return found
 
 
 def _part(kind: type, inner: Mapping[str, list[str]]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -23,6 +23,35 @@ def sample_notes(group: Group, result: StackResult) -> list[str]:
     source = result.job.sources[0]
     pixels = source.height * source.width
     return mend_notes([group.rows[i].name for i in usable], [group.scan(i).mend for i in usable], pixels)
+
+
+COLOURS: Final = ("red", "green", "blue")
+
+
+def hole_notes(result: StackResult) -> list[str]:
+    """Return a note on pixels of a drizzle that nothing fell on, though drops lie all around; [] if there are none.
+
+    Around: within two pixels of the frames, in any colour; the border of what frames cover does not count.
+    """
+    from scipy.ndimage import binary_dilation, binary_erosion
+
+    spec = result.job.spec
+    if not spec.drizzle:
+        return []
+    coverage = result.coverage if result.coverage.ndim == 3 else result.coverage[:, :, None]
+    reach = math.ceil(2.0 * spec.drizzle)
+    near = np.ones((3, 3), bool)
+    inside = binary_dilation(coverage.any(axis=2), near, reach)
+    inside = binary_erosion(inside, near, 2 * reach, border_value=1)
+    channels = [coverage[:, :, c][inside] for c in range(coverage.shape[2])]
+    empty = [100.0 * float(np.mean(channel == 0)) if channel.size else 0.0 for channel in channels]
+    if max(empty) == 0.0:
+        return []
+    parts = [f"{p:.2g} %" + (f" in {c}" if len(empty) == 3 else "") for p, c in zip(empty, COLOURS, strict=False)]
+    return [
+        f"drizzle: nothing fell on some pixels, which are empty (NaN, weight 0): {', '.join(parts)} of those covered; "
+        "a larger --pixfrac, a smaller --drizzle scale or more frames leave fewer"
+    ]
 
 
 def note_saturation(header: Header, result: StackResult, report: TileReport) -> Header:

@@ -30,7 +30,8 @@ def apply_limits(group: Group, spec: SelectSpec) -> None:
         if i == group.reference:
             continue
         if spec.max_fwhm is not None and not scan.fwhm <= spec.max_fwhm:
-            group.rows[i].drop(f"FWHM {scan.fwhm:.2f} px, limit {spec.max_fwhm:g} px (--max-fwhm)")
+            width = f"FWHM {scan.fwhm:.2f} px" if math.isfinite(scan.fwhm) else "no star whose FWHM can be measured"
+            group.rows[i].drop(f"{width}, limit {spec.max_fwhm:g} px (--max-fwhm)")
         elif spec.min_stars is not None and scan.n_stars < spec.min_stars:
             group.rows[i].drop(f"{scan.n_stars} stars, at least {spec.min_stars} are asked for (--min-stars)")
 

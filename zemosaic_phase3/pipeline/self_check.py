@@ -225,15 +225,15 @@ def _error(job: Job, samples: Samples, p: int, pixel: tuple[int, int, int], judg
 
 def _differing(job: Job, samples: Samples, p: int, pixel: tuple[int, int, int]) -> np.ndarray:
     """Return the frames whose samples the CPU engine makes otherwise now, largest difference first."""
-    from zemosaic_phase3.engine.slab import fill_samples
+    from zemosaic_phase3.engine.slab import fill_samples, own_weights
 
     row, column, c = pixel
     line = np.empty(job.shape[1] * job.channels, np.float32)
-    radial = np.empty(job.shape[1] if job.spec.radial_weight else 0, np.float32)
+    own = np.empty(job.shape[1] * own_weights(job), np.float32)
     differs = np.zeros(len(job.sources))
     for i in range(len(job.sources)):
         try:
-            fill_samples(job, i, slice(row, row + 1), line, radial)
+            fill_samples(job, i, slice(row, row + 1), line, own)
         except FrameError:
             differs[i] = np.inf
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 import time
@@ -19,13 +20,15 @@ from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.engine.result_check import result_fault
 from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS
 from zemosaic_phase3.engine.star_tolerance import with_star_tolerance
-from zemosaic_phase3.errors import GPUStackingError, PlanError, StackCancelled
+from zemosaic_phase3.errors import GPUStackingError, NoCardLeftError, PlanError, StackCancelled
 from zemosaic_phase3.finish.equalize import equalize_if
 from zemosaic_phase3.io.atomic_write import remove_strays
-from zemosaic_phase3.io.foreign_file import Decoded, whole_bytes
+from zemosaic_phase3.io.foreign_file import SPARE_BYTES, Decoded, whole_bytes
 from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.io.wrapped_frame import held_bytes
 from zemosaic_phase3.methods import DeviceName, canonical
+from zemosaic_phase3.pipeline.cards import cards_left, cards_of, cards_text, give_up_cards, may_use_cards
+from zemosaic_phase3.pipeline.comet import comet_of
 from zemosaic_phase3.pipeline.device_policy import POLICY, DevicePolicy, DeviceRequest
 from zemosaic_phase3.pipeline.frame_choice import Choice
 from zemosaic_phase3.pipeline.frame_count import LeastFrames
@@ -39,6 +42,8 @@ from zemosaic_phase3.pipeline.tile_facts import star_width
 from zemosaic_phase3.progress import Callback, timed
 from zemosaic_phase3.runtime import limits
 from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
+
+logger = logging.getLogger("ZeMosaicWorker")
 
 DECODING_SHARE: Final = 4  # of the memory, at most this part is for frames that are decoded whole
 
@@ -55,6 +60,7 @@ def stack_files(
     reference: str | None = None,
     device: str = "auto",
     require_gpu: bool = False,
+    gpus: str | int | Sequence[int] | None = None,
     memory: str | int | None = None,
     workers: int | None = None,
     maps: bool = False,
@@ -65,6 +71,7 @@ def stack_files(
     filter: str | None = None,  # noqa: A002 - as the option and the header card are called
     recursive: bool = False,
     min_frames: LeastFrames | int | str | None = None,
+    comet: str | Sequence[str] | None = None,
     resume: bool = True,
     fresh: bool = False,
     cache: str | os.PathLike[str] | None = None,
@@ -93,6 +100,8 @@ def stack_files(
         "gpu" is "auto" with ``require_gpu``.
     require_gpu : bool
         Turn every fall back to the CPU into an error.
+    gpus : str, int or sequence of int, optional
+        Cards that share the stack: "all", how many, or which ones; see :func:`pipeline.cards.cards_of`.
     memory : int or str, optional
         Bytes, or text such as "4GB" or "50%"; default: see :func:`runtime.limits.default_limit`.
     workers : int, optional
@@ -111,6 +120,8 @@ def stack_files(
         A folder stands for the folders below it too.
     min_frames : LeastFrames, int or str, optional
         Number or share ("80%") of frames below which nothing is stacked; None: fewer than half are a warning.
+    comet : str or sequence of str, optional
+        A moving target that the stack holds still for, see :func:`pipeline.comet.comet_of`; None: the sky.
     resume : bool
         Go on where an earlier run was, and let a later one: keep a journal, see :mod:`pipeline.journal`.
     fresh : bool
@@ -148,6 +159,7 @@ def stack_files(
         check_output(output, overwrite=overwrite)
         check_tile_name(output)
         remove_strays(Path(output).parent)
+    target = comet_of(comet)
     least = min_frames if isinstance(min_frames, LeastFrames) else LeastFrames.of(min_frames)
     if isinstance(inputs, Inputs):
         listed = inputs
@@ -157,7 +169,13 @@ def stack_files(
     allowed = _allowed_bytes(limits.default_limit() if memory is None else memory)
     copied = OUTPUT_MAPS if maps and output is not None else 1
     resources = Resources(workers=workers or limits.usable_cpus(), memory=allowed, copied_maps=copied)
-    request = DeviceRequest(wants_cpu=choice == "cpu", require_gpu=require_gpu or choice == "gpu")
+    cards = () if choice == "cpu" else cards_of(gpus)
+    resources = replace(resources, cards=cards)
+    request = DeviceRequest(
+        wants_cpu=choice == "cpu",
+        require_gpu=require_gpu or choice == "gpu",
+        candidate=(lambda: may_use_cards(cards, policy, logger)) if cards else None,
+    )
     policy.require_candidate(request)
     wanted = None if output is None else Wanted(Path(output), maps, preview, report)
     has_files = any(isinstance(frame, str | os.PathLike) for frame in listed.frames)
@@ -173,7 +191,7 @@ def stack_files(
             reference=reference, workers=resources.workers, allowed_bytes=allowed, copied_maps=copied,
             progress=progress, kept=kept.frames,
             opened=None if wanted is None else partial(_look_for_room, wanted, kept, decoded),
-            choice=Choice(listed.named, filter), least=least, decoded=decoded,
+            choice=Choice(listed.named, filter), least=least, comet=target, decoded=decoded,
         )  # fmt: skip
         tile.report.warnings[:0] = listed.notes
         tile.report.command, tile.report.started = list(command), began.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -191,7 +209,7 @@ def _look_for_room(wanted: Wanted, kept: Kept, decoded: Decoded, shape: tuple[in
     """Refuse what the disks have no room for, and have the journal leave that room alone."""
     sizes = wanted.sizes(shape, n_frames)
     check_room(sizes)
-    decoded.spare += sum(sizes.values())
+    decoded.spare = SPARE_BYTES + sum(sizes.values())
     if kept.rows is not None:
         kept.rows.room = sum(sizes.values())
 
@@ -214,11 +232,12 @@ def stacker_of(
         fwhm = {frame.source.name: frame.stats.fwhm for frame in frames if frame.stats is not None}
         job = with_star_tolerance(job, fwhm, left)
         result, used = policy.stack(
-            lambda less_memory: stack_on_gpu(job, left.tighter() if less_memory else left, progress, finished),
+            lambda less_memory: stack_on_gpu(job, left.tighter() if less_memory else left, progress, finished, policy),
             lambda: cpu.stack(job, left, progress, finished),
             request,
         )
-        result.device = used
+        told = cards_text(result.gpu)
+        result.device = replace(used, reason=f"{used.reason}, {told}") if told else used
         if self_check:
             result = checked_stack(
                 result, lambda: cpu.stack(job, left, progress), distrust=policy.distrust, finished=finished,
@@ -241,12 +260,27 @@ def _left_for_slabs(resources: Resources, sources: list[FrameSource]) -> Resourc
     return replace(resources, memory=max(1, resources.memory - held - workers * whole), workers=workers)
 
 
-def stack_on_gpu(job: Job, resources: Resources, progress: Callback | None, finished: KeptRows | None) -> StackResult:
-    """Stack on the GPU; rows of one that failed are not kept for the CPU, nor for a later run."""
+def stack_on_gpu(
+    job: Job,
+    resources: Resources,
+    progress: Callback | None,
+    finished: KeptRows | None,
+    policy: DevicePolicy = POLICY,
+) -> StackResult:
+    """Stack on the GPU; rows of one that failed are not kept for the CPU, nor for a later run.
+
+    Where several cards share the work, those that fail are given up for the rest of the run.
+    """
     from zemosaic_phase3.engine import gpu
 
     try:
+        if resources.cards:
+            resources = replace(resources, cards=cards_left(resources.cards, policy, logger))
+            if not resources.cards:
+                raise NoCardLeftError("no card is left; see the log for what happened to each")
         result = gpu.stack(job, resources, progress, finished)
+        if result.gpu is not None:
+            give_up_cards(result.gpu.lost, policy, logger)
         fault = result_fault(result.image, job.shape, result.coverage, partial(cpu.stack_rows, result.job))
         if fault:
             raise GPUStackingError(fault)

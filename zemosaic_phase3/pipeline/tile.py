@@ -6,40 +6,43 @@ Every frame is read twice: once whole, to find its stars and measure its levels,
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from zemosaic_phase3.engine.job import StackResult
 from zemosaic_phase3.engine.slab import source_pixel_bytes
-from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS, plan_slabs
-from zemosaic_phase3.errors import FrameError
+from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS, SlabPlan, plan_slabs
+from zemosaic_phase3.errors import PlanError
 from zemosaic_phase3.finish.alpha import alpha_from_coverage
 from zemosaic_phase3.finish.noise import measure_noise, typical_noise
 from zemosaic_phase3.io.foreign_file import Decoded, decoded_files, whole_bytes
 from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.pipeline.calibration import calibrate_group
-from zemosaic_phase3.pipeline.canvas import canvas_around, canvas_wcs
+from zemosaic_phase3.pipeline.canvas import canvas_wcs, finer_canvas
+from zemosaic_phase3.pipeline.chaining import chain_frames
 from zemosaic_phase3.pipeline.colour_check import check_rows_and_colours
+from zemosaic_phase3.pipeline.comet import Comet, find_motion
 from zemosaic_phase3.pipeline.failed_frames import review_failures
 from zemosaic_phase3.pipeline.frame_choice import Choice, all_images, choose_frames, remarks_on_result
 from zemosaic_phase3.pipeline.frame_count import LeastFrames, meant_frames
+from zemosaic_phase3.pipeline.framing import choose_framing, fields_on
 from zemosaic_phase3.pipeline.group import FrameRow, Group, Kept, open_group
 from zemosaic_phase3.pipeline.measuring import scan_group
 from zemosaic_phase3.pipeline.observation_cards import complete_exposures
 from zemosaic_phase3.pipeline.registering import register_group
-from zemosaic_phase3.pipeline.sample_report import note_saturation, sample_notes
+from zemosaic_phase3.pipeline.sample_report import hole_notes, note_saturation, sample_notes
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
 from zemosaic_phase3.pipeline.stack_noise import measure_noise_of_stacks, noise_bands, typical_noise_of_frame
 from zemosaic_phase3.pipeline.tile_header import cards_of_reference, tile_header, wcs_cards
 from zemosaic_phase3.pipeline.tile_wcs import Solutions, known_solutions, wcs_of_tile
 from zemosaic_phase3.progress import Callback, timed
-from zemosaic_phase3.records import Canvas, Equalization, Registration, TileReport
+from zemosaic_phase3.records import Canvas, Equalization, TileReport
 from zemosaic_phase3.runtime.limits import give_back_freed_memory, peak_rss_bytes
 from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
 
@@ -49,6 +52,8 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger("ZeMosaicWorker")
+
+NO_SHIFTS: Final[Mapping[int, np.ndarray]] = {}
 
 
 Stacker = Callable[[list[Frame], StackSpec, int], StackResult]
@@ -94,6 +99,7 @@ def build_tile(
     least: LeastFrames | None = None,
     kept: Kept | None = None,
     decoded: Decoded | None = None,
+    comet: Comet | None = None,
 ) -> Tile:
     """Open, scan, register, stack and finish: the whole way from descriptors to a tile in memory.
 
@@ -129,6 +135,8 @@ def build_tile(
         What earlier runs measured, and where this one leaves it.
     decoded : Decoded or None
         Keeps frames that their library decodes whole; None: they are decoded each time.
+    comet : Comet or None
+        A moving target that the stack holds still for; None: the sky.
 
     Raises
     ------
@@ -154,9 +162,9 @@ def build_tile(
         for source in decoded_files(group.sources):
             source.decoded = decoded
         if allowed_bytes is not None:
-            _check_memory(group, stack, register, workers, allowed_bytes, copied_maps)
+            plan_of_group(group, stack, register, workers, allowed_bytes, copied_maps)
         if opened is not None:
-            opened(group.source(group.usable[0]).shape, len(group.rows))
+            opened(tile_shape(group.source(group.usable[0]), stack), len(group.rows))
     if calibration is not None:
         with timed(report, "calibrate"):
             calibrate_group(
@@ -176,12 +184,24 @@ def build_tile(
         if stack.needs_levels:
             measure_noise_of_stacks(group, workers)
     with timed(report, "register"):
-        register_group(group, register, workers=workers, progress=progress, kept=kept, review=review_failures)
+        chain = chain_frames if stack.framing == "union" else None
+        register_group(
+            group, register, workers=workers, progress=progress, kept=kept, review=review_failures, chain=chain
+        )
         rate_frames(group)
         least.check(group)
         for i in drop_worst(group, select):
             group.rows[i].meant = False  # that was asked for
-    tile = stack_group(group, stacker, stack, report, workers=workers, mean_wcs=True)
+        shape = group.source(group.reference).shape
+        shifts = _follow(group, comet)
+        canvas = finer_canvas(choose_framing(group, stack.framing), shape, stack.drizzle or 1.0)
+        if canvas is not None:
+            report.canvas = canvas
+            if allowed_bytes is not None:
+                _check_canvas(group, canvas, stack, workers, allowed_bytes, copied_maps)
+            if opened is not None:
+                opened((*canvas.shape, *shape[2:]), len(group.rows))
+    tile = stack_group(group, stacker, stack, report, workers=workers, canvas=canvas, mean_wcs=True, shifts=shifts)
     report.n_meant, report.n_needed = meant_frames(group), least.needed(meant_frames(group))
     remark = least.remark(report.n_used, report.n_meant)
     report.warnings[:0] = [*([remark] if remark else []), *group.notes, *remarks_on_result(tile.rows)]
@@ -194,22 +214,67 @@ def _settle(group: Group, choice: Choice, bayer: str) -> None:
     check_rows_and_colours(group, bayer)
 
 
-def _check_memory(
+def tile_shape(source: FrameSource, stack: StackSpec) -> tuple[int, ...]:
+    """Return the shape of a tile on the grid of this frame."""
+    canvas = finer_canvas(None, source.shape, stack.drizzle or 1.0)
+    return source.shape if canvas is None else (*canvas.shape, *source.shape[2:])
+
+
+def _weights_per_pixel(source: FrameSource, stack: StackSpec) -> int:
+    return source.channels if stack.drizzle else int(stack.radial_weight)
+
+
+def _follow(group: Group, comet: Comet | None) -> dict[int, np.ndarray]:
+    """Return by how much a moving target has moved in each frame, reference pixels; nothing where there is none."""
+    if comet is None:
+        return {}
+    motion = find_motion(group, comet)
+    group.notes.append(motion.note)
+    return motion.shifts
+
+
+def plan_of_group(
     group: Group, stack: StackSpec, register: RegisterSpec, workers: int, allowed_bytes: int, copied_maps: int
-) -> None:
-    """Raise PlanError where the stack could not run for lack of memory, from the headers alone.
+) -> SlabPlan:
+    """Return how the stack could be cut, from the headers alone.
 
     How far frames are turned is not known yet, so that frames to be registered count with source blocks of their whole
     height, which is as much as any rotation can take.
+
+    Raises
+    ------
+    PlanError
+        The stack could not run for lack of memory.
     """
     some = group.source(group.usable[0])
     allowed_bytes = max(1, allowed_bytes - whole_bytes(some))
-    plan_slabs(
-        some.height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=some.width,
-        channels=some.channels, workers=workers, weights_per_pixel=int(stack.radial_weight),
+    height, width = tile_shape(some, stack)[:2]
+    return plan_slabs(
+        height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=width, channels=some.channels,
+        workers=workers, weights_per_pixel=_weights_per_pixel(some, stack),
         source_margin=0 if register.mode == "none" else some.height,
         raw_bytes=source_pixel_bytes(some), own_maps=int(stack.spares), copied_maps=copied_maps,
     )  # fmt: skip
+
+
+def _check_canvas(
+    group: Group, canvas: Canvas, stack: StackSpec, workers: int, allowed_bytes: int, copied_maps: int
+) -> None:
+    """Raise PlanError where the stack could not run on a canvas for lack of memory, with what helps."""
+    some = group.source(group.reference)
+    try:
+        plan_slabs(
+            canvas.height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=canvas.width,
+            channels=some.channels, workers=workers, weights_per_pixel=_weights_per_pixel(some, stack),
+            source_margin=some.height, source_height=some.height, source_width=some.width,
+            raw_bytes=source_pixel_bytes(some), own_maps=int(stack.spares), copied_maps=copied_maps,
+        )  # fmt: skip
+    except PlanError as exc:
+        raise PlanError(
+            f"framing {stack.framing}{f' with drizzle {stack.drizzle:g}' if stack.drizzle else ''} makes a result of "
+            f"{canvas.width} x {canvas.height} pixels, for which the memory does not suffice: {exc}; or use --framing "
+            "reference or intersection, or no drizzle"
+        ) from exc
 
 
 def stack_group(
@@ -219,15 +284,14 @@ def stack_group(
     report: TileReport,
     *,
     workers: int = 1,
-    most_beyond: float = 0.0,
-    cut_later: float = 0.0,
+    canvas: Canvas | None = None,
     mean_wcs: bool = False,
+    shifts: Mapping[int, np.ndarray] = NO_SHIFTS,
 ) -> Tile:
-    """Stack the registered frames of a group and finish the tile, on the grid of the reference.
+    """Stack the registered frames of a group and finish the tile, on a canvas, or on the grid of the reference.
 
-    With ``most_beyond`` the grid goes on around the reference where other frames show more, by as much of its width and
-    height on each side at most, and has an empty margin for the part ``cut_later`` that is cut off it on each side.
-    With ``mean_wcs`` the tile's WCS is the mean of those of its frames, else the reference's.
+    With ``mean_wcs`` the tile's WCS is the mean of those of its frames, else the reference's. ``shifts``: by how much a
+    moving target has moved in each frame, reference pixels.
 
     What is wanted of the reference's file is read before the stack, so that a reference that vanishes meanwhile is one
     frame lost and not the tile. What the tile's header takes from it is made and tried out then too, so that no header
@@ -237,17 +301,7 @@ def stack_group(
     give_back_freed_memory()  # of measuring and registering, before the slabs take theirs
     usable = group.usable
     reference = group.source(group.reference)
-    registered = [_registration(group, i) for i in usable]
-    canvas = canvas_around(registered, reference.shape, most_beyond, cut_later)
-    frames = [
-        Frame(
-            group.source(i),
-            r.transform if canvas is None else canvas.to_frame(r.transform),
-            group.scan(i).stats,
-            r.distortion,
-        )
-        for i, r in zip(usable, registered, strict=True)
-    ]
+    frames = _frames_on(group, usable, canvas, shifts)
     if canvas is not None:
         stack = replace(stack, grid=canvas.shape)
     with ThreadPoolExecutor(1, thread_name_prefix="zemosaic") as beside:
@@ -264,7 +318,7 @@ def stack_group(
         _note_in_rows(group, result)
         report.noise_typical = typical_noise_of_frame(report.noise_before, group, result.job.table)
         _fill_report(report, group, result, workers)
-        report.warnings[:0] = [*notes, *sample_notes(group, result)]
+        report.warnings[:0] = [*notes, *sample_notes(group, result), *hole_notes(result)]
         tile = Tile(
             image=result.image,
             alpha=alpha_from_coverage(result.coverage),
@@ -280,11 +334,22 @@ def stack_group(
     return tile
 
 
-def _registration(group: Group, i: int) -> Registration:
-    found = group.rows[i].registration
-    if found is None:
-        raise FrameError(group.rows[i].name, "was not registered")
-    return found
+def _frames_on(group: Group, usable: list[int], canvas: Canvas | None, shifts: Mapping[int, np.ndarray]) -> list[Frame]:
+    """Return the frames of a stack as they lie on its grid."""
+    registered = group.registrations(usable)
+    fields = [r.distortion for r in registered]
+    if canvas is not None and any(field is not None for field in fields):
+        fields = fields_on(group, usable, registered, canvas)
+    return [
+        Frame(
+            group.source(i),
+            r.transform if canvas is None else canvas.to_frame(r.transform),
+            group.scan(i).stats,
+            field,
+            shifts[i] * (1.0 if canvas is None else canvas.scale) if i in shifts else None,
+        )
+        for i, r, field in zip(usable, registered, fields, strict=True)
+    ]
 
 
 def _describe_reference(

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from zemosaic_phase3.detection.star_finder import find_stars
 from zemosaic_phase3.photometry.weights import SHAPE_STARS
 from zemosaic_phase3.pipeline.tile import Tile
+from zemosaic_phase3.records import TileReport
 from zemosaic_phase3.spec import RegisterSpec
+
+if TYPE_CHECKING:
+    from astropy.io.fits import Header
+    from astropy.wcs import WCS
 
 WIDTH_SIDE_PX: Final = 1024  # of the middle of a tile, on which the width of its stars is measured
 ARCSEC: Final = 206.264806  # arcseconds of a micrometre at a millimetre
@@ -42,27 +47,31 @@ class TileFacts:
 
 def facts_of(tile: Tile) -> TileFacts:
     """Gather the facts from a tile's header, WCS and report."""
-    header = tile.header
+    return facts_from(tile.header, tile.wcs, tile.image.shape, tile.report)
+
+
+def facts_from(header: Header, wcs: WCS | None, shape: tuple[int, ...], report: TileReport) -> TileFacts:
+    """Gather the facts of a tile of a shape (H, W, ...), wherever its parts come from."""
     scale, origin = math.nan, ""
-    if tile.wcs is not None:
-        scale = 3600.0 * math.sqrt(abs(float(np.linalg.det(tile.wcs.pixel_scale_matrix))))
+    if wcs is not None:
+        scale = 3600.0 * math.sqrt(abs(float(np.linalg.det(wcs.pixel_scale_matrix))))
         origin = "WCS"
     elif _number(header, "FOCALLEN") > 0 and _number(header, "XPIXSZ") > 0:
         scale, origin = ARCSEC * _number(header, "XPIXSZ") / _number(header, "FOCALLEN"), "FOCALLEN"
-    height, width = tile.image.shape[:2]
+    height, width = shape[:2]
     return TileFacts(
         object=str(header.get("OBJECT", "")).strip(),
         filter=str(header.get("FILTER", "")).strip(),
         exposure_s=_number(header, "EXPTIME"),
         total_exposure_s=_number(header, "EXPTOTAL"),
-        exposures=int(header.get("STACKCNT", tile.report.n_used)),
+        exposures=int(header.get("STACKCNT", report.n_used)),
         date_obs=str(header.get("DATE-OBS", "")),
         date_end=str(header.get("DATE-END", "")),
         width=width,
         height=height,
         scale_arcsec=scale,
         scale_from=origin,
-        fwhm_px=tile.report.fwhm_px,
+        fwhm_px=report.fwhm_px,
     )
 
 

@@ -136,6 +136,7 @@ def tile_header(cards: Header, group: Group, job: Job, report: TileReport, equal
         stacks themselves; see :func:`pipeline.observation_cards.exposure_cards`.
     """
     header = cards.copy()
+    _refine_pixels(header, job.spec.drizzle)
     facts = group.rows[group.reference].facts
     if facts is not None and facts.filter and "FILTER" not in header:
         header["FILTER"] = (fits_text(facts.filter), "of the reference")
@@ -171,6 +172,14 @@ def tile_header(cards: Header, group: Group, job: Job, report: TileReport, equal
     return header
 
 
+def _refine_pixels(header: Header, drizzle: float) -> None:
+    """Write the size of the result's pixels where it is finer than the camera: programs tell its scale by them."""
+    for key in ("XPIXSZ", "YPIXSZ") if drizzle > 1.0 else ():
+        size = header.get(key)
+        if isinstance(size, int | float):
+            header[key] = (float(f"{size / drizzle:.8g}"), "of the drizzle, micrometres")
+
+
 def _method_cards(job: Job) -> Header:
     """Say what was applied, which may be less than what was asked for: only a mean is weighted."""
     from astropy.io.fits import Header
@@ -179,6 +188,8 @@ def _method_cards(job: Job) -> Header:
     cards = Header()
     cards["ZMT_NORM"] = (table.normalize_method or stack.normalize, "normalisation")
     cards["ZMT_WGHT"] = (table.weight_method, "frame weights")
+    if stack.framing != "reference":
+        cards["ZMT_FRAM"] = (stack.framing, "what of the sky is shown")
     cards["ZMT_FLAT"] = (flattened > 0, "backgrounds made alike")
     if stack.flatten:
         cards["ZMT_NFLT"] = (flattened, "frames that got a surface")
@@ -198,7 +209,10 @@ def _method_cards(job: Job) -> Header:
         cards["HIERARCH ZMT_KAPLO"] = (stack.kappas[0], "rejection limit, sigma")
         cards["HIERARCH ZMT_KAPHI"] = (stack.kappas[1], "rejection limit, sigma")
     cards["ZMT_COMB"] = (stack.combine, "combination")
-    cards["ZMT_INTP"] = (stack.interpolation, "interpolation")
+    cards["ZMT_INTP"] = ("drizzle" if stack.drizzle else stack.interpolation, "interpolation")
+    if stack.drizzle:
+        cards["ZMT_DRIZ"] = (stack.drizzle, "drizzle: pixels for one of the reference")
+        cards["ZMT_PIXF"] = (stack.pixfrac, "drizzle: side of a drop, pixels of its frame")
     return cards
 
 

@@ -94,6 +94,17 @@ def displacement(field: np.ndarray, xy: np.ndarray) -> np.ndarray:
     return above + g * (below - above)
 
 
+def moved_field(field: np.ndarray, shift: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return a field for a reference whose pixels lie ``shift`` (x, y) further: what was at p + shift is at p.
+
+    ``height`` and ``width`` of the reference; the shift in its pixels.
+    """
+    if field.size == 0 or not np.any(shift):
+        return field
+    places = nodes(height, width)
+    return _read_only(displacement(field, places.reshape(-1, 2) + shift).reshape(places.shape))
+
+
 def reach(field: np.ndarray) -> float:
     """Return by how many rows of a frame its field displaces a pixel at most."""
     return float(np.abs(field[..., 1]).max(initial=0.0))

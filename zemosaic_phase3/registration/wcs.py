@@ -13,7 +13,7 @@ import numpy as np
 
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.methods import TransformName
-from zemosaic_phase3.records import Registration
+from zemosaic_phase3.records import Canvas, Registration
 from zemosaic_phase3.registration.distortion import NO_DISTORTION, STEP, displacement, make_field, nodes, steepest
 from zemosaic_phase3.registration.match import failed, implausible_shape, register_stars
 from zemosaic_phase3.registration.star_pairs import without_defects
@@ -82,6 +82,21 @@ def distortion_between(reference_wcs: WCS, frame_wcs: WCS, matrix: np.ndarray, s
     size = (int(shape[0]), int(shape[1]))
     places = nodes(*size)
     flat = places.reshape(-1, 2)
+    mapped = _through_the_sky(reference_wcs.celestial, frame_wcs.celestial, flat, size, NODE_MARGIN)
+    return make_field((mapped - transform_points(matrix, flat)).reshape(places.shape))
+
+
+def distortion_on(
+    canvas: Canvas, reference_wcs: WCS, frame_wcs: WCS, matrix: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Return a frame's field as :func:`distortion_between` does, at the nodes of a canvas.
+
+    ``matrix``: reference pixel to frame pixel; ``shape``: of the frame. Beyond its own image the distortion of the
+    reference goes on as its polynomials do, and the result's WCS with it.
+    """
+    size = (int(shape[0]), int(shape[1]))
+    places = nodes(*canvas.shape)
+    flat = transform_points(canvas.to_reference, places.reshape(-1, 2))
     mapped = _through_the_sky(reference_wcs.celestial, frame_wcs.celestial, flat, size, NODE_MARGIN)
     return make_field((mapped - transform_points(matrix, flat)).reshape(places.shape))
 

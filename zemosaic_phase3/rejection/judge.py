@@ -126,8 +126,8 @@ def compile_judge(rejection: Rejection) -> None:
     It takes longest of what a kernel is made of, and is needed last: in a first run another process finds it in the
     cache, see :mod:`engine.warmup`.
     """
-    judge, in_lockstep = judge_of(rejection)
-    if in_lockstep:
+    judge, in_lockstep = (None, False) if rejection.kernel == "none" else judge_of(rejection)
+    if judge is not None and in_lockstep:
         samples = new_samples(np.zeros((1, LANES), np.float32), 1)
         limits = Limits(3.0, 3.0, 0.0, 0.0, 0.0, no_critical_values())
         judge(samples, limits, new_scratch(1, columns=True), np.int64(1))

@@ -1,6 +1,7 @@
 """From the bytes of a frame as stored to samples on the reference grid, on the GPU: the CUDA text and what it is given.
 
-The text is ``resample/warp.cu`` with ``resample/decode.cu``, the twins of :mod:`resample.warp` and of what reads files.
+The text is ``resample/warp.cu`` with ``resample/decode.cu``, the twins of :mod:`resample.warp` and of what reads files,
+and for a drizzle ``resample/drizzle.cu``, the twin of :mod:`resample.drizzle`.
 It is plain C++ but for the words of CUDA, so a host compiler can build it too, which is how its arithmetic is tested
 without a GPU.
 """
@@ -20,6 +21,7 @@ FLIPPED: Final = 2  # 16-bit numbers with the top bit inverted: signed, 32768 to
 SIGNED: Final = 4  # 16-bit numbers that are signed and mean what they say
 FLOAT: Final = 8  # float32; without it 16-bit numbers
 PLANAR: Final = 16  # all rows of one plane, then those of the next
+MOSAIC: Final = 32  # a mosaic that is not to be demosaiced
 
 RESAMPLED: Final = 0  # values of ``place``: goes through the interpolation
 IN_PLACE: Final = 1  # lies on the reference grid already
@@ -53,6 +55,18 @@ def source() -> str:
 
     For both, ``blockIdx.y`` counts the frames of a batch.
     """
+    return _constants() + joined("resample/warp.cu")
+
+
+@cache
+def drizzle_source() -> str:
+    """Return the text of the same kernels and of ``drizzle_rows``."""
+    from zemosaic_phase3.resample.drizzle import PARTS
+
+    return _constants() + constants({"PARTS": PARTS}) + joined("resample/drizzle.cu")
+
+
+def _constants() -> str:
     from zemosaic_phase3.resample.interpolation import PHASES
 
     values = {
@@ -61,10 +75,11 @@ def source() -> str:
         "SIGNED": SIGNED,
         "FLOAT": FLOAT,
         "PLANAR": PLANAR,
+        "MOSAIC": MOSAIC,
         "RESAMPLED": RESAMPLED,
         "IN_PLACE": IN_PLACE,
         "OUTSIDE": OUTSIDE,
         "PHASES": PHASES,
         "FIELD_STEP": STEP,
     }
-    return constants(values) + joined("resample/warp.cu")
+    return constants(values)

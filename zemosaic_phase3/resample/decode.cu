@@ -76,24 +76,25 @@ extern "C" __global__ void open_rows(const unsigned char* staged, const FrameRow
   if (f.place == OUTSIDE) return;
   const unsigned char* raw = staged + f.raw_at;
   const bool in_place = f.place == IN_PLACE;
+  const int planes = (f.stored & MOSAIC) ? 1 : channels;  // a mosaic that stays one
   float* out = in_place ? cube + i * stride : blocks + f.block_at;
   const unsigned int pixels = (unsigned int)(f.last - f.first) * width;
   const long long plane = (long long)f.raw_rows * width;
   const unsigned int step = gridDim.x * blockDim.x;
   for (unsigned int p = blockIdx.x * blockDim.x + threadIdx.x; p < pixels; p += step) {
     float v[3];
-    if (f.red_row >= 0) {
+    if (f.red_row >= 0 && !(f.stored & MOSAIC)) {
       demosaic_pixel(raw, f.stored, f.raw_first, height, width, f.first + (int)(p / width), (int)(p % width), f.red_row,
                      f.red_col, v);
     } else {
 #pragma unroll
       for (int c = 0; c < 3; c++)
-        if (c < channels)
-          v[c] = stored_sample(raw, (f.stored & PLANAR) ? c * plane + p : (long long)p * channels + c, f.stored);
+        if (c < planes)
+          v[c] = stored_sample(raw, (f.stored & PLANAR) ? c * plane + p : (long long)p * planes + c, f.stored);
     }
 #pragma unroll
     for (int c = 0; c < 3; c++) {
-      if (c >= channels) break;
+      if (c >= planes) break;
       if (in_place)
         out[(long long)p * channels + c] = (float)((double)v[c] * f.scale[c] + f.offset[c]);
       else

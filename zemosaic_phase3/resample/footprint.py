@@ -68,22 +68,26 @@ def source_columns(
     return columns
 
 
-def slab_reach(matrices: np.ndarray, out_width: int, height: int, displaced: float = 0.0) -> tuple[int, float]:
+def slab_reach(
+    matrices: np.ndarray, out_width: int, height: int, displaced: float = 0.0, frame_height: int | None = None
+) -> tuple[int, float]:
     """Return (margin, stretch): ``source_rows`` asks for at most ``rows * stretch + margin`` rows for any slab.
 
     Parameters
     ----------
     matrices : ndarray (N, 3, 3) float64
-        Reference pixel to frame pixel, of all frames that are resampled.
+        Pixel of the grid to frame pixel, of all frames that are resampled.
     out_width, height : int
-        Width of the reference grid; height of it and of the frames.
+        Width and height of the grid.
     displaced : float
         Rows by which a distortion field displaces a pixel at most.
+    frame_height : int, optional
+        Height of the frames, where the grid has another one.
 
     Returns
     -------
     margin : int
-        Rows; ``height`` if a map turns a point of the grid behind the camera, since then a frame is needed as a whole.
+        Rows; a frame's height if a map turns a point of the grid behind the camera: a frame is then needed as a whole.
     stretch : float
         1 or more.
 
@@ -95,12 +99,13 @@ def slab_reach(matrices: np.ndarray, out_width: int, height: int, displaced: flo
     ``sqrt|A_right| w_left(y) = sqrt|A_left| w_right(y)``. Corners of a slab are apart by at most that distance and the
     slope for every row.
     """
+    most = height if frame_height is None else frame_height
     a, c, right, bottom = matrices[:, 1, 1], matrices[:, 2, 1], out_width - 1.0, height - 1.0
     n = np.array([matrices[:, 1, 2], matrices[:, 1, 0] * right + matrices[:, 1, 2]])  # (2, N): left, right
     w = np.array([matrices[:, 2, 2], matrices[:, 2, 0] * right + matrices[:, 2, 2]])
     nearest = np.minimum(w, w + c * bottom)
     if not (nearest > 0).all():
-        return height, 1.0
+        return most, 1.0
     slopes = np.abs(a * w - c * n)
     roots = np.sqrt(slopes)
     bend = c * (roots[1] - roots[0])
@@ -109,4 +114,4 @@ def slab_reach(matrices: np.ndarray, out_width: int, height: int, displaced: flo
     rows = np.array([np.zeros_like(c), np.full_like(c, bottom), np.clip(alike, 0.0, bottom)])
     left_edge, right_edge = ((n[edge] + a * rows) / (w[edge] + c * rows) for edge in (0, 1))
     apart, stretch = np.abs(right_edge - left_edge).max() + 2.0 * displaced, (slopes / nearest**2).max()
-    return math.ceil(min(apart, height)) + 2 * MARGIN + 4, max(float(stretch), 1.0)
+    return math.ceil(min(apart, most)) + 2 * MARGIN + 4, max(float(stretch), 1.0)

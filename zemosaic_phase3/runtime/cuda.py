@@ -17,13 +17,21 @@ import shutil
 import subprocess  # noqa: S404 - nvidia-smi is the one program this room starts
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from zemosaic_phase3.runtime.cuda_failure import classify_failure, is_poisoned, mark_sticky
+from zemosaic_phase3.runtime.cuda_failure import (
+    card_of_thread,
+    classify_failure,
+    is_poisoned,
+    mark_sticky,
+    work_for_card,
+)
 
 LOGGER = logging.getLogger("cuda_utils")
+Result = TypeVar("Result")
 
 
 SYSTEM_NAME: Final = platform.system()
@@ -117,15 +125,20 @@ def _describe_device(cupy: Any) -> GpuProbe:
     reason, remedy = _missing_part(cupy)
     if reason:
         return replace(versions, reason=reason, remedy=remedy)
-    name = runtime.getDeviceProperties(runtime.getDevice())["name"]
+    name = _name_of(cupy, runtime.getDevice())
     free, total = _free_and_total(cupy)
     return replace(
         versions,
         usable_hint=True,
-        name=name.decode(errors="replace") if isinstance(name, bytes) else str(name),
+        name=name,
         vram_total=total,
         vram_free=free,
     )
+
+
+def _name_of(cupy: Any, card: int) -> str:
+    name = cupy.cuda.runtime.getDeviceProperties(card)["name"]
+    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
 
 
 @functools.cache
@@ -151,7 +164,7 @@ def first_probe() -> GpuProbe:
 def probe() -> GpuProbe:
     """Look for a GPU: CuPy, driver, device, memory. Imports CuPy if there is one.
 
-    Everything but the free memory is looked up once per process.
+    Everything but the free memory, and the name of a card other than the first, is looked up once per process.
 
     Returns
     -------
@@ -168,7 +181,9 @@ def probe() -> GpuProbe:
     info = memory_info()
     if info is None:
         return replace(first, usable_hint=False, reason="the GPU no longer answers", remedy="start a new process")
-    return replace(first, vram_free=info[0], vram_total=info[1])
+    card = card_of_thread()
+    name = _name_of(importlib.import_module("cupy"), card) if card else first.name
+    return replace(first, name=name, vram_free=info[0], vram_total=info[1])
 
 
 def gpu_supported() -> bool:
@@ -237,6 +252,28 @@ def cupy_module() -> Any:
     return importlib.import_module("cupy")
 
 
+def card_count() -> int:
+    """Return how many cards CUDA shows to this process; 0 if no GPU can be used."""
+    if not first_probe().usable_hint:
+        return 0
+    return int(importlib.import_module("cupy").cuda.runtime.getDeviceCount())
+
+
+def on_card(card: int, work: Callable[[], Result]) -> Result:
+    """Do a piece of work with a card as CUDA's current device; in a thread of its own, since that is a thread's matter.
+
+    Whatever the work raises is raised again.
+    """
+
+    def begin() -> Result:
+        work_for_card(card)
+        cupy_module().cuda.Device(card).use()
+        return work()
+
+    with ThreadPoolExecutor(1, thread_name_prefix=f"phase3-card-{card}") as thread:
+        return thread.submit(begin).result()
+
+
 def leave_alone(owner: object) -> None:
     """Never destroy an object that owns device memory, streams, events or modules, not even when the process ends.
 
@@ -249,8 +286,8 @@ VRAM_SHARE: Final = 0.9  # of the free memory that tiles may plan with; the rest
 _FAIR_SHARE: Final = 4  # a tile that shares the card waits rather than take less than this part of what it wants
 
 _RESERVATIONS = threading.Condition()
-RESERVED: dict[int, int] = {}  # bytes of the tiles that are on the card now
-_CAPACITY: list[int] = [0]  # what all of them may have, looked up when the card was empty
+RESERVED: dict[tuple[int, int], int] = {}  # bytes of the tiles that are on a card now, by card and a number
+_CAPACITY: dict[int, int] = {}  # what all tiles of a card may have, looked up when it was empty
 
 
 def vram_capacity() -> int:
@@ -283,19 +320,20 @@ def reserve_vram(least: int, wanted: int) -> Iterator[int]:
     MemoryError
         The card cannot give ``least`` even when no other tile is on it.
     """
-    key = 0
+    card = card_of_thread()
     with _RESERVATIONS:
         while True:
-            if not RESERVED:
-                _CAPACITY[0] = vram_capacity()
-            left = _CAPACITY[0] - sum(RESERVED.values())
-            if left >= max(least, min(wanted, _CAPACITY[0]) // _FAIR_SHARE) or (not RESERVED and left >= least):
+            others = [size for (where, _), size in RESERVED.items() if where == card]
+            if not others:
+                _CAPACITY[card] = vram_capacity()
+            left = _CAPACITY[card] - sum(others)
+            if left >= max(least, min(wanted, _CAPACITY[card]) // _FAIR_SHARE) or (not others and left >= least):
                 break
-            if not RESERVED:
+            if not others:
                 raise MemoryError(f"the tile needs {least} bytes of device memory, {left} can be had")
             _RESERVATIONS.wait()
         granted = min(left, wanted)
-        key = max(RESERVED, default=0) + 1
+        key = card, max((number for _, number in RESERVED), default=0) + 1
         RESERVED[key] = granted
     try:
         yield granted

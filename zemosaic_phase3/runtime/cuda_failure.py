@@ -3,8 +3,8 @@
 A failure is classified by class and CUDA status, and by its text only when neither is known
 (:func:`classify_failure`); CuPy need not be installed for that.
 
-A *sticky* CUDA error destroys the context of the process; every later CUDA call returns the same error. Once
-:func:`mark_sticky` was called, nothing in this library makes a CuPy call again.
+A *sticky* CUDA error destroys the context of the process; every later CUDA call returns the same error, on other cards
+too. Once :func:`mark_sticky` was called, nothing in this library makes a CuPy call again.
 
 Source of the status codes: CUDA Runtime API, enum ``cudaError``; the driver's ``CUresult`` uses the same numbers
 for the codes listed here.
@@ -15,16 +15,29 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from zemosaic_phase3.errors import DeviceError, FrameError, NoFramesError, SpecError
+from zemosaic_phase3.errors import DeviceError, FrameError, NoCardLeftError, NoFramesError, SpecError
 
 FailureKind = Literal["out_of_memory", "sticky", "unavailable", "other"]
 
 
 _POISONED = threading.Event()
+_THREAD = threading.local()
+
+
+def work_for_card(card: int) -> None:
+    """Say which card this thread works for from now on."""
+    _THREAD.card = card
+
+
+def card_of_thread() -> int:
+    """Return the card that this thread works for; 0, where CUDA's current device is, unless it said otherwise."""
+    card: int = getattr(_THREAD, "card", 0)
+    return card
 
 
 def mark_sticky() -> None:
@@ -185,7 +198,7 @@ def classify_failure(exc: BaseException) -> FailureKind:
 class Failure:
     """What went wrong on the GPU, classified once, and the exception."""
 
-    kind: FailureKind | Literal["frames", "unsuited"]
+    kind: FailureKind | Literal["frames", "unsuited", "no_card"]
     error: Exception
 
     def __str__(self) -> str:
@@ -200,8 +213,11 @@ def failure_of(error: Exception) -> Failure:
     -------
     Failure
         ``kind`` as :func:`classify_failure` has it; or ``frames``: the frames or what is asked for are to blame, not
-        the device; or ``unsuited``: this tile is not one for the GPU, however often it is tried.
+        the device; or ``unsuited``: this tile is not one for the GPU, however often it is tried; or ``no_card``: each
+        of several cards has failed as often as it may.
     """
+    if isinstance(error, NoCardLeftError):
+        return Failure("no_card", error)
     kind = classify_failure(error)
     if kind == "sticky":
         mark_sticky()
@@ -215,3 +231,9 @@ def failure_of(error: Exception) -> Failure:
 def is_oom_error(exc: BaseException) -> bool:
     """Return True if ``exc`` means that memory ran out, on the device or on the host."""
     return classify_failure(exc) == "out_of_memory"
+
+
+def forget_frames(error: BaseException) -> None:
+    """Drop the local variables an exception keeps alive: they hold the arrays whose memory the retry needs."""
+    for link in exception_chain(error):
+        traceback.clear_frames(link.__traceback__)

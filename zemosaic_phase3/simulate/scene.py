@@ -29,6 +29,7 @@ from zemosaic_phase3.simulate.paint import (
     paint_stars,
     paint_trail,
 )
+from zemosaic_phase3.simulate.pointing import pointing, wcs_cards
 from zemosaic_phase3.simulate.session import (
     BAYER_PATTERNS,
     FULL_SCALE,
@@ -62,7 +63,7 @@ def _session(spec: SimulationSpec, rng: np.random.Generator) -> dict[str, np.nda
     gain_e = spec.electrons_per_adu
     rounding = 0.0 if spec.bayer == "rgb" else 1.0 / 12.0  # variance of rounding to whole ADU
     return {
-        "transforms": np.stack([_pointing(spec, spec.rotation_deg * t, d) for t, d in zip(time, shift, strict=True)]),
+        "transforms": np.stack([pointing(spec, t, d) for t, d in zip(time, shift, strict=True)]),
         "gains": rng.uniform(*spec.gain_range, n),
         "fwhm": spec.fwhm_px * (1.0 + rng.uniform(-spec.seeing_variation, spec.seeing_variation, n)),
         "sky": sky,
@@ -71,16 +72,6 @@ def _session(spec: SimulationSpec, rng: np.random.Generator) -> dict[str, np.nda
         "sample_sigma": np.sqrt(sky / gain_e + (spec.read_noise_e / gain_e) ** 2 + rounding),
         **_trails(spec, rng),
     }
-
-
-def _pointing(spec: SimulationSpec, angle_deg: float, shift: np.ndarray) -> np.ndarray:
-    """Transform reference -> frame: a rotation about the frame's centre, then a shift."""
-    cos, sin = (round(float(f(np.deg2rad(angle_deg))), 12) for f in (np.cos, np.sin))
-    xc, yc = spec.centre
-    dx, dy = shift
-    return np.array(
-        [[cos, -sin, xc - cos * xc + sin * yc + dx], [sin, cos, yc - sin * xc - cos * yc + dy], [0.0, 0.0, 1.0]]
-    )
 
 
 def _trails(spec: SimulationSpec, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -226,19 +217,8 @@ def _header(truth: SimulationTruth, k: int, rng: np.random.Generator) -> Header:
     if spec.bayer in BAYER_PATTERNS:
         header["BAYERPAT"] = (spec.bayer, "colours of the first two rows as stored")
     if spec.with_wcs:
-        header.update(_wcs_cards(truth, k, rng.normal(0.0, spec.wcs_error_px, 2)))
+        header.update(wcs_cards(spec, truth.transforms[k], rng.normal(0.0, spec.wcs_error_px, 2)))
     return header
-
-
-def _wcs_cards(truth: SimulationTruth, k: int, error_px: np.ndarray) -> dict[str, float | str]:
-    """TAN WCS of frame k, exact but for ``error_px``: the tangent point follows the pointing, CD turns with it."""
-    spec = truth.spec
-    scale = spec.scale_arcsec / 3600
-    cd = np.array([[-scale, 0.0], [0.0, scale]]) @ np.linalg.inv(truth.transforms[k][:2, :2])
-    crpix = map_points(truth.transforms[k], np.array(spec.centre)) + 1.0 + error_px  # FITS pixels count from 1
-    cards: dict[str, float | str] = {"CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CUNIT1": "deg", "CUNIT2": "deg"}
-    cards |= {"CRVAL1": spec.ra_deg, "CRVAL2": spec.dec_deg, "CRPIX1": float(crpix[0]), "CRPIX2": float(crpix[1])}
-    return cards | {f"CD{i + 1}_{j + 1}": float(cd[i, j]) for i in (0, 1) for j in (0, 1)} | {"RADESYS": "ICRS"}
 
 
 def simulate(

@@ -38,6 +38,7 @@ class SimulationSpec:
     fwhm_px: float = 3.0  # mean seeing; Moffat profile, exponent 3
     seeing_variation: float = 0.06  # each frame's FWHM is within this fraction of the mean
     dither_px: float = 12.0  # shifts are uniform in +- this, both axes
+    wander_px: tuple[float, float] = (0.0, 0.0)  # drift of the pointing from the first to the last frame, x and y
     rotation_deg: float = 2.0  # field rotation between the first and the last frame, steady as on an alt-az mount
     sky: tuple[float, float, float] = (900.0, 1200.0, 800.0)  # red, green, blue; one channel uses green
     sky_drift: float = 0.08  # relative rise of the sky between the first and the last frame
@@ -67,7 +68,10 @@ class SimulationSpec:
         object.__setattr__(self, "bayer", pattern)
         object.__setattr__(self, "sky", tuple(float(v) for v in self.sky))
         object.__setattr__(self, "gain_range", tuple(float(v) for v in self.gain_range))
+        object.__setattr__(self, "wander_px", tuple(float(v) for v in self.wander_px))
         object.__setattr__(self, "trail_adu", tuple(float(v) for v in self.trail_adu))
+        if len(self.wander_px) != 2:
+            raise SpecError(f"wander_px = {self.wander_px!r} must be two numbers, along x and y")
         if len(self.sky) != 3 or min(self.sky) <= 0:
             raise SpecError(f"sky = {self.sky!r} must be three positive levels (red, green, blue)")
         least = {"n_frames": 1, "height": 64, "width": 64, "fwhm_px": 1.0, "electrons_per_adu": 1e-3}
