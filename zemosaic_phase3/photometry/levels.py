@@ -18,6 +18,12 @@ from zemosaic_phase3.runtime.workspace import Workspace
 MAX_SAMPLES: Final = 1 << 17  # pixels per channel that are looked at
 
 
+def no_levels(channels: int) -> FrameStats:
+    """Return the levels of a frame that nobody measured: all 0."""
+    none = [np.zeros(channels) for _ in range(5)]
+    return FrameStats(*none, luminance_p25=0.0)
+
+
 def measure_levels(
     view: np.ndarray, *, quantum: Sequence[float] | None = None, max_samples: int | None = MAX_SAMPLES
 ) -> FrameStats:
