@@ -15,7 +15,7 @@ PACKAGE = ROOT / "zemosaic_phase3"
 FLOORS = [
     "errors", "records", "methods", "settings", "robust", "progress", "spec",  # files: the ground floor
     "runtime", "io", "calibrate", "detection", "registration", "photometry", "resample", "rejection", "combine",
-    "engine", "finish", "check", "pipeline", "compat", "simulate", "report", "app", "api",
+    "engine", "finish", "check", "pipeline", "compat", "simulate", "report", "cluster", "app", "api",
 ]  # fmt: skip
 """Wings from the ground up; a file may import from its own wing and from those below."""
 TRUTH = {"simulate"}  # real frames have none: only the command line may look

@@ -210,6 +210,8 @@ def stack(
     maps: bool = False,
     overwrite: bool = False,
     self_check: bool = True,
+    series: str | int | None = None,
+    targets: str | os.PathLike[str] | None = None,
     resume: bool = True,
     fresh: bool = False,
     cache: str | os.PathLike[str] | None = None,
@@ -276,6 +278,10 @@ def stack(
         Replace an existing output.
     self_check : bool
         Make some pixels of the result again from the files, by plain definitions, and compare them.
+    series : str or int, optional
+        Many stacks in time beside the output, from one registration: "5min", or so many frames each.
+    targets : path, optional
+        Table of positions (``ra, dec`` or ``x, y``, and ``name``) whose light curve is measured in the series.
     resume, fresh, cache
         Go on where an earlier run was, and keep a journal for the next one, in the folder ``cache`` or beside the
         output; ``fresh`` forgets what it holds. Without output and cache there is none.
@@ -344,6 +350,8 @@ def stack(
             maps=maps,
             overwrite=overwrite,
             self_check=self_check,
+            series=series,
+            targets=targets,
             resume=resume,
             fresh=fresh,
             cache=cache,

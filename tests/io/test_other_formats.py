@@ -29,7 +29,7 @@ from zemosaic_phase3.io.open_frame import open_source
         ("a.fits.bz2", b"BZh91AY", "bunzip2"),
         ("a.fits.xz", b"\xfd7zXZ\0", "unxz"),
         ("a.zap", b"PK\x03\x04", r"name it \.zip"),
-        ("a.fits.gz", gzip.compress(bytes(257) + b"ustar" + bytes(4000)), "tar archive that is compressed"),
+        ("a.fits.gz", gzip.compress(bytes(257) + b"ustar" + bytes(4000), mtime=0), "tar archive that is compressed"),
         ("a.fits", b"what?", "neither FITS nor .npy"),
     ],
 )

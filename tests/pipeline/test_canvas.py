@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from astropy.wcs import WCS, Sip
+from distortion_case import optics
 
 from zemosaic_phase3.pipeline.canvas import canvas_wcs
 from zemosaic_phase3.records import Canvas
-from zemosaic_phase3.registration.transform import transform_points
+from zemosaic_phase3.registration.distortion import displacement
+from zemosaic_phase3.registration.transform import grid_points, transform_points
+from zemosaic_phase3.registration.wcs import distortion_on, wcs_transform
 
 
 def solved(*, with_cd: bool) -> WCS:
@@ -48,3 +51,21 @@ def test_pixels_of_a_canvas_divide_those_of_the_reference() -> None:
     np.testing.assert_allclose(
         transform_points(fine.to_frame(shift), np.array([[0.5, 0.5]])), [[3.0 + 5.0, -2.0 - 4.0]]
     )
+
+
+@pytest.mark.parametrize("shift", [(0.0, 0.0), (180.0, -40.0)])
+def test_distortion_goes_on_beyond_the_reference(shift: tuple[float, float]) -> None:
+    shape = (300, 400)
+    reference, frame = optics(shape, 3.0), optics(shape, 3.0, shift, turn=2.0)
+    matrix = wcs_transform(reference, frame, shape, "homography")
+    canvas = Canvas(500, 800, origin_x=-200.0, origin_y=-100.0)
+    field = distortion_on(canvas, reference, frame, matrix, shape)
+    assert field.shape[:2] == (500 // 64 + 2, 800 // 64 + 2)
+    pixels = grid_points(shape, 7)
+    there = reference.all_world2pix(frame.all_pix2world(pixels, 0), 0)
+    on_canvas = there - (canvas.origin_x, canvas.origin_y)
+    found = transform_points(canvas.to_frame(matrix), on_canvas) + displacement(field, on_canvas)
+    straight = transform_points(matrix, there)
+    assert np.abs(found - pixels).max() < 0.1
+    if any(shift):
+        assert np.abs(straight - pixels).max() > 0.5

@@ -176,6 +176,11 @@ def test_what_cannot_be_written_is_refused_before_the_work(
     ):
         assert cli.main([*order, "--report", str(folder)]) == 1
         assert why in capsys.readouterr().err
+    for wrong in (["--report", order[3]], ["--preview-size", "quarter"], ["--preview-size", "0"]):
+        with pytest.raises(SystemExit):
+            cli.main([*order, *wrong])
+    told = capsys.readouterr().err
+    assert "must be different files" in told and "'quarter' is neither half nor full" in told
     monkeypatch.setattr(needs, "find_spec", lambda name: None if name in ("jinja2", "PIL") else True)
     with pytest.raises(SystemExit):
         cli.main([*order, "--report", str(tmp_path / "r")])

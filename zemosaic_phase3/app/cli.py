@@ -41,6 +41,7 @@ from zemosaic_phase3.app.options import (
 )
 from zemosaic_phase3.app.printable import broken_lines, printable
 from zemosaic_phase3.app.signals import PROGRAM, stopped_status
+from zemosaic_phase3.app.tiles import add_mosaic, add_plan, add_tiles, run_mosaic, run_plan, run_tiles
 from zemosaic_phase3.errors import SpecError, ZeMosaicError
 
 FAILED, USAGE = 1, 2
@@ -69,6 +70,9 @@ def build_parser() -> argparse.ArgumentParser:
         (add_stack, run_stack, "stack", "INPUT... [-o OUT] [options]", "register and stack frames into one FITS image"),
         (add_watch, run_watch, "watch", "FOLDER -o OUT [options]", "stack the frames of a folder as they arrive"),
         (add_view, run_view, "view", "TILE", "show what a tile holds and how it was made, as a page in the browser"),
+        (add_plan, run_plan, "plan", "INPUT... -o PLAN.toml [options]", "group solved frames into tiles, by position"),
+        (add_tiles, run_tiles, "tiles", "PLAN.toml -o DIR [options]", "make the tiles of a plan, here or on a cluster"),
+        (add_mosaic, run_mosaic, "mosaic", "DIR -o OUT [options]", "put tiles together into one image"),
         (add_demo, run_demo, "demo", "[DIR]", "simulate frames, stack them, compare the result with the truth"),
         (add_simulate, run_simulate, "simulate", "DIR [options]", "write seeded Seestar-like frames and their truth"),
         (add_doctor, run_doctor, "doctor", "", "show versions, cores, memory, GPU, and what stack would choose"),

@@ -79,7 +79,8 @@ def _outputs(args: argparse.Namespace) -> Outputs:
     outputs = Outputs(args.output, None if preview == NO_PREVIEW else preview, args.json, args.before_after, page)
     wanted = (outputs.image, outputs.preview, outputs.report, outputs.pair)
     files = [path for path in wanted if path not in (None, STANDARD_OUTPUT)]
-    if len(set(real_paths(files))) < len(files):
+    folders = [] if args.report is None else [args.report]
+    if len(set(real_paths([*files, *folders]))) < len(files) + len(folders):
         raise SpecError(f"output, preview and report must be different files, not {', '.join(map(str, files))}")
     for path in files:
         check_output(path, overwrite=args.overwrite)
@@ -88,14 +89,8 @@ def _outputs(args: argparse.Namespace) -> Outputs:
     return outputs
 
 
-def specs_of(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectSpec]:
-    """Return what the options ask for; raises SpecError for a value out of range."""
-    if args.require_gpu and args.device == "cpu":
-        raise SpecError("--require-gpu and --device cpu contradict each other")
-    if args.gpus is not None and args.device == "cpu":
-        raise SpecError("--gpus and --device cpu contradict each other")
-    if args.no_resume and (args.fresh or args.cache is not None):
-        raise SpecError("--no-resume keeps no journal, so that --fresh and --cache have no meaning with it")
+def stack_spec_of(args: argparse.Namespace) -> StackSpec:
+    """Return how frames are combined; raises SpecError for a value out of range."""
     stack = StackSpec(
         normalize=args.normalize,
         weight=args.weight,
@@ -119,6 +114,18 @@ def specs_of(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectS
         raise SpecError("--pixfrac needs --drizzle SCALE: without it pixels are not dropped, but interpolated")
     if args.winsor_limits is not None and not stack.is_legacy_winsor:
         raise SpecError("--winsor-limits needs --reject winsorized_sigma_clip --wsc-impl legacy_quantile")
+    return stack
+
+
+def specs_of(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectSpec]:
+    """Return what the options ask for; raises SpecError for a value out of range."""
+    if args.require_gpu and args.device == "cpu":
+        raise SpecError("--require-gpu and --device cpu contradict each other")
+    if args.gpus is not None and args.device == "cpu":
+        raise SpecError("--gpus and --device cpu contradict each other")
+    if args.no_resume and (args.fresh or args.cache is not None):
+        raise SpecError("--no-resume keeps no journal, so that --fresh and --cache have no meaning with it")
+    stack = stack_spec_of(args)
     select = SelectSpec(max_fwhm=args.max_fwhm, min_stars=args.min_stars, drop_worst=args.drop_worst)
     return stack, RegisterSpec(mode=args.register, transform=args.transform), select
 
@@ -210,6 +217,8 @@ def _stacked(args: argparse.Namespace, inputs: Sequence[str] | Inputs, console: 
             resume=not args.no_resume,
             fresh=args.fresh,
             cache=args.cache,
+            series=args.series,
+            targets=args.targets,
             command=args.command_line,
             progress=progress if args.log is None else with_log_of_progress(progress),
         )

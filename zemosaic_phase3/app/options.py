@@ -30,6 +30,7 @@ from zemosaic_phase3.methods import (
 from zemosaic_phase3.pipeline.frame_count import LeastFrames
 from zemosaic_phase3.pipeline.frame_groups import GROUP_KEYS, group_keys
 from zemosaic_phase3.pipeline.outputs import PREVIEW_SIDE_PX
+from zemosaic_phase3.pipeline.series import SeriesSpec
 from zemosaic_phase3.report.preview import PictureSize
 from zemosaic_phase3.report.stretch import StretchName
 from zemosaic_phase3.runtime import limits as limits_module
@@ -109,7 +110,11 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _picture_size(text: str) -> PictureSize:
-    return text if text in ("half", "full") else _positive(text)  # type: ignore[return-value]
+    if text in ("half", "full"):
+        return text  # type: ignore[return-value]
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither half nor full nor a number of pixels")
+    return int(text)
 
 
 def _path_ending(*suffixes: str, instead: str | None = None) -> Callable[[str], Path]:
@@ -193,6 +198,11 @@ def _least_frames(text: str) -> LeastFrames:
     return found
 
 
+def _series(text: str) -> SeriesSpec:
+    found: SeriesSpec = _as_argument(lambda: SeriesSpec.of(text))
+    return found
+
+
 def _group_keys(text: str) -> tuple[str, ...]:
     keys: tuple[str, ...] = _as_argument(lambda: group_keys(text))
     return keys
@@ -207,11 +217,12 @@ def _add_choice(group: Group, option: str, kind: str, allowed: object, default: 
     )  # fmt: skip
 
 
-def _add_registration(group: Group) -> None:
-    group.add_argument(
-        "--reference", metavar="FILE", default="auto",
-        help="frame the others are brought onto: one of the inputs, or auto for the best of them (default: auto)",
-    )  # fmt: skip
+def _add_registration(group: Group, *, with_reference: bool = True) -> None:
+    if with_reference:  # many stacks have no one reference
+        group.add_argument(
+            "--reference", metavar="FILE", default="auto",
+            help="frame the others are brought onto: one of the inputs, or auto for the best of them (default: auto)",
+        )  # fmt: skip
     _add_choice(
         group, "--register", "registration", RegisterMode, "auto",
         "how; auto is stars, seeded by the WCS, with the WCS alone where there are too few stars; "
@@ -225,11 +236,12 @@ def _add_registration(group: Group) -> None:
         group, "--framing", "framing", FramingName, StackSpec.framing,
         "what the result shows: the field of the reference, all that any frame shows, or what all of them share",
     )  # fmt: skip
-    group.add_argument(
-        "--comet", action="append", metavar="FRAME:X,Y",
-        help="hold still for a moving target instead of the stars: its place in two frames (given twice), or a table "
-        "with its times (UTC), RA and DEC (default: the stars)",
-    )  # fmt: skip
+    if with_reference:
+        group.add_argument(
+            "--comet", action="append", metavar="FRAME:X,Y",
+            help="hold still for a moving target instead of the stars: its place in two frames (given twice), or a "
+            "table with its times (UTC), RA and DEC (default: the stars)",
+        )  # fmt: skip
     group.add_argument(
         "--max-fwhm", type=float, metavar="PX", help="leave out frames whose stars are wider, pixels (default: none)"
     )
@@ -386,6 +398,15 @@ def _add_results(group: Group) -> None:
     group.add_argument(
         "--maps", action="store_true",
         help="write the maps COVERAGE, WEIGHT, REJ_LOW and REJ_HIGH into OUT too (default: no)",
+    )  # fmt: skip
+    group.add_argument(
+        "--series", type=_series, metavar="LENGTH",
+        help="many stacks in time beside OUT, OUT_s0001.fits and so on, from one registration: 5min, 90s, 1h, or 50 "
+        "frames each (default: none)",
+    )  # fmt: skip
+    group.add_argument(
+        "--targets", type=Path, metavar="CSV",
+        help="positions (columns ra, dec or x, y, and name) whose light curve the series tells (default: none)",
     )  # fmt: skip
     group.add_argument(
         "--preview", type=_path_ending(".png", instead="none"), metavar="PNG",

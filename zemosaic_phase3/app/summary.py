@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 UNITS: Final[Mapping[str, str]] = {
+    "plan": "frames",
+    "tiles": "frames",
+    "mosaic": "tiles",
     "simulate": "frames",
     "calibrate": "frames",
     "measure": "frames",

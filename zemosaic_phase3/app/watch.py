@@ -123,7 +123,13 @@ def run_watch(args: argparse.Namespace, console: Console, stack_once: Callable[.
 def _folder_of(args: argparse.Namespace) -> Path:
     if len(args.inputs) != 1 or not Path(args.inputs[0]).is_dir():
         raise SpecError("watch takes one folder; create it first, or name another one")
-    for option, name in (("group_by", "--group-by"), ("dry_run", "--dry-run"), ("no_resume", "--no-resume")):
+    for option, name in (
+        ("group_by", "--group-by"),
+        ("dry_run", "--dry-run"),
+        ("no_resume", "--no-resume"),
+        ("series", "--series"),
+        ("series", "--series"),
+    ):
         if getattr(args, option):
             raise SpecError(f"watch and {name} do not go together; use stack with it")
     if args.output is None:

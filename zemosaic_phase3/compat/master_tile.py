@@ -38,6 +38,7 @@ from zemosaic_phase3.pipeline.registering import drop_starless, register_group
 from zemosaic_phase3.pipeline.tile import Stacker, Tile, stack_group
 from zemosaic_phase3.progress import notify, timed
 from zemosaic_phase3.records import TileReport
+from zemosaic_phase3.registration.few_stars import FEW
 from zemosaic_phase3.runtime.limits import available_memory, usable_cpus
 from zemosaic_phase3.settings import positive, setting
 from zemosaic_phase3.spec import RegisterSpec
@@ -55,7 +56,7 @@ TileResult = tuple[tuple[str | None, "WCS | None"], RetryGroups]
 REJECTS_FOLDER: Final = "rejected_by_quality"
 MOST_BEYOND: Final = 0.25  # of a side, that a tile may go on around its reference
 NAMED_FAILURES: Final = 10  # frames that failed to register, named in one message
-FEW_STARS: Final = RegisterSpec().min_matched
+FEW_STARS: Final = FEW
 # What may go wrong with one tile and must not end the run; anything else is a fault of this program.
 _FAILURES: Final = (ZeMosaicError, MemoryError, OSError, ValueError)
 

@@ -10,12 +10,13 @@ import re
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.io import fits_header as headers
 from zemosaic_phase3.io.frame_kind import read_cards
 from zemosaic_phase3.io.pixel_files import PixelFile, TileCompressedFile, file_errors
+from zemosaic_phase3.io.remote import opened
 from zemosaic_phase3.io.ser_file import SerFrame
 
 if TYPE_CHECKING:
@@ -63,12 +64,12 @@ def further_images(source: FrameSource) -> Further:
         return Further(0)
     place = source.place
     if place.member is not None:
-        with file_errors(source.name), Path(place.path).open("rb") as plain, place.opened(plain) as stream:
+        with file_errors(source.name), opened(place.path, source.identity.size) as plain, place.opened(plain) as stream:
             return _walk(stream, source)
     known_end = None if isinstance(source, TileCompressedFile) else _end_of_pixels(source)
     if known_end is not None and not place.gzipped and source.identity.size < known_end + headers.FITS_BLOCK:
         return Further(place.unit)
-    with file_errors(source.name), Path(place.path).open("rb") as plain:
+    with file_errors(source.name), opened(place.path, source.identity.size) as plain:
         if known_end is not None and place.gzipped and _length_inside(plain) < known_end + headers.FITS_BLOCK:
             return Further(place.unit)
         plain.seek(0)
@@ -82,7 +83,7 @@ def _end_of_pixels(source: PixelFile) -> int:
     return source.place.offset + -(-pixels // headers.FITS_BLOCK) * headers.FITS_BLOCK
 
 
-def _length_inside(plain: BufferedIOBase) -> int:
+def _length_inside(plain: BinaryIO) -> int:
     """Length of what is in a ``.gz``, as its last bytes say it, where that is less than 4 GiB."""
     plain.seek(-4, 2)
     return int.from_bytes(plain.read(4), "little")

@@ -88,7 +88,7 @@ def find_inputs(inputs: Iterable[str | os.PathLike[str]], *, recursive: bool = F
         files.setdefault(real, path)
     if not files:
         raise NoFramesError(_nothing_found(items, found))
-    found.paths = sorted(files.values(), key=_natural_key)
+    found.paths = sorted(files.values(), key=natural_key)
     return found
 
 
@@ -194,7 +194,7 @@ def _folders(top: Path, most: int | None) -> Iterator[tuple[Path, list[Path], Co
             if folder == top:
                 raise
             continue
-        for path in sorted(below, key=_natural_key):
+        for path in sorted(below, key=natural_key):
             real = real_path(path)
             if real not in seen:
                 seen.add(real)
@@ -225,6 +225,7 @@ def _kind_of_file(name: str) -> str:
     return os.path.splitext(stem)[1] + ending if ending in _COMPRESSIONS else ending  # noqa: PTH122
 
 
-def _natural_key(path: Path) -> list[tuple[int, int, str]]:
+def natural_key(path: Path | str) -> list[tuple[int, int, str]]:
+    """Return a key by which ``sub_2`` comes before ``sub_10``."""
     parts = re.split(r"(\d+)", str(path).lower())
     return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts if part]

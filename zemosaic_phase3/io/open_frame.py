@@ -26,6 +26,7 @@ from zemosaic_phase3.io.layout import MIN_SIDE_PX, check_file_size, image_layout
 from zemosaic_phase3.io.mosaic_cards import BAYER_PATTERNS, bayer_cards, row_order
 from zemosaic_phase3.io.other_formats import kind_of_file
 from zemosaic_phase3.io.pixel_files import ArraySource, PixelFile, Place, TileCompressedFile, file_errors
+from zemosaic_phase3.io.remote import identity_at, is_remote, opened
 from zemosaic_phase3.io.ser_file import open_ser
 from zemosaic_phase3.io.tiff_file import open_tiff
 from zemosaic_phase3.io.tile_table import check_tiles
@@ -126,19 +127,14 @@ def _open_array(value: object, name: str, bayer: str, header: Cards) -> FrameSou
 def _open_path(path: str, label: object, bayer: str, header: Cards) -> FrameSource:
     name = path if label is None else str(label)
     path, unit = split_unit(path)
-    inside = split_member(path)
+    inside = None if is_remote(path) else split_member(path)
     member = None if inside is None else member_of(*inside, name)
     path = path if inside is None else inside[0]
-    with file_errors(name):
-        status = Path(path).stat()
-    if stat.S_ISDIR(status.st_mode):
-        raise FrameError(name, "is a folder, not a frame; name the files in it")
-    if not stat.S_ISREG(status.st_mode):
-        raise FrameError(name, "is not a regular file; copy its content to a file first")
-    held = status.st_size if member is None else member.size
+    size = _size_of_file(path, name)
+    held = size if member is None else member.size
     if held == 0:
         raise FrameError(name, "is empty (0 bytes); copy or capture it again")
-    with file_errors(name), Path(path).open("rb") as plain:
+    with file_errors(name), opened(path, size) as plain:
         place = Place(path, member=member)
         with place.opened(plain) as stream:
             place = place._replace(gzipped=stream.read(2) == b"\x1f\x8b")
@@ -161,6 +157,8 @@ def _open_foreign(
 ) -> FrameSource | None:
     """Open a file of another format than FITS, told by its first bytes and its name; None: it is none that is read."""
     kind = kind_of_file(magic, place.path)
+    if kind and is_remote(place.path):
+        raise FrameError(name, "is of another format than FITS at an address; copy it to this machine first")
     if kind and place.member is not None:
         raise FrameError(name, "is of another format than FITS inside an archive; unpack it first")
     if kind and place.gzipped:
@@ -174,13 +172,30 @@ def _open_foreign(
     return open_tiff(place, name, bayer, header) if kind == "tiff" else None
 
 
+def _size_of_file(path: str, name: str) -> int:
+    """Return the bytes of a file, which must be one and hold something."""
+    with file_errors(name):
+        if is_remote(path):
+            mode, size = stat.S_IFREG, identity_at(path).size
+        else:
+            status = Path(path).stat()
+            mode, size = status.st_mode, status.st_size
+    if stat.S_ISDIR(mode):
+        raise FrameError(name, "is a folder, not a frame; name the files in it")
+    if not stat.S_ISREG(mode):
+        raise FrameError(name, "is not a regular file; copy its content to a file first")
+    if size == 0:
+        raise FrameError(name, "is empty (0 bytes); copy or capture it again")
+    return size
+
+
 def split_unit(path: str) -> tuple[str, int | None]:
     """Return the file of a path such as ``a.fits[2]``, and the FITS unit; None where no unit is named.
 
     A file that has such a name itself is that file.
     """
     found = _UNIT.fullmatch(path)
-    if found is None or Path(path).exists():
+    if found is None or (not is_remote(path) and Path(path).exists()):
         return path, None
     return (found[1], int(found[2])) if found[1] else (found[3], int(found[4]))
 

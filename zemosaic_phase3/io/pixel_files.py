@@ -21,6 +21,7 @@ from zemosaic_phase3.io.frame import FrameSource, RawFile
 from zemosaic_phase3.io.frame_kind import read_cards
 from zemosaic_phase3.io.origin import Identity, Origin
 from zemosaic_phase3.io.plain_wcs import plain_cards, tangent_plane
+from zemosaic_phase3.io.remote import identity_at, is_remote, opened, read_remote_at
 
 if TYPE_CHECKING:
     from io import BufferedIOBase
@@ -116,13 +117,13 @@ class PixelFile(FrameSource):
         super().__init__(name, size, codec, cfa)
         self._place = place
         with file_errors(name):
-            self._identity = Identity.of(os.stat(place.path))  # noqa: PTH116 - called for every slab of every frame
+            self._identity = identity_at(place.path)
 
     def require_unchanged(self, descriptor: int | None = None) -> None:
         """Make sure that the file, or the one behind an open descriptor, is still the one that was opened."""
         with file_errors(self.name):
-            status = os.stat(self._place.path if descriptor is None else descriptor)  # noqa: PTH116
-        if not self._identity.is_same(Identity.of(status)):
+            now = identity_at(self._place.path) if descriptor is None else Identity.of(os.fstat(descriptor))
+        if not self._identity.is_same(now):
             reason = "its file was written or replaced after it was opened, so that what was measured of it is not true"
             raise FrameError(self.name, f"{reason}; stack again when nothing writes there")
 
@@ -133,7 +134,13 @@ class PixelFile(FrameSource):
             return None
         place = self._place._replace(path="")
         recipe = f"{type(self).__name__} {tuple(place)} {self.width}x{self.height} {self.cfa} {tuple(self._codec)}"
-        return Origin(os.path.abspath(self._place.path), self._identity, recipe)  # noqa: PTH100 - ten thousand files
+        where = self._place.path if self.is_remote else os.path.abspath(self._place.path)  # noqa: PTH100 - many files
+        return Origin(where, self._identity, recipe)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether its bytes come from an address rather than from a file that this machine has open."""
+        return is_remote(self._place.path)
 
     def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
         with self._open() as stream:
@@ -154,8 +161,11 @@ class PixelFile(FrameSource):
     def raw_file(self) -> RawFile | None:
         """Where the rows lie in a file, for threads that read it themselves; None where they do not."""
         layout = self.raw_layout
-        if layout is None:
+        if layout is None or self.is_remote:
             return None
+        return self._rows_in_file(layout)
+
+    def _rows_in_file(self, layout: RawLayout) -> RawFile:
         channels = 1 if self.cfa else self.channels
         planes = channels if layout.planar else 1
         row = self.width * (channels // planes) * layout.dtype.itemsize
@@ -164,10 +174,11 @@ class PixelFile(FrameSource):
 
     def read_raw(self, y0: int, y1: int, out: np.ndarray) -> None:
         """Fill rows y0 .. y1 - 1 as they are stored into ``out``, bytes."""
-        place = self.raw_file
-        if place is None:
+        layout = self.raw_layout
+        if layout is None:
             super().read_raw(y0, y1, out)
             return
+        place = self._rows_in_file(layout)
         first = place.offset + y0 * place.row_bytes
         pieces = [(first + c * place.plane_bytes, part) for c, part in enumerate(np.split(out, place.planes))]
         with file_errors(self.name):
@@ -200,11 +211,14 @@ class PixelFile(FrameSource):
     @contextlib.contextmanager
     def _open(self) -> Iterator[BufferedIOBase]:
         """Open the file, decompressed; FrameError where it cannot be read or is another one than before."""
-        with file_errors(self.name), Path(self._place.path).open("rb") as plain:
-            self.require_unchanged(plain.fileno())
+        with file_errors(self.name), opened(self._place.path, self._identity.size) as plain:
+            # Of a remote file a look after the reading tells both, and is one request less.
+            number = None if self.is_remote else plain.fileno()
+            if number is not None:
+                self.require_unchanged(number)
             with self._place.opened(plain) as stream:
                 yield stream
-            self.require_unchanged(plain.fileno())
+            self.require_unchanged(number)
 
     def _fill(self, stream: BufferedIOBase, first_pixel: int, block: np.ndarray) -> None:
         stream.seek(self._place.offset + first_pixel * block.itemsize)
@@ -290,13 +304,17 @@ class PixelFile(FrameSource):
         return parse
 
 
-def _read_at(path: str, pieces: Iterable[tuple[int, np.ndarray]], require: Callable[[int], None]) -> list[int]:
+def _read_at(path: str, pieces: Iterable[tuple[int, np.ndarray]], require: Callable[[int | None], None]) -> list[int]:
     """Read from places of a file into arrays of bytes; return how many bytes each got, fewer at the end of the file.
 
     No buffer in between. One system call a piece where the system can read at an offset. ``require`` looks at the open
-    file before and after.
+    file before and after, or at the address after.
     """
     counts: list[int] = []
+    if is_remote(path):
+        counts = read_remote_at(path, list(pieces))
+        require(None)
+        return counts
     if not hasattr(os, "preadv"):  # Windows
         with Path(path).open("rb", buffering=0) as stream:
             require(stream.fileno())
@@ -369,12 +387,12 @@ class TileCompressedFile(PixelFile):
 
         with file_errors(self.name):
             self.require_unchanged()
-            if self._place.member is None:
+            if self._place.member is None and not self.is_remote:
                 with fits.open(self._place.path, **options) as hdus:
                     yield hdus
             else:  # astropy closes what it is given
                 with (
-                    Path(self._place.path).open("rb") as plain,
+                    opened(self._place.path, self._identity.size) as plain,
                     self._place.opened(plain) as stream,
                     fits.open(stream, **options) as hdus,
                 ):

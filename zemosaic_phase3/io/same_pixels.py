@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.io.pixel_files import PixelFile, file_errors
+from zemosaic_phase3.io.remote import opened
 
 SAMPLE_PLACES: Final = 4  # of a file that are looked at
 SAMPLE_BYTES: Final = 1024  # of each
@@ -82,7 +82,7 @@ def _sample(source: PixelFile) -> bytes:
     member = source.place.member
     if member is not None and not member.is_plain:
         return f"{member.crc} {member.size}".encode()
-    with file_errors(source.name), Path(source.place.path).open("rb", buffering=0) as stream:
+    with file_errors(source.name), opened(source.place.path, source.identity.size) as stream:
         if source.place.gzipped:
             stream.seek(0, 2)
             stream.seek((stream.tell() if member is None else member.start + member.packed) - 8)
@@ -113,7 +113,7 @@ def _whole(source: PixelFile) -> bytes:
     start, end = _span(source)
     is_compressed = source.is_encoded
     lows, highs = [], []
-    with file_errors(source.name), Path(source.place.path).open("rb", buffering=0) as stream:
+    with file_errors(source.name), opened(source.place.path, source.identity.size) as stream:
         stream.seek(start)
         left = end - start
         while left > 0 and (block := stream.read(min(CHUNK_BYTES, left))):

@@ -27,6 +27,7 @@ logger = logging.getLogger("ZeMosaicWorker")
 
 BESIDE: Final = 3  # frames before or after a frame in the list, that it is first tried on
 SPREAD: Final = 12  # frames all over the field that are known, which a frame is tried on when those beside it fail
+AS_GOOD: Final = 0.98  # stars matched, and rms, of an adjustment beside another one, to be as good
 LITTLE_OVERLAP: Final = 0.6  # of the reference's field; with less, a frame's own registration is a lever
 
 Verdicts = dict[int, Registration]
@@ -164,11 +165,12 @@ def _best_adjustment(group: Group, spec: RegisterSpec, verdicts: Verdicts, order
         for k, i in enumerate(order)
     ]
     round_ = adjust(
-        [_sight(group, i, t) for i, t in zip(order, turned, strict=True)], order.index(group.reference), shape
+        [_sight(group, i, t) for i, t in zip(order, turned, strict=True)], order.index(group.reference), shape, focal
     )
     logger.info("adjustment: rms %.4f px in one plane, %.4f px on the sphere", flat.overall, round_.overall)
-    better = round_.matched.sum() >= flat.matched.sum() and round_.overall < flat.overall
-    return round_ if better else flat
+    # The sky is a sphere: only a focal length that is wrong could make it worse.
+    is_sound = round_.matched.sum() >= AS_GOOD * flat.matched.sum() and round_.overall <= flat.overall / AS_GOOD
+    return round_ if is_sound else flat
 
 
 def _sight(group: Group, i: int, transform: np.ndarray) -> Sight:

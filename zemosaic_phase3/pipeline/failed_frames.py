@@ -26,7 +26,7 @@ from zemosaic_phase3.registration.diagnosis import (
     overlap,
     still_detections,
 )
-from zemosaic_phase3.registration.few_stars import DENIED, WCS_ERROR
+from zemosaic_phase3.registration.few_stars import DENIED, FEW, WCS_ERROR
 from zemosaic_phase3.registration.match import register_stars
 from zemosaic_phase3.registration.transform import transform_points
 from zemosaic_phase3.registration.wcs import register_wcs
@@ -249,7 +249,7 @@ def _apart(matrix: np.ndarray, shape: tuple[int, ...], beside: str, reason: str)
     where = f"{math.hypot(*away):.0f} px away (x {away[0]:+.0f}, y {away[1]:+.0f})"
     if part == 0.0:
         return (
-            "do not overlap with the reference: stack them on their own",
+            "do not overlap with the reference: use --framing union, or stack them on their own",
             f"no overlap with the reference: its field is {where}, as {beside} beside it shows; stack it on its own",
         )
     return (
@@ -295,10 +295,11 @@ def _cameras(group: Group, i: int) -> str:
 
 def review_wcs(group: Group, spec: RegisterSpec, verdicts: Verdicts, _tools: Tools) -> None:
     """Say how many frames were placed by their WCS alone, and place none by one that was copied and that stars deny."""
-    few = [i for i, v in verdicts.items() if v.ok and v.method == "stars" and v.matched < spec.min_matched]
+    least = max(FEW, spec.min_matched)
+    few = [i for i, v in verdicts.items() if v.ok and v.method == "stars" and _leans_on_wcs(group, i, least)]
     if few:
         group.notes.append(
-            f"{len(few)} of {len(verdicts)} frames, such as {_name(group, few[0])}, show fewer than {spec.min_matched} "
+            f"{len(few)} of {len(verdicts)} frames, such as {_name(group, few[0])}, show fewer than {least} "
             f"stars and were registered by these, with no more than scale and rotation from their WCS"
         )
     denied = [i for i, v in verdicts.items() if v.reason.startswith(DENIED)]
@@ -325,7 +326,7 @@ def review_wcs(group: Group, spec: RegisterSpec, verdicts: Verdicts, _tools: Too
     if spec.mode == "auto" and placed:
         group.notes.append(
             f"{len(placed)} of {len(verdicts)} frames, such as {_name(group, placed[0])}, were placed by their WCS "
-            f"alone: fewer than {spec.min_matched} stars there"
+            f"alone: fewer than {least} stars there"
         )
     same = [i for i in placed if i in copied]
     if same:
@@ -333,6 +334,13 @@ def review_wcs(group: Group, spec: RegisterSpec, verdicts: Verdicts, _tools: Too
             f"{len(same)} of the frames placed by their WCS carry one and the same WCS: it was copied from one, "
             "or is the mount's, and if the sky moved meanwhile the stack is smeared"
         )
+
+
+def _leans_on_wcs(group: Group, i: int, least: int) -> bool:
+    """Return whether a frame, or the reference, shows so few stars that a WCS in both was compared with them."""
+    if not (group.scan(i).has_wcs and group.scan(group.reference).has_wcs):
+        return False
+    return min(len(group.scan(k).stars or ()) for k in (i, group.reference)) < least
 
 
 def _fingerprint(wcs: WCS | None) -> Any:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from zemosaic_phase3.errors import NoFramesError, OutputError
-from zemosaic_phase3.io.inputs import find_inputs, frames_in, real_path, real_paths
+from zemosaic_phase3.errors import FrameError, NoFramesError, OutputError
+from zemosaic_phase3.io.inputs import find_inputs, frames_in, is_frame_name, natural_key, real_path, real_paths
 from zemosaic_phase3.io.open_frame import open_source, split_unit
+from zemosaic_phase3.io.remote import expand_remote, is_remote
 
 logger = logging.getLogger("ZeMosaicWorker")
 
@@ -55,8 +56,9 @@ def list_inputs(inputs: Sequence[Any], output: str | os.PathLike[str] | None, *,
     OutputError
         The output is an input: named as one, or a file of a folder or a pattern that is no tile of ours.
     """
-    given = [Path(item) for item in inputs if isinstance(item, str | os.PathLike)]
+    given = [Path(item) for item in inputs if isinstance(item, str | os.PathLike) and not is_remote(item)]
     others = [item for item in inputs if not isinstance(item, str | os.PathLike)]
+    others += [frame for item in inputs if is_remote(item) for frame in _remote_frames(item, recursive=recursive)]
     if not inputs:
         raise NoFramesError("no frames to stack: no input was named")
     if not given:
@@ -87,6 +89,18 @@ def list_inputs(inputs: Sequence[Any], output: str | os.PathLike[str] | None, *,
     if not kept and not others:
         raise NoFramesError(f"no frames but finished stacks in: {', '.join(map(str, given))}")
     return Inputs([*kept, *others], notes, named)
+
+
+def _remote_frames(address: str, *, recursive: bool) -> list[str]:
+    """Return the frames that an address stands for, in natural order; one that leads to nothing stays, to be told."""
+    path, unit = split_unit(address)
+    try:
+        found = expand_remote(path, is_frame_name, recursive=recursive)
+    except FrameError as exc:
+        raise NoFramesError(str(exc)) from exc
+    if unit is not None:
+        found = [f"{frame}[{unit}]" for frame in found]
+    return sorted(found, key=natural_key) or [address]
 
 
 def named_files(given: Sequence[Path]) -> frozenset[Path]:

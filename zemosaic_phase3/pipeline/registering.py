@@ -12,12 +12,13 @@ import numpy as np
 from zemosaic_phase3.detection.star_finder import choose_reference
 from zemosaic_phase3.errors import NoFramesError
 from zemosaic_phase3.io.frame import FrameSource
+from zemosaic_phase3.pipeline.borrowing import borrow
 from zemosaic_phase3.pipeline.group import Group, Kept, frame_fault
 from zemosaic_phase3.pipeline.measuring import known_or_scanned
 from zemosaic_phase3.pipeline.scan import Scan, scan_bytes
 from zemosaic_phase3.progress import Callback, notify
 from zemosaic_phase3.records import Registration
-from zemosaic_phase3.registration.few_stars import check_by_stars, confirm_by_stars
+from zemosaic_phase3.registration.few_stars import FEW, check_by_stars, confirm_by_stars
 from zemosaic_phase3.registration.match import register_stars
 from zemosaic_phase3.registration.solutions import solution_of
 from zemosaic_phase3.registration.wcs import register_stars_seeded, register_wcs
@@ -64,12 +65,13 @@ def drop_starless(group: Group, spec: RegisterSpec) -> None:
     if not counts:
         return
     typical = float(np.median(list(counts.values())))
-    if typical < spec.min_matched:
+    few = max(FEW, spec.min_matched)
+    if typical < few:
         return
     for i, count in counts.items():
-        if count < min(spec.min_matched, FEW_STARS * typical) and i != group.reference:
+        if count < min(few, FEW_STARS * typical) and i != group.reference:
             reason = (
-                f"{count} {'star' if count == 1 else 'stars'} in the frame, at least {spec.min_matched} are needed, "
+                f"{count} {'star' if count == 1 else 'stars'} in the frame, at least {few} are needed, "
                 f"and the others show {typical:.0f}: clouds? Registration by the WCS would take it"
             )
             group.rows[i].registration = Registration(ok=False, method="stars", reason=reason)
@@ -109,6 +111,7 @@ def register_group(
         verdicts = _register_on(group, group.reference, spec, workers, progress, kept)
     else:
         group.reference, verdicts = _best_reference(group, spec, workers, progress, kept)
+    borrow(group, spec, verdicts, workers)
     if chain is not None:
         chain(group, spec, verdicts, workers)
     if review is not None:
@@ -239,7 +242,7 @@ def register_frame(group: Group, i: int, reference: int, reference_wcs: WCS | No
     seed = by_wcs if by_wcs is not None and by_wcs.ok else None
     if seed is None:
         return register_stars(known, stars, shape, spec)
-    if min(len(known), len(stars)) < spec.min_matched:
+    if min(len(known), len(stars)) < max(FEW, spec.min_matched):
         return check_by_stars(known, stars, shape, spec, seed)
     by_stars = register_stars_seeded(known, stars, shape, spec, seed)
     return by_stars if by_stars.ok else confirm_by_stars(known, stars, shape, seed) or by_stars

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -20,7 +21,7 @@ from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.engine.result_check import result_fault
 from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS
 from zemosaic_phase3.engine.star_tolerance import with_star_tolerance
-from zemosaic_phase3.errors import GPUStackingError, NoCardLeftError, PlanError, StackCancelled
+from zemosaic_phase3.errors import GPUStackingError, NoCardLeftError, PlanError, SpecError, StackCancelled
 from zemosaic_phase3.finish.equalize import equalize_if
 from zemosaic_phase3.io.atomic_write import remove_strays
 from zemosaic_phase3.io.foreign_file import SPARE_BYTES, Decoded, whole_bytes
@@ -35,13 +36,18 @@ from zemosaic_phase3.pipeline.frame_count import LeastFrames
 from zemosaic_phase3.pipeline.input_list import Inputs, list_inputs
 from zemosaic_phase3.pipeline.kept import Kept, kept_for
 from zemosaic_phase3.pipeline.kept_rows import KeptRows
+from zemosaic_phase3.pipeline.light_curve import Targets
 from zemosaic_phase3.pipeline.outputs import Wanted, check_output, check_room, check_tile_name, write_tile
 from zemosaic_phase3.pipeline.self_check import checked_stack
+from zemosaic_phase3.pipeline.series import Series, SeriesSpec
 from zemosaic_phase3.pipeline.tile import Stacker, Tile, build_tile
 from zemosaic_phase3.pipeline.tile_facts import star_width
 from zemosaic_phase3.progress import Callback, timed
 from zemosaic_phase3.runtime import limits
 from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
+
+Elsewhere = Callable[[Job], StackResult | None]
+"""Has a job stacked by somebody else, whose result has the same bits; None: nobody can."""
 
 logger = logging.getLogger("ZeMosaicWorker")
 
@@ -72,12 +78,15 @@ def stack_files(
     recursive: bool = False,
     min_frames: LeastFrames | int | str | None = None,
     comet: str | Sequence[str] | None = None,
+    series: SeriesSpec | str | int | None = None,
+    targets: str | os.PathLike[str] | None = None,
     resume: bool = True,
     fresh: bool = False,
     cache: str | os.PathLike[str] | None = None,
     command: Sequence[str] = (),
     progress: Callback | None = None,
     policy: DevicePolicy = POLICY,
+    elsewhere: Elsewhere | None = None,
 ) -> Tile:
     """Register and stack frames into one tile, and write it.
 
@@ -122,6 +131,10 @@ def stack_files(
         Number or share ("80%") of frames below which nothing is stacked; None: fewer than half are a warning.
     comet : str or sequence of str, optional
         A moving target that the stack holds still for, see :func:`pipeline.comet.comet_of`; None: the sky.
+    series : SeriesSpec, str or int, optional
+        Many stacks in time beside the whole one: "5min", "90s", or so many frames each; see :mod:`pipeline.series`.
+    targets : path, optional
+        Table of positions, whose light curve is measured in the series; see :mod:`pipeline.light_curve`.
     resume : bool
         Go on where an earlier run was, and let a later one: keep a journal, see :mod:`pipeline.journal`.
     fresh : bool
@@ -134,6 +147,8 @@ def stack_files(
         Called as ``progress(stage, done, total)``; may raise :class:`StackCancelled`.
     policy : DevicePolicy, optional
         Chooses the device and remembers how the GPU fared.
+    elsewhere : callable, optional
+        Has other machines stack the job; returns the result with its device, or None if it must be done here.
 
     Returns
     -------
@@ -160,6 +175,7 @@ def stack_files(
         check_tile_name(output)
         remove_strays(Path(output).parent)
     target = comet_of(comet)
+    wanted_series = _series_of(series, targets, output, overwrite=overwrite)
     least = min_frames if isinstance(min_frames, LeastFrames) else LeastFrames.of(min_frames)
     if isinstance(inputs, Inputs):
         listed = inputs
@@ -186,12 +202,14 @@ def stack_files(
         ) as decoded,
     ):
         tile = build_tile(
-            listed.frames, stacker_of(policy, request, resources, progress, kept.rows, self_check=self_check),
+            listed.frames,
+            stacker_of(policy, request, resources, progress, kept.rows, self_check=self_check, elsewhere=elsewhere),
             stack=stack, register=register, select=select, bayer=bayer, calibration=calibration or CalibrationSpec(),
             reference=reference, workers=resources.workers, allowed_bytes=allowed, copied_maps=copied,
             progress=progress, kept=kept.frames,
             opened=None if wanted is None else partial(_look_for_room, wanted, kept, decoded),
             choice=Choice(listed.named, filter), least=least, comet=target, decoded=decoded,
+            series=None if wanted_series is None else wanted_series.make,
         )  # fmt: skip
         tile.report.warnings[:0] = listed.notes
         tile.report.command, tile.report.started = list(command), began.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -203,6 +221,26 @@ def stack_files(
                 write_tile(tile, output, maps=maps, overwrite=overwrite)
         kept.tell(tile.report)
     return tile
+
+
+def _series_of(
+    series: SeriesSpec | str | int | None,
+    targets: str | os.PathLike[str] | None,
+    output: str | os.PathLike[str] | None,
+    *,
+    overwrite: bool,
+) -> Series | None:
+    """Return the series that is asked for, its targets read and its files looked for; None: no series."""
+    if series is None:
+        if targets is not None:
+            raise SpecError("targets are measured in the stacks of a series; give --series too, e.g. 5min")
+        return None
+    if output is None:
+        raise SpecError("a series is written beside the stack; name an output")
+    if targets is not None and importlib.util.find_spec("photutils") is None:
+        raise SpecError('a light curve needs the package photutils; pip install "zemosaic-phase3[series]"')
+    chosen = None if targets is None else Targets.read(Path(targets))
+    return Series(SeriesSpec.of(series), Path(output), chosen, overwrite=overwrite)
 
 
 def _look_for_room(wanted: Wanted, kept: Kept, decoded: Decoded, shape: tuple[int, ...], n_frames: int) -> None:
@@ -222,6 +260,7 @@ def stacker_of(
     finished: KeptRows | None = None,
     *,
     self_check: bool = True,
+    elsewhere: Elsewhere | None = None,
 ) -> Stacker:
     """Return what stacks registered frames on the device that a policy chooses, and checks a few of its pixels."""
     began = time.perf_counter()
@@ -231,13 +270,17 @@ def stacker_of(
         left = _left_for_slabs(resources, [frame.source for frame in frames])
         fwhm = {frame.source.name: frame.stats.fwhm for frame in frames if frame.stats is not None}
         job = with_star_tolerance(job, fwhm, left)
-        result, used = policy.stack(
-            lambda less_memory: stack_on_gpu(job, left.tighter() if less_memory else left, progress, finished, policy),
-            lambda: cpu.stack(job, left, progress, finished),
-            request,
-        )
-        told = cards_text(result.gpu)
-        result.device = replace(used, reason=f"{used.reason}, {told}") if told else used
+        made = None if elsewhere is None else elsewhere(job)
+        if made is not None:
+            result = made
+        else:
+            result, used = policy.stack(
+                lambda tighter: stack_on_gpu(job, left.tighter() if tighter else left, progress, finished, policy),
+                lambda: cpu.stack(job, left, progress, finished),
+                request,
+            )
+            told = cards_text(result.gpu)
+            result.device = replace(used, reason=f"{used.reason}, {told}") if told else used
         if self_check:
             result = checked_stack(
                 result, lambda: cpu.stack(job, left, progress), distrust=policy.distrust, finished=finished,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
@@ -60,6 +60,17 @@ Stacker = Callable[[list[Frame], StackSpec, int], StackResult]
 """Stacks registered frames; the number is that of the reference among them, whose levels the result has."""
 
 
+OneStack = Callable[[Group, Mapping[int, int]], "Tile"]
+"""Stacks a part of a group; the numbers are the positions of its frames in the whole."""
+
+
+class Grid(NamedTuple):
+    """The frame whose grid a tile lies on, and the solutions whose mean is its WCS; None: its own."""
+
+    source: FrameSource
+    solutions: Solutions | None
+
+
 @dataclass
 class Tile:
     """A finished tile, ready to be written.
@@ -100,6 +111,7 @@ def build_tile(
     kept: Kept | None = None,
     decoded: Decoded | None = None,
     comet: Comet | None = None,
+    series: Callable[[Group, OneStack], list[str]] | None = None,
 ) -> Tile:
     """Open, scan, register, stack and finish: the whole way from descriptors to a tile in memory.
 
@@ -201,11 +213,40 @@ def build_tile(
                 _check_canvas(group, canvas, stack, workers, allowed_bytes, copied_maps)
             if opened is not None:
                 opened((*canvas.shape, *shape[2:]), len(group.rows))
+    said = []
+    if series is not None:
+        with timed(report, "series"):
+            one = partial(
+                _stack_part, whole=group, stacker=stacker, stack=stack, spec=spec, workers=workers, canvas=canvas,
+                shifts=shifts,
+            )  # fmt: skip
+            said = series(group, one)
     tile = stack_group(group, stacker, stack, report, workers=workers, canvas=canvas, mean_wcs=True, shifts=shifts)
+    report.warnings += said
     report.n_meant, report.n_needed = meant_frames(group), least.needed(meant_frames(group))
     remark = least.remark(report.n_used, report.n_meant)
     report.warnings[:0] = [*([remark] if remark else []), *group.notes, *remarks_on_result(tile.rows)]
     return tile
+
+
+def _stack_part(
+    part: Group,
+    positions: Mapping[int, int],
+    *,
+    whole: Group,
+    stacker: Stacker,
+    stack: StackSpec,
+    spec: dict[str, Any],
+    workers: int,
+    canvas: Canvas | None,
+    shifts: Mapping[int, np.ndarray],
+) -> Tile:
+    """Stack some frames of a group on the grid of the whole; ``positions``: of its frames in the whole."""
+    grid = Grid(whole.source(whole.reference), known_solutions(whole))
+    moved = {k: shifts[i] for k, i in positions.items() if i in shifts}
+    return stack_group(
+        part, stacker, stack, TileReport(spec=spec), workers=workers, canvas=canvas, shifts=moved, grid=grid
+    )
 
 
 def _settle(group: Group, choice: Choice, bayer: str) -> None:
@@ -287,11 +328,13 @@ def stack_group(
     canvas: Canvas | None = None,
     mean_wcs: bool = False,
     shifts: Mapping[int, np.ndarray] = NO_SHIFTS,
+    grid: Grid | None = None,
 ) -> Tile:
     """Stack the registered frames of a group and finish the tile, on a canvas, or on the grid of the reference.
 
     With ``mean_wcs`` the tile's WCS is the mean of those of its frames, else the reference's. ``shifts``: by how much a
-    moving target has moved in each frame, reference pixels.
+    moving target has moved in each frame, reference pixels. ``grid``: of a part of a group, the frame that the whole is
+    registered on, which the tile's WCS is of.
 
     What is wanted of the reference's file is read before the stack, so that a reference that vanishes meanwhile is one
     frame lost and not the tile. What the tile's header takes from it is made and tried out then too, so that no header
@@ -307,8 +350,9 @@ def stack_group(
     with ThreadPoolExecutor(1, thread_name_prefix="zemosaic") as beside:
         with timed(report, "finish"):
             noise_before = beside.submit(typical_noise, noise_bands(reference))
-            solutions = known_solutions(group) if mean_wcs else None
-            cards, wcs, notes = _describe_reference(reference, canvas, solutions, report)
+            if grid is None:
+                grid = Grid(reference, known_solutions(group) if mean_wcs else None)
+            cards, wcs, notes = _describe_reference(reference, canvas, grid, report)
             for note in notes:
                 logger.warning("%s: %s", reference.name, note)
         with timed(report, "stack"):
@@ -353,7 +397,7 @@ def _frames_on(group: Group, usable: list[int], canvas: Canvas | None, shifts: M
 
 
 def _describe_reference(
-    reference: FrameSource, canvas: Canvas | None, solutions: Solutions | None, report: TileReport
+    reference: FrameSource, canvas: Canvas | None, grid: Grid, report: TileReport
 ) -> tuple[Header, WCS | None, list[str]]:
     """Return what the tile's header takes from the reference, the tile's WCS, and notes on what had to be left out.
 
@@ -362,9 +406,9 @@ def _describe_reference(
     header = reference.read_header()
     wcs, notes = None, list[str]()
     try:
-        found = reference.wcs(header)
+        found = reference.wcs(header) if grid.source is reference else grid.source.wcs()
         if found is not None:
-            mean, notes = wcs_of_tile(found, solutions, (reference.height, reference.width), report)
+            mean, notes = wcs_of_tile(found, grid.solutions, (reference.height, reference.width), report)
             wcs = mean.deepcopy()
             wcs.pixel_shape = (reference.width, reference.height)
             if canvas is not None:

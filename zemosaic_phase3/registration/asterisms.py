@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from itertools import combinations
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
+from zemosaic_phase3.registration.false_alarms import Tried
+from zemosaic_phase3.registration.pair_kernels import count_hits
 from zemosaic_phase3.registration.star_pairs import START_RADIUS, Pair
 from zemosaic_phase3.registration.transform import similarity_matrix, transform_points
-
-if TYPE_CHECKING:
-    pass
+from zemosaic_phase3.registration.triangle_kernels import (
+    count_votes,
+    equal_triangles,
+    first_distinct,
+    neighbour_triples,
+    proposals,
+    triangle_shapes,
+)
 
 
 def _spread_selection(xy: np.ndarray, shape: tuple[int, int], n: int) -> np.ndarray:
@@ -34,137 +40,120 @@ def _spread_selection(xy: np.ndarray, shape: tuple[int, int], n: int) -> np.ndar
     return np.lexsort((np.arange(len(xy)), rank // share))[:n]
 
 
-class _Triangles(NamedTuple):
-    """Asterisms: vertices (t, 3) complex px, opposite the longest, middle, shortest side; features (t, 4)."""
+class Hypotheses(NamedTuple):
+    """Transforms to be refined, best first, and what was looked through to find them."""
 
-    vertices: np.ndarray
-    features: np.ndarray
+    matrices: list[np.ndarray]
+    tried: Tried
 
 
 SHAPE_TOLERANCE: Final = 0.012  # of the two side ratios
-SIZE_FEATURE: Final = 2  # column of the logarithm of the size
-SIZE_TOLERANCE: Final = 0.25  # of the logarithm of the size; far beyond any plausible scale, which the verdict judges
+SIZE_RATIO: Final = math.exp(0.25)  # of the longest sides; far beyond any plausible scale, which the verdict judges
+ANY_RATIO: Final = 1e9
+
+
+class _Triangles(NamedTuple):
+    """Asterisms: vertices (t, 3, 2) px, shapes (t, 4), and the sorted lengths of the segments they are made of, px."""
+
+    vertices: np.ndarray
+    shapes: np.ndarray
+    lengths: np.ndarray
 
 
 def triangles(xy: np.ndarray, n_neighbours: int) -> _Triangles:
-    """Triangles of each star with pairs of its nearest neighbours, described by similarity invariants.
+    """Return the triangles of each star with pairs of its nearest neighbours, described by similarity invariants.
 
-    Features: the ratios of the middle and the shortest to the longest side, the logarithm of the longest side
-    (scaled to the tolerance), and the sense of rotation, which keeps mirror images apart.
+    See :func:`registration.triangle_kernels.triangle_shapes`; the sense of rotation keeps mirror images apart.
     """
-    from scipy.spatial import cKDTree
+    n = len(xy)
+    k = min(n_neighbours, n - 1)
+    if k < 2:
+        return _Triangles(np.empty((0, 3, 2)), np.empty((0, 4)), np.empty(0))
+    triples = np.unique(neighbour_triples(xy, k))
+    first, second, third = triples // (n * n), triples // n % n, triples % n
+    segments = np.unique(np.concatenate((first * n + second, first * n + third, second * n + third)))
+    apart = xy[segments // n] - xy[segments % n]
+    vertices, shapes = triangle_shapes(xy, triples)
+    return _Triangles(vertices, shapes, np.sort(np.hypot(apart[:, 0], apart[:, 1])))
 
-    k = min(n_neighbours, len(xy) - 1)
-    _, near = cKDTree(xy).query(xy, k=k + 1)
-    pairs = np.array(list(combinations(range(1, k + 1), 2)))
-    index = np.empty((len(xy), len(pairs), 3), dtype=np.intp)
-    index[:, :, 0], index[:, :, 1], index[:, :, 2] = near[:, :1], near[:, pairs[:, 0]], near[:, pairs[:, 1]]
-    index = np.unique(np.sort(index.reshape(-1, 3), axis=1), axis=0)
-    z = (xy[:, 0] + 1j * xy[:, 1])[index]
-    opposite = np.abs(z[:, [1, 2, 0]] - z[:, [2, 0, 1]])
-    order = np.argsort(-opposite, axis=1, kind="stable")
-    z, side = np.take_along_axis(z, order, axis=1), np.take_along_axis(opposite, order, axis=1)
-    cross = ((z[:, 1] - z[:, 0]) * np.conj(z[:, 2] - z[:, 0])).imag
-    # A sliver's or a tiny triangle's shape says little: its errors are those of centroids.
-    good = (side[:, 2] > 6.0) & (np.abs(cross) > 0.04 * side[:, 0] ** 2)
-    z, side, cross = z[good], side[good], cross[good]
-    features = np.column_stack(
-        (
-            side[:, 1] / side[:, 0],
-            side[:, 2] / side[:, 0],
-            np.log(side[:, 0]) * (SHAPE_TOLERANCE / SIZE_TOLERANCE),
-            np.sign(cross),
-        )
-    )
-    return _Triangles(z, features)
+
+def _segment_pairs(ours: np.ndarray, theirs: np.ndarray, ratio: float) -> float:
+    """Return how many segments of sorted lengths could be one, either way round, at a scale within a ratio."""
+    return 2.0 * float(np.sum(np.searchsorted(theirs, ours * ratio) - np.searchsorted(theirs, ours / ratio)))
 
 
 def _asterism_hypotheses(
-    pair: Pair, n_stars: int, n_neighbours: int, n_best: int, *, any_size: bool = False
-) -> tuple[list[np.ndarray], int]:
-    """Similarities proposed by equal triangles, best first, and how many were weighed.
+    pair: Pair, n_stars: int, n_neighbours: int, n_best: int, scale_error: float, *, any_size: bool = False
+) -> Hypotheses:
+    """Similarities proposed by equal triangles, best first.
 
     Every pair of equal triangles proposes one; proposals that agree at the field's centre and its rim vote for each
     other; the ones with most votes are ordered by how many selected stars they bring onto frame stars.
     """
-    from scipy.spatial import cKDTree
-
     reference = pair.reference.xy[_spread_selection(pair.reference.xy, pair.shape, n_stars)]
     frame = pair.frame.xy[_spread_selection(pair.frame.xy, pair.shape, n_stars)]
     ours, theirs = triangles(reference, n_neighbours), triangles(frame, n_neighbours)
-    if len(ours.vertices) == 0 or len(theirs.vertices) == 0:
-        return [], 0
-    if any_size:
-        for each in (ours, theirs):
-            each.features[:, SIZE_FEATURE] = 0.0
-    found = cKDTree(theirs.features).query_ball_point(ours.features, SHAPE_TOLERANCE, p=np.inf, return_sorted=True)
-    count = np.array([len(each) for each in found])
-    if count.sum() == 0:
-        return [], 0
-    a = ours.vertices[np.repeat(np.arange(len(found)), count)]
-    b = theirs.vertices[np.concatenate([each for each in found if each]).astype(np.intp)]
-    a_centre, b_centre = a.mean(axis=1), b.mean(axis=1)
-    a, b = a - a_centre[:, None], b - b_centre[:, None]
-    slope = np.sum(np.conj(a) * b, axis=1) / np.sum(np.abs(a) ** 2, axis=1)
-    middle = 0.5 * complex(pair.shape[1] - 1, pair.shape[0] - 1)
-    at_middle = b_centre + slope * (middle - a_centre)
-    reach = 0.5 * math.hypot(*pair.shape)
-    place = np.column_stack((at_middle.real, at_middle.imag, reach * slope.real, reach * slope.imag))
-    votes = cKDTree(place).query_ball_point(place, max(6.0, 0.01 * reach), return_length=True)
-    best = _distinct(place, np.argsort(-votes, kind="stable"), max(4.0, 0.005 * reach), 8 * n_best)
-    shift = at_middle - slope * middle
-    matrices = [similarity_matrix(slope[k], shift[k]) for k in best]
-    points = np.stack([transform_points(matrix, reference) for matrix in matrices])
-    hits = np.count_nonzero(np.isfinite(pair.tree.query(points, distance_upper_bound=START_RADIUS)[0]), axis=1)
-    return [matrices[k] for k in np.argsort(-hits, kind="stable")[:n_best]], len(place)
-
-
-def _distinct(place: np.ndarray, order: np.ndarray, distance: float, n: int) -> list[int]:
-    """First n of ``order`` whose places are farther than ``distance`` from all chosen before."""
-    chosen: list[int] = []
-    for candidate in order[: 20 * n]:
-        if not chosen or np.min(np.sum((place[chosen] - place[candidate]) ** 2, axis=1)) > distance**2:
-            chosen.append(int(candidate))
-            if len(chosen) == n:
-                break
-    return chosen
+    ratio = ANY_RATIO if any_size else SIZE_RATIO
+    order = np.argsort(theirs.shapes[:, 0], kind="stable")
+    pairs = equal_triangles(ours.shapes, theirs.shapes, order, SHAPE_TOLERANCE, 1.0 / ratio, ratio)
+    if len(pairs) == 0:
+        return Hypotheses([], Tried(0.0))
+    height, width = pair.shape
+    x, y = 0.5 * (width - 1), 0.5 * (height - 1)
+    reach = 0.5 * math.hypot(height, width)
+    place = proposals(ours.vertices, theirs.vertices, pairs, x, y)
+    scaled = place * (1.0, 1.0, reach, reach)
+    votes = count_votes(scaled, np.argsort(scaled[:, 0], kind="stable"), max(6.0, 0.01 * reach))
+    best = first_distinct(scaled, np.argsort(-votes, kind="stable"), max(4.0, 0.005 * reach), 8 * n_best)
+    hits = count_hits(place[best], x, y, reference, pair.frame.xy, *pair.grid, START_RADIUS)
+    chosen = place[best[np.argsort(-hits, kind="stable")[:n_best]]]
+    slope, at = chosen[:, 2] + 1j * chosen[:, 3], chosen[:, 0] + 1j * chosen[:, 1]
+    # A scale beyond what is plausible is never accepted, so that such pairs of segments are no chances.
+    segments = _segment_pairs(ours.lengths, theirs.lengths, ratio if any_size else 1.0 + scale_error)
+    return Hypotheses(
+        [similarity_matrix(s, z - s * complex(x, y)) for s, z in zip(slope, at, strict=True)],
+        Tried(float(len(pairs)), max(segments, 1.0)),
+    )
 
 
 SEED_REACH: Final = 80.0  # px, error of a seed's translation that is absorbed
 SEED_BIN: Final = 5.0  # px of the offset histogram
 
 
-def _seeded_hypotheses(pair: Pair, seed: np.ndarray) -> tuple[list[np.ndarray], int]:
-    """Corrections of a seed by the translations that most star pairs agree on, and how many were weighed."""
+def _seeded_hypotheses(pair: Pair, seed: np.ndarray) -> Hypotheses:
+    """Corrections of a seed by the translations that most star pairs agree on."""
     mapped = transform_points(seed, pair.reference.xy[:200])
     frame = pair.frame.xy[:300]
+    n_bins = round(2 * SEED_REACH / SEED_BIN)
     dx, dy = (frame[:, axis] - mapped[:, axis, None] for axis in (0, 1))
     near = (np.abs(dx) < SEED_REACH) & (np.abs(dy) < SEED_REACH)
     offset = np.column_stack((dx[near], dy[near]))
-    n_bins = round(2 * SEED_REACH / SEED_BIN)
-    edges = np.linspace(-SEED_REACH, SEED_REACH, n_bins + 1)
     column, row = np.minimum(((offset + SEED_REACH) / SEED_BIN).astype(np.intp), n_bins - 1).T
     histogram = np.bincount(column * n_bins + row, minlength=n_bins**2).reshape(n_bins, n_bins)
     padded = np.pad(histogram, 1)
     votes = sum(padded[i : i + n_bins, j : j + n_bins] for i in range(3) for j in range(3)) + 1e-3 * histogram
-    centres = 0.5 * (edges[1:] + edges[:-1])
+    centres = (np.arange(n_bins) + 0.5) * SEED_BIN - SEED_REACH
     grid = np.column_stack([axis.ravel() for axis in np.meshgrid(centres, centres, indexing="ij")])
-    hypotheses = []
-    for k in _distinct(grid, np.argsort(-votes, axis=None, kind="stable"), 3.0 * SEED_BIN, 3):
+    matrices = []
+    for k in first_distinct(grid, np.argsort(-votes, axis=None, kind="stable"), 3.0 * SEED_BIN, 3):
         agreeing = offset[np.all(np.abs(offset - grid[k]) < 1.5 * SEED_BIN, axis=1)]
         if len(agreeing):
             shift = np.eye(3)
             shift[:2, 2] = np.median(agreeing, axis=0)
-            hypotheses.append(shift @ seed)
-    return hypotheses, n_bins**2
+            matrices.append(shift @ seed)
+    return Hypotheses(matrices, Tried(float(n_bins**2)))
 
 
 def transform_hypotheses(
-    pair: Pair, seed: np.ndarray | None, *, any_size: bool = False
-) -> Iterator[tuple[list[np.ndarray], int]]:
-    """Yield batches of hypotheses with the number weighed, cheapest first; with ``any_size`` of any scale."""
+    pair: Pair, seed: np.ndarray | None, scale_error: float, *, any_size: bool = False
+) -> Iterator[Hypotheses]:
+    """Yield batches of hypotheses, cheapest first, of scales that ``scale_error`` allows; with ``any_size`` of any.
+
+    A seed is tried as it is before corrections of it are: where the stars are where it says, it is one hypothesis.
+    """
     if seed is not None:
+        yield Hypotheses([seed], Tried(1.0))
         yield _seeded_hypotheses(pair, seed)
     # Few stars: all triangles. Many: first the bright ones, then deeper for shifts, clouds and frames of other depth.
     for n_stars, n_neighbours, n_best in ((16, 15, 6), (60, 7, 6), (160, 10, 10)):
-        yield _asterism_hypotheses(pair, n_stars, n_neighbours, n_best, any_size=any_size)
+        yield _asterism_hypotheses(pair, n_stars, n_neighbours, n_best, scale_error, any_size=any_size)

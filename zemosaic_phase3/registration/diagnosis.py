@@ -15,7 +15,6 @@ from zemosaic_phase3.registration.match import MIN_FRACTION, register_stars
 from zemosaic_phase3.registration.star_pairs import (
     MAX_LOG10_CHANCE,
     STATIONARY_RADIUS,
-    Catalogue,
     Pair,
     mutual_neighbours,
     refine,
@@ -68,15 +67,10 @@ def other_scale(reference: StarList, frame: StarList, shape: tuple[int, ...], sp
     ours, theirs = brightest(reference), brightest(frame)
     if min(len(ours), len(theirs)) < spec.min_matched:
         return None
-    pair = Pair(
-        Catalogue(ours.xy, ours.sigma, ours.flux),
-        Catalogue(theirs.xy, theirs.sigma, theirs.flux),
-        (int(shape[0]), int(shape[1])),
-        "similarity",
-    )
-    for hypotheses, trials in transform_hypotheses(pair, None, any_size=True):
-        for matrix in hypotheses:
-            match = refine(pair, matrix, trials)
+    pair = Pair.of(ours, theirs, shape)
+    for batch in transform_hypotheses(pair, None, spec.max_scale_error, any_size=True):
+        for matrix in batch.matrices:
+            match = refine(pair, matrix, batch.tried)
             if match is None or match.log10_chance > MAX_LOG10_CHANCE or match.matched < spec.min_matched:
                 continue
             scale = similarity_parameters(match.matrix)[0]
@@ -87,12 +81,7 @@ def other_scale(reference: StarList, frame: StarList, shape: tuple[int, ...], sp
 
 def still_detections(reference: StarList, frame: StarList, shape: tuple[int, ...]) -> int:
     """Return how many of a frame's detections stand on the very pixel of one of the reference's."""
-    pair = Pair(
-        Catalogue(reference.xy, reference.sigma, reference.flux),
-        Catalogue(frame.xy, frame.sigma, frame.flux),
-        (int(shape[0]), int(shape[1])),
-        "similarity",
-    )
+    pair = Pair.of(reference, frame, shape)
     return len(mutual_neighbours(pair, np.eye(3), STATIONARY_RADIUS)[0])
 
 

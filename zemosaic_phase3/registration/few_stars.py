@@ -16,16 +16,17 @@ import numpy as np
 from zemosaic_phase3.detection.star_finder import StarList
 from zemosaic_phase3.records import Registration
 from zemosaic_phase3.registration.distortion import NO_DISTORTION, displacement
+from zemosaic_phase3.registration.false_alarms import log10_of_chance
 from zemosaic_phase3.registration.match import failed, register_stars
 from zemosaic_phase3.registration.star_pairs import (
     MAX_LOG10_CHANCE,
     STATIONARY_RADIUS,
-    log10_of_chance,
     without_defects,
 )
 from zemosaic_phase3.registration.transform import inside_frame, transform_points
 from zemosaic_phase3.spec import RegisterSpec
 
+FEW: Final = 6  # stars; where there are fewer, a WCS is compared with them rather than refined by them
 WCS_ERROR: Final = 3.0  # px, that a plate solution may be off
 WORTH_A_SHIFT: Final = 0.5  # px, that stars must be off to correct it
 SHIFT_RADIUS: Final = 1.0  # px, stars of one shift agree to this

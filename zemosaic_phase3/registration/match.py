@@ -8,7 +8,7 @@ A transform is a (3, 3) float64 matrix in homogeneous coordinates that maps a RE
 FRAME pixel, which is the direction resampling needs. Pixel coordinates are 0-based, centres at integers.
 
 A fit is a verdict, never a guess: a frame fails, with its numbers, unless its match is far beyond what the density
-of its stars would give by chance (see :func:`registration.star_pairs.log10_of_chance`).
+of its stars would give by chance (see :func:`registration.false_alarms`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from zemosaic_phase3.detection.star_finder import StarList
 from zemosaic_phase3.methods import TransformName
 from zemosaic_phase3.records import Registration
 from zemosaic_phase3.registration.asterisms import transform_hypotheses
+from zemosaic_phase3.registration.false_alarms import Tried
 from zemosaic_phase3.registration.star_pairs import (
     MAX_LOG10_CHANCE,
     MOVED,
     STATIONARY_RADIUS,
-    Catalogue,
     Match,
     Pair,
     mutual_neighbours,
@@ -42,8 +42,10 @@ from zemosaic_phase3.registration.transform import (
 )
 from zemosaic_phase3.spec import RegisterSpec
 
+AGAIN: Final = Tried(1.0, 1.0)  # what is believed already, and refined once more
+LEAST_STILL: Final = 6  # detections that did not move, to be taken for stars
 MIN_FRACTION: Final = 0.2  # of the stars visible in both, that must have matched
-MIN_FRACTION_STILL: Final = 0.5  # of the reference's stars, that must have matched if nothing moved
+MIN_FRACTION_STILL: Final = 0.7  # of the reference's stars, that must have matched if nothing moved
 PAIRS_PER_PARAMETER: Final = 3  # matched stars that a model richer than a similarity needs
 BIC_MARGIN: Final = 10.0  # by which a richer model must beat a simpler one
 FAINT_MARGIN: Final = 1.3  # factor above a frame's faintest stars at which it is taken to be complete
@@ -87,12 +89,7 @@ def register_stars(
     for who, stars in (("reference", reference), ("frame", frame)):
         if len(stars) < need:
             return failed(f"{len(stars)} stars in the {who}, at least {need} are needed")
-    pair = Pair(
-        Catalogue(reference.xy, reference.sigma, reference.flux),
-        Catalogue(frame.xy, frame.sigma, frame.flux),
-        (int(shape[0]), int(shape[1])),
-        "similarity" if spec.transform == "auto" else spec.transform,
-    )
+    pair = Pair.of(reference, frame, shape, "similarity" if spec.transform == "auto" else spec.transform)
     pair, match = _match_sky(pair, spec, seed)
     if spec.transform == "auto":
         pair, match = _simplest_model(pair, match, spec, seed)
@@ -124,7 +121,7 @@ def _match_sky(pair: Pair, spec: RegisterSpec, seed: np.ndarray | None) -> tuple
     still = pair.reference.xy[i]
     defect = np.hypot(*(transform_points(match.matrix, still) - still).T) > MOVED
     sky = pair.without(i[defect], j[defect])
-    full = refine(sky, match.matrix, 1)
+    full = refine(sky, match.matrix, AGAIN)
     return (moving, match) if full is None or _objection(sky, full, spec) else (sky, full)
 
 
@@ -142,7 +139,7 @@ def _simplest_model(
             richer, found = _match_sky(richer, spec, seed)
             better = found is not None and not _objection(richer, found, spec)
         else:
-            found = refine(richer, match.matrix, 1)
+            found = refine(richer, match.matrix, AGAIN)
             better = (
                 found is not None
                 and found.matched >= PAIRS_PER_PARAMETER * PARAMETERS[kind]
@@ -170,9 +167,9 @@ def _criterion(pair: Pair, match: Match, kind: TransformName) -> float:
 def _search(pair: Pair, spec: RegisterSpec, seed: np.ndarray | None) -> Match | None:
     """First hypothesis that stands, else the least improbable one."""
     best: Match | None = None
-    for hypotheses, trials in transform_hypotheses(pair, seed):
-        for matrix in hypotheses:
-            match = refine(pair, matrix, trials)
+    for batch in transform_hypotheses(pair, seed, spec.max_scale_error):
+        for matrix in batch.matrices:
+            match = refine(pair, matrix, batch.tried)
             if match is None:
                 continue
             if not _objection(pair, match, spec):
@@ -188,7 +185,7 @@ def _objection(pair: Pair, match: Match, spec: RegisterSpec) -> str:
     visible = f"{match.matched} stars matched of {counts}"
     if match.log10_chance > MAX_LOG10_CHANCE:
         return (
-            f"{visible} within {match.radius:.2f} px: explained by chance "
+            f"{visible}, rms {match.rms:.2f} px: explained by chance "
             f"(p = 1e{match.log10_chance:+.1f}, limit 1e{MAX_LOG10_CHANCE:+.0f})"
         )
     if match.matched < spec.min_matched:
@@ -208,6 +205,8 @@ def _objection(pair: Pair, match: Match, spec: RegisterSpec) -> str:
     source = pair.reference.xy[match.reference_index]
     shift = np.hypot(*(transform_points(match.matrix, source) - source).T)
     if np.max(shift) < STATIONARY_RADIUS:
+        if match.matched < LEAST_STILL:
+            return f"{visible} and did not move, at least {LEAST_STILL} are needed: hot pixels do not move either"
         expected = _expected_stars(pair, match)
         if match.matched < MIN_FRACTION_STILL * expected:
             return (
@@ -231,21 +230,30 @@ def _expected_stars(pair: Pair, match: Match) -> int:
 
 def implausible_shape(matrix: np.ndarray, shape: tuple[int, int], spec: RegisterSpec) -> str:
     """Judge scale, shear and orientation at the centre and the corners of the reference; empty if plausible."""
+    if matrix[2, 0] == 0.0 and matrix[2, 1] == 0.0 and matrix[2, 2] == 1.0:
+        return _implausible_jacobian(matrix[None, :2, :2], spec)
     points = np.vstack((grid_points(shape, 2), grid_points(shape, 3)[4:5]))
     depth = points @ matrix[2, :2] + matrix[2, 2]
     if np.any(depth <= 0.0):
         return "the perspective folds the field"
     mapped = transform_points(matrix, points)
     jacobian = (matrix[None, :2, :2] - mapped[:, :, None] * matrix[None, None, 2, :2]) / depth[:, None, None]
-    determinant = np.linalg.det(jacobian)
+    return _implausible_jacobian(jacobian, spec)
+
+
+def _implausible_jacobian(jacobian: np.ndarray, spec: RegisterSpec) -> str:
+    """Judge the derivatives (n, 2, 2) of a transform at some places."""
+    a, b, c, d = jacobian[:, 0, 0], jacobian[:, 0, 1], jacobian[:, 1, 0], jacobian[:, 1, 1]
+    determinant = a * d - b * c
     if np.any(determinant <= 0.0):
         return "the transform mirrors the field"
     scale = np.sqrt(determinant)
     worst = float(scale[np.argmax(np.abs(scale - 1.0))])
     if abs(worst - 1.0) > spec.max_scale_error:
         return f"scale {worst:.4f}, limit 1 +- {spec.max_scale_error:g}"
-    singular = np.linalg.svd(jacobian, compute_uv=False)
-    shear = float(np.max(singular[:, 0] / singular[:, 1]))
+    # Singular values of a 2 x 2 matrix: half of the sum and of the difference of these two lengths.
+    turned, mirrored = np.hypot(a + d, c - b), np.hypot(a - d, b + c)
+    shear = float(np.max((turned + mirrored) / (turned - mirrored)))
     if shear > 1.0 + 2.0 * spec.max_scale_error:
         return f"axis ratio {shear:.4f}, limit {1.0 + 2.0 * spec.max_scale_error:g}"
     return ""

@@ -110,7 +110,7 @@ def _slope_at(matrix: np.ndarray, xy: np.ndarray) -> complex:
     return 0.5 * complex(jacobian[0, 0] + jacobian[1, 1], jacobian[1, 0] - jacobian[0, 1])
 
 
-def adjust(sights: Sequence[Sight], fixed: int, shape: tuple[int, ...]) -> Adjusted:
+def adjust(sights: Sequence[Sight], fixed: int, shape: tuple[int, ...], focal_px: float = math.inf) -> Adjusted:
     """Correct the transforms of all frames but one so that the stars they share coincide.
 
     Parameters
@@ -122,6 +122,8 @@ def adjust(sights: Sequence[Sight], fixed: int, shape: tuple[int, ...]) -> Adjus
         The reference among them.
     shape : tuple of int
         (H, W) of every frame, pixels.
+    focal_px : float
+        Focal length, pixels, where the transforms are those of a camera that was turned.
 
     Returns
     -------
@@ -138,7 +140,7 @@ def adjust(sights: Sequence[Sight], fixed: int, shape: tuple[int, ...]) -> Adjus
             if not kept.any():
                 return Adjusted(transforms, matched, rms)
             part = _Detections(*(values[kept] for values in seen))
-            corrections = _corrections(part, len(sights), fixed, transforms, shape)
+            corrections = _corrections(part, fixed, transforms, shape, focal_px)
             distance = _distances(seen, corrections, kept)
             squared = np.sum(distance**2, axis=1)
             relative = np.abs(distance).max(axis=1) / seen.sigma
@@ -199,17 +201,21 @@ def _middles(transforms: Sequence[np.ndarray], shape: tuple[int, ...]) -> np.nda
 
 
 def _corrections(
-    seen: _Detections, n_frames: int, fixed: int, transforms: Sequence[np.ndarray], shape: tuple[int, ...]
+    seen: _Detections, fixed: int, transforms: Sequence[np.ndarray], shape: tuple[int, ...], focal_px: float
 ) -> np.ndarray:
     """Solve for the corrections of all frames and the places of all stars: ``(N, 3, 3)``, on the reference's plane."""
     from scipy.sparse import vstack
     from scipy.sparse.linalg import lsmr
 
-    middles, size = _middles(transforms, shape), 0.5 * math.hypot(*shape[:2])
+    n_frames, size = len(transforms), 0.5 * math.hypot(*shape[:2])
+    middles = _middles(transforms, shape)
+    middle = np.array([(shape[1] - 1) / 2.0, (shape[0] - 1) / 2.0])
     matrix = _equations(seen, n_frames, fixed, middles, size)
     weight = np.repeat(1.0 / seen.sigma, 2)
     right = -(seen.place.reshape(-1) * weight)
-    scales, wanted = _equal_scales(transforms, middles, size, matrix.shape[1])
+    scales, wanted = _equal_scales(
+        transforms, middles, size, matrix.shape[1], np.hypot(*(middles - middle).T) / focal_px
+    )
     matrix, right = vstack([matrix, scales]).tocsr(), np.concatenate([right, wanted])
     # Stars are looked for from where their detections are in the mean, so that what is solved for is small.
     start = _mean_places(seen)
@@ -234,15 +240,18 @@ def _corrections(
 
 
 def _equal_scales(
-    transforms: Sequence[np.ndarray], middles: np.ndarray, size: float, n_columns: int
+    transforms: Sequence[np.ndarray], middles: np.ndarray, size: float, n_columns: int, tangents: np.ndarray
 ) -> tuple[csr_matrix, np.ndarray]:
     """Return equations that keep frames to the reference's scale: they come from one telescope, and focus moves little.
 
-    A frame of another scale by more than ``OTHER_SCALE`` has none.
+    A frame of another scale by more than ``OTHER_SCALE`` has none. ``tangents (N,)``: of the angles by which the camera
+    was turned; on the reference's plane lengths there are larger by 1 / cos, and away from its middle by 1 / cos^2.
     """
     from scipy.sparse import csr_matrix
 
+    cosine = 1.0 / np.sqrt(1.0 + tangents**2)
     own = np.log([abs(_slope_at(t, m)) for t, m in zip(transforms, middles, strict=True)])
+    own -= np.log(0.5 * (cosine + cosine**2))
     alike = np.flatnonzero(np.abs(own) < OTHER_SCALE)
     weight = np.full(alike.size, 1.0 / (size * SCALE_ERROR))
     place = np.arange(alike.size), TERMS * alike + 2

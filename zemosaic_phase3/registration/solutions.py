@@ -15,7 +15,7 @@ import numpy as np
 from zemosaic_phase3.records import Registration, SkySolution
 from zemosaic_phase3.registration.distortion import NO_DISTORTION, displacement
 from zemosaic_phase3.registration.transform import grid_points, inside_frame, transform_points
-from zemosaic_phase3.registration.wcs import in_system_of
+from zemosaic_phase3.registration.wcs import celestial_part, in_system_of
 
 if TYPE_CHECKING:
     from astropy.wcs import WCS
@@ -40,7 +40,7 @@ class Combined(NamedTuple):
 
 def mark_of(wcs: WCS) -> str:
     """Return a text that two WCS share if one is a copy of the other; a distortion is left aside."""
-    numbers = (wcs.wcs.crval, wcs.wcs.crpix, wcs.celestial.pixel_scale_matrix)
+    numbers = (wcs.wcs.crval, wcs.wcs.crpix, celestial_part(wcs).pixel_scale_matrix)
     return " ".join(repr(float(v)) for each in numbers for v in np.ravel(each))
 
 
@@ -70,8 +70,8 @@ def solution_of(wcs: WCS, reference: WCS, registration: Registration, shape: tup
         return None
     sky = np.full(grid.shape, np.nan)
     try:
-        frame = wcs.celestial
-        sky[seen] = in_system_of(frame, reference.celestial, frame.all_pix2world(places[seen], 0))
+        frame = celestial_part(wcs)
+        sky[seen] = in_system_of(frame, celestial_part(reference), frame.all_pix2world(places[seen], 0))
         mark = mark_of(wcs)
     except Exception:  # noqa: BLE001 - a header's WCS may be anything, and wcslib fails in many ways
         return None
@@ -106,7 +106,7 @@ def combined_wcs(
     Starting from the median of all, solutions whose rms distance from the mean, over the grid, is beyond five times
     the median of those distances are left out until none is.
     """
-    base = reference.celestial
+    base = celestial_part(reference)
     grid = grid_points(size, GRID)
     found = {
         k: moved for k, s in enumerate(solutions) if s is not None and (moved := _moved(base, s, grid)) is not None

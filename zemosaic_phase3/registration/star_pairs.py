@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from zemosaic_phase3.methods import TransformName
+from zemosaic_phase3.registration.false_alarms import Evidence, Tried, log10_of_false_alarms
+from zemosaic_phase3.registration.pair_kernels import (
+    fit_similarity,
+    mutual_pairs,
+    nearest_stars,
+    ring_counts,
+    shrink_similarity,
+    star_grid,
+)
 from zemosaic_phase3.registration.transform import FREE_PAIRS, grid_points, inside_frame, robust_fit, transform_points
 
 if TYPE_CHECKING:
-    from scipy.spatial import cKDTree
-
     from zemosaic_phase3.detection.star_finder import StarList
 
 
@@ -21,6 +28,18 @@ MOVED: Final = 1.0  # px, a sky that moved by more than this cannot explain stat
 START_RADIUS: Final = 6.0  # px, search radius around the stars of a fresh hypothesis
 MIN_RADIUS: Final = 0.6  # px, the search radius never shrinks below this
 MAX_LOG10_CHANCE: Final = -6.0  # a match more likely than 1e-6 under chance is not a match
+
+
+RING: Final = (12.0, 60.0)  # px, around a star, where others tell how dense its neighbourhood is
+
+
+class StarGrid(NamedTuple):
+    """Stars in cells, see :func:`registration.pair_kernels.star_grid`."""
+
+    first: np.ndarray
+    stars: np.ndarray
+    cell: float
+    columns: int
 
 
 class Catalogue(NamedTuple):
@@ -56,13 +75,25 @@ class Match(NamedTuple):
 
 
 class Pair:
-    """Reference and frame catalogues that are compared, with the frame's search tree."""
+    """Reference and frame catalogues that are compared, with the frame's stars sorted into cells."""
 
     def __init__(self, reference: Catalogue, frame: Catalogue, shape: tuple[int, int], kind: TransformName) -> None:
-        from scipy.spatial import cKDTree
+        # Copies, so that all are of one type: kernels are compiled once.
+        self.reference, self.frame = (
+            Catalogue(*(np.array(c, np.float64, order="C") for c in s)) for s in (reference, frame)
+        )
+        self.shape, self.kind = shape, kind
+        self.grid: StarGrid = StarGrid(*star_grid(self.frame.xy, *shape))
 
-        self.reference, self.frame, self.shape, self.kind = reference, frame, shape, kind
-        self.tree: cKDTree = cKDTree(frame.xy)
+    @staticmethod
+    def of(reference: StarList, frame: StarList, shape: tuple[int, ...], kind: TransformName = "similarity") -> Pair:
+        """Compare two star lists."""
+        return Pair(
+            Catalogue(reference.xy, reference.sigma, reference.flux),
+            Catalogue(frame.xy, frame.sigma, frame.flux),
+            (int(shape[0]), int(shape[1])),
+            kind,
+        )
 
     def modelled(self, kind: TransformName) -> Pair:
         """Return the same stars for another model."""
@@ -78,13 +109,14 @@ class Pair:
 
 
 def mutual_neighbours(pair: Pair, matrix: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return reference index, frame index and distance (px) of mutually nearest stars within ``radius``."""
-    distance, nearest = pair.tree.query(transform_points(matrix, pair.reference.xy), distance_upper_bound=radius)
-    index = np.flatnonzero(np.isfinite(distance))
-    order = index[np.lexsort((index, distance[index]))]
-    _, first = np.unique(nearest[order], return_index=True)
-    chosen = np.sort(order[first])
-    return chosen, nearest[chosen], distance[chosen]
+    """Return reference index, frame index and distance (px) of mutually nearest stars within ``radius`` (<= 8 px)."""
+    i, j, distance = mutual_pairs(plain(matrix), pair.reference.xy, pair.frame.xy, *pair.grid, radius)
+    return i, j, distance
+
+
+def plain(matrix: np.ndarray) -> np.ndarray:
+    """Return a matrix as kernels take it."""
+    return np.array(matrix, np.float64, order="C")
 
 
 def shrink(pair: Pair, matrix: np.ndarray, kind: TransformName, radius: float) -> tuple[np.ndarray, float]:
@@ -93,6 +125,13 @@ def shrink(pair: Pair, matrix: np.ndarray, kind: TransformName, radius: float) -
     Pairs beyond what the star density gives by chance are counted at each radius; a smaller radius that loses more
     than a fifth of them cuts into the true residuals and is not taken.
     """
+    if kind == "similarity":
+        ours, theirs = pair.reference, pair.frame
+        found_matrix, found_radius = shrink_similarity(
+            plain(matrix), ours.xy, ours.sigma, theirs.xy, theirs.sigma, *pair.grid,
+            float(pair.shape[0] * pair.shape[1]), radius, MIN_RADIUS,
+        )  # fmt: skip
+        return found_matrix, found_radius
     density = len(pair.frame.xy) / float(pair.shape[0] * pair.shape[1])
     true_pairs = 0.0
     while True:
@@ -118,24 +157,35 @@ def shrink(pair: Pair, matrix: np.ndarray, kind: TransformName, radius: float) -
         radius *= 0.6
 
 
-def refine(pair: Pair, matrix: np.ndarray, trials: int) -> Match | None:
+def refine(pair: Pair, hypothesis: np.ndarray, tried: Tried) -> Match | None:
     """Refine one hypothesis on the full catalogues: similarity first, then the model asked for."""
     models: tuple[TransformName, ...] = ("similarity",) if pair.kind == "similarity" else ("similarity", pair.kind)
-    radius = START_RADIUS
+    matrix, radius = hypothesis, START_RADIUS
     for kind in models:
         matrix, radius = shrink(pair, matrix, kind, START_RADIUS)
     i, j, _ = mutual_neighbours(pair, matrix, radius)
     if len(i) <= FREE_PAIRS[pair.kind]:
         return None
-    sigma = np.hypot(pair.reference.sigma[i], pair.frame.sigma[j])
-    fit = robust_fit(pair.kind, pair.reference.xy[i], pair.frame.xy[j], sigma)
+    fit = _fitted(pair, i, j)
     if fit is None:
         return None
     matrix, keep = fit
-    return evidence(pair, matrix, i[keep], j[keep], radius, trials)
+    return evidence(pair, matrix, i[keep], j[keep], radius, tried, hypothesis)
 
 
-def evidence(pair: Pair, matrix: np.ndarray, i: np.ndarray, j: np.ndarray, radius: float, trials: int) -> Match | None:
+def _fitted(pair: Pair, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Fit the pair's model to pairs of stars; return it and the mask of pairs kept."""
+    source, target = pair.reference.xy[i], pair.frame.xy[j]
+    if pair.kind != "similarity":
+        return robust_fit(pair.kind, source, target, np.hypot(pair.reference.sigma[i], pair.frame.sigma[j]))
+    matrix, keep = np.eye(3), np.empty(len(i), np.bool_)
+    variance = pair.reference.sigma[i] ** 2 + pair.frame.sigma[j] ** 2
+    return (matrix, keep) if fit_similarity(source, target, variance, matrix, keep, 10) else None
+
+
+def evidence(
+    pair: Pair, matrix: np.ndarray, i: np.ndarray, j: np.ndarray, radius: float, tried: Tried, hypothesis: np.ndarray
+) -> Match | None:
     """Measure how well a transform is supported by the pairs (i, j)."""
     try:
         inverse = np.linalg.inv(matrix)
@@ -146,63 +196,55 @@ def evidence(pair: Pair, matrix: np.ndarray, i: np.ndarray, j: np.ndarray, radiu
     frame_visible = int(np.count_nonzero(inside_frame(transform_points(inverse, pair.frame.xy), pair.shape)))
     grid = grid_points(pair.shape, 17)
     overlap = grid[inside_frame(transform_points(matrix, grid), pair.shape)]
-    if len(overlap) == 0 or len(i) <= FREE_PAIRS[pair.kind]:
+    free = FREE_PAIRS[pair.kind]
+    if len(overlap) == 0 or len(i) <= free:
         return None
     source = pair.reference.xy[i]
-    rms = math.sqrt(float(np.mean(np.sum((transform_points(matrix, source) - pair.frame.xy[j]) ** 2, axis=1))))
+    squared = np.sum((mapped[i] - pair.frame.xy[j]) ** 2, axis=1)
+    rms = math.sqrt(float(np.mean(squared)))
     area = len(overlap) / len(grid) * pair.shape[0] * pair.shape[1]
-    probability = _chance_of_neighbour(pair, mapped[visible], radius, frame_visible / area)
-    log10_chance = log10_of_chance(
-        len(i) - FREE_PAIRS[pair.kind],
-        int(np.count_nonzero(visible)) - FREE_PAIRS[pair.kind],
-        probability,
-        # Refining searched the cell of the start radius for the best place of the final one.
-        trials * (START_RADIUS / radius) ** 2,
+    moved = np.sqrt(np.max(np.sum((transform_points(hypothesis, source) - mapped[i]) ** 2, axis=1)))
+    found = Evidence(
+        matched=len(i),
+        candidates=max(int(np.count_nonzero(visible)), len(i)),
+        free=free,
+        density=_local_density(pair, mapped[visible], frame_visible / area),
+        squares=float(squared.sum()),
+        radius=radius,
+        reach=max(START_RADIUS, float(moved)),
     )
     centre = source.mean(axis=0)
     spread = float(np.sum((source - centre) ** 2))
-    reach = float(np.max(np.sum((overlap - centre) ** 2, axis=1)))
-    corner_error = rms * math.sqrt(1.0 / len(i) + reach / spread) if spread > 0.0 else math.inf
+    lever = float(np.max(np.sum((overlap - centre) ** 2, axis=1)))
+    # What few stars leave over is less than their errors: each fitted number takes some of it.
+    error = rms * math.sqrt(len(i) / (len(i) - free))
+    corner_error = error * math.sqrt(1.0 / len(i) + lever / spread) if spread > 0.0 else math.inf
     return Match(
-        matrix, i, j, rms, radius, int(np.count_nonzero(visible)), frame_visible, log10_chance, corner_error
+        matrix, i, j, rms, radius, int(np.count_nonzero(visible)), frame_visible, log10_of_false_alarms(found, tried),
+        corner_error,
     )  # fmt: skip
 
 
-def _chance_of_neighbour(pair: Pair, xy: np.ndarray, radius: float, density: float) -> float:
-    """Probability that an unrelated position has a frame star within ``radius``, averaged over positions ``xy``.
+def _local_density(pair: Pair, xy: np.ndarray, density: float) -> float:
+    """Return the density of frame stars, px^-2, that unrelated places (n, 2) px have to reckon with.
 
-    The density (stars per px^2) is that of the overlap, or the mean local one in rings of 2 to 10 radii around the
-    positions where that is higher: in a cluster, neighbours are cheap.
+    That of the overlap, or the mean one in rings around the places where that is higher: in a cluster, neighbours are
+    cheap.
     """
-    if len(xy) == 0:
-        return 1.0
-    inner, outer = (pair.tree.query_ball_point(xy, factor * radius, return_length=True) for factor in (2.0, 10.0))
-    local = (outer - inner) / (math.pi * (100.0 - 4.0) * radius**2)
-    cell = math.pi * radius**2
-    return max(1.0 - math.exp(-density * cell), float(np.mean(1.0 - np.exp(-local * cell))))
-
-
-def log10_of_chance(confirmed: int, candidates: int, probability: float, trials: float) -> float:
-    """Log10 of the expected number of matches as good as this among ``trials`` hypotheses of unrelated fields.
-
-    Of ``candidates`` reference stars in the overlap each has a neighbour with ``probability``; ``confirmed`` have one,
-    not counting the pairs that the transform can always satisfy. Binomial upper tail times the hypotheses tried.
-    """
-    from scipy.special import betainc
-
-    if confirmed <= 0 or candidates < confirmed:
-        return 0.0
-    tail = float(betainc(confirmed, candidates - confirmed + 1.0, min(max(probability, 1e-300), 1.0)))
-    return math.log10(max(tail, 1e-300)) + math.log10(max(trials, 1.0))
+    inner, outer = RING
+    around = ring_counts(np.array(xy, np.float64, order="C"), pair.frame.xy, *pair.grid, inner, outer)
+    return max(density, float(np.mean(around)) / (math.pi * (outer**2 - inner**2))) if len(xy) else density
 
 
 def without_defects(reference: StarList, frame: StarList, matrix: np.ndarray) -> tuple[StarList, StarList]:
     """Leave out detections that kept their pixel while the sky moved: displaced, they would no longer be known."""
-    from scipy.spatial import cKDTree
-
+    if not (len(reference) and len(frame)):
+        return reference, frame
     moved = np.hypot(*(transform_points(matrix, reference.xy) - reference.xy).T) > MOVED
-    distance, nearest = cKDTree(frame.xy).query(reference.xy, distance_upper_bound=STATIONARY_RADIUS)
-    defect = np.isfinite(distance) & moved
-    theirs = np.ones(len(frame), bool)
-    theirs[nearest[defect]] = False
-    return reference.select(~defect), frame.select(theirs)
+    theirs = frame.xy
+    width, height = (int(v) for v in np.maximum(theirs.max(axis=0), 0.0) + 1.0)
+    nearest = nearest_stars(reference.xy, theirs, *star_grid(theirs, height, width), STATIONARY_RADIUS)
+    defect = (nearest >= 0) & moved
+    stays = np.ones(len(frame), bool)
+    stays[nearest[defect]] = False
+    return reference.select(~defect), frame.select(stays)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -149,11 +150,14 @@ def inside_frame(xy: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return (xy[:, 0] >= -0.5) & (xy[:, 0] <= width - 0.5) & (xy[:, 1] >= -0.5) & (xy[:, 1] <= height - 0.5)
 
 
+@cache
 def grid_points(shape: tuple[int, int], n: int) -> np.ndarray:
-    """Return n x n points (x, y) that span the pixel centres of a frame, (n * n, 2) px."""
+    """Return n x n points (x, y) that span the pixel centres of a frame, (n * n, 2) px; not to be written to."""
     height, width = shape
     x, y = np.meshgrid(np.linspace(0.0, width - 1.0, n), np.linspace(0.0, height - 1.0, n))
-    return np.column_stack((x.ravel(), y.ravel()))
+    points = np.column_stack((x.ravel(), y.ravel()))
+    points.flags.writeable = False
+    return points
 
 
 def similarity_matrix(slope: complex, shift: complex) -> np.ndarray:

@@ -55,6 +55,11 @@ def wcs_transform(
     return _fit_wcs(reference_wcs, frame_wcs, shape, kind)[0]
 
 
+def celestial_part(wcs: WCS) -> WCS:
+    """Return the two celestial axes of a WCS, longitude first: itself where it has no others."""
+    return wcs if wcs.naxis == 2 and wcs.wcs.lng == 0 and wcs.wcs.lat == 1 else wcs.celestial
+
+
 def distortion_between(reference_wcs: WCS, frame_wcs: WCS, matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return what a matrix leaves of the map that two WCS imply, as a field of ``registration.distortion``.
 
@@ -82,7 +87,7 @@ def distortion_between(reference_wcs: WCS, frame_wcs: WCS, matrix: np.ndarray, s
     size = (int(shape[0]), int(shape[1]))
     places = nodes(*size)
     flat = places.reshape(-1, 2)
-    mapped = _through_the_sky(reference_wcs.celestial, frame_wcs.celestial, flat, size, NODE_MARGIN)
+    mapped = _through_the_sky(celestial_part(reference_wcs), celestial_part(frame_wcs), flat, size, NODE_MARGIN)
     return make_field((mapped - transform_points(matrix, flat)).reshape(places.shape))
 
 
@@ -211,7 +216,7 @@ def _fit_wcs(
     """Fit a matrix; return it, and a grid on the common field in the reference's and the frame's pixels, (n, 2) px."""
     size = (int(shape[0]), int(shape[1]))
     grid = grid_points(size, 25)
-    mapped = _through_the_sky(reference_wcs.celestial, frame_wcs.celestial, grid, size)
+    mapped = _through_the_sky(celestial_part(reference_wcs), celestial_part(frame_wcs), grid, size)
     valid = np.all(np.isfinite(mapped), axis=1)
     common = valid & inside_frame(np.nan_to_num(mapped, nan=-1e9), size)
     if np.count_nonzero(common) < 4:
@@ -252,6 +257,10 @@ def _through_the_sky(
 
 def in_system_of(first: WCS, second: WCS, sky: np.ndarray) -> np.ndarray:
     """Turn longitude and latitude (n, 2) deg of one WCS's system into those of another's (ICRS, FK5, galactic, ...)."""
+    if all(first.wcs.ctype[k][:4] == second.wcs.ctype[k][:4] for k in (0, 1)) and (
+        str(first.wcs.radesys) == str(second.wcs.radesys) == "ICRS"
+    ):
+        return sky
     from astropy.coordinates import SkyCoord
     from astropy.wcs.utils import wcs_to_celestial_frame
 
