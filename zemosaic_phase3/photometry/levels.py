@@ -20,8 +20,8 @@ MAX_SAMPLES: Final = 1 << 17  # pixels per channel that are looked at
 
 def no_levels(channels: int) -> FrameStats:
     """Return the levels of a frame that nobody measured: all 0."""
-    none = [np.zeros(channels) for _ in range(5)]
-    return FrameStats(*none, luminance_p25=0.0)
+    median, mad_sigma, p25, p90, variance = (np.zeros(channels) for _ in range(5))
+    return FrameStats(median=median, mad_sigma=mad_sigma, p25=p25, p90=p90, variance=variance, luminance_p25=0.0)
 
 
 def measure_levels(
