@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from importlib import metadata, util
@@ -176,3 +177,27 @@ def test_source_archive_holds_its_tests_and_passes_some(built: Built) -> None:
         *some,
         cwd=built.source,
     )
+
+
+def test_the_workflow_runs_the_commands_of_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = {
+        line.partition("#")[0].strip()
+        for block in readme.split("```sh")[1:]
+        for line in block.split("```")[0].splitlines()
+    }
+    workflow = (ROOT / ".github" / "workflows" / "readme.yml").read_text(encoding="utf-8")
+    run_there = re.findall(r"- run: (.+)", workflow)
+    assert len(run_there) == 2
+    assert set(run_there) <= commands
+    assert all(system in workflow for system in ("ubuntu", "windows", "macos"))
+
+
+def test_the_recipe_asks_for_what_the_package_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    recipe = (ROOT / "deploy" / "recipe.yaml").read_text(encoding="utf-8")
+    run_part = recipe.partition("  run:")[2].partition("tests:")[0]
+    asked = {line.strip("- ").replace(" ", "") for line in run_part.splitlines() if line.strip().startswith("- ")}
+    assert asked == {*project["dependencies"], "python" + project["requires-python"]}
+    assert f'version: "{VERSION}"' in recipe
+    assert project["scripts"]["zemosaic-phase3"] in recipe

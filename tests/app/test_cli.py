@@ -414,7 +414,7 @@ def test_help_gives_meaning_and_default_of_each_option():
         "--json --quiet --verbose --recursive --filter --group-by --min-frames --cache --no-resume --fresh "
         "--dark --flat --bias --dark-flat --calibration --scale-dark --temperature-tolerance "
         "--calibration-cache --cosmetic --no-self-check --no-spare-stars --gpus "
-        "--preset --config --save-config --dry-run --rej --log --series --targets --framing "
+        "--preset --config --save-config --dry-run --rej --log --series --targets --export --export-bits --framing "
         "--comet --drizzle --pixfrac "
         "--report --annotate --before-after --preview-size --preview-stretch"
     )

@@ -57,10 +57,11 @@ def scratch_bytes() -> int:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("weights", ["none", "radial", "full"])
+@pytest.mark.parametrize("weights", ["none", "radial", "full", "drizzle"])
 def test_a_plan_counts_the_arrays_of_a_slab_of_samples(channels: int, weights: str) -> None:
     rows = 9
-    job = job_of(channels, StackSpec(normalize="none", weight="none", radial_weight=weights == "radial"), np.float64)
+    spec = StackSpec(normalize="none", weight="none", radial_weight=weights == "radial", drizzle=weights == "drizzle")
+    job = job_of(channels, spec, np.float64)
     job.table.transform[:, 1, 2] = 0.25  # every frame must be resampled
     if weights == "full":
         job = Job(job.sources, job.table, job.spec, job.shape, sample_weight=np.ones((N, *job.shape), np.float32))
@@ -77,7 +78,7 @@ def test_a_plan_counts_the_arrays_of_a_slab_of_samples(channels: int, weights: s
     real = slab.cube.nbytes + per_sample.nbytes + WORKERS * (block.nbytes + raw.nbytes)
     counted = slab_plan_module.stack_bytes(
         rows, n_frames=N, height=HEIGHT, width=WIDTH, channels=channels, workers=WORKERS, source_margin=margin,
-        weights_per_pixel={"none": 0, "radial": 1, "full": channels}[weights], raw_bytes=4 * channels,
+        weights_per_pixel={"none": 0, "radial": 1}.get(weights, channels), raw_bytes=4 * channels,
         own_maps=int(weights == "none"),
     )  # fmt: skip
     real += tolerance.nbytes if weights == "none" else 0

@@ -21,6 +21,7 @@ from zemosaic_phase3.app.log_file import log_summary, with_log_of_progress
 from zemosaic_phase3.app.options import NO_PREVIEW, calibration_of
 from zemosaic_phase3.app.signals import PROGRAM
 from zemosaic_phase3.errors import OutputError, SpecError
+from zemosaic_phase3.io.export import check_export, write_export
 from zemosaic_phase3.io.inputs import real_paths
 from zemosaic_phase3.pipeline.frame_count import LeastFrames
 from zemosaic_phase3.pipeline.input_list import Inputs
@@ -186,6 +187,9 @@ def _stacked(args: argparse.Namespace, inputs: Sequence[str] | Inputs, console: 
     stack, register, select = specs_of(args)
     calibration = calibration_of(args)
     outputs = _outputs(args)
+    for path in args.export:
+        check_export(path)
+        check_output(path, overwrite=args.overwrite, compressed=True)
     cold = console_module.announce_compilation(console, quiet=args.quiet)
     with (
         kernels_compiled_beside(stack),
@@ -227,6 +231,9 @@ def _stacked(args: argparse.Namespace, inputs: Sequence[str] | Inputs, console: 
             write_preview(
                 tile, outputs.preview, size=args.preview_size, colours=args.preview_stretch, annotate=args.annotate
             )
+    for path in args.export:
+        with timed(tile.report, "export"):
+            write_export(tile.image, tile.header, path, bits=args.export_bits, overwrite=args.overwrite)
     if outputs.pair is not None:
         write_pair(tile, outputs)
     if args.report is not None:

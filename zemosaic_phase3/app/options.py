@@ -10,6 +10,7 @@ from typing import Any, Final, get_args
 from zemosaic_phase3.app.choice_options import add_choices
 from zemosaic_phase3.errors import SpecError
 from zemosaic_phase3.io.atomic_write import TILE_SUFFIXES
+from zemosaic_phase3.io.export import EXPORT_SUFFIXES
 from zemosaic_phase3.io.mosaic_cards import BAYER_PATTERNS
 from zemosaic_phase3.methods import (
     DEFAULT_KAPPA,
@@ -408,6 +409,14 @@ def _add_results(group: Group) -> None:
         "--targets", type=Path, metavar="CSV",
         help="positions (columns ra, dec or x, y, and name) whose light curve the series tells (default: none)",
     )  # fmt: skip
+    group.add_argument(
+        "--export", action="append", default=[], type=_path_ending(*EXPORT_SUFFIXES), metavar="FILE",
+        help="a copy of the image for other programs: .xisf, .tif, .png (16 bits) or .fits.fz; may be repeated "
+        "(default: none)",
+    )  # fmt: skip
+    group.add_argument(
+        "--export-bits", type=int, choices=(16, 32), default=32, help="of .xisf and .tif (default: %(default)s)"
+    )
     group.add_argument(
         "--preview", type=_path_ending(".png", instead="none"), metavar="PNG",
         help="stretched picture to write, or none (default: OUT with .png)",

@@ -132,11 +132,11 @@ def check_room(sizes: Mapping[Path, int]) -> None:
             )
 
 
-def check_output(output: str | os.PathLike[str], *, overwrite: bool) -> None:
+def check_output(output: str | os.PathLike[str], *, overwrite: bool, compressed: bool = False) -> None:
     """Refuse before the work starts what could not be written at its end.
 
     A symbolic link in the place of the file counts as a file: with ``overwrite`` it is replaced by one, and what it
-    points to stays as it is.
+    points to stays as it is. With ``compressed`` a name may ask for compression.
 
     Raises
     ------
@@ -155,7 +155,7 @@ def check_output(output: str | os.PathLike[str], *, overwrite: bool) -> None:
             raise OutputError(f"{path}: the name is too long ({length} bytes); choose a shorter one") from exc
         if exc.errno == errno.ELOOP:
             raise OutputError(f"{path}: is a symbolic link that leads back to itself; remove it") from exc
-    if path.name.lower().endswith(COMPRESSED_SUFFIXES):
+    if path.name.lower().endswith(COMPRESSED_SUFFIXES) and not compressed:
         raise OutputError(f"{path}: tiles are written uncompressed; choose a name that ends in .fits")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name a file in it")

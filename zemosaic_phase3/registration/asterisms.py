@@ -9,17 +9,8 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from zemosaic_phase3.registration.false_alarms import Tried
-from zemosaic_phase3.registration.pair_kernels import count_hits
 from zemosaic_phase3.registration.star_pairs import START_RADIUS, Pair
 from zemosaic_phase3.registration.transform import similarity_matrix, transform_points
-from zemosaic_phase3.registration.triangle_kernels import (
-    count_votes,
-    equal_triangles,
-    first_distinct,
-    neighbour_triples,
-    proposals,
-    triangle_shapes,
-)
 
 
 def _spread_selection(xy: np.ndarray, shape: tuple[int, int], n: int) -> np.ndarray:
@@ -65,6 +56,8 @@ def triangles(xy: np.ndarray, n_neighbours: int) -> _Triangles:
 
     See :func:`registration.triangle_kernels.triangle_shapes`; the sense of rotation keeps mirror images apart.
     """
+    from zemosaic_phase3.registration.triangle_kernels import neighbour_triples, triangle_shapes
+
     n = len(xy)
     k = min(n_neighbours, n - 1)
     if k < 2:
@@ -90,6 +83,9 @@ def _asterism_hypotheses(
     Every pair of equal triangles proposes one; proposals that agree at the field's centre and its rim vote for each
     other; the ones with most votes are ordered by how many selected stars they bring onto frame stars.
     """
+    from zemosaic_phase3.registration.pair_kernels import count_hits
+    from zemosaic_phase3.registration.triangle_kernels import count_votes, equal_triangles, first_distinct, proposals
+
     reference = pair.reference.xy[_spread_selection(pair.reference.xy, pair.shape, n_stars)]
     frame = pair.frame.xy[_spread_selection(pair.frame.xy, pair.shape, n_stars)]
     ours, theirs = triangles(reference, n_neighbours), triangles(frame, n_neighbours)
@@ -122,6 +118,8 @@ SEED_BIN: Final = 5.0  # px of the offset histogram
 
 def _seeded_hypotheses(pair: Pair, seed: np.ndarray) -> Hypotheses:
     """Corrections of a seed by the translations that most star pairs agree on."""
+    from zemosaic_phase3.registration.triangle_kernels import first_distinct
+
     mapped = transform_points(seed, pair.reference.xy[:200])
     frame = pair.frame.xy[:300]
     n_bins = round(2 * SEED_REACH / SEED_BIN)

@@ -12,7 +12,6 @@ from typing import Final
 import numpy as np
 
 from zemosaic_phase3.detection.star_finder import StarList
-from zemosaic_phase3.registration.pair_kernels import mutual_pairs, star_grid
 from zemosaic_phase3.registration.transform import inside_frame, transform_points
 
 SAME_PLACE: Final = 1.5  # px, that detections of one star may be apart
@@ -44,6 +43,8 @@ def grown_list(
         reference. A star of the reference stays whether others see it or not; another is added where at least three
         frames and a quarter of those that could show it do.
     """
+    from zemosaic_phase3.registration.pair_kernels import mutual_pairs, star_grid
+
     place = reference.xy
     weight = reference.sigma**-2.0
     total = place * weight[:, None]

@@ -9,14 +9,6 @@ import numpy as np
 
 from zemosaic_phase3.methods import TransformName
 from zemosaic_phase3.registration.false_alarms import Evidence, Tried, log10_of_false_alarms
-from zemosaic_phase3.registration.pair_kernels import (
-    fit_similarity,
-    mutual_pairs,
-    nearest_stars,
-    ring_counts,
-    shrink_similarity,
-    star_grid,
-)
 from zemosaic_phase3.registration.transform import FREE_PAIRS, grid_points, inside_frame, robust_fit, transform_points
 
 if TYPE_CHECKING:
@@ -78,6 +70,8 @@ class Pair:
     """Reference and frame catalogues that are compared, with the frame's stars sorted into cells."""
 
     def __init__(self, reference: Catalogue, frame: Catalogue, shape: tuple[int, int], kind: TransformName) -> None:
+        from zemosaic_phase3.registration.pair_kernels import star_grid
+
         # Copies, so that all are of one type: kernels are compiled once.
         self.reference, self.frame = (
             Catalogue(*(np.array(c, np.float64, order="C") for c in s)) for s in (reference, frame)
@@ -110,6 +104,8 @@ class Pair:
 
 def mutual_neighbours(pair: Pair, matrix: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return reference index, frame index and distance (px) of mutually nearest stars within ``radius`` (<= 8 px)."""
+    from zemosaic_phase3.registration.pair_kernels import mutual_pairs
+
     i, j, distance = mutual_pairs(plain(matrix), pair.reference.xy, pair.frame.xy, *pair.grid, radius)
     return i, j, distance
 
@@ -125,6 +121,8 @@ def shrink(pair: Pair, matrix: np.ndarray, kind: TransformName, radius: float) -
     Pairs beyond what the star density gives by chance are counted at each radius; a smaller radius that loses more
     than a fifth of them cuts into the true residuals and is not taken.
     """
+    from zemosaic_phase3.registration.pair_kernels import shrink_similarity
+
     if kind == "similarity":
         ours, theirs = pair.reference, pair.frame
         found_matrix, found_radius = shrink_similarity(
@@ -175,6 +173,8 @@ def refine(pair: Pair, hypothesis: np.ndarray, tried: Tried) -> Match | None:
 
 def _fitted(pair: Pair, i: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Fit the pair's model to pairs of stars; return it and the mask of pairs kept."""
+    from zemosaic_phase3.registration.pair_kernels import fit_similarity
+
     source, target = pair.reference.xy[i], pair.frame.xy[j]
     if pair.kind != "similarity":
         return robust_fit(pair.kind, source, target, np.hypot(pair.reference.sigma[i], pair.frame.sigma[j]))
@@ -231,6 +231,8 @@ def _local_density(pair: Pair, xy: np.ndarray, density: float) -> float:
     That of the overlap, or the mean one in rings around the places where that is higher: in a cluster, neighbours are
     cheap.
     """
+    from zemosaic_phase3.registration.pair_kernels import ring_counts
+
     inner, outer = RING
     around = ring_counts(np.array(xy, np.float64, order="C"), pair.frame.xy, *pair.grid, inner, outer)
     return max(density, float(np.mean(around)) / (math.pi * (outer**2 - inner**2))) if len(xy) else density
@@ -238,6 +240,8 @@ def _local_density(pair: Pair, xy: np.ndarray, density: float) -> float:
 
 def without_defects(reference: StarList, frame: StarList, matrix: np.ndarray) -> tuple[StarList, StarList]:
     """Leave out detections that kept their pixel while the sky moved: displaced, they would no longer be known."""
+    from zemosaic_phase3.registration.pair_kernels import nearest_stars, star_grid
+
     if not (len(reference) and len(frame)):
         return reference, frame
     moved = np.hypot(*(transform_points(matrix, reference.xy) - reference.xy).T) > MOVED
