@@ -19,7 +19,7 @@ from zemosaic_phase3.methods import COMBINATIONS
 from zemosaic_phase3.photometry.clipped import saturation_level, unclipped_sources
 from zemosaic_phase3.photometry.flatten import flatten_note, flattened_sources
 from zemosaic_phase3.photometry.frame_table import build_frame_table
-from zemosaic_phase3.photometry.levels import measure_levels
+from zemosaic_phase3.photometry.levels import no_levels
 from zemosaic_phase3.photometry.measure import measure_frame
 from zemosaic_phase3.photometry.mosaic_sky import mosaic_sources
 from zemosaic_phase3.records import DeviceUse, Equalization, FrameTable, SelfCheck
@@ -150,7 +150,7 @@ def result_shape(source: FrameSource, spec: StackSpec) -> tuple[int, ...]:
 
 def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) -> Job:
     """Measure what has not been measured and compute the frame table."""
-    unmeasured = measure_levels(np.zeros((1, 1, frames[0].source.channels), np.float32))
+    unmeasured = no_levels(frames[0].source.channels)
     stats = [
         f.stats or (measure_frame(f.source, with_its_stars=spec.needs_stars) if spec.needs_levels else unmeasured)
         for f in frames
