@@ -62,7 +62,7 @@ class Tile(pipeline_tile.Tile):
         return Table(frames_columns(self.rows), units={**FRAMES_UNITS, "REJECTED": "%"})
 
     def save(self, path: str | os.PathLike[str], *, maps: bool = False, overwrite: bool = False) -> Path:
-        """Write the tile as FITS, atomically; with ``maps`` also COVERAGE, WEIGHT, REJ_LOW and REJ_HIGH.
+        """Write the tile as FITS, atomically; with ``maps`` also COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH, and ERR if found.
 
         Raises
         ------
@@ -277,7 +277,7 @@ def stack(
     workers : int, optional
         Threads; as many as this process may use.
     maps : bool
-        Write COVERAGE, WEIGHT, REJ_LOW and REJ_HIGH too.
+        Write COVERAGE, WEIGHT, REJ_LOW and REJ_HIGH too, and ERR, the error of each pixel of a mean or median.
     overwrite : bool
         Replace an existing output.
     self_check : bool

@@ -190,6 +190,11 @@ class Combination:
         """True for the mean; weights apply to nothing else."""
         return self.halves is None
 
+    @property
+    def has_error(self) -> bool:
+        """True where an error of the result can be given: for means and medians."""
+        return self.halves in (None, 1)
+
 
 COMBINATIONS: Final[Mapping[str, Combination]] = {
     row.name: row

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -92,6 +94,27 @@ def test_a_worker_killed_in_the_middle_then_again_then_other_options(
     other = run(client, plan, tmp_path, replace(OPTIONS, maps=True))
     assert [record.state for record in other.records] == ["made", "kept", "kept", "kept"]
     assert pixels(other) == right
+
+
+@pytest.mark.filterwarnings("ignore")  # Dask's, of a worker that is silent
+def test_a_worker_that_hangs(client: Client, plan: TilePlan, right: dict[str, str], tmp_path: Path) -> None:
+    stopped: list[int] = []
+
+    def stop(done: threading.Event) -> None:
+        if when(lambda: len(finished(tmp_path)) == 3 and bool(begun(tmp_path)), done):
+            stopped.append(int(str(begun(tmp_path)[0]["pid"])))
+            os.kill(stopped[0], signal.SIGSTOP)
+
+    orders = orders_of(plan, prepare_folder(tmp_path), OPTIONS, n_workers=2, per_host=2)
+    patience = replace(PATIENCE, straggler=1.0, straggler_factor=0.1)
+    with beside(stop):
+        result = TilesRun(client, orders, patience=patience).run()
+    for pid in stopped:
+        os.kill(pid, signal.SIGCONT)
+    assert pixels(result) == right
+    if stopped:  # else the last tile was faster
+        assert len(result.doubled) == 1
+        assert max(record.attempts for record in result.records) <= 2
 
 
 def test_bands_of_rows_over_workers(client: Client, plan: TilePlan, right: dict[str, str], tmp_path: Path) -> None:

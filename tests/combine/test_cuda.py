@@ -78,6 +78,8 @@ def outputs(n: int, p: int) -> dict[str, np.ndarray]:
         "weight": np.full(p, -77, np.float32),
         "low": np.full(p, -77, np.int32),
         "high": np.full(p, -77, np.int32),
+        "kept_low": np.full(p, -77, np.float32),
+        "kept_high": np.full(p, -77, np.float32),
         "hits": np.zeros((n, 3), np.int64),
         "lost": np.zeros(1, np.int64),
     }
@@ -123,7 +125,8 @@ def on_host(
         at(None if samples is None else samples[:, start // case.step :]),
         ctypes.c_longlong(0 if samples is None else samples.shape[1]), case.step, int(case.uniform),
         at(None if case.tolerance is None else case.tolerance[start:]),
-        *[at(a) for a in maps], at(out["hits"]), at(out["lost"]), at(scratch),
+        *[at(a) for a in maps], at(out["kept_low"][start:]), at(out["kept_high"][start:]), at(out["hits"]),
+        at(out["lost"]), at(scratch),
     )  # fmt: skip
     return out
 

@@ -643,7 +643,7 @@ def test_too_little_memory_while_loading_is_told(
     def exhausted(*_: Any, **__: Any) -> Any:
         raise MemoryError("no memory for the frame")
 
-    monkeypatch.setattr("zemosaic_phase3.pipeline.scan.read_frame", exhausted)
+    monkeypatch.setattr("zemosaic_phase3.pipeline.scan.read_pixels", exhausted)
     assert make(entries).told("ERROR") == ["mastertile_error_memory_loading_cache"]
 
 

@@ -9,9 +9,7 @@ from zemosaic_phase3.detection.sky_mesh import (
     between_cells,
     median_of_nine,
     mesh_at,
-    sample_step,
     sky_mesh,
-    spread_mesh,
 )
 
 
@@ -58,10 +56,6 @@ def test_a_small_image_is_one_cell_and_a_constant_has_no_noise():
 def test_a_plane_is_interpolated_exactly_between_the_centres():
     rows, columns = np.mgrid[:4, :5]
     mesh = 100.0 + 3.0 * (16 * columns + 7.5) - 2.0 * (16 * rows + 7.5)  # value at the centres of 16 px cells
-    whole = spread_mesh(mesh, 16, (64, 80))
-    y, x = np.mgrid[:64, :80]
-    plane = 100.0 + 3.0 * np.clip(x, 7.5, 71.5) - 2.0 * np.clip(y, 7.5, 55.5)
-    np.testing.assert_allclose(whole, plane, rtol=1e-5)
     points = np.array([[20.25, 30.75], [0.0, 0.0], [79.0, 63.0]])
     found = mesh_at(np.stack((mesh, 2 * mesh), axis=2), 16, *points.T)
     expected = 100.0 + 3.0 * np.clip(points[:, 0], 7.5, 71.5) - 2.0 * np.clip(points[:, 1], 7.5, 55.5)
@@ -71,7 +65,7 @@ def test_a_plane_is_interpolated_exactly_between_the_centres():
 def test_one_cell_holds_everywhere():
     first, second, share = between_cells(np.array([-5.0, 3.0, 900.0]), 8, 1)
     assert not first.any() and not second.any() and not share.any()
-    np.testing.assert_array_equal(spread_mesh(np.array([[2.5]]), 8, (3, 4)), np.full((3, 4), 2.5))
+    assert mesh_at(np.array([[2.5]]), 8, np.array([3.0]), np.array([-7.0])) == 2.5
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (7, 4)])
@@ -103,15 +97,41 @@ def test_the_level_of_stepped_numbers_is_between_the_steps(step: float, unit: fl
         assert np.median(sigma) / unit == pytest.approx(64.0, rel=0.04)
 
 
+def defined_sky(image: np.ndarray, cell: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Level and noise of cells of continuous numbers, as the docstring says, one cell after the other."""
+    rows, columns = image.shape[0] // cell, image.shape[1] // cell
+    found = np.full((2, rows, columns), np.nan)
+    for y, x in np.ndindex(rows, columns):
+        values = image[y * cell : (y + 1) * cell : step, x * cell : (x + 1) * cell : step].astype(float)
+        samples = np.sort(values[np.isfinite(values)])
+        if samples.size < 0.25 * values.size:
+            continue
+        low, median, high = (samples[round(share * (samples.size - 1))] for share in (0.1587, 0.5, 0.8413))
+        noise = min(0.5 * (high - low), median - low)
+        kept = samples[np.abs(samples - median) <= 3.0 * noise]
+        mean, middle = kept.mean(), kept[kept.size // 2]
+        is_plain = abs(mean - middle) < 0.3 * noise
+        found[:, y, x] = 2.5 * middle - 1.5 * mean if is_plain else middle, noise
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize(("cell", "step"), [(32, 2), (48, 1), (64, 4)])
+def test_the_mesh_is_that_of_the_definition(cell: int, step: int, rng: np.random.Generator) -> None:
+    image = noise((200, 260), sigma=30.0)
+    image[rng.random(image.shape) < 0.03] += 700.0
+    image[rng.random(image.shape) < 0.1] = np.nan
+    image[:70, :130] = np.nan
+    level, sigma = sky_mesh(image, cell, step)
+    expected = defined_sky(image, cell, step)
+    np.testing.assert_allclose(level, expected[0], rtol=1e-12)
+    np.testing.assert_array_equal(sigma, expected[1])
+
+
 def test_numbers_in_fine_steps_are_measured_as_they_are() -> None:
-    """A step below a sixteenth of the noise changes no bit of what was measured before."""
-    image = np.round(noise((256, 256), sigma=40.0))
-    assert image.dtype == np.float32
-    samples = np.sort(image.reshape(4, 64, 256)[:, ::2, ::2].reshape(4, -1), axis=1).astype(np.float64)
-    everything = np.ones(4, bool)
-    last = np.full(4, samples.shape[1] - 1)
-    assert sample_step(samples, everything, last, np.full(4, 40.0)) == 0.0
-    assert sample_step(samples, everything, last, np.full(4, 10.0)) == pytest.approx(1.0)
+    """A step below a sixteenth of the noise changes no bit; a wider one does."""
+    for sigma, is_fine in ((40.0, True), (10.0, False)):
+        image = np.round(noise((256, 256), sigma=sigma))
+        assert (sky_mesh(image, 64)[1] == defined_sky(image, 64, 2)[1]).all() == is_fine
 
 
 def test_stars_do_not_raise_the_level_of_stepped_numbers() -> None:

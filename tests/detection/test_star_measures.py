@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from zemosaic_phase3.detection.star_finder import StarList, _photometry, find_stars
+from zemosaic_phase3.detection.star_finder import StarList, find_stars, star_light
 from zemosaic_phase3.simulate.paint import moffat_stamps
 from zemosaic_phase3.spec import RegisterSpec
 
@@ -175,7 +175,7 @@ def test_fluxes_hardly_depend_on_the_seeing(exponent, cfa):
     flux = []
     for fwhm in (2.7, 3.3):
         frame, x, y = stars_of_exponent(fwhm, exponent, seed=round(10 * fwhm))
-        light, _, _ = _photometry(frame, cfa, x, y, 1.05 * fwhm / 2.3548)
+        light, _, _ = star_light(frame, cfa, x, y, 1.05 * fwhm / 2.3548)
         flux.append(np.median(np.log(light / 1e5), axis=0))
         assert np.std(np.log(light), axis=0).max() < 0.01, "nor on where a star lies on the pixels"
         assert np.abs(flux[-1]).max() < 0.13

@@ -8,8 +8,12 @@ import pytest
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.photometry.clipped import UnclippedSource, clipping, saturation_level, unclipped_sources
 from zemosaic_phase3.photometry.levels import measure_levels
-from zemosaic_phase3.pipeline.samples import clip_levels
+from zemosaic_phase3.pipeline.samples import clip_levels, look_over
 from zemosaic_phase3.records import FrameStats, FrameTable
+
+
+def levels_that_clip(image: np.ndarray, saturate: object = None, cfa: str | None = None) -> np.ndarray:
+    return clip_levels(look_over(image.astype(np.float32), cfa), saturate, cfa)
 
 
 def frame(gain: float, seed: int, shape: tuple[int, int] = (60, 80), top: float = 65535.0) -> np.ndarray:
@@ -23,7 +27,9 @@ def prepared(gains: list[float], top: float = 65535.0) -> tuple[list, list[Frame
     from dataclasses import replace
 
     images = [frame(gain, k, top=top) for k, gain in enumerate(gains)]
-    stats = [replace(measure_levels(image[:, :, None].astype(np.float32)), clip=clip_levels(image)) for image in images]
+    stats = [
+        replace(measure_levels(image[:, :, None].astype(np.float32)), clip=levels_that_clip(image)) for image in images
+    ]
     n = len(gains)
     table = FrameTable(
         [f"{k}" for k in range(n)], np.stack([np.eye(3)] * n), np.array([[1.0 / gain] for gain in gains]),
@@ -67,16 +73,16 @@ def test_a_place_that_no_other_frame_shows_keeps_its_samples() -> None:
 
 def test_a_level_that_clips_is_repeated_by_neighbours() -> None:
     image = frame(0.3, 0)
-    assert clip_levels(image)[0] == np.inf
+    assert levels_that_clip(image)[0] == np.inf
     rng = np.random.default_rng(5)
     image[rng.integers(0, 60, 30), rng.integers(0, 80, 30)] = 40_000  # single hot pixels, alike
-    assert clip_levels(image)[0] == np.inf
-    assert clip_levels(image, 26_000.0)[0] == 26_000.0  # the header says so, and pixels reach it
-    assert clip_levels(image, "no number")[0] == np.inf
-    assert clip_levels(frame(1.0, 0), None, "RGGB").tolist() == [65535.0] * 3
+    assert levels_that_clip(image)[0] == np.inf
+    assert levels_that_clip(image, 26_000.0)[0] == 26_000.0  # the header says so, and pixels reach it
+    assert levels_that_clip(image, "no number")[0] == np.inf
+    assert levels_that_clip(frame(1.0, 0), None, "RGGB").tolist() == [65535.0] * 3
     colour = np.stack([frame(1.0, 0), frame(0.3, 0), frame(1.0, 0) // 2], axis=2).astype(np.float32)
     colour[0, 0] = np.nan
-    assert clip_levels(colour).tolist() == [65535.0, np.inf, 32767.0]
+    assert levels_that_clip(colour).tolist() == [65535.0, np.inf, 32767.0]
 
 
 def test_a_frame_without_clipped_samples_would_clip_where_the_others_do() -> None:

@@ -11,7 +11,7 @@ from weights_case import frames
 
 from zemosaic_phase3.methods import STAR_NORMALISATIONS, NormalizeName
 from zemosaic_phase3.photometry import normalize
-from zemosaic_phase3.photometry.levels import clipped_variance, level_step, levels_of, measure_levels
+from zemosaic_phase3.photometry.levels import measure_levels
 from zemosaic_phase3.spec import StackSpec
 
 
@@ -46,7 +46,7 @@ def test_variance_keeps_its_digits_beside_huge_outliers():
     values = (1000 + 5 * np.random.default_rng(0).standard_normal(4000)).astype(np.float32)
     values[:40] = 1e12
     expected = oracle.deviation(oracle.clipped_samples(values.astype(float)), 0) ** 2
-    assert clipped_variance(levels_of(values)) == pytest.approx(expected, rel=1e-12)
+    assert measure_levels(values.reshape(-1, 1, 1)).variance[0] == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("top", [3000, 65535])
@@ -84,6 +84,21 @@ def test_sampling_every_kth_row_changes_little():
 
 
 def test_continuous_and_uneven_samples_are_left_as_they_are():
-    assert level_step(levels_of(np.random.default_rng(0).random(1000))) == 0.0
-    uneven = np.random.default_rng(0).choice([0.0, 1.0, np.pi, 10.0], 1000)
-    assert level_step(levels_of(uneven)) == 0.0
+    rng = np.random.default_rng(0)
+    for values in (rng.random(1000), rng.choice([0.0, 1.0, np.pi, 10.0], 1000)):
+        view = values.astype(np.float32).reshape(-1, 1, 1)
+        plain, spread = measure_levels(view), measure_levels(view, quantum=(0.0,))
+        assert (plain.median, plain.mad_sigma) == (spread.median, spread.mad_sigma)
+    even = rng.choice([0.0, 1.0, 2.0, 3.0], 1000).astype(np.float32).reshape(-1, 1, 1)
+    assert measure_levels(even).median != measure_levels(even, quantum=(0.0,)).median
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_luminance_is_that_of_the_definition(step: int) -> None:
+    rng = np.random.default_rng(8)
+    view = rng.normal(1000.0, 30.0, (90, 131, 3)).astype(np.float32)
+    view[rng.random(view.shape) < 0.02] = np.nan
+    found = measure_levels(view, max_samples=-(-90 * 131 // step)).luminance_p25
+    luminance = view[::step].astype(float) @ [0.299, 0.587, 0.114]
+    assert found == pytest.approx(np.percentile(luminance[np.isfinite(luminance)], 25.0), rel=1e-6)
+    assert np.isnan(measure_levels(np.full((9, 9, 3), np.nan, np.float32)).luminance_p25)

@@ -39,7 +39,7 @@ def test_greens_near_full_scale_do_not_overflow():
 
 def test_levels_of_a_colour_frame_are_measured_on_the_frame():
     image = np.random.default_rng(0).random((9, 10, 3)).astype(np.float32)
-    np.testing.assert_array_equal(measure.read_frame(open_source(image))[1], image)
+    np.testing.assert_array_equal(measure.shown(open_source(image).read_rows(0, 9), None), image)
 
 
 def star_field(fwhm, *, noise=5.0, transparency=1.0, seed=0, channels=0, n=30):

@@ -122,6 +122,11 @@ def set_constants(library: ctypes.CDLL, text: str, **others: int) -> None:
         getattr(library, f"set_{name}")(value)
 
 
+def spread_library(text: str) -> ctypes.CDLL:
+    """Build what :func:`combine.cuda.spread_source` returns: one thread to a block."""
+    return _built(re.sub(r"(?m)^constexpr int THREADS = .*$", "constexpr int THREADS = 1;", text), STRICT)
+
+
 @functools.cache
 def _built(text: str, flags: tuple[str, ...]) -> ctypes.CDLL:
     folder = Path(tempfile.mkdtemp(prefix="cuda-host-"))

@@ -15,7 +15,7 @@ import weakref
 from pathlib import Path
 
 import numpy as np
-from cuda_host import build, combine_library, set_constants
+from cuda_host import build, combine_library, set_constants, spread_library
 
 from zemosaic_phase3.combine import cuda
 from zemosaic_phase3.resample.cuda import drizzle_source
@@ -71,6 +71,8 @@ class Kernel:
     def __init__(self, owner: HostCupy, name: str, code: str) -> None:
         self.owner, self.name, self.code = owner, name, code
         self.library = combine_library(code) if name == cuda.KERNEL else owner.resample
+        if name == cuda.SPREAD:
+            self.library = spread_library(code)
         self.max_dynamic_shared_size_bytes = 48 << 10
         self.kernel = self
 

@@ -402,7 +402,7 @@ def _add_resources(group: Group) -> None:
 def _add_results(group: Group) -> None:
     group.add_argument(
         "--maps", action="store_true",
-        help="write the maps COVERAGE, WEIGHT, REJ_LOW and REJ_HIGH into OUT too (default: no)",
+        help="write the maps COVERAGE, WEIGHT, REJ_LOW, REJ_HIGH and ERR into OUT too (default: no)",
     )  # fmt: skip
     group.add_argument(
         "--series", type=_series, metavar="LENGTH",

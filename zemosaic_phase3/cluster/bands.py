@@ -17,7 +17,7 @@ import numpy as np
 from zemosaic_phase3.cluster.order import TileOptions
 from zemosaic_phase3.cluster.share import share_of_machine
 from zemosaic_phase3.engine import cpu
-from zemosaic_phase3.engine.job import Job, StackResult, empty_result
+from zemosaic_phase3.engine.job import Job, StackResult, empty_result, maps_of
 from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.engine.result_check import result_fault
 from zemosaic_phase3.errors import GPUStackingError
@@ -28,14 +28,13 @@ from zemosaic_phase3.runtime import limits
 
 logger = logging.getLogger("ZeMosaicWorker")
 
-MAPS: Final = ("image", "coverage", "weight", "rejected_low", "rejected_high")
 FIRST: Final = 10  # priority of a band: before tiles that have not begun, because a tile waits for it
 RETRIES: Final = 2  # of a band whose worker dies
 
 
 @dataclass(frozen=True)
 class Band:
-    """Rows of a stack as one worker made them; ``maps`` in the order of ``MAPS``, counts as small as they fit."""
+    """Rows of a stack as one worker made them; ``maps`` in the order of ``maps_of``, counts as small as they fit."""
 
     first: int
     last: int
@@ -80,7 +79,7 @@ def stack_band(job: Job, first: int, last: int, options: TileOptions, per_host: 
         DeviceRequest(wants_cpu=options.device == "cpu", require_gpu=options.require_gpu or options.device == "gpu"),
     )
     small = np.uint16 if len(job.sources) <= np.iinfo(np.uint16).max else np.int32
-    maps = [getattr(result, name)[first:last] for name in MAPS]
+    maps = [getattr(result, name)[first:last] for name in maps_of(job)]
     return Band(
         first, last, tuple(part if part.dtype == np.float32 else part.astype(small) for part in maps),
         result.frame_counts, result.all_rejected, len(result.job.sources) == len(job.sources), used,
@@ -115,7 +114,7 @@ def put_together(job: Job, bands: Sequence[Band]) -> StackResult | None:
         return None
     result = empty_result(job, min(band.rows_per_slab for band in bands))
     for band in bands:
-        for name, rows in zip(MAPS, band.maps, strict=True):
+        for name, rows in zip(maps_of(job), band.maps, strict=True):
             getattr(result, name)[band.first : band.last] = rows
         result.frame_counts += band.frame_counts
         result.all_rejected += band.all_rejected

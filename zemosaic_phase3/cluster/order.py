@@ -107,8 +107,8 @@ class TileRecord:
         Who made it on what.
     attempts : int
         Beginnings since the tile was last finished, this one included.
-    seconds : float
-        Of the last attempt.
+    seconds, cpu_seconds : float
+        Of the last attempt; the latter of all its threads.
     size, sha256 : int, str
         Of the file.
     pixels : str
@@ -138,6 +138,7 @@ class TileRecord:
     attempts: int = 0
     began: str = ""
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     size: int = 0
     sha256: str = ""
     pixels: str = ""

@@ -376,5 +376,6 @@ def chosen_tiles(plan: TilePlan, names: Sequence[str]) -> TilePlan:
     known = {tile.name: tile for tile in plan.tiles}
     wrong = [name for name in names if name not in known]
     if wrong:
-        raise SpecError(f"the plan has no tile {wrong[0]!r}; it has: {', '.join(list(known)[:5])} ...")
+        more = " ..." if len(known) > 5 else ""
+        raise SpecError(f"the plan has no tile {wrong[0]!r}; it has: {', '.join(list(known)[:5])}{more}")
     return dataclasses.replace(plan, tiles=tuple(known[name] for name in names))

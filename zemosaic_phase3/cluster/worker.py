@@ -66,8 +66,9 @@ def make_tile(order: TileOrder, called: str = "") -> TileRecord:
         if known is not None:
             return known
         began = time.perf_counter()
+        cpu = time.process_time()
         me = replace(me, key=key, began=_now(), attempts=_note_beginning(order, worker))
-        return _stacked(order, me, began)
+        return _stacked(order, me, began, cpu)
     except FOR_GOOD as exc:
         return replace(me, reason=str(exc))
     except Exception as exc:  # noqa: BLE001 - a wall: what goes wrong with one tile is that tile's reason
@@ -87,7 +88,7 @@ def finished(order: TileOrder, key: str) -> TileRecord | None:
     return replace(record, state="kept", notes=(*record.notes, *other))
 
 
-def _stacked(order: TileOrder, me: TileRecord, began: float) -> TileRecord:
+def _stacked(order: TileOrder, me: TileRecord, began: float, cpu: float) -> TileRecord:
     """Stack, write the tile, then its record."""
     from zemosaic_phase3.cluster.bands import BandsOverWorkers
     from zemosaic_phase3.pipeline.stack_files import stack_files
@@ -105,7 +106,8 @@ def _stacked(order: TileOrder, me: TileRecord, began: float) -> TileRecord:
     report = tile.report
     made = replace(
         me, state="made", device=report.device, device_reason=report.device_reason,
-        seconds=round(time.perf_counter() - began, 3), size=order.output.stat().st_size,
+        seconds=round(time.perf_counter() - began, 3),
+        cpu_seconds=round(time.process_time() - cpu, 3), size=order.output.stat().st_size,
         sha256=sha256_of(order.output), pixels=pixels_of(order.output), n_used=report.n_used,
         n_needed=report.n_needed, measured_before=report.resumed.measured, read_bytes=_read_so_far() - read,
         peak_bytes=report.peak_rss_bytes, notes=tuple(report.warnings),

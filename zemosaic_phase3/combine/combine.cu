@@ -189,6 +189,8 @@ struct Maps {
     float* weight_map;
     int* rejected_low;
     int* rejected_high;
+    float* kept_low;  // smallest and largest value that is kept, crossed where none is; or null
+    float* kept_high;
 };
 
 // The average of what is kept, and the weight of it.
@@ -259,6 +261,10 @@ DEVICE void combine_pixel(
     maps.coverage[p] = n;
     maps.rejected_low[p] = v.first;
     maps.rejected_high[p] = n - v.last;
+    if (maps.kept_low != nullptr) {
+        maps.kept_low[p] = v.low;
+        maps.kept_high[p] = v.high;
+    }
 }
 
 extern __shared__ float tile_memory[];
@@ -269,14 +275,14 @@ extern __shared__ float tile_memory[];
 // sample_weight: (N, sample_stride) float32, or null; sample_step neighbouring elements share one
 // uniform: all frame weights are 1 and there is no sample weight
 // tolerance: (n_elements,) float32 where the text SPARES, else not read
-// image .. rejected_high: (n_elements,), written; counts: (N, 3) and all_rejected: (1,), added to
+// image .. rejected_high: (n_elements,), written; kept_low, kept_high: (n_elements,), written, or null; counts: (N, 3) and all_rejected: (1,), added to
 // scratch: as much as the launch plan says
 extern "C" __global__ void __launch_bounds__(LANES) combine_block(
     const float* cube, long long stride, int n_frames, long long n_elements, int channels, const double* par,
     const double* critical, const double* frame_weight, const float* sample_weight, long long sample_stride,
     int sample_step, int uniform, const float* tolerance, float* image, int* coverage, float* weight_map,
-    int* rejected_low, int* rejected_high, unsigned long long* counts, unsigned long long* all_rejected,
-    float* scratch) {
+    int* rejected_low, int* rejected_high, float* kept_low, float* kept_high, unsigned long long* counts,
+    unsigned long long* all_rejected, float* scratch) {
     const long long scratch_words = (long long)(PLACE == MERGED ? 2 : 1) * n_frames * ROW;
     const Memory memory = {tile_memory + threadIdx.x, scratch + blockIdx.x * scratch_words + threadIdx.x};
     if (blockIdx.x == 0) {  // each frame's valid samples: all, less those that turn out invalid
@@ -285,7 +291,7 @@ extern "C" __global__ void __launch_bounds__(LANES) combine_block(
         }
     }
     const Limits limits = {par[0], par[1], par[2], par[3], par[4], critical};
-    const Maps maps = {image, coverage, weight_map, rejected_low, rejected_high};
+    const Maps maps = {image, coverage, weight_map, rejected_low, rejected_high, kept_low, kept_high};
     const long long tiles = (n_elements + LANES - 1) / LANES;
     for (long long tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
         const long long element = tile * LANES + threadIdx.x;

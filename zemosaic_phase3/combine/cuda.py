@@ -15,6 +15,8 @@ from zemosaic_phase3.runtime.cuda_text import constants, joined
 
 LANES: Final = 32  # threads of a block, one warp: no thread waits for another
 KERNEL: Final = "combine_block"
+SPREAD: Final = "spread_block"
+SPREAD_THREADS: Final = 128  # of a block
 COMPILE_OPTIONS: Final = ("--std=c++17", "--fmad=false")
 SHARED_BLOCKS: Final = 3  # columns must fit so often into a multiprocessor's shared memory, or lie in global memory
 SCRATCH_BLOCKS: Final = 16  # on a multiprocessor, where they need no shared memory
@@ -80,6 +82,12 @@ def launch_plan(
     resident = max(1, shared_limit // (shared + 1024)) if merged else SCRATCH_BLOCKS  # the system takes 1 KiB a block
     blocks = max(1, min(tiles, multiprocessors * resident, scratch_limit // scratch))
     return LaunchPlan(LANES, blocks, shared, blocks * scratch)
+
+
+def spread_source(combine: str) -> str:
+    """Return the text of the kernel :data:`SPREAD`; its arguments are at the top of ``combine/spread.cu``."""
+    values = {"BY_MEAN": COMBINATIONS[combine].is_mean, "THREADS": SPREAD_THREADS}
+    return constants(values) + joined("combine/spread.cu")
 
 
 def _sums(rejection: Rejection) -> int:

@@ -15,7 +15,7 @@ from zemosaic_phase3.errors import SpecError
 from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.photometry.frame_table import build_frame_table
-from zemosaic_phase3.photometry.levels import measure_levels
+from zemosaic_phase3.photometry.levels import no_levels
 from zemosaic_phase3.progress import Callback, notify
 from zemosaic_phase3.registration.match import register_stars
 from zemosaic_phase3.spec import RegisterSpec, StackSpec
@@ -84,7 +84,7 @@ def _luminance(source: FrameSource) -> np.ndarray:
 def _resampled(source: FrameSource, matrix: np.ndarray) -> np.ndarray:
     """One frame on the reference grid."""
     spec = StackSpec(normalize="none", weight="none")
-    levels = measure_levels(np.zeros((1, 1, source.channels), np.float32))  # not looked at: nothing is normalised
+    levels = no_levels(source.channels)  # not looked at: nothing is normalised
     table, _, _ = build_frame_table([source.name], [matrix], [levels], spec)
     job = Job([source], table, spec, source.shape)
     out = np.empty(source.shape, np.float32)

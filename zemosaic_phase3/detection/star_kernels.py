@@ -17,30 +17,14 @@ ITERATIONS: Final = 14  # most steps of a centroid
 CORE_WINDOW: Final = 0.65  # sigma of the window that measures a width, units of the star's: see `measure_stars`
 
 # Columns of what `measure_stars` fills in.
-X, Y, TOTAL, MAJOR, MINOR, CORE, AMPLITUDE, PEAK_SHARE, FLAT, STEP, STATE = range(11)
-COLUMNS: Final = 11
+X, Y, TOTAL, MAJOR, MINOR, CORE, AMPLITUDE, PEAK_SHARE, FLAT, STEP, STATE, ON_NEBULA, HEIGHT = range(13)
+COLUMNS: Final = 13
 MEASURED: Final = 1.0  # of column STATE; 0: at the edge, on an invalid pixel, or no light
 
 
 @kernel
-def bin_frame(pixels: np.ndarray, out: np.ndarray) -> None:
-    """Mean of 2x2 pixels and all channels: ``pixels (H, W, C)`` into ``out (H // 2, W // 2)``, float32, ADU."""
-    height, width = out.shape
-    channels = pixels.shape[2]
-    share = np.float32(0.25 / channels)
-    for y in range(height):
-        for x in range(width):
-            total = np.float32(0.0)
-            for c in range(channels):
-                total += (pixels[2 * y, 2 * x, c] + pixels[2 * y, 2 * x + 1, c]) + (
-                    pixels[2 * y + 1, 2 * x, c] + pixels[2 * y + 1, 2 * x + 1, c]
-                )
-            out[y, x] = total * share
-
-
-@kernel
-def _load_stamp(pixels: np.ndarray, green: int, x0: int, y0: int, sky: float, stamp: np.ndarray) -> None:
-    """Cut a stamp about (x0, y0): mean of the channels less the sky, ADU; NaN where invalid.
+def _load_stamp(pixels: np.ndarray, green: int, x0: int, y0: int, sky: np.ndarray, stamp: np.ndarray) -> None:
+    """Cut a stamp about (x0, y0), indexed by column and row: mean of the channels less the sky, ADU; NaN where invalid.
 
     ``green`` 0 or 1: of a mosaic only the pixels of that parity of row + column count, and the others are 0.
     """
@@ -51,42 +35,62 @@ def _load_stamp(pixels: np.ndarray, green: int, x0: int, y0: int, sky: float, st
         for i in range(side):
             x = x0 - side // 2 + i
             if green >= 0 and (x + y) & 1 != green:
-                stamp[j, i] = 0.0
+                stamp[i, j] = 0.0
                 continue
             total = 0.0
             for c in range(channels):
                 total += pixels[y, x, c]
-            stamp[j, i] = total / channels - sky
+            stamp[i, j] = total / channels - (sky[0] + (sky[1] * (i - side // 2) + sky[2] * (j - side // 2)))
+
+
+@kernel
+def _fill_window(out: np.ndarray, half: int, centre: float, window: float) -> None:
+    """Gaussian about ``half + centre``, from its middle outward: each step's ratio is the last one's times a constant.
+
+    Four exponentials instead of one a pixel; the error of a product of ten is 1e-15.
+    """
+    inverse = 1.0 / (window * window)
+    constant = math.exp(-inverse)
+    out[half] = math.exp(-0.5 * centre * centre * inverse)
+    ratio = math.exp((centre - 0.5) * inverse)
+    for i in range(half + 1, out.size):
+        out[i] = out[i - 1] * ratio
+        ratio *= constant
+    ratio = math.exp((-centre - 0.5) * inverse)
+    for i in range(half - 1, -1, -1):
+        out[i] = out[i + 1] * ratio
+        ratio *= constant
 
 
 @kernel
 def _moments(stamp: np.ndarray, dx: float, dy: float, window: float, basis: np.ndarray, moment: np.ndarray) -> None:
     """Moments of a stamp under a Gaussian window: sum, then x, y, xx, yy, xy about (dx, dy), central; into ``moment``.
 
-    ``basis (2, side)`` is scratch: the window is separable.
+    ``basis (5, side)`` is scratch: the window is separable, and the sums along the rows are made for all rows at once.
     """
     side = stamp.shape[0]
     half = side // 2
+    across, down, s0, s1, s2 = basis[0], basis[1], basis[2], basis[3], basis[4]
+    _fill_window(across, half, dx, window)
+    _fill_window(down, half, dy, window)
+    basis[2:] = 0.0
     for i in range(side):
-        basis[0, i] = math.exp(-0.5 * ((i - half - dx) / window) ** 2)
-        basis[1, i] = math.exp(-0.5 * ((i - half - dy) / window) ** 2)
+        column, weight, x = stamp[i], across[i], i - half - dx
+        for j in range(side):
+            v = weight * column[j]
+            s0[j] += v
+            s1[j] += v * x
+            s2[j] += v * x * x
     total, mx, my, mxx, myy, mxy = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for j in range(side):
-        s0, s1, s2 = 0.0, 0.0, 0.0
-        for i in range(side):
-            x = i - half - dx
-            v = basis[0, i] * stamp[j, i]
-            s0 += v
-            s1 += v * x
-            s2 += v * x * x
         y = j - half - dy
-        w = basis[1, j]
-        total += w * s0
-        mx += w * s1
-        mxx += w * s2
-        my += w * y * s0
-        mxy += w * y * s1
-        myy += w * y * y * s0
+        w = down[j]
+        total += w * s0[j]
+        mx += w * s1[j]
+        mxx += w * s2[j]
+        my += w * y * s0[j]
+        mxy += w * y * s1[j]
+        myy += w * y * y * s0[j]
     mx, my = mx / total, my / total
     moment[0], moment[1], moment[2] = total, mx, my
     moment[3], moment[4], moment[5] = mxx / total - mx * mx, myy / total - my * my, mxy / total - mx * my
@@ -134,8 +138,8 @@ def measure_stars(
         Parity of row + column of a mosaic's green pixels, 0 or 1; -1: every pixel counts.
     x, y : ndarray (n,) float64
         First guesses, pixels of the frame.
-    sky : ndarray (n,) float64
-        Level of the sky there, mean of the channels, ADU.
+    sky : ndarray (n, 3) float64
+        Level of the sky there, mean of the channels, ADU, and its slopes along x and y, ADU a pixel.
     sigma : float
         First guess of the stars' Gaussian sigma, pixels.
     peak_limit : float
@@ -147,7 +151,7 @@ def measure_stars(
     height, width = pixels.shape[:2]
     half = int(math.ceil(3.75 * sigma)) + 1  # the window times the star is 0.2 % at 2.5 sigma; widths may be 1.5 times
     stamp = np.empty((2 * half + 1, 2 * half + 1))
-    basis = np.empty((2, 2 * half + 1))
+    basis = np.empty((5, 2 * half + 1))
     moment = np.empty(6)
     spacing = 1.0 if green < 0 else math.sqrt(2.0)  # px, of the pixels that count
     lowest, narrowest = 0.9 * spacing, 0.7 * spacing  # an undersampled star still needs a window of 2 pixels FWHM
@@ -201,18 +205,18 @@ def _peak_of(stamp: np.ndarray, radius: float) -> tuple[float, float]:
     peak, at_j, at_i = -np.inf, half, half
     for j in range(side):
         for i in range(side):
-            v = stamp[j, i]
+            v = stamp[i, j]
             distance = (j - half) * (j - half) + (i - half) * (i - half)
             if not abs(v) < np.inf:
                 if distance <= radius * radius:
                     return 0.0, 0.0
-                stamp[j, i] = 0.0
+                stamp[i, j] = 0.0
             elif v > peak and distance <= 9.0:
                 peak, at_j, at_i = v, j, i
     total = 0.0
     for j in range(max(at_j - 1, 0), min(at_j + 2, side)):
         for i in range(max(at_i - 1, 0), min(at_i + 2, side)):
-            total += stamp[j, i]
+            total += stamp[i, j]
     return peak, peak / total if peak > 0.0 and total > 0.0 else 0.0
 
 
@@ -222,7 +226,7 @@ def _near_peak(stamp: np.ndarray, peak: float) -> float:
     n = 0.0
     for j in range(stamp.shape[0]):
         for i in range(stamp.shape[1]):
-            n += 1.0 if stamp[j, i] >= 0.97 * peak else 0.0
+            n += 1.0 if stamp[i, j] >= 0.97 * peak else 0.0
     return n
 
 

@@ -15,12 +15,13 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 
 from zemosaic_phase3.combine.kernel_arguments import KernelArguments
 from zemosaic_phase3.engine.finished_rows import FinishedRows
-from zemosaic_phase3.engine.job import Job, StackResult, empty_result, stack_what_can_be_read
+from zemosaic_phase3.engine.job import MAPS, Job, StackResult, empty_result, stack_what_can_be_read
 from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.engine.slab import (
     Slab,
@@ -32,9 +33,12 @@ from zemosaic_phase3.engine.slab import (
     weights_per_pixel,
 )
 from zemosaic_phase3.engine.slab_plan import FEW_ROWS, SlabPlan, plan_slabs, slabs_to_do
+from zemosaic_phase3.methods import COMBINATIONS
 from zemosaic_phase3.progress import Callback, notify
 from zemosaic_phase3.runtime.limits import available_memory
 from zemosaic_phase3.runtime.threads import parallel_map
+
+ERROR_MAPS: Final = 3  # the error of each pixel, and the bounds of what it keeps, of one slab
 
 logger = logging.getLogger("ZeMosaicWorker")
 
@@ -66,7 +70,7 @@ def slab_plan(job: Job, resources: Resources) -> SlabPlan:
         raw_bytes=max(source_pixel_bytes(source) for source in job.sources),
         stored_bytes=stored_bytes,
         field_bytes=sum(field.nbytes for field in job.table.distortion),
-        own_maps=int(job.tolerance is not None),
+        own_maps=int(job.tolerance is not None) + ERROR_MAPS * job.errors,
         copied_maps=resources.copied_maps,
         max_rows=resources.rows or max(FEW_ROWS, most),
     )
@@ -74,7 +78,8 @@ def slab_plan(job: Job, resources: Resources) -> SlabPlan:
 
 def combine_slab(job: Job, arguments: KernelArguments, slab: Slab, result: StackResult, workers: int) -> None:
     """Reject and combine the samples of one slab into the rows of the result."""
-    from zemosaic_phase3.combine.block import NO_TOLERANCE, combine_block
+    from zemosaic_phase3.combine.block import NO_TOLERANCE, NOWHERE, combine_block
+    from zemosaic_phase3.combine.spread import spread_block
     from zemosaic_phase3.runtime.jit import wait_for_compiler
     from zemosaic_phase3.runtime.lanes import LANES
 
@@ -82,9 +87,10 @@ def combine_slab(job: Job, arguments: KernelArguments, slab: Slab, result: Stack
     n_frames, line = len(job.sources), job.shape[1] * job.channels
     size = (slab.rows.stop - slab.rows.start) * line
     sample_weight, step = slab.weights()
-    maps = (result.image, result.coverage, result.weight, result.rejected_low, result.rejected_high)
     here = slice(slab.rows.start * line, slab.rows.stop * line)
-    out = [a.reshape(-1)[here] for a in maps]
+    out = [getattr(result, name).reshape(-1)[here] for name in MAPS]
+    errors = None if result.error is None else result.error.reshape(-1)[here]
+    kept = NOWHERE if errors is None else (np.empty(size, np.float32), np.empty(size, np.float32))
     allowed = NO_TOLERANCE if job.tolerance is None else job.tolerance.reshape(-1)[here]
     lanes = np.tile(arguments.weights, (1, LANES // job.channels))  # one column per lane of the kernel
 
@@ -93,8 +99,14 @@ def combine_slab(job: Job, arguments: KernelArguments, slab: Slab, result: Stack
         for cube, start, stop, offset in slab.pieces(LANES * share.start, min(LANES * share.stop, size)):
             lost += combine_block(
                 cube, start, stop, arguments, lanes, sample_weight, step, [a[offset:] for a in out], hits,
-                tolerance=allowed[offset:],
+                kept=kept if kept is NOWHERE else (kept[0][offset:], kept[1][offset:]), tolerance=allowed[offset:],
             )  # fmt: skip
+            if errors is not None:
+                combination = COMBINATIONS[arguments.combine]
+                spread_block(
+                    cube, start, stop, lanes, sample_weight, step, combination.is_mean, kept[0][offset:],
+                    kept[1][offset:], errors[offset:],
+                )  # fmt: skip
         return int(lost), hits
 
     for lost, hits in parallel_map(combine, shares(-(-size // LANES), workers * SHARES_PER_WORKER), workers):

@@ -19,12 +19,11 @@ import numpy as np
 
 from zemosaic_phase3.combine import cuda as combine_cuda
 from zemosaic_phase3.engine.gpu_plan import STAGING_BUFFERS, Batch, GpuPlan, Route, Slab
-from zemosaic_phase3.engine.job import SUMMED, Job, StackResult, channel_sums
+from zemosaic_phase3.engine.job import MAPS, SUMMED, Job, StackResult, channel_sums, maps_of
 from zemosaic_phase3.resample.cuda import FRAME_ROWS, drizzle_source
 from zemosaic_phase3.resample.cuda import source as resample_source
 from zemosaic_phase3.runtime import cuda, cuda_failure
 
-MAPS: Final = ("image", "coverage", "weight", "rejected_low", "rejected_high")
 THREADS: Final = 256  # of a block that opens or resamples
 BLOCKS: Final = 1024  # such blocks per frame at most; they share its pixels
 _TO_DEVICE: Final = 1  # cudaMemcpyKind
@@ -98,6 +97,7 @@ class Card:
         self._scratch_limit = scratch_limit
         self._kernel_arguments = job.kernel_arguments()
         self._in_flight = min(2, plan.n_slabs)
+        self.maps = maps_of(job)
         self._sent = 0  # batches
         self.bytes_h2d = 0
         try:
@@ -154,8 +154,10 @@ class Card:
 
     def _allocate_way_back(self) -> None:
         elements = self._plan.rows_per_slab * self._route.row_elements
-        self._maps = [self._empty(len(MAPS) * elements, np.float32) for _ in range(self._in_flight)]
-        self._pinned_maps = [self._pinned(4 * len(MAPS) * elements) for _ in range(self._in_flight)]
+        self._maps = [self._empty(len(self.maps) * elements, np.float32) for _ in range(self._in_flight)]
+        self._pinned_maps = [self._pinned(4 * len(self.maps) * elements) for _ in range(self._in_flight)]
+        # The bounds of what pixels keep, from which their errors are found at once.
+        self._kept = self._empty(2 * elements, np.float32) if self._route.has_errors else None
         self._arrived, self._maps_ready = self._events(1)[0], self._events(self._in_flight)
         self._counts = self._cupy.zeros(3 * self._route.n_frames, np.uint64)
         self._all_rejected = self._cupy.zeros(1, np.uint64)
@@ -299,23 +301,38 @@ class Card:
         self._arrived.record(self._copying if route.is_direct else self._opening)
         self._combining.wait_event(self._arrived)
         parameters, critical, weights = map(_pointer, self._numbers)
-        base, maps = _pointer(self._maps[k]), len(MAPS)
+        base, maps, kept = _pointer(self._maps[k]), len(self.maps), _pointer(self._kept)
+        bounds = (_NOTHING, _NOTHING) if self._kept is None else (kept, kept + np.uint64(4 * size))
         step = 1 if route.has_sample_weights else route.channels
         arguments = (
             _pointer(self._samples[k]), np.int64(size), np.int32(route.n_frames), np.int64(size),
             np.int32(route.channels), parameters, critical, weights, _pointer(self._sample_weights[k]),
             np.int64(size // step), np.int32(step), np.int32(chosen.uniform),
             _pointer(self._tolerances[k] if self._tolerances else None),
-            *(base + np.uint64(4 * size * m) for m in range(maps)),
+            *(base + np.uint64(4 * size * m) for m in range(len(MAPS))), *bounds,
             _pointer(self._counts), _pointer(self._all_rejected), _pointer(self._scratch),
         )  # fmt: skip
         with self._combining:
             kernel((launch.blocks,), (launch.threads,), arguments, shared_mem=launch.shared_bytes)
+            if self._kept is not None:
+                self._find_errors(size, step, k, bounds, base + np.uint64(4 * size * len(MAPS)))
         self._samples_free[k].record(self._combining)
         self._runtime.memcpyAsync(
             self._pinned_maps[k].ctypes.data, int(base), 4 * maps * size, _TO_HOST, self._combining.ptr
         )
         self._maps_ready[k].record(self._combining)
+
+    def _find_errors(self, size: int, step: int, k: int, bounds: tuple[np.uint64, ...], errors: np.uint64) -> None:
+        """Launch what finds the errors of the pixels that were combined before."""
+        route, chosen = self._route, self._kernel_arguments
+        kernel = kernel_of(combine_cuda.spread_source(chosen.combine), combine_cuda.SPREAD)
+        threads = combine_cuda.SPREAD_THREADS
+        arguments = (
+            _pointer(self._samples[k]), np.int64(size), np.int32(route.n_frames), np.int64(size),
+            np.int32(route.channels), _pointer(self._numbers[2]), _pointer(self._sample_weights[k]),
+            np.int64(size // step), np.int32(step), *bounds, errors,
+        )  # fmt: skip
+        kernel((-(-size // threads),), (threads,), arguments)
 
     def collect(self, slab: Slab, name: str, result: StackResult) -> tuple[str, np.ndarray]:
         """Wait for the maps of a slab and copy one of them into the rows of the result.
@@ -326,7 +343,7 @@ class Card:
         sums : ndarray (C,) int64
             Of the rows, if the metadata need them, else zeros: they are in the cache now.
         """
-        k, m = slab.number % self._in_flight, MAPS.index(name)
+        k, m = slab.number % self._in_flight, self.maps.index(name)
         target = getattr(result, name)[slab.rows]
         with cuda_failure.noticing_sticky_errors():
             cuda_failure.check_not_lost()

@@ -160,6 +160,7 @@ class Route:
     has_radial: bool
     has_sample_weights: bool
     has_tolerance: bool = False
+    has_errors: bool = False
 
     @property
     def row_bytes(self) -> int:
@@ -217,6 +218,7 @@ def route_of(job: Job) -> Route:
         has_radial=has_radial,
         has_sample_weights=job.sample_weight is not None or spec.drizzle > 0.0,
         has_tolerance=job.tolerance is not None,
+        has_errors=job.errors,
     )
 
 
@@ -269,6 +271,7 @@ def device_bytes(route: Route, rows: int, scratch_bytes: int) -> int:
     * the samples of two slabs (one when a slab is the whole tile), and their radial or sample weights;
     * unless the frames travel directly: ``STAGING_BUFFERS`` batches as stored, and one batch demosaiced;
     * the maps of two slabs, ``OUTPUT_BYTES`` per element, and the tolerance of their pixels, 4 bytes;
+    * where errors are wanted, those of two slabs, 4 bytes, and the bounds of what one keeps, 8 bytes;
     * the scratch of the rejection kernel, the distortion fields, and per frame its numbers, twice.
     """
     rows = min(rows, route.height)
@@ -280,7 +283,8 @@ def device_bytes(route: Route, rows: int, scratch_bytes: int) -> int:
     fields = 4 * route.field_elements
     per_frame = 2 * FRAME_ROWS.itemsize + 128
     return (
-        in_flight * (samples + weights + (OUTPUT_BYTES + 4 * route.has_tolerance) * elements)
+        in_flight * (samples + weights + (OUTPUT_BYTES + 4 * route.has_tolerance + 4 * route.has_errors) * elements)
+        + 8 * elements * route.has_errors
         + staging
         + _block_bytes(route, rows)
         + scratch_bytes

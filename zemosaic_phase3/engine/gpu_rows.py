@@ -18,10 +18,9 @@ from typing import Final
 import numpy as np
 
 from zemosaic_phase3.engine.finished_rows import FinishedRows
-from zemosaic_phase3.engine.gpu_card import MAPS, Card, launch_plan
+from zemosaic_phase3.engine.gpu_card import Card, launch_plan
 from zemosaic_phase3.engine.gpu_gather import gatherer_of
 from zemosaic_phase3.engine.gpu_plan import (
-    OUTPUT_BYTES,
     GpuPlan,
     Route,
     cut,
@@ -30,7 +29,7 @@ from zemosaic_phase3.engine.gpu_plan import (
     preferred_rows,
     route_of,
 )
-from zemosaic_phase3.engine.job import SUMMED, GpuFigures, Job, StackResult
+from zemosaic_phase3.engine.job import SUMMED, GpuFigures, Job, StackResult, maps_of
 from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.engine.slab_plan import slabs_to_do
 from zemosaic_phase3.errors import PlanError, UnsuitedTileError
@@ -164,7 +163,7 @@ def _stack_slabs(
     with (
         Card(job, route, plan, scratch_limit) as card,
         gatherer_of(job, route, slabs, card.pinned, gathering_threads(workers)) as gatherer,
-        Crew(len(MAPS)) as collectors,
+        Crew(len(maps_of(job))) as collectors,
         cuda_failure.noticing_sticky_errors(),  # before collectors that still wait call CUDA
     ):
         for number, slab, batch in gatherer.filled():
@@ -181,7 +180,7 @@ def _stack_slabs(
                 if len(collecting) == MAPS_IN_FLIGHT:
                     collect_oldest()
                 card.combine(slab)
-                collecting.append([collectors.submit(card.collect, slab, name, result) for name in MAPS])
+                collecting.append([collectors.submit(card.collect, slab, name, result) for name in card.maps])
                 waiting.append(slab.rows)
                 notify(progress, "stack", slab.number + 1, len(todo))
         counts, lost = collect_all(card)
@@ -195,4 +194,4 @@ def gathering_threads(workers: int) -> int:
 
 def result_bytes(job: Job) -> int:
     """Return the host's memory that a result takes, bytes."""
-    return OUTPUT_BYTES * int(np.prod(job.shape))
+    return 4 * len(maps_of(job)) * int(np.prod(job.shape))

@@ -15,10 +15,11 @@ import numpy as np
 from zemosaic_phase3.combine.kernel_arguments import KernelArguments, kernel_arguments
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.io.frame import Frame, FrameSource
+from zemosaic_phase3.methods import COMBINATIONS
 from zemosaic_phase3.photometry.clipped import saturation_level, unclipped_sources
 from zemosaic_phase3.photometry.flatten import flattened_sources
 from zemosaic_phase3.photometry.frame_table import build_frame_table
-from zemosaic_phase3.photometry.levels import measure_levels
+from zemosaic_phase3.photometry.levels import no_levels
 from zemosaic_phase3.photometry.measure import measure_frame
 from zemosaic_phase3.photometry.mosaic_sky import mosaic_sources
 from zemosaic_phase3.records import DeviceUse, Equalization, FrameTable, SelfCheck
@@ -40,6 +41,7 @@ class Job:
     dropped: list[tuple[str, str]] = field(default_factory=list)
     sample_weight: np.ndarray | None = None  # (N, *shape), multiplies the frame weights
     tolerance: np.ndarray | None = None  # of the shape, float32, ADU: samples so near the median of a pixel are kept
+    errors: bool = False  # the error of each pixel is wanted too
     saturation: float = float("inf")  # lowest level of the result at which samples that count are clipped, ADU
     clipped_kappa: bool = False  # kappa_sigma with sigma-clipped statistics, as stack_aligned_images has it
 
@@ -56,6 +58,15 @@ class Job:
             sample_weights=self.sample_weight is not None or self.spec.radial_weight or self.spec.drizzle > 0.0,
             clipped_kappa=self.clipped_kappa,
         )
+
+
+MAPS: Final = ("image", "coverage", "weight", "rejected_low", "rejected_high")  # of each result
+ERROR_MAP: Final = "error"  # beside them, where it is wanted
+
+
+def maps_of(job: Job) -> tuple[str, ...]:
+    """Return the names of the arrays that a stack fills."""
+    return (*MAPS, ERROR_MAP) if job.errors else MAPS
 
 
 SUMMED: Final = ("rejected_low", "rejected_high", "coverage")  # maps whose sums a report needs
@@ -82,6 +93,7 @@ class StackResult:
     """One stacked image and its evidence. Arrays ``(H, W)`` or ``(H, W, 3)``; image float32, ADU, NaN where nothing is.
 
     ``coverage``, ``rejected_low``, ``rejected_high`` int32 (samples); ``weight`` float32 (sum of weights);
+    ``error`` float32, ADU, what the image may be off (one standard deviation); None: not wanted.
     ``frame_counts (N, 3)`` int64, samples of each frame rejected low, rejected high, and valid. ``job`` is what was
     stacked at the end, without the frames that could no longer be read.
     """
@@ -93,6 +105,7 @@ class StackResult:
     rejected_low: np.ndarray
     rejected_high: np.ndarray
     frame_counts: np.ndarray
+    error: np.ndarray | None = None
     all_rejected: int = 0  # pixels all of whose samples were rejected, so that their median stands
     rows_per_slab: int = 0
     sums: dict[str, np.ndarray] = field(default_factory=dict)  # of maps, by name, (C,) int64; if the engine knows
@@ -104,11 +117,13 @@ class StackResult:
     @property
     def maps(self) -> dict[str, np.ndarray]:
         """The maps by the name of their FITS extension."""
+        errors = {} if self.error is None else {"ERR": self.error}
         return {
             "COVERAGE": self.coverage,
             "WEIGHT": self.weight,
             "REJ_LOW": self.rejected_low,
             "REJ_HIGH": self.rejected_high,
+            **errors,
         }
 
     def total(self, name: str) -> np.ndarray:
@@ -135,7 +150,7 @@ def result_shape(source: FrameSource, spec: StackSpec) -> tuple[int, ...]:
 
 def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) -> Job:
     """Measure what has not been measured and compute the frame table."""
-    unmeasured = measure_levels(np.zeros((1, 1, frames[0].source.channels), np.float32))
+    unmeasured = no_levels(frames[0].source.channels)
     stats = [
         f.stats or (measure_frame(f.source, with_its_stars=spec.needs_stars) if spec.needs_levels else unmeasured)
         for f in frames
@@ -165,6 +180,14 @@ def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) ->
     return Job(sources, table, spec, shape, dropped, saturation=saturation)
 
 
+def with_errors(job: Job) -> Job:
+    """Return the job with the errors of its pixels wanted; where there are none to be found, a note says so."""
+    if COMBINATIONS[job.spec.combine].has_error:
+        return replace(job, errors=True)
+    note = f"no errors of pixels (ERR) are found for combine = {job.spec.combine}, only for mean and median"
+    return replace(job, table=replace(job.table, notes=[*job.table.notes, note]))
+
+
 def _moved(table: FrameTable, motions: Sequence[np.ndarray | None], shape: tuple[int, ...]) -> FrameTable:
     """Shift frames to where a moving target stands still; all they were measured and matched by is done."""
     if all(motion is None for motion in motions):
@@ -188,6 +211,7 @@ def empty_result(job: Job, rows_per_slab: int) -> StackResult:
         rejected_low=np.empty(job.shape, np.int32),
         rejected_high=np.empty(job.shape, np.int32),
         frame_counts=np.zeros((len(job.sources), 3), np.int64),
+        error=np.empty(job.shape, np.float32) if job.errors else None,
         rows_per_slab=rows_per_slab,
     )
 

@@ -45,9 +45,14 @@ def equalize_rgb_medians_inplace(img: np.ndarray) -> tuple[float, float, float, 
     return gains[0], gains[1], gains[2], target
 
 
-def equalize_if(enabled: bool, image: np.ndarray) -> Equalization:
-    """Equalise a stacked image in place if it is asked for, and say what was done."""
-    return Equalization(True, *equalize_rgb_medians_inplace(image)) if enabled else Equalization()
+def equalize_if(enabled: bool, image: np.ndarray, error: np.ndarray | None = None) -> Equalization:
+    """Equalise a stacked image in place if it is asked for, its errors with it, and say what was done."""
+    if not enabled:
+        return Equalization()
+    done = Equalization(True, *equalize_rgb_medians_inplace(image))
+    if error is not None and error.ndim == 3:
+        error *= np.array([done.gain_r, done.gain_g, done.gain_b], np.float32)
+    return done
 
 
 def luminance(image: np.ndarray) -> np.ndarray:

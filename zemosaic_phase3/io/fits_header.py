@@ -52,7 +52,8 @@ WCS_KEY: Final = re.compile(
 # What stands behind "KEYWORD = " in nearly all cards. Texts with a quote or "&" in them, and empty ones (where astropy
 # looks for a further quote in the comment), are left to astropy.
 _PLAIN_VALUE: Final = re.compile(
-    rb" *(?:'(?P<text>[ -%(-~]+)'|(?P<flag>[TF])|(?P<whole>[+-]?\d{1,18})|(?P<real>[+-]?\d+\.\d*(?:E[+-]?\d{1,3})?))"
+    rb" *(?:'(?P<text>[ -%(-~]+)'|(?P<flag>[TF])|(?P<whole>[+-]?\d{1,18})"
+    rb"|(?P<real>[+-]?\d+(?:\.\d*(?:E[+-]?\d{1,3})?|E[+-]?\d{1,3})))"
     rb" *(?:/[ -~]*)?\Z"
 )
 

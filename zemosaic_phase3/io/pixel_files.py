@@ -20,6 +20,7 @@ from zemosaic_phase3.io.codec import Codec, RawLayout
 from zemosaic_phase3.io.frame import FrameSource, RawFile
 from zemosaic_phase3.io.frame_kind import read_cards
 from zemosaic_phase3.io.origin import Identity, Origin
+from zemosaic_phase3.io.plain_wcs import plain_cards, tangent_plane
 from zemosaic_phase3.io.remote import identity_at, is_remote, opened, read_remote_at
 
 if TYPE_CHECKING:
@@ -277,8 +278,14 @@ class PixelFile(FrameSource):
         return self._identity
 
     def wcs(self, header: Header | None = None) -> WCS | None:
-        """Return the celestial two-axis WCS; a raw frame is seen to have none without astropy."""
-        if header is None and self._wcs is None and self.card_values("CTYPE1") == [None]:
+        """Return the celestial two-axis WCS; a plain one is read, and none is seen to be there, without astropy."""
+        is_own = header is None and self._wcs is None and self._header is None
+        if is_own and self._place.header_offset == 0:
+            with self._open() as stream:
+                cards = plain_cards(headers.header_bytes(stream, self.name, 0))
+            if cards is not None:
+                return tangent_plane(cards, (self.width, self.height)) if cards else None
+        elif header is None and self._wcs is None and self.card_values("CTYPE1") == [None]:
             return None
         return super().wcs(header)
 

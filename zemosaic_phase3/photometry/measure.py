@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from zemosaic_phase3.detection.sky_mesh import sky_mesh
+from zemosaic_phase3.detection.planes import planes_of
+from zemosaic_phase3.detection.sky_mesh import sky_of_planes
 from zemosaic_phase3.detection.star_finder import StarList, find_stars
-from zemosaic_phase3.photometry.levels import MAX_SAMPLES, measure_levels
+from zemosaic_phase3.photometry.levels import MAX_SAMPLES, levels_of_planes
 from zemosaic_phase3.photometry.weights import FLUX_STARS, SHAPE_STARS
 from zemosaic_phase3.records import FrameStats
+from zemosaic_phase3.runtime.workspace import Workspace
 from zemosaic_phase3.spec import RegisterSpec
 
 if TYPE_CHECKING:
@@ -23,26 +25,15 @@ SKY_STEP: Final = 4  # px of the frame, every such row and column counts there
 FEW_CELLS: Final = 24  # of a small frame's mesh: half of the step then, so that its offset is as good as a large one's
 
 
-def read_frame(source: FrameSource) -> tuple[np.ndarray, np.ndarray]:
-    """Read a whole frame: its pixels as they are stored, and as its levels are measured.
+def shown(pixels: np.ndarray, cfa: str | None) -> np.ndarray:
+    """Return the planes of which levels are measured, ``(h, w, C) float32``.
 
-    Returns
-    -------
-    pixels : ndarray (H, W) or (H, W, C) uint16 or float32, ADU
-        A mosaic stays one; for other frames the same as ``view``.
-    view : ndarray (h, w, C) float32, ADU
-        NaN where invalid. Of a Bayer mosaic the 2x2 cells, so h = H // 2 and w = W // 2: red, mean green, blue.
+    Of a Bayer mosaic the 2x2 cells, so h = H // 2 and w = W // 2: red, mean green, blue.
     """
-    return shown(source.read_rows(0, source.height), source.cfa)
-
-
-def shown(pixels: np.ndarray, cfa: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return all pixels of a frame as :func:`read_frame` does."""
     if cfa is not None:
-        return pixels, cell_view(pixels, cfa)
+        return cell_view(pixels, cfa)
     view = pixels if pixels.ndim == 3 else pixels[:, :, None]
-    view = np.ascontiguousarray(view, dtype=np.float32)
-    return view, view
+    return np.ascontiguousarray(view, dtype=np.float32)
 
 
 def cell_view(mosaic: np.ndarray, cfa: str) -> np.ndarray:
@@ -63,13 +54,15 @@ def cell_view(mosaic: np.ndarray, cfa: str) -> np.ndarray:
 
 
 def quanta(source: FrameSource) -> tuple[float, ...]:
-    """Return the step of the levels as stored, per channel of :func:`read_frame`'s view, ADU; 0 where not known."""
+    """Return the step of the levels as stored, per channel or colour, ADU; 0 where not known."""
     if source.dtype != np.uint16:
         return (0.0,) * source.channels
     return (1.0, 0.5, 1.0) if source.cfa is not None else (1.0,) * source.channels
 
 
-def with_stars(stats: FrameStats, stars: StarList, view: np.ndarray, cfa: str | None = None) -> FrameStats:
+def with_stars(
+    stats: FrameStats, stars: StarList, frame: np.ndarray, cfa: str | None = None, workspace: Workspace | None = None
+) -> FrameStats:
     """Add to a frame's levels what its stars tell, and the sky mesh that goes with their fluxes.
 
     Parameters
@@ -77,33 +70,34 @@ def with_stars(stats: FrameStats, stars: StarList, view: np.ndarray, cfa: str | 
     stats : FrameStats
     stars : StarList
         From :func:`detection.star_finder.find_stars`.
-    view : ndarray (h, w, C) float32, ADU
-        From :func:`read_frame`.
+    frame : ndarray (H, W, C) float32, ADU
+        NaN where invalid.
     cfa : str, optional
         Of a mosaic.
+    workspace : Workspace, optional
+        Keeps memory for the next frame.
     """
-    channels = view.shape[2]
+    planes = planes_of(frame.shape, cfa)
+    channels = len(planes.table)
     light, light_error = (table[:LIGHT_STARS].reshape(-1, channels) for table in stars.photometry)
     pixel_noise = np.sqrt(stats.variance)
     if cfa is not None:
         pixel_noise = pixel_noise * np.array([1.0, np.sqrt(2.0), 1.0])  # a cell has the mean of its two greens
-    shaped = stars.select(np.arange(min(SHAPE_STARS, len(stars))))
-    scale = 1 if cfa is None else 2
-    cell = SKY_CELL // scale
-    step = SKY_STEP // scale
-    if (view.shape[0] // cell) * (view.shape[1] // cell) <= FEW_CELLS:
+    cell = SKY_CELL // planes.spacing
+    step = SKY_STEP // planes.spacing
+    if (planes.height // cell) * (planes.width // cell) <= FEW_CELLS:
         step //= 2
-    mesh = [sky_mesh(view[:, :, c], cell, step)[0] for c in range(channels)]
+    level, _ = sky_of_planes(frame, planes, cell, step, workspace)
     return replace(
         stats,
-        fwhm=float(np.median(shaped.fwhm)) if len(stars) else float("nan"),
-        eccentricity=float(np.median(shaped.eccentricity)) if len(stars) else float("nan"),
+        fwhm=float(np.median(stars.fwhm[:SHAPE_STARS])) if len(stars) else float("nan"),
+        eccentricity=float(np.median(stars.eccentricity[:SHAPE_STARS])) if len(stars) else float("nan"),
         n_stars=stars.n_found,
         star_flux=stars.flux[:FLUX_STARS].copy(),
         star_xy=stars.xy[:LIGHT_STARS].astype(np.float32),
         star_light=light.astype(np.float32),
         star_light_error=(light_error * pixel_noise).astype(np.float32),
-        sky_mesh=np.stack(mesh, axis=2).astype(np.float32),
+        sky_mesh=np.ascontiguousarray(np.moveaxis(level, 0, 2), np.float32),
         sky_cell=SKY_CELL,
     )
 
@@ -112,8 +106,10 @@ def measure_frame(
     source: FrameSource, *, with_its_stars: bool = False, max_samples: int | None = MAX_SAMPLES
 ) -> FrameStats:
     """Read a whole frame and measure its levels, and its stars where they are wanted; see :func:`measure_levels`."""
-    pixels, view = read_frame(source)
-    stats = measure_levels(view, quantum=quanta(source), max_samples=max_samples)
+    pixels = source.read_rows(0, source.height)
+    frame = np.ascontiguousarray(pixels, np.float32).reshape(*pixels.shape[:2], -1)
+    planes = planes_of(frame.shape, source.cfa)
+    stats = levels_of_planes(frame, planes, quantum=quanta(source), max_samples=max_samples)
     if not with_its_stars:
         return stats
-    return with_stars(stats, find_stars(pixels, RegisterSpec(), source.cfa), view, source.cfa)
+    return with_stars(stats, find_stars(pixels, RegisterSpec(), source.cfa), frame, source.cfa)

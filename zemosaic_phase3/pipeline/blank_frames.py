@@ -17,7 +17,7 @@ LOOK_ROWS: Final = 16  # of the middle of a frame: nearly always enough to see t
 
 
 def middle_rows(source: FrameSource) -> np.ndarray:
-    """Read ``LOOK_ROWS`` rows from the middle of a frame, as :func:`photometry.measure.read_frame` shows them."""
+    """Read ``LOOK_ROWS`` rows from the middle of a frame, as :func:`photometry.measure.shown` gives them."""
     first = source.height // 4 * 2  # a whole cell of a mosaic
     pixels = source.read_rows(first, min(first + LOOK_ROWS, source.height))
     return cell_view(pixels, source.cfa) if source.cfa is not None else pixels.reshape(*pixels.shape[:2], -1)

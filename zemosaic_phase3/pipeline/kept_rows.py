@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
-from zemosaic_phase3.engine.job import Job, StackResult
+from zemosaic_phase3.engine.job import Job, StackResult, maps_of
 from zemosaic_phase3.io.value_bytes import digest, from_bytes, to_bytes
 from zemosaic_phase3.pipeline.journal import Journal, version
 
@@ -22,7 +22,6 @@ logger = logging.getLogger("ZeMosaicWorker")
 FIRST_SECONDS: Final = 15.0  # of a stack, before its rows are worth writing: those of a short one cost a sixth of it
 NEXT_SECONDS: Final = 0.5  # between two pieces; a slab that takes longer is kept at once
 COPIES: Final = 3  # of what is kept, that the disk may hold for a while: in the log, in the file, and one to spare
-MAPS: Final = ("image", "coverage", "weight", "rejected_low", "rejected_high")
 
 
 class KeptRows:
@@ -63,7 +62,7 @@ class KeptRows:
                 continue  # of two runs at once
             try:
                 *maps, counts, lost = from_bytes(data, ())
-                for name, rows in zip(MAPS, maps, strict=True):
+                for name, rows in zip(maps_of(job), maps, strict=True):
                     getattr(result, name)[first:last] = rows
             except ValueError as exc:
                 logger.debug("rows %d to %d in the journal are %s", first, last, exc)
@@ -119,7 +118,7 @@ class KeptRows:
             return
         self.finish()
         small = np.uint16 if len(result.job.sources) <= np.iinfo(np.uint16).max else np.int32
-        maps = [getattr(result, name)[first:last] for name in MAPS]
+        maps = [getattr(result, name)[first:last] for name in maps_of(result.job)]
         maps = [part if part.dtype == np.float32 else part.astype(small) for part in maps]
         counts = [self._seen.frames - self._written.frames, self._seen.lost - self._written.lost]
         self._waiting, self._written = slice(last, last), self._seen
@@ -162,7 +161,7 @@ def _job_key(job: Job) -> str:
     table = job.table
     numbers = [table.transform, table.scale, table.offset, table.weight, *table.distortion]
     return digest(
-        version(), str(job.spec), str(job.shape), str(job.clipped_kappa), str(table.own_grid),
+        version(), str(job.spec), str(job.shape), str(job.clipped_kappa), str(job.errors), str(table.own_grid),
         *[f"{origin.path} {origin.identity.size} {origin.identity.modified_ns} {origin.recipe}" for origin in origins],
         *[np.ascontiguousarray(array).tobytes() for array in numbers],
         "" if job.tolerance is None else digest(np.ascontiguousarray(job.tolerance).tobytes()),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.pipeline.group import Group, Kept, frame_fault
@@ -10,6 +12,7 @@ from zemosaic_phase3.pipeline.scan import Scan, scan_bytes, scan_frame
 from zemosaic_phase3.progress import Callback, notify
 from zemosaic_phase3.runtime.limits import available_memory
 from zemosaic_phase3.runtime.threads import parallel_map
+from zemosaic_phase3.runtime.workspace import Workspace
 from zemosaic_phase3.spec import RegisterSpec
 
 
@@ -34,10 +37,15 @@ def scan_group(
     limit = available_memory() // 2 if allowed_bytes is None else allowed_bytes
     most = limit // max([scan_bytes(group.source(i)) for i in todo] + [1])
 
+    own = threading.local()  # of each thread, for as long as it measures
+
     def scan(i: int) -> Scan | FrameError:
         found: Scan | FrameError
+        space = own.__dict__.setdefault("space", Workspace())
         try:
-            found = known_or_scanned(group.source(i), spec, kept, find_stars=find_stars, measure=measure)
+            found = known_or_scanned(
+                group.source(i), spec, kept, find_stars=find_stars, measure=measure, workspace=space
+            )
         except Exception as exc:  # noqa: BLE001 - a wall: what goes wrong in one frame is that frame's reason
             found = frame_fault(exc, group.rows[i].name)
         notify(progress, "measure", next(done), len(todo))
@@ -53,11 +61,19 @@ def scan_group(
 
 
 def known_or_scanned(
-    source: FrameSource, spec: RegisterSpec, kept: Kept | None, *, find_stars: bool, measure: bool
+    source: FrameSource,
+    spec: RegisterSpec,
+    kept: Kept | None,
+    *,
+    find_stars: bool,
+    measure: bool,
+    workspace: Workspace | None = None,
 ) -> Scan:
     """Measure a frame, unless an earlier run did and kept it."""
     known = None if kept is None else kept.measured(source, spec, find_stars=find_stars, measure=measure)
-    found = scan_frame(source, spec, find_stars=find_stars, measure=measure) if known is None else known
-    if kept is not None and known is None:
+    if known is not None:
+        return known
+    found = scan_frame(source, spec, find_stars=find_stars, measure=measure, workspace=workspace)
+    if kept is not None:
         kept.keep_measured(source, spec, found, find_stars=find_stars, measure=measure)
     return found

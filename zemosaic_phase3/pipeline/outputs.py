@@ -100,8 +100,8 @@ class Wanted:
         samples = height * width * channels
         tile = 4 * samples + height * width + HEADER_BYTES + n_frames * FRAME_ROW_BYTES
         if self.maps:
-            counts = 2 if n_frames < 2**15 else 4  # COVERAGE, REJ_LOW, REJ_HIGH; WEIGHT is float32
-            tile += (4 + 3 * counts) * samples
+            counts = 2 if n_frames < 2**15 else 4  # COVERAGE, REJ_LOW, REJ_HIGH; WEIGHT and ERR are float32
+            tile += (8 + 3 * counts) * samples
         sizes = {self.tile: tile}
         if self.preview is not None:
             sizes[self.preview] = min(height, PREVIEW_SIDE_PX) * (min(width, PREVIEW_SIDE_PX) * channels + 1) + 4096

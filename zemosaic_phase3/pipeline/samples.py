@@ -17,6 +17,7 @@ import numpy as np
 from zemosaic_phase3.calibrate.calibrated import CalibratedSource
 from zemosaic_phase3.detection.filler import find_filler, has_long_runs
 from zemosaic_phase3.detection.floor import find_floors
+from zemosaic_phase3.detection.look import Look, look_at
 from zemosaic_phase3.detection.wrapped import find_wrapped
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.io.mended_frame import Mend, MendedSource, areas_of
@@ -26,17 +27,24 @@ if TYPE_CHECKING:
     from zemosaic_phase3.io.frame import FrameSource
     from zemosaic_phase3.records import FrameStats
 
-MIN_CLIPPED: Final = 8  # pixels of the highest number, from which on it is the level that clips
 MOST_CLIPPED: Final = 0.25  # of a frame's samples: it shows no sky to be matched by
-MOST_COMPARED: Final = 4096  # clipped pixels that tell whether they lie together
 ROUNDED: Final = 0.5  # of the noise: a wider step of float32 at the level of a frame loses what it shows
 
 
-def find_mend(source: FrameSource, pixels: np.ndarray) -> Mend:
-    """Find what has to be put right in all pixels of a frame, as they are stored."""
+def look_over(pixels: np.ndarray, cfa: str | None) -> Look:
+    """Look at all pixels of a frame ``(H, W)`` or ``(H, W, C) float32``."""
+    return look_at(pixels.reshape(*pixels.shape[:2], -1), is_mosaic=cfa is not None)
+
+
+def find_mend(source: FrameSource, pixels: np.ndarray, look: Look) -> Mend:
+    """Find what has to be put right in all pixels of a frame, as they are stored, where a look at them says so."""
     wrapped = find_wrapped(pixels) if source.codec.is_signed16 else None
-    filler = find_filler(pixels, source.cfa)
-    floors = find_floors(pixels if filler is None else Mend(areas_of(filler[0])).apply(pixels), source.cfa)
+    filler = find_filler(pixels, source.cfa) if look.may_have_filler else None
+    floors = None
+    if filler is not None:
+        floors = find_floors(Mend(areas_of(filler[0])).apply(pixels), source.cfa)
+    elif look.may_have_floor:
+        floors = find_floors(pixels, source.cfa)
     nothing = Mend()
     return Mend(
         nothing.invalid if filler is None else areas_of(filler[0]),
@@ -72,39 +80,21 @@ def may_have_filler(source: FrameSource) -> bool:
     return any(has_long_runs(source.read_rows(y, y + 1)) for y in sorted(places))
 
 
-def clip_levels(pixels: np.ndarray, saturate: object = None, cfa: str | None = None) -> np.ndarray:
+def clip_levels(look: Look, saturate: object = None, cfa: str | None = None) -> np.ndarray:
     """Return the level at which the samples of each channel are clipped, ``(C,) float64`` ADU; infinity where none is.
 
     That is the highest number of the frame, where several pixels that lie together have it, or what the header gives as
     ``SATURATE``, where the frame reaches it.
     """
-    planes = pixels.reshape(*pixels.shape[:2], -1)
-    largest = np.maximum if pixels.dtype.kind in "iu" else np.fmax
-    # Down the columns first, which lie side by side in memory; the highest pixels are then in a few of them.
-    columns = largest.reduce(pixels.reshape(len(pixels), -1), axis=0).reshape(planes.shape[1:])
-    levels = [_clip_level(planes[:, :, c], columns[:, c], saturate) for c in range(planes.shape[2])]
-    return np.array(levels * 3 if cfa is not None else levels)
-
-
-def _clip_level(plane: np.ndarray, columns: np.ndarray, saturate: object) -> float:
-    """Return the level at which a channel (H, W), of which the highest number of each column is known, is clipped."""
-    highest = np.fmax.reduce(columns)
     try:
         stated = float(saturate)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         stated = math.nan
-    if 0.0 < stated <= float(highest):
-        return stated
-    reaching = np.flatnonzero(columns == highest)
-    y, x = np.nonzero(plane[:, reaching] == highest)
-    if len(y) < MIN_CLIPPED:
-        return math.inf
-    width = plane.shape[1]
-    place = (y * width + reaching[x])[:MOST_COMPARED]
-    together = np.zeros(len(place), bool)
-    for distance in (1, 2, width, 2 * width):  # of a mosaic the next of the same colour
-        together |= np.isin(place + distance, place)
-    return float(highest) if 3 * np.count_nonzero(together) >= len(place) else math.inf
+    levels = [
+        stated if 0.0 < stated <= highest else highest if together else math.inf
+        for highest, together in zip(look.highest.tolist(), look.lie_together.tolist(), strict=True)
+    ]
+    return np.array(levels * 3 if cfa is not None else levels)
 
 
 def refuse_clipped(name: str, pixels: np.ndarray) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zemosaic_phase3.engine import cpu
-from zemosaic_phase3.engine.job import Job, StackResult, make_job
+from zemosaic_phase3.engine.job import Job, StackResult, make_job, with_errors
 from zemosaic_phase3.engine.resources import Resources
 from zemosaic_phase3.engine.result_check import result_fault
 from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS
@@ -183,7 +183,7 @@ def stack_files(
         given = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
         listed = list_inputs(given, output, recursive=recursive)
     allowed = _allowed_bytes(limits.default_limit() if memory is None else memory)
-    copied = OUTPUT_MAPS if maps and output is not None else 1
+    copied = OUTPUT_MAPS + 1 if maps and output is not None else 1
     resources = Resources(workers=workers or limits.usable_cpus(), memory=allowed, copied_maps=copied)
     cards = () if choice == "cpu" else cards_of(gpus)
     resources = replace(resources, cards=cards)
@@ -203,7 +203,9 @@ def stack_files(
     ):
         tile = build_tile(
             listed.frames,
-            stacker_of(policy, request, resources, progress, kept.rows, self_check=self_check, elsewhere=elsewhere),
+            stacker_of(
+                policy, request, resources, progress, kept.rows, self_check=self_check, errors=maps, elsewhere=elsewhere
+            ),
             stack=stack, register=register, select=select, bayer=bayer, calibration=calibration or CalibrationSpec(),
             reference=reference, workers=resources.workers, allowed_bytes=allowed, copied_maps=copied,
             progress=progress, kept=kept.frames,
@@ -260,9 +262,13 @@ def stacker_of(
     finished: KeptRows | None = None,
     *,
     self_check: bool = True,
+    errors: bool = False,
     elsewhere: Elsewhere | None = None,
 ) -> Stacker:
-    """Return what stacks registered frames on the device that a policy chooses, and checks a few of its pixels."""
+    """Return what stacks registered frames on the device that a policy chooses, and checks a few of its pixels.
+
+    ``errors``: the error of each pixel is wanted too.
+    """
     began = time.perf_counter()
 
     def stack(frames: list[Frame], spec: StackSpec, reference: int) -> StackResult:
@@ -270,6 +276,7 @@ def stacker_of(
         left = _left_for_slabs(resources, [frame.source for frame in frames])
         fwhm = {frame.source.name: frame.stats.fwhm for frame in frames if frame.stats is not None}
         job = with_star_tolerance(job, fwhm, left)
+        job = with_errors(job) if errors else job
         made = None if elsewhere is None else elsewhere(job)
         if made is not None:
             result = made
@@ -286,7 +293,7 @@ def stacker_of(
                 result, lambda: cpu.stack(job, left, progress), distrust=policy.distrust, finished=finished,
                 require_gpu=request.require_gpu, run_seconds=time.perf_counter() - began, workers=resources.workers,
             )  # fmt: skip
-        result.equalization = equalize_if(spec.equalize_rgb, result.image)
+        result.equalization = equalize_if(spec.equalize_rgb, result.image, result.error)
         return result
 
     return stack

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
+from zemosaic_phase3.engine.cpu import ERROR_MAPS
 from zemosaic_phase3.engine.job import StackResult
 from zemosaic_phase3.engine.slab import source_pixel_bytes
 from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS, SlabPlan, plan_slabs
@@ -280,6 +281,11 @@ def _follow(group: Group, comet: Comet | None) -> dict[int, np.ndarray]:
     return motion.shifts
 
 
+def own_maps(stack: StackSpec, copied_maps: int) -> int:
+    """Return how many maps a stack holds beside its result: tolerances, and what the errors of pixels take."""
+    return int(stack.spares) + (ERROR_MAPS if copied_maps > OUTPUT_MAPS else 0)
+
+
 def plan_of_group(
     group: Group, stack: StackSpec, register: RegisterSpec, workers: int, allowed_bytes: int, copied_maps: int
 ) -> SlabPlan:
@@ -300,7 +306,7 @@ def plan_of_group(
         height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=width, channels=some.channels,
         workers=workers, weights_per_pixel=_weights_per_pixel(some, stack),
         source_margin=0 if register.mode == "none" else some.height,
-        raw_bytes=source_pixel_bytes(some), own_maps=int(stack.spares), copied_maps=copied_maps,
+        raw_bytes=source_pixel_bytes(some), own_maps=own_maps(stack, copied_maps), copied_maps=copied_maps,
     )  # fmt: skip
 
 
@@ -314,7 +320,7 @@ def _check_canvas(
             canvas.height, allowed_bytes=allowed_bytes, n_frames=len(group.usable), width=canvas.width,
             channels=some.channels, workers=workers, weights_per_pixel=_weights_per_pixel(some, stack),
             source_margin=some.height, source_height=some.height, source_width=some.width,
-            raw_bytes=source_pixel_bytes(some), own_maps=int(stack.spares), copied_maps=copied_maps,
+            raw_bytes=source_pixel_bytes(some), own_maps=own_maps(stack, copied_maps), copied_maps=copied_maps,
         )  # fmt: skip
     except PlanError as exc:
         raise PlanError(

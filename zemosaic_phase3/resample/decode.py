@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from zemosaic_phase3.runtime.jit import kernel
+from zemosaic_phase3.runtime.workspace import Workspace
 
 if TYPE_CHECKING:
     from zemosaic_phase3.io.codec import RawLayout
@@ -181,7 +182,15 @@ def open_raw(
     open_words(raw.view(np.uint16), first, plane, swap, flip, bias, scale, offset, out)
 
 
-def read_samples(source: FrameSource, y0: int, y1: int, scale: np.ndarray, offset: np.ndarray, out: np.ndarray) -> None:
+def read_samples(
+    source: FrameSource,
+    y0: int,
+    y1: int,
+    scale: np.ndarray,
+    offset: np.ndarray,
+    out: np.ndarray,
+    workspace: Workspace | None = None,
+) -> None:
     """Read rows y0 (included) to y1 (excluded) of a frame as samples; a mosaic stays one.
 
     Parameters
@@ -190,6 +199,8 @@ def read_samples(source: FrameSource, y0: int, y1: int, scale: np.ndarray, offse
     scale, offset : ndarray (C,) float64
         Of every channel, C = 1 for a mosaic.
     out : ndarray ((y1 - y0) * W * C,) float32, ADU
+    workspace : Workspace, optional
+        Keeps the memory that stored bytes are read into.
 
     Raises
     ------
@@ -198,7 +209,7 @@ def read_samples(source: FrameSource, y0: int, y1: int, scale: np.ndarray, offse
     """
     layout, channels = source.raw_layout, scale.size
     if layout is not None:
-        raw = np.empty(out.size * layout.dtype.itemsize, np.uint8)
+        raw = (workspace or Workspace()).array("stored", (out.size * layout.dtype.itemsize,), np.uint8)
         source.read_raw(y0, y1, raw)
         open_raw(raw[None], layout, 0, scale[None], offset[None], out[None])
         return

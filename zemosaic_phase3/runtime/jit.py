@@ -31,7 +31,16 @@ logger = logging.getLogger("zemosaic.kernels")
 
 
 COMPILER_PATIENCE_S: Final = 120.0  # waited for the other process; what it has not done by then is compiled here
-KERNEL_WINGS: Final = ("runtime", "detection", "registration", "resample", "rejection", "combine", "engine")
+KERNEL_WINGS: Final = (
+    "runtime",
+    "detection",
+    "registration",
+    "photometry",
+    "resample",
+    "rejection",
+    "combine",
+    "engine",
+)
 """Folders whose files make compiled code, or hold constants that are compiled into it."""
 
 
