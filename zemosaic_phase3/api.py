@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from zemosaic_phase3.methods import (
     CombineName,
     DeviceName,
+    FlattenName,
     FramingName,
     InterpolationName,
     LineFit,
@@ -177,7 +178,7 @@ def stack(
     interpolation: InterpolationName | None = None,
     equalize_rgb: bool | None = None,
     radial_weight: bool | None = None,
-    flatten: bool | None = None,
+    flatten: bool | FlattenName | None = None,
     spare_stars: bool | None = None,
     drizzle: float | None = None,
     pixfrac: float | None = None,
@@ -186,8 +187,10 @@ def stack(
     preset: str | None = None,
     register: RegisterMode | RegisterSpec | None = None,
     transform: TransformName | None = None,
-    max_fwhm: float | None = None,
-    min_stars: int | None = None,
+    max_fwhm: float | str | None = None,
+    max_eccentricity: float | str | None = None,
+    max_background: float | str | None = None,
+    min_stars: int | str | None = None,
     drop_worst: float | None = None,
     select: SelectSpec | None = None,
     bayer: str = "auto",
@@ -238,8 +241,9 @@ def stack(
         ``docs/choices.md``.
     register, transform
         Fields ``mode`` and ``transform`` of :class:`RegisterSpec`, or a whole one as ``register``.
-    max_fwhm, min_stars, drop_worst
-        Fields of :class:`SelectSpec`: pixels, stars, percent.
+    max_fwhm, max_eccentricity, max_background, min_stars, drop_worst
+        Fields of :class:`SelectSpec`: pixels, 0 to 1, ADU, stars, percent. Limits may also be text: "3s" is three
+        sigmas of the session beyond its median, "2x" twice the median, "none" no limit.
     select : SelectSpec, optional
         All of them at once.
     bayer : str
@@ -325,6 +329,8 @@ def stack(
             select=_with_given(
                 _with_given(select or SelectSpec(), **_fields_of(SelectSpec, chosen)),
                 max_fwhm=max_fwhm,
+                max_eccentricity=max_eccentricity,
+                max_background=max_background,
                 min_stars=min_stars,
                 drop_worst=drop_worst,
             ),

@@ -41,9 +41,12 @@ NormalizeName = Literal[
     "auto",
 ]
 STAR_NORMALISATIONS: Final = frozenset({"photometric", "auto"})  # that compare the fluxes of stars
-WeightName = Literal["none", "noise_variance", "noise_fwhm", "snr", "stars"]
-STAR_WEIGHTS: Final = frozenset({"noise_fwhm", "snr", "stars"})  # weights that are measured on a frame's stars
+WeightName = Literal["none", "noise_variance", "noise_fwhm", "point_source", "snr", "stars"]
+STAR_WEIGHTS: Final = frozenset(
+    {"noise_fwhm", "point_source", "snr", "stars"}
+)  # weights that are measured on a frame's stars
 InterpolationName = Literal["lanczos3", "bicubic", "bilinear", "nearest"]
+FlattenName = Literal["auto", "on", "off"]
 RegisterMode = Literal["auto", "stars", "wcs", "none"]
 TransformName = Literal["similarity", "affine", "homography", "auto"]
 FramingName = Literal["reference", "union", "intersection"]

@@ -214,7 +214,8 @@ class TileReport:
     device_reason: str = ""
     spec: dict[str, Any] = field(default_factory=dict)
     noise_before: list[float] = field(default_factory=list)  # per channel, ADU, reference frame
-    noise_typical: list[float] = field(default_factory=list)  # per channel, ADU, median of the frames, levels matched
+    noise_typical: list[float] = field(default_factory=list)  # per channel, ADU, of a frame as it is in the stack
+    factor_at_best: list[float] = field(default_factory=list)  # per channel, of noise: what frames and weights allow
     noise_after: list[float] = field(default_factory=list)  # per channel, ADU, result
     fwhm_px: float = math.nan  # of the stars of the result; nan: none, or not measured
     rejected_low_percent: list[float] = field(default_factory=list)

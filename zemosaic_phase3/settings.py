@@ -44,6 +44,34 @@ def store_number(spec: object, field_name: str, label: str, low: float, high: fl
     object.__setattr__(spec, field_name, number)
 
 
+def frame_limit(name: str, value: object, low: float, high: float) -> float | str | None:
+    """Return a limit on frames: a number, ``"3s"`` (sigmas of the session), ``"2.5x"`` (its median), or None.
+
+    Raises
+    ------
+    SpecError
+        None of these, a number outside [low, high], or a multiple outside [0.1, 1000].
+    """
+    text = value.strip().lower() if isinstance(value, str) else ""
+    if value is None or text == "none":
+        return None
+    if text[-1:] in ("s", "x"):
+        number = in_range(f"{name}, {_UNITS[text[-1]]}", text[:-1], 0.1, 1000.0)
+        return f"{number:g}{text[-1]}"
+    if isinstance(value, str):
+        try:
+            value = float(text)
+        except ValueError as exc:
+            raise SpecError(
+                f"{name} = {value!r} is no limit; give a number, 3s for three sigmas beyond the median of the frames, "
+                "2.5x for a multiple of it, or none"
+            ) from exc
+    return in_range(name, value, low, high)
+
+
+_UNITS = {"s": "sigmas of the session", "x": "times the median of the session"}
+
+
 def winsor_limits(value: object) -> tuple[float, float]:
     """Return winsorizing limits as two fractions; None means the default (0.05, 0.05).
 

@@ -15,6 +15,7 @@ from zemosaic_phase3.methods import (
     STAR_NORMALISATIONS,
     STAR_WEIGHTS,
     CombineName,
+    FlattenName,
     FramingName,
     InterpolationName,
     LineFit,
@@ -28,7 +29,7 @@ from zemosaic_phase3.methods import (
     canonical,
     rejection_row,
 )
-from zemosaic_phase3.settings import in_range, store_number, winsor_limits
+from zemosaic_phase3.settings import frame_limit, in_range, store_number, winsor_limits
 
 LEAST_PIXFRAC: Final = 0.05  # of a pixel
 
@@ -41,7 +42,7 @@ class StackSpec:
     """
 
     normalize: NormalizeName = "auto"
-    weight: WeightName = "noise_variance"
+    weight: WeightName = "point_source"
     reject: RejectName = "winsorized_sigma_clip"
     wsc_impl: WscImpl = "pixinsight"
     kappa_low: float | None = None
@@ -58,7 +59,7 @@ class StackSpec:
     radial_power: float = 2.0
     radial_floor: float = 0.05
     interpolation: InterpolationName = "lanczos3"
-    flatten: bool = False  # make the frames' backgrounds alike, by a low-order surface each
+    flatten: FlattenName = "auto"  # make the frames' backgrounds alike, by a low-order surface each; also a bool
     spare_stars: bool = True  # a mean keeps what seeing explains of stars: engine.star_tolerance
     framing: FramingName = "reference"  # what of the sky the result shows: pipeline.framing
     grid: tuple[int, int] | None = None  # (H, W) of the result, which the frames' transforms start from; None: theirs
@@ -74,6 +75,8 @@ class StackSpec:
         put(self, "wsc_impl", canonical("winsorizing (wsc_impl)", self.wsc_impl, WscImpl))
         put(self, "combine", canonical("combination", self.combine, CombineName))
         put(self, "interpolation", canonical("interpolation", self.interpolation, InterpolationName))
+        given = {True: "on", False: "off"}.get(self.flatten, self.flatten)  # type: ignore[call-overload]
+        put(self, "flatten", canonical("flatten", given, FlattenName))
         put(self, "framing", canonical("framing", self.framing, FramingName))
         put(self, "winsor_limits", winsor_limits(self.winsor_limits))
         put(self, "line_fit", canonical("line fit", self.line_fit, LineFit))
@@ -134,7 +137,7 @@ class StackSpec:
     def needs_stars(self) -> bool:
         """True when weights, gains or backgrounds are measured where the frames' stars are or are not."""
         by_stars = self.normalize in STAR_NORMALISATIONS or self.is_bounded_by_stars
-        return self.frame_weight in STAR_WEIGHTS or by_stars or self.flatten
+        return self.frame_weight in STAR_WEIGHTS or by_stars or self.flatten == "on"
 
     @property
     def is_bounded_by_stars(self) -> bool:
@@ -144,7 +147,7 @@ class StackSpec:
     @property
     def needs_levels(self) -> bool:
         """True when frames are normalised or weighted, so that every one must be measured first."""
-        return self.normalize != "none" or self.frame_weight != "none" or self.flatten
+        return self.normalize != "none" or self.frame_weight != "none" or self.flatten == "on"
 
     @property
     def kappas(self) -> tuple[float, float]:
@@ -175,28 +178,46 @@ class RegisterSpec:
             store_number(self, name, name.replace("_", " "), 1.0, 1e6)
 
 
+WIDE: Final = "2.5x"  # the width of stars at which a frame is left out unless another limit is asked for
+
+
 @dataclass(frozen=True)
 class SelectSpec:
-    """Which frames are good enough to be stacked; the reference always is. The defaults keep all."""
+    """Which frames are good enough to be stacked; the reference always is.
 
-    max_fwhm: float | None = None  # pixels of the frame, median of its brighter stars
-    min_stars: int | None = None  # stars found
+    A limit is a number, or text: "3s" is 3 sigmas of the session beyond its median, "2.5x" 2.5 times that. By default
+    frames are left out whose stars are so wide that something is wrong with them: out of focus, or trailed.
+    """
+
+    max_fwhm: float | str | None = WIDE  # pixels of the frame, median of its brighter stars
+    max_eccentricity: float | str | None = None  # sqrt(1 - (b / a)^2), median of those
+    max_background: float | str | None = None  # ADU, mean of the channels' medians
+    min_stars: int | str | None = None  # stars found
     drop_worst: float = 0.0  # percent of the registered frames
 
     def __post_init__(self) -> None:  # noqa: D105
-        if self.max_fwhm is not None:
-            object.__setattr__(self, "max_fwhm", in_range("max FWHM", self.max_fwhm, 0.1, 1000.0))
-        if self.min_stars is not None:
-            number = in_range("min stars", self.min_stars, 0.0, 1e6)
-            if not number.is_integer():
+        put = object.__setattr__
+        put(self, "max_fwhm", frame_limit("max FWHM", self.max_fwhm, 0.1, 1000.0))
+        put(self, "max_eccentricity", frame_limit("max eccentricity", self.max_eccentricity, 0.0, 1.0))
+        put(self, "max_background", frame_limit("max background", self.max_background, -1e9, 1e9))
+        fewest = frame_limit("min stars", self.min_stars, 0.0, 1e6)
+        if isinstance(fewest, float):
+            if not fewest.is_integer():
                 raise SpecError(f"min stars = {self.min_stars!r} is not a whole number")
-            object.__setattr__(self, "min_stars", int(number))
+            fewest = int(fewest)
+        put(self, "min_stars", fewest)
         object.__setattr__(self, "drop_worst", in_range("drop worst, percent", self.drop_worst, 0.0, 99.0))
 
     @property
     def needs_stars(self) -> bool:
-        """True when frames are judged by their stars."""
-        return self.max_fwhm is not None or self.min_stars is not None or self.drop_worst > 0.0
+        """True when frames are judged by their stars; the default limit is only where stars are found anyway."""
+        asked = self.max_fwhm not in (None, WIDE), self.max_eccentricity is not None, self.min_stars is not None
+        return any(asked) or self.drop_worst > 0.0
+
+    @property
+    def needs_levels(self) -> bool:
+        """True when frames are judged by what is measured of them."""
+        return self.needs_stars or self.max_background is not None
 
 
 Inputs = tuple[str | os.PathLike[str], ...]

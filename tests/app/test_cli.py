@@ -410,7 +410,8 @@ def test_help_gives_meaning_and_default_of_each_option():
     wanted = (
         "--output --reference --register --interpolation --reject --kappa-low --kappa-high --winsor-limits --wsc-impl "
         "--line-fit --normalize --weight --combine --radial-weight --equalize-rgb --bayer --device --require-gpu "
-        "--flatten --transform --max-fwhm --min-stars --drop-worst --memory --workers --maps --preview --overwrite "
+        "--flatten --transform --max-fwhm --max-eccentricity --max-background --min-stars --drop-worst "
+        "--memory --workers --maps --preview --overwrite "
         "--json --quiet --verbose --recursive --filter --group-by --min-frames --cache --no-resume --fresh "
         "--dark --flat --bias --dark-flat --calibration --scale-dark --temperature-tolerance "
         "--calibration-cache --cosmetic --no-self-check --no-spare-stars --gpus "
@@ -504,3 +505,18 @@ def test_doctor_says_what_there_is_and_what_stack_would_choose(has_card, capsys,
         assert "CuPy is not installed" in told
         assert 'pip install "zemosaic-phase3[cuda12]"' in told
         assert "stack would use the CPU" in told
+
+
+@pytest.mark.parametrize(
+    ("given", "inputs", "flatten"),
+    [
+        (["--flatten", "x"], ["x"], "on"),
+        (["x", "--flatten"], ["x"], "on"),
+        (["x", "--flatten", "off"], ["x"], "off"),
+        (["--flatten=auto", "x"], ["x"], "auto"),
+        (["x"], ["x"], "auto"),
+    ],
+)
+def test_flatten_without_a_word_takes_no_input_for_it(given, inputs, flatten):
+    args = cli.build_parser().parse_args(["stack", *given, "-o", "y.fits"])
+    assert ([str(path) for path in args.inputs], args.flatten) == (inputs, flatten)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from register_case import SHAPE, SIGMA_OF_FWHM, SPEC, paint, rms_error, similarity
 
-from zemosaic_phase3.detection.star_finder import StarList, choose_reference, detect_stars
+from zemosaic_phase3.detection.star_finder import StarList, detect_stars
 from zemosaic_phase3.registration.match import register_stars
 from zemosaic_phase3.registration.transform import transform_points
 
@@ -200,20 +200,6 @@ def test_bright_stars_weigh_more():
 def flat_list(n, fwhm):
     ones = np.ones(n)
     return StarList(ones, ones, ones, fwhm * ones, ones)
-
-
-def test_the_reference_is_sharp_populated_and_central():
-    frames = [flat_list(100, 3.0), flat_list(90, 2.6), flat_list(20, 2.0), flat_list(0, 1.0), flat_list(95, 2.6)]
-    assert choose_reference(frames, SHAPE) == 4
-    assert choose_reference(frames[:4], SHAPE) == 1
-    assert choose_reference([flat_list(50, 3.0), flat_list(50, 3.0)], SHAPE) == 0
-    offsets = np.array([[0.0, 0], [5, 5], [0, 0], [0, 0], [900, 0]])
-    assert choose_reference(frames, SHAPE, offsets) == 1
-    offsets[1] = np.nan
-    assert choose_reference(frames, SHAPE, offsets) == 0
-    assert choose_reference([flat_list(0, 1.0)] * 3, SHAPE) == 0
-    with pytest.raises(ValueError, match="no frames"):
-        choose_reference([], SHAPE)
 
 
 def test_star_lists_have_equal_columns():

@@ -121,3 +121,21 @@ def test_stars_are_matched_where_the_field_puts_them():
     assert star_gain.frame_gain(frame, known, np.eye(3), field).pairs.tolist() == [120, 120, 120]
     given = ["known", "bent"], [np.eye(3)] * 2, [known, frame], StackSpec(normalize="photometric", weight="none")
     assert build_frame_table(*given, 0, [None, field])[1] == [0, 1]
+
+
+def test_a_gain_counts_the_area_of_pixels():
+    """Pixels 4 % smaller: a star covers 8 % more of them, and loses them when the frame is resampled."""
+    reference = stats()
+    frame = replace(reference, star_xy=(reference.star_xy * 1.04).astype(np.float32))
+    gain = star_gain.frame_gain(frame, reference, np.diag([1.04, 1.04, 1.0]))
+    np.testing.assert_allclose(gain.factor, 1.04**2, rtol=1e-5)
+    assert gain.area == pytest.approx(1.04**2)
+
+
+def test_areas_follow_perspective_and_distortion():
+    places = np.array([[100.0, 50.0], [300.0, 200.0]])
+    tilted = np.array([[1.01, 0.02, 3.0], [-0.02, 0.99, 5.0], [1e-5, 2e-5, 1.0]])
+    w = places @ tilted[2, :2] + 1.0
+    np.testing.assert_allclose(star_gain.pixel_areas(tilted, places), abs(np.linalg.det(tilted)) / w**3, rtol=1e-6)
+    field = make_field(np.stack(np.meshgrid(np.arange(8) * 0.64, np.zeros(6)), axis=-1).astype(np.float32))
+    np.testing.assert_allclose(star_gain.pixel_areas(np.eye(3), places, field), 1.01, rtol=1e-4)

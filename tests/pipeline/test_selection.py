@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from zemosaic_phase3.errors import SpecError
-from zemosaic_phase3.pipeline.group import Group, open_group
+from zemosaic_phase3.pipeline.group import FrameRow, Group, open_group
 from zemosaic_phase3.pipeline.measuring import scan_group
 from zemosaic_phase3.pipeline.registering import register_group
+from zemosaic_phase3.pipeline.scan import Scan
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, point_source_noise, rate_frames
+from zemosaic_phase3.records import FrameStats
 from zemosaic_phase3.simulate.scene import simulate
 from zemosaic_phase3.simulate.session import SimulationSpec
 from zemosaic_phase3.spec import RegisterSpec, SelectSpec
@@ -85,7 +87,15 @@ def test_noise_of_a_frame_without_stars_is_infinite(frames):
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"max_fwhm": 0.0}, "max FWHM"), ({"min_stars": 2.5}, "whole number"), ({"drop_worst": 100.0}, "drop worst")],
+    [
+        ({"max_fwhm": 0.0}, "max FWHM"),
+        ({"max_fwhm": "wide"}, "3s for three sigmas"),
+        ({"max_fwhm": "0s"}, "sigmas of the session"),
+        ({"max_eccentricity": 1.5}, "max eccentricity"),
+        ({"max_background": "x"}, "max background"),
+        ({"min_stars": 2.5}, "whole number"),
+        ({"drop_worst": 100.0}, "drop worst"),
+    ],
 )
 def test_impossible_limits_are_named(options, words):
     with pytest.raises(SpecError, match=words):
@@ -106,3 +116,51 @@ def test_a_stack_reports_what_it_knows_of_each_frame(frames):
     np.testing.assert_allclose(columns["SKY"][:, 0], 1200.0, rtol=0.12)
     assert np.all((columns["NOISE"][:, 0] > 30.0) & (columns["NOISE"][:, 0] < 60.0))
     assert np.all(columns["ECCENTR"] < 0.6)  # of round stars, most of them faint
+
+
+def measured(fwhm, eccentricity=(), sky=(), n_stars=()) -> Group:
+    """Frames of which these figures are known."""
+    group = Group([], [])
+    for k, width in enumerate(fwhm):
+        level = np.array([sky[k] if sky else 1000.0])
+        stats = FrameStats(
+            level, level, level, level, level, 0.0, fwhm=width, eccentricity=eccentricity[k] if eccentricity else 0.3,
+            n_stars=n_stars[k] if n_stars else 100,
+        )  # fmt: skip
+        group.rows.append(FrameRow(f"f{k}", used=True, scan=Scan(stats, None)))
+        group.sources.append(None)
+    return group
+
+
+@pytest.mark.parametrize(
+    ("spec", "kept"),
+    [
+        (SelectSpec(), [0, 1, 2, 3, 4, 6]),  # 8 is wider than 2.5 times 3.05; no stars are not too wide
+        (SelectSpec(max_fwhm="none"), [0, 1, 2, 3, 4, 5, 6]),
+        (SelectSpec(max_fwhm="3s"), [0, 1, 2, 3, 4]),  # but no stars are not as sharp as was asked for
+        (SelectSpec(max_fwhm="1.01x"), [0, 1, 2]),
+        (SelectSpec(max_fwhm=None, max_eccentricity=0.5), [0, 2, 3, 4, 5, 6]),
+        (SelectSpec(max_fwhm=None, max_background="3s"), [0, 1, 3, 4, 5, 6]),
+        (SelectSpec(max_fwhm=None, min_stars="0.5x"), [0, 1, 2, 3, 4, 6]),
+    ],
+)
+def test_limits_of_the_session(spec, kept):
+    group = measured(
+        [2.9, 3.0, 3.0, 3.1, 3.2, 8.0, np.nan],
+        [0.3, 0.7, 0.3, 0.3, 0.3, 0.3, 0.3],
+        [1000, 1010, 1900, 990, 1020, 1000, 1000],
+        [100, 90, 95, 100, 110, 20, 99],
+    )
+    apply_limits(group, spec)
+    assert group.usable == kept
+    assert all(row.reason for row in group.rows if not row.used)
+
+
+def test_frames_out_of_focus_are_noted():
+    group = measured([3.0, 3.1, 2.9, 20.0, 22.0])
+    apply_limits(group, SelectSpec())
+    assert "2 frames are left out: stars wider than 7.8 px" in group.notes[0] and "--max-fwhm none" in group.notes[0]
+    assert "FWHM 20.00 px, more than 2.5x the median" in group.rows[3].reason
+    two = measured([3.0, 20.0])
+    apply_limits(two, SelectSpec())
+    assert two.usable == [0, 1] and not two.notes  # which of two is wrong, nobody knows

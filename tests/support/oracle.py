@@ -177,6 +177,12 @@ def noise_fwhm_weights(frames: np.ndarray, fwhm: np.ndarray) -> np.ndarray:
     return noise_variance_weights(frames) * ((fwhm.min() / fwhm) ** 2)[:, None]
 
 
+def point_source_weights(frames: np.ndarray, fwhm: np.ndarray) -> np.ndarray:
+    """Return (N, C) weights min(v) / v (min(L) / L)^1.5, L = width along the longer axis; here of round stars."""
+    fwhm = np.asarray(fwhm, float)
+    return noise_variance_weights(frames) * ((fwhm.min() / fwhm) ** 1.5)[:, None]
+
+
 def snr_weights(frames: np.ndarray, star_flux: list[np.ndarray]) -> np.ndarray:
     """Return (N, C) weights min(v) / v (f / max(f))^2.
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from zemosaic_phase3.records import FrameStats
 
-STAR_WEIGHTS = ("noise_fwhm", "snr", "stars")
+STAR_WEIGHTS = ("noise_fwhm", "point_source", "snr", "stars")
 
 
 def frames(n=4, channels=3, seed=0):

@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Final, NoReturn
+from typing import Final, NoReturn, get_args
 
 from zemosaic_phase3 import __version__
 from zemosaic_phase3.app import console as console_module
@@ -43,6 +43,7 @@ from zemosaic_phase3.app.printable import broken_lines, printable
 from zemosaic_phase3.app.signals import PROGRAM, stopped_status
 from zemosaic_phase3.app.tiles import add_mosaic, add_plan, add_tiles, run_mosaic, run_plan, run_tiles
 from zemosaic_phase3.errors import SpecError, ZeMosaicError
+from zemosaic_phase3.methods import FlattenName
 
 FAILED, USAGE = 1, 2
 GARBAGE_OBJECTS: Final = 5000  # made since the last look for garbage, until the next; Python's own limit is 700
@@ -51,8 +52,20 @@ GARBAGE_OBJECTS: Final = 5000  # made since the last look for garbage, until the
 class _Parser(argparse.ArgumentParser):
     """A parser, and with it those of the commands, whose messages may go to a terminal."""
 
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        return super().parse_known_args(_without_guessing(sys.argv[1:] if args is None else args), namespace)
+
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
+
+
+def _without_guessing(arguments: Sequence[str]) -> list[str]:
+    """Return arguments in which an option whose word may be left out takes none of the inputs for that word."""
+    words = get_args(FlattenName)
+    return [
+        f"{option}=on" if option == "--flatten" and not set(arguments[k + 1 : k + 2]) & set(words) else option
+        for k, option in enumerate(arguments)
+    ]
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -127,7 +127,13 @@ def specs_of(args: argparse.Namespace) -> tuple[StackSpec, RegisterSpec, SelectS
     if args.no_resume and (args.fresh or args.cache is not None):
         raise SpecError("--no-resume keeps no journal, so that --fresh and --cache have no meaning with it")
     stack = stack_spec_of(args)
-    select = SelectSpec(max_fwhm=args.max_fwhm, min_stars=args.min_stars, drop_worst=args.drop_worst)
+    select = SelectSpec(
+        max_fwhm=args.max_fwhm,
+        max_eccentricity=args.max_eccentricity,
+        max_background=args.max_background,
+        min_stars=args.min_stars,
+        drop_worst=args.drop_worst,
+    )
     return stack, RegisterSpec(mode=args.register, transform=args.transform), select
 
 

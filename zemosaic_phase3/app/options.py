@@ -17,6 +17,7 @@ from zemosaic_phase3.methods import (
     REJECTIONS,
     CombineName,
     DeviceName,
+    FlattenName,
     FramingName,
     InterpolationName,
     LineFit,
@@ -36,7 +37,7 @@ from zemosaic_phase3.report.preview import PictureSize
 from zemosaic_phase3.report.stretch import StretchName
 from zemosaic_phase3.runtime import limits as limits_module
 from zemosaic_phase3.simulate.session import SimulationSpec
-from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, StackSpec
+from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
 
 NO_PREVIEW: Final = Path("none")
 LIVE_PORT: Final = 8733
@@ -244,14 +245,16 @@ def _add_registration(group: Group, *, with_reference: bool = True) -> None:
             "table with its times (UTC), RA and DEC (default: the stars)",
         )  # fmt: skip
     group.add_argument(
-        "--max-fwhm", type=float, metavar="PX", help="leave out frames whose stars are wider, pixels (default: none)"
-    )
-    group.add_argument(
-        "--min-stars",
-        type=_positive,
-        metavar="N",
-        help="leave out frames with fewer stars (default: none)",
-    )
+        "--max-fwhm", metavar="LIMIT", default=SelectSpec.max_fwhm,
+        help="leave out frames whose stars are wider: pixels, 3s for three sigmas above the median of the frames, "
+        f"2x for twice the median, or none (default: {SelectSpec.max_fwhm})",
+    )  # fmt: skip
+    for name, what in (
+        ("--max-eccentricity", "whose stars are longer: sqrt(1 - (b/a)^2), 0 to 1"),
+        ("--max-background", "whose sky is brighter: ADU"),
+        ("--min-stars", "with fewer stars: a number"),
+    ):
+        group.add_argument(name, metavar="LIMIT", help=f"leave out frames {what}, or such as 3s or 2x (default: none)")
     group.add_argument(
         "--drop-worst", type=float, default=0.0, metavar="PERCENT",
         help="leave out this share of the registered frames, those that show faint stars worst (default: 0)",
@@ -340,8 +343,9 @@ def _add_stacking(group: Group) -> None:
     _add_choice(group, "--line-fit", "line fit", LineFit, default.line_fit, "how linear_fit_clip fits its line")
     _add_choice(group, "--norm --normalize", "normalisation", NormalizeName, default.normalize, "matching of levels")
     group.add_argument(
-        "--flatten", action="store_true",
-        help="make the backgrounds of all frames like the reference's, by a low-order surface each (default: no)",
+        "--flatten", nargs="?", const="on", default=default.flatten, choices=get_args(FlattenName),
+        help="make the backgrounds of all frames like the reference's, by a low-order surface each; auto where they "
+        f"differ significantly; without a word: on (default: {default.flatten})",
     )  # fmt: skip
     _add_choice(group, "--weight", "weight", WeightName, default.weight, "weights of the frames")
     group.add_argument(

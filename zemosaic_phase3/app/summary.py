@@ -130,11 +130,12 @@ def print_summary(console: Console, tile: Tile, files: Mapping[str, Path | None]
     """
     report = tile.report
     channels = CHANNEL_NAMES.get(len(report.noise_after), [str(c) for c in range(len(report.noise_after))])
-    ideal = f"factor (sqrt of {report.n_used} is {_number(math.sqrt(report.n_used))})"
+    factor = f"factor ({report.n_used} frames)"
     rows = {
         "noise of one frame, ADU": report.noise_typical,
         "noise of the stack, ADU": report.noise_after,
-        ideal: _noise_factor(report),
+        factor: _noise_factor(report),
+        "factor at best, with these weights": report.factor_at_best,
         "rejected low, %": report.rejected_low_percent,
         "rejected high, %": report.rejected_high_percent,
     }

@@ -68,7 +68,7 @@ def stack_spec_from_params(params: Mapping[str, Any], zconfig: object = None) ->
         radial_power=number("radial_shape_power", 2.0),
         radial_floor=number("min_radial_weight_floor", 0.05),
         interpolation=get("interpolation") or "lanczos3",
-        flatten=as_bool(get("flatten"), False),
+        flatten="auto" if get("flatten") == "auto" else as_bool(get("flatten"), False),  # type: ignore[arg-type]
         grid=get("grid"),
         bounded_by_stars=as_bool(get("bounded_by_stars"), False),
         spare_stars=False,  # the doors keep the numbers they had

@@ -1,4 +1,4 @@
-"""The stars of one frame: positions, fluxes, widths and centroid errors; and the frame that has the best of them.
+"""The stars of one frame: positions, fluxes, widths and centroid errors.
 
 :func:`find_stars` is called once per frame. What it returns serves registration, photometry, the choice of the
 reference and the measures of sharpness alike. Pixel coordinates are 0-based, centres at integers.
@@ -7,7 +7,6 @@ reference and the measures of sharpness alike. Pixel coordinates are 0-based, ce
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -19,7 +18,6 @@ from zemosaic_phase3.runtime.workspace import Workspace
 from zemosaic_phase3.spec import RegisterSpec
 
 MOST_MEASURED: Final = 2_500  # detections that are measured at least, the most significant ones
-POPULATED: Final = 0.9  # of the median number of stars, that a reference has: haze hides the faint ones
 CENTROID_FLOOR: Final = 0.015  # px, centroid error that no brightness overcomes (sampling, seeing)
 
 
@@ -291,43 +289,3 @@ def star_light(
     light, information, peak = (np.empty(shape) for _ in range(3))
     fit_light(frame, _channels_of_cell(cfa), x, y, sigma, light, information, peak)
     return light, information, peak
-
-
-def choose_reference(stars: Sequence[StarList], shape: tuple[int, ...], offsets: np.ndarray | None = None) -> int:
-    """Return the index of the frame the others should be registered on: well populated, central, sharpest.
-
-    Among frames with at least 90 % of the median number of stars found (frames without stars do not enter it), and
-    within a quarter of the frame's diagonal of the median field centre if ``offsets`` is given, the one with the
-    lowest median FWHM; ties by more stars, then by the lower index.
-
-    Parameters
-    ----------
-    stars : sequence of StarList
-        Stars per frame.
-    shape : tuple of int
-        (H, W), pixels.
-    offsets : ndarray (N, 2) float64, optional
-        Field centres (x, y), pixels of any common system; nan where unknown.
-
-    Raises
-    ------
-    ValueError
-        ``stars`` is empty.
-    """
-    if len(stars) == 0:
-        raise ValueError("no frames to choose a reference from; give at least one star list")
-    count = np.array([each.n_found for each in stars])
-    if not np.any(count):
-        return 0
-    usable = count >= max(1.0, POPULATED * float(np.median(count[count > 0])))
-    if offsets is not None:
-        centre = np.asarray(offsets, dtype=np.float64)
-        known = np.all(np.isfinite(centre), axis=1)
-        if np.any(known & usable):
-            distance = np.full(len(count), np.inf)
-            distance[known] = np.hypot(*(centre[known] - np.median(centre[known], axis=0)).T)
-            central = distance <= max(0.25 * math.hypot(shape[0], shape[1]), float(np.min(distance[usable])))
-            usable &= central
-    return min(
-        np.flatnonzero(usable).tolist(), key=lambda k: (float(np.median(stars[k].fwhm)), -int(count[k]), k)
-    )  # fmt: skip

@@ -244,15 +244,16 @@ def star_fluxes(
 ) -> None:
     """Flux of stars at known positions, per channel: a profile of known width and a constant, least squares.
 
-    The profile is Moffat's with exponent 4. Works on the pixels of one colour wherever they lie, so that a mosaic needs
-    no demosaicing.
+    The profile is Moffat's with exponent 4, averaged over each pixel. Works on the pixels of one colour wherever they
+    lie, so that a mosaic needs no demosaicing.
 
     Notes
     -----
-    Stars whose profile is another one are scaled alike, but not exactly: by 0.025 % for each per cent of width and, in
-    the red and blue of a mosaic, with a scatter of 0.7 % for exponents from 2.5 to 4.8, what air and telescopes make
-    of a star. A Gaussian instead costs 0.07 % and 2.2 % there, and is exact for Gaussian stars alone. Source of the
-    profile: A. F. J. Moffat, "A theoretical investigation of focal stellar images", A&A 3, 455 (1969).
+    Stars whose profile is another one are all scaled alike, nearly however wide they are: those of 2.6 and 10 px within
+    1 % for exponents from 2.5 to 4, what air and telescopes make of a star; with a scatter of 0.7 % in the red and blue
+    of a mosaic. With the profile at the middle of the pixels narrow stars seemed 2 to 4 % brighter than wide ones. A
+    Gaussian scatters by 2.2 %, and is exact for Gaussian stars alone. Source of the profile: A. F. J. Moffat, "A
+    theoretical investigation of focal stellar images", A&A 3, 455 (1969).
 
     Parameters
     ----------
@@ -291,8 +292,11 @@ def star_fluxes(
                     channel = c if colour < 0 else colour
                     value = float(pixels[v, u, c])
                     if abs(value) < np.inf:
-                        core = (1.0 + square * steepness[channel]) ** 2
-                        profile = 1.0 / (core * core)
+                        bend = steepness[channel]
+                        near = 1.0 / (1.0 + square * bend)
+                        # Mean over a pixel: the profile and a 24th of its Laplacian.
+                        inner = near * bend * (2.0 / 3.0 - 10.0 / 3.0 * square * bend * near)
+                        profile = (near * near) * (near * near) * (1.0 - inner)
                         sums[channel, 0] += 1.0
                         sums[channel, 1] += profile
                         sums[channel, 2] += profile * profile

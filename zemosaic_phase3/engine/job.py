@@ -17,7 +17,7 @@ from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.io.frame import Frame, FrameSource
 from zemosaic_phase3.methods import COMBINATIONS
 from zemosaic_phase3.photometry.clipped import saturation_level, unclipped_sources
-from zemosaic_phase3.photometry.flatten import flatten_note, flattened_sources
+from zemosaic_phase3.photometry.flatten import flattened_sources
 from zemosaic_phase3.photometry.frame_table import build_frame_table
 from zemosaic_phase3.photometry.levels import no_levels
 from zemosaic_phase3.photometry.measure import measure_frame
@@ -173,9 +173,9 @@ def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) ->
     if wandering is not None:
         sources = wandering[0]
         table.notes.extend(wandering[1])
-    elif spec.flatten:
-        sources = flattened_sources(sources, used_stats, table, used.index(reference))
-        table.notes.extend(flatten_note(sources))
+    elif reference in used:
+        sources, notes = flattened_sources(sources, used_stats, table, used.index(reference), spec.flatten)
+        table.notes.extend(notes)
     table = _moved(table, [frames[i].motion for i in used], shape)
     return Job(sources, table, spec, shape, dropped, saturation=saturation)
 

@@ -55,7 +55,7 @@ def combined_gains(gains: Sequence[Gain], reference: int) -> list[Gain]:
             result.append(gain)
             continue
         error = np.sqrt(spread[i])
-        result.append(Gain(drawn_together(np.exp(best[i]), error), error, gain.pairs))
+        result.append(gain._replace(factor=drawn_together(np.exp(best[i]), error), error=error))
     return result
 
 

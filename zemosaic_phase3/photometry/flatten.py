@@ -1,34 +1,59 @@
-"""Backgrounds that differ from frame to frame made alike: a low-order surface per frame, on request.
+"""Backgrounds that differ from frame to frame made alike: a low-order surface per frame.
 
 Moonlight, twilight and haze put a gradient on each frame, and it turns as the field does. The difference between a
 frame's sky and the reference's, patch by patch, shows it alone: stars are not sky, and a nebula, which both frames show
 with the same brightness once the gain is applied, cancels. A smooth surface through the differences is added to the
 frame as it is read, before anything else is done with it, so that both devices stack the same numbers.
+
+The reference's patches are as noisy as those of any frame, and what is wrong with them would be in the surfaces of all
+frames alike, where no mean removes it. So every frame is compared with the mean of all, which a stack has anyway. The
+tile gets that mean's background, in which gradients that turn cancel, or the reference's where its sky is clearly
+darker than most: of a moonlit night and a dark one the dark one's. A test of significance decides whether a frame
+needs a surface, and of which order.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.io.wrapped_frame import WrappedSource
+from zemosaic_phase3.methods import FlattenName
 from zemosaic_phase3.photometry.measure import SKY_CELL
 from zemosaic_phase3.photometry.star_gain import sky_difference
 from zemosaic_phase3.records import FrameStats, FrameTable
 from zemosaic_phase3.registration.transform import transform_points
 from zemosaic_phase3.robust import MAD_TO_SIGMA
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-
 TERMS: Final = 6  # of a surface: 1, u, v, u^2, u v, v^2
+PLANE: Final = 3  # of them, those of a plane
 PLANE_CELLS: Final = 12  # patches of common sky that a plane needs, else a frame is left as it is
 QUADRATIC_CELLS: Final = 40  # and that a surface of second order needs
+QUADRATIC_SHARE: Final = 0.6  # of the reference's patches too: beyond them it would run away
 CLIP: Final = 3.0  # units of the residuals' own sigma, patches beyond are not followed
 ROUNDS: Final = 5
+SIGNIFICANT: Final = {2: 13.8, 3: 16.3}  # chi^2 of as many terms that noise exceeds once in a thousand
+DARKER: Final = 0.8  # of the typical variance of the sky, below which the reference's background is the tile's
+WORTHWHILE: Final = 0.1  # of a pixel's noise, rms of the strongest surface; weaker ones change no pixel that is kept
+
+
+class _Patches(NamedTuple):
+    """What a frame lacks of the reference's sky, ``missing (n, C)`` ADU, at ``uv (n, 2)`` of the reference, -1 to 1."""
+
+    uv: np.ndarray
+    missing: np.ndarray
+    quadratic: bool  # enough of them for a surface of second order
+
+
+class _Fit(NamedTuple):
+    """A surface over the reference's coordinates, and how well its terms are known."""
+
+    terms: np.ndarray  # (6,), ADU; those that were not fitted are 0
+    covariance: np.ndarray  # (6, 6), ADU^2
+    n_terms: int
 
 
 def _basis(u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -37,56 +62,175 @@ def _basis(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.stack((np.ones_like(u), u, v, u * u, u * v, v * v), axis=-1)
 
 
-def _scaled(xy: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def _scaled(xy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Pixels (n, 2) of a frame of (width, height) as coordinates from -1 to 1."""
     half = (np.array(size, np.float64) - 1.0) / 2.0
-    u, v = ((xy - half) / half).T
-    return u, v
+    return (xy - half) / half
 
 
-def surface_of(
+def _patches(
     frame: FrameStats, reference: FrameStats, to_frame: np.ndarray, scale: np.ndarray, size: tuple[int, int]
+) -> _Patches:
+    xy, missing = sky_difference(frame, reference, to_frame, scale)
+    cells = reference.sky_mesh.shape[0] * reference.sky_mesh.shape[1]
+    known = int(np.isfinite(missing).all(axis=1).sum())
+    return _Patches(_scaled(xy, size), missing, known >= max(QUADRATIC_CELLS, QUADRATIC_SHARE * cells))
+
+
+def _fit(basis: np.ndarray, wanted: np.ndarray) -> _Fit | None:
+    """Fit a surface to what is wanted at each patch, NaN: not known; patches beyond 3 sigma are not followed."""
+    known = np.isfinite(wanted)
+    basis, wanted = basis[known], wanted[known]
+    if len(wanted) < PLANE_CELLS:
+        return None
+    kept = np.ones(len(wanted), bool)
+    for _ in range(ROUNDS):
+        found = np.linalg.lstsq(basis[kept], wanted[kept], rcond=None)[0]
+        left = np.abs(wanted - basis @ found)
+        inside = left <= CLIP * MAD_TO_SIGMA * np.median(left[kept]) + 1e-9
+        if np.array_equal(inside, kept) or np.count_nonzero(inside) < PLANE_CELLS:
+            break
+        kept = inside
+    n_terms = basis.shape[1]
+    spread = float(np.sum(left[kept] ** 2)) / max(1, int(np.count_nonzero(kept)) - n_terms)
+    terms, covariance = np.zeros(TERMS), np.zeros((TERMS, TERMS))
+    terms[:n_terms] = found
+    covariance[:n_terms, :n_terms] = spread * np.linalg.pinv(basis[kept].T @ basis[kept])
+    return _Fit(terms, covariance, n_terms)
+
+
+def _believed(terms: np.ndarray, covariance: np.ndarray, group: slice) -> float:
+    """Return how far some terms are to be believed: 0 where noise explains them, else 1 - n / chi^2 (James-Stein)."""
+    part, n = terms[group], group.stop - group.start
+    chi_squared = float(part @ np.linalg.pinv(covariance[group, group]) @ part)
+    return 0.0 if chi_squared < SIGNIFICANT[n] else 1.0 - n / chi_squared
+
+
+QUADRATIC: Final = slice(PLANE, TERMS)
+SLOPES: Final = slice(1, PLANE)
+
+
+def _own_surface(patches: _Patches, channel: int, mean: np.ndarray, *, always: bool) -> np.ndarray:
+    """Return the surface (6,) that brings a frame to the mean of all: of second order, a plane, or none."""
+    basis = _basis(*patches.uv.T)
+    wanted = patches.missing[:, channel] - basis @ mean
+    fit = _fit(basis, wanted) if patches.quadratic else None
+    if fit is not None:
+        share = 1.0 if always else _believed(fit.terms, fit.covariance, QUADRATIC)
+        if share > 0.0:
+            return np.concatenate((fit.terms[:PLANE], share * fit.terms[QUADRATIC]))
+    fit = _fit(basis[:, :PLANE], wanted)
+    if fit is None:
+        return np.zeros(TERMS)
+    return fit.terms * (1.0 if always else _believed(fit.terms, fit.covariance, SLOPES))
+
+
+def _mean_surface(fits: Sequence[_Fit | None], weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the mean of all frames lacks of the reference, (6,), and which part of that is to be believed.
+
+    ``weight (N,)``; the reference is among the frames with a fit of None, and lacks nothing. The error of the
+    difference is that of the reference's own patches, about that of any frame's.
+    """
+    total, terms = np.full(TERMS, float(weight.max(initial=0.0))), np.zeros(TERMS)
+    own = [(fit, w) for fit, w in zip(fits, weight.tolist(), strict=True) if fit is not None]
+    for fit, w in own:
+        total[: fit.n_terms] += w
+        terms += w * fit.terms
+    terms /= np.where(total > 0.0, total, 1.0)
+    believed = np.zeros(TERMS)
+    for group, least in ((SLOPES, PLANE), (QUADRATIC, TERMS)):
+        known = [fit.covariance for fit, _ in own if fit.n_terms >= least]
+        if known:
+            believed[group] = terms[group] * _believed(terms, np.median(known, axis=0), group)
+    return terms, believed
+
+
+def surfaces(
+    stats: Sequence[FrameStats],
+    table: FrameTable,
+    reference: int,
+    sizes: Sequence[tuple[int, int]],
+    *,
+    always: bool = False,
 ) -> np.ndarray:
-    """Fit what a frame lacks of the reference's sky, but for a constant, which is the normalisation's.
+    """Return what is to be added to each frame so that all have one background, but for a constant.
 
     Parameters
     ----------
-    frame, reference : FrameStats
+    stats : sequence of FrameStats, length N
         With sky meshes.
-    to_frame : ndarray (3, 3) float64
-        Reference frame's pixel to frame's pixel.
-    scale : ndarray (C,) float64
-        What the frame will be multiplied by.
-    size : tuple of int
-        (width, height) of the frame, pixels.
+    table : FrameTable
+        Transforms, scales and weights.
+    reference : int
+        Row of the reference.
+    sizes : sequence of (width, height), length N
+        Of the frames, pixels.
+    always : bool
+        Every frame gets the surface that fits best, however small.
 
     Returns
     -------
-    ndarray (C, 6) float64
-        Terms of the surface to add to the frame as it is stored, ADU, over coordinates from -1 to 1; its mean over the
-        patches is 0. All 0 where the frames share too little sky.
+    ndarray (N, C, 6) float64
+        Terms over coordinates from -1 to 1 of the frame, ADU as it is stored. Over the patches shared with the
+        reference their mean is that of the reference's. All 0 where a frame shares too little sky, or, without
+        ``always``, does not differ.
     """
-    xy, missing = sky_difference(frame, reference, to_frame, scale)
-    u, v = _scaled(transform_points(to_frame, xy), size)
-    terms = np.zeros((scale.size, TERMS))
-    for c in range(scale.size):
-        known = np.isfinite(missing[:, c])
-        n = int(np.count_nonzero(known))
-        if n < PLANE_CELLS:
-            continue
-        basis = _basis(u[known], v[known])[:, : TERMS if n >= QUADRATIC_CELLS else 3]
-        wanted = missing[known, c] / scale[c]
-        kept = np.ones(n, bool)
-        for _ in range(ROUNDS):
-            fit = np.linalg.lstsq(basis[kept], wanted[kept], rcond=None)[0]
-            left = np.abs(wanted - basis @ fit)
-            inside = left <= CLIP * MAD_TO_SIGMA * np.median(left[kept]) + 1e-9
-            if np.array_equal(inside, kept) or np.count_nonzero(inside) < PLANE_CELLS:
-                break
-            kept = inside
-        terms[c, : basis.shape[1]] = fit
-        terms[c, 0] -= float(np.mean(basis @ fit))
+    from_grid = np.linalg.inv(table.transform[reference])
+    channels = table.scale.shape[1]
+    to_frame = [table.transform[i] @ from_grid for i in range(len(stats))]
+    shared = [
+        None if i == reference else _patches(own, stats[reference], to_frame[i], table.scale[i], sizes[reference])
+        for i, own in enumerate(stats)
+    ]
+    takes_reference = _is_darker(stats, table, reference)
+    terms = np.zeros((len(stats), channels, TERMS))
+    for c in range(channels):
+        fits = [
+            None if p is None else _fit(_basis(*p.uv.T)[:, : TERMS if p.quadratic else PLANE], p.missing[:, c])
+            for p in shared
+        ]
+        mean, differs = _mean_surface(fits, table.weight[:, c])
+        wanted = differs if takes_reference else np.zeros(TERMS)
+        terms[reference, c] = wanted - differs
+        for i, patches in enumerate(shared):
+            if patches is None or fits[i] is None:
+                continue
+            own = _own_surface(patches, c, mean, always=always)
+            added = own + wanted
+            if not added.any():
+                continue
+            # The offset matches the frame to the reference as it was; what is added to that one goes on top.
+            added[0] -= float(np.mean(_basis(*patches.uv.T) @ (own + differs)))
+            terms[i, c] = _on_frame(added, to_frame[i], sizes[reference], sizes[i]) / table.scale[i, c]
     return terms
+
+
+def _is_darker(stats: Sequence[FrameStats], table: FrameTable, reference: int) -> bool:
+    """Return whether the sky of the reference is clearly darker than that of a typical frame that counts.
+
+    By the variance of the noise as stored: a pedestal that nobody knows is in the levels, not in that.
+    """
+    variance = np.stack([own.variance for own in stats])
+    typical = np.sum(table.weight * variance, axis=0) / np.maximum(np.sum(table.weight, axis=0), 1e-300)
+    return bool(np.all(variance[reference] < DARKER * typical))
+
+
+def _on_frame(
+    surface: np.ndarray, to_frame: np.ndarray, from_size: tuple[int, int], size: tuple[int, int]
+) -> np.ndarray:
+    """Return the terms of a surface over the reference's coordinates in those of a frame."""
+    side = np.linspace(-1.0, 1.0, 5)
+    uv = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
+    half = (np.array(size, np.float64) - 1.0) / 2.0
+    there = _scaled(transform_points(np.linalg.inv(to_frame), uv * half + half), from_size)
+    return np.linalg.lstsq(_basis(*uv.T), _basis(*there.T) @ surface, rcond=None)[0]
+
+
+def strength(terms: np.ndarray) -> np.ndarray:
+    """Return the rms of surfaces (..., 6) about their mean over a whole frame, ADU."""
+    by_u, by_v, by_uu, by_uv, by_vv = np.moveaxis(terms[..., 1:], -1, 0)
+    # Over -1 .. 1 the mean squares of u, u v and u^2 - 1/3 are 1/3, 1/9 and 4/45; all these terms are orthogonal.
+    return np.sqrt((by_u**2 + by_v**2) / 3.0 + by_uv**2 / 9.0 + 4.0 * (by_uu**2 + by_vv**2) / 45.0)
 
 
 class FlattenedSource(WrappedSource):
@@ -97,7 +241,7 @@ class FlattenedSource(WrappedSource):
     source : FrameSource
         The frame.
     terms : ndarray (C, 6) float64
-        From :func:`surface_of`.
+        From :func:`surfaces`.
     """
 
     __slots__ = ("_terms",)
@@ -110,41 +254,59 @@ class FlattenedSource(WrappedSource):
         pixels = self.inner.read_rows(y0, y1).astype(np.float32)
         u = (np.arange(self.width) - (self.width - 1) / 2.0) / ((self.width - 1) / 2.0)
         v = (np.arange(y0, y1) - (self.height - 1) / 2.0) / ((self.height - 1) / 2.0)
-        for c, (constant, by_u, by_v, by_uu, by_uv, by_vv) in enumerate(self._terms):
-            rows, columns = constant + by_v * v + by_vv * v * v, by_u * u + by_uu * u * u
-            surface = (rows[:, None] + columns + by_uv * (v[:, None] * u)).astype(np.float32)
+        for c, terms in enumerate(self._terms):
             if self.cfa is None:
-                target = pixels if pixels.ndim == 2 else pixels[:, :, c]
-                target += surface
+                _add_surface(pixels if pixels.ndim == 2 else pixels[:, :, c], terms, u, v)
                 continue
             for k in (k for k, colour in enumerate(self.cfa) if colour == "RGB"[c]):
-                place = np.s_[(k // 2 - y0) % 2 :: 2, k % 2 :: 2]
-                pixels[place] += surface[place]
+                rows, columns = slice((k // 2 - y0) % 2, None, 2), slice(k % 2, None, 2)
+                _add_surface(pixels[rows, columns], terms, u[columns], v[rows])
         return pixels
 
 
+def _add_surface(pixels: np.ndarray, terms: np.ndarray, u: np.ndarray, v: np.ndarray) -> None:
+    """Add a surface, made in float64, to pixels ``(len(v), len(u))`` float32."""
+    constant, by_u, by_v, by_uu, by_uv, by_vv = terms
+    columns, slope = by_u * u + by_uu * u * u, by_uv * u
+    for row, level in enumerate(constant + by_v * v + by_vv * v * v):
+        pixels[row] += (columns + (level + slope * v[row])).astype(np.float32)
+
+
 def flattened_sources(
-    sources: list[FrameSource], stats: list[FrameStats], table: FrameTable, reference: int
-) -> list[FrameSource]:
-    """Return the frames with their backgrounds made like the reference's.
+    sources: list[FrameSource],
+    stats: Sequence[FrameStats],
+    table: FrameTable,
+    reference: int,
+    mode: FlattenName = "on",
+) -> tuple[list[FrameSource], list[str]]:
+    """Return the frames with their backgrounds made alike, and notes on that.
 
     Parameters
     ----------
-    sources, stats : lists of length N
+    sources, stats : sequences of length N
         Of the rows of the table.
     table : FrameTable
-        Transforms and scales.
+        Transforms, scales and weights.
     reference : int
-        Row of the reference, which stays as it is.
+        Row of the reference.
+    mode : FlattenName
+        "auto": frames that differ significantly, and only where gains from stars make a nebula cancel and the
+        strongest surface is a tenth of a pixel's noise; "on": all that share enough sky; "off": none.
     """
-    from_grid = np.linalg.inv(table.transform[reference])
-    flat = []
-    for i, source in enumerate(sources):
-        terms = surface_of(
-            stats[i], stats[reference], table.transform[i] @ from_grid, table.scale[i], (source.width, source.height)
-        )
-        flat.append(FlattenedSource(source, terms) if i != reference and terms.any() else source)
-    return flat
+    if mode == "off" or (mode == "auto" and table.normalize_method != "photometric"):
+        return sources, []
+    terms = surfaces(stats, table, reference, [(s.width, s.height) for s in sources], always=mode == "on")
+    noise = np.sqrt(np.stack([own.variance for own in stats]))
+    if mode == "auto" and not np.any(strength(terms) > WORTHWHILE * noise):
+        return sources, []
+    flat = [FlattenedSource(source, own) if own.any() else source for source, own in zip(sources, terms, strict=True)]
+    if mode == "on":
+        return flat, flatten_note(flat)
+    largest = float(np.max(strength(terms) * np.abs(table.scale)))
+    return flat, [
+        f"flatten auto: the backgrounds of {count_flattened(flat)} of {len(flat)} frames were made like that of the "
+        f"others and the reference's, by {largest:.3g} ADU rms at most; --flatten off leaves them as they are"
+    ]
 
 
 def count_flattened(sources: Sequence[FrameSource]) -> int:

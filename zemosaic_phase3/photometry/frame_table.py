@@ -9,6 +9,7 @@ import numpy as np
 from zemosaic_phase3.errors import NoFramesError
 from zemosaic_phase3.methods import STAR_WEIGHTS
 from zemosaic_phase3.photometry.normalize import match_levels
+from zemosaic_phase3.photometry.star_gain import pixel_areas
 from zemosaic_phase3.photometry.weights import MIN_FLUX_STARS, frame_weights
 from zemosaic_phase3.records import FrameStats, FrameTable
 from zemosaic_phase3.spec import StackSpec
@@ -17,7 +18,7 @@ from zemosaic_phase3.spec import StackSpec
 def why_unmeasured(stats: FrameStats, method: str) -> str:
     """Say what a frame lacks for a weight."""
     fewest = MIN_FLUX_STARS if method == "snr" else 1
-    if method in STAR_WEIGHTS and np.isfinite(stats.median).all() and stats.n_stars < fewest:
+    if method in STAR_WEIGHTS - {"point_source"} and np.isfinite(stats.median).all() and stats.n_stars < fewest:
         return f"{stats.n_stars} stars found, too few for weight {method}; choose weight noise_variance to keep it"
     return "its levels or its noise could not be measured (blank, constant or without valid pixels)"
 
@@ -81,7 +82,10 @@ def build_frame_table(
     """
     match = match_levels(spec, stats, transforms, reference, distortion)
     scale, offset = match.scale, match.offset
-    weight = frame_weights(spec.frame_weight, stats, scale)
+    origin = np.zeros((1, 2))
+    from_grid = np.linalg.inv(np.asarray(transforms[reference], np.float64))
+    area = np.array([pixel_areas(transform @ from_grid, origin)[0] for transform in transforms])
+    weight = frame_weights(spec.frame_weight, stats, scale, area)
     good = np.isfinite(scale).all(axis=1) & np.isfinite(offset).all(axis=1) & np.isfinite(weight).all(axis=1)
     used = np.flatnonzero(good).tolist()
     dropped = [

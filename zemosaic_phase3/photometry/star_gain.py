@@ -26,15 +26,21 @@ FEWEST_PAIRS: Final = 3  # that say something, to be combined with what other fr
 MAX_GAIN_ERROR: Final = 0.03  # relative standard error of a gain that can be used
 CLIP: Final = 3.0  # residuals beyond, units of their own sigma, are variable, saturated or blended stars
 ROUNDS: Final = 12
+AREA_STEP: Final = 8.0  # px, over which the area of a pixel is measured
 MIN_CELLS: Final = 4  # cells of the sky mesh that an offset needs
 
 
 class Gain(NamedTuple):
-    """Factor that brings a frame's stars to the reference's fluxes, per channel; NaN where it has none."""
+    """Factor that brings a frame's stars to the reference's fluxes, per channel; NaN where it has none.
+
+    The fluxes are those on the reference's pixels: of a frame whose pixels show less of the sky, a star covers more of
+    them, each with its level, and when the frame is resampled the levels stay and the star covers fewer.
+    """
 
     factor: np.ndarray  # (C,)
     error: np.ndarray  # (C,), relative standard error
     pairs: np.ndarray  # (C,), stars that decided
+    area: float = 1.0  # of a pixel of the reference, in pixels of the frame; contained in the factor
 
     @property
     def supported(self) -> bool:
@@ -51,10 +57,11 @@ def frame_gain(
 ) -> Gain:
     """Compare the fluxes of the stars that two frames share.
 
-    Per channel the weighted mean of ln(reference / frame), weights 1 / (error^2 + s^2) with s the scatter that the
-    errors do not explain, from which stars beyond 3 sigma are left out until nothing changes. Where the channels'
-    gains differ by no more than their errors explain, they are drawn together: air and clouds are nearly grey, and a
-    difference that is noise would tint the frame.
+    Per channel the weighted mean of ln(reference / frame), the frame's on the pixels of the reference, that is divided
+    by :func:`pixel_areas`; weights 1 / (error^2 + s^2) with s the scatter that the errors do not explain, from which
+    stars beyond 3 sigma are left out until nothing changes. Where the channels' gains differ by no more than their
+    errors explain, they are drawn together: air and clouds are nearly grey, and a difference that is noise would tint
+    the frame.
 
     Parameters
     ----------
@@ -68,6 +75,7 @@ def frame_gain(
     """
     channels = frame.median.size
     i, j = _same_stars(frame, reference, to_frame, field, to_grid)
+    area = pixel_areas(to_frame, reference.star_xy[i].astype(np.float64), field, to_grid)
     factor, error, pairs = np.full(channels, np.nan), np.full(channels, np.inf), np.zeros(channels, np.int64)
     for c in range(channels if len(i) else 0):
         ours, theirs = reference.star_light[i, c].astype(np.float64), frame.star_light[j, c].astype(np.float64)
@@ -77,12 +85,30 @@ def frame_gain(
         if np.count_nonzero(good) < FEWEST_PAIRS:
             pairs[c] = np.count_nonzero(good)
             continue
-        ratio = np.log(ours[good] / theirs[good])
+        ratio = np.log(ours[good] / theirs[good] * area[good])
         mean, error[c], pairs[c] = _robust_mean(ratio, snr[0][good] ** -2.0 + snr[1][good] ** -2.0 + SCATTER**2)
         factor[c] = np.exp(mean)
         if np.count_nonzero(good) < MIN_PAIRS:  # too few to tell a wrong one among them
             error[c] = max(error[c], FEW_STARS_ERROR)
-    return Gain(drawn_together(factor, error), error, pairs)
+    return Gain(drawn_together(factor, error), error, pairs, float(np.median(area)) if area.size else 1.0)
+
+
+def pixel_areas(
+    to_frame: np.ndarray, xy: np.ndarray, field: np.ndarray | None = None, to_grid: np.ndarray = IDENTITY
+) -> np.ndarray:
+    """Return how many pixels of the frame a pixel of the reference covers at places ``xy (n, 2)``, ``(n,) float64``.
+
+    The determinant of the map's derivative, by differences over ``AREA_STEP`` pixels, so that the distortion counts;
+    ``field`` and ``to_grid`` as in :func:`frame_gain`.
+    """
+    steps = AREA_STEP * np.array([[-0.5, 0.0], [0.5, 0.0], [0.0, -0.5], [0.0, 0.5]])
+    places = xy[:, None, :] + steps
+    there = transform_points(to_frame, places.reshape(-1, 2))
+    if field is not None:
+        there += displacement(field, transform_points(to_grid, places.reshape(-1, 2)))
+    left, right, below, above = there.reshape(-1, 4, 2).transpose(1, 0, 2)
+    (ax, ay), (bx, by) = ((right - left) / AREA_STEP).T, ((above - below) / AREA_STEP).T
+    return np.abs(ax * by - ay * bx)
 
 
 def drawn_together(factor: np.ndarray, error: np.ndarray) -> np.ndarray:

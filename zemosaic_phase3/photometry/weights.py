@@ -1,4 +1,4 @@
-"""Weights of frames: by noise, by the sharpness of stars, by signal to noise, by their number."""
+"""Weights of frames: by noise, by what a faint star shows, by the sharpness of stars, by signal to noise, by number."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from zemosaic_phase3.records import FrameStats
 FLUX_STARS: Final = 50  # brightest stars whose flux tells how transparent the air was
 MIN_FLUX_STARS: Final = 5  # fewer do not: one variable star or one blend would decide the weight
 SHAPE_STARS: Final = 100  # brightest stars whose median width and shape are those of the frame
+WIDTH_SCATTER: Final = 0.15  # relative, of the widths of those stars: their median is good to 1.25 of it over sqrt(n)
+ROUNDEST: Final = 25.0  # percent of the frames that show how elongated stars seem that are round
 
 
 def noise_variance_weights(variance: np.ndarray) -> np.ndarray:
@@ -54,6 +56,61 @@ def noise_fwhm_weights(variance: np.ndarray, fwhm: np.ndarray) -> np.ndarray:
     return noise * (extreme(measured, np.fmin) / measured)[:, None] ** 2
 
 
+def point_source_weights(variance: np.ndarray, width: np.ndarray) -> np.ndarray:
+    """``min(v) / v (min(L) / L)^1.5``, ``(N, C) float64``; NaN for a frame whose noise cannot be measured.
+
+    The noise of a faint star in the mean of frames, measured with the profile that the mean has, is least with weights
+    that solve ``w = sum_j(w_j / (L^2 + L_j^2)) / v``, between ``1 / (v L)`` and ``1 / (v L^2)``. The exponent 1.5 comes
+    within 1 % of that noise for sessions of 2.2 to 8.7 px, and its stars are 2 to 3 % narrower. The noise is that at
+    one transparency, so that clouds count with the square of what they take.
+
+    Parameters
+    ----------
+    variance : ndarray (N, C) float64
+        Noise after normalisation, ADU^2.
+    width : ndarray (N,) float64
+        From :func:`star_widths`; NaN: not known of any frame.
+    """
+    noise = noise_variance_weights(variance)
+    usable = _only(width, np.isfinite(noise).all(axis=1))
+    ratio = extreme(usable, np.fmin) / width
+    return noise * np.where(np.isfinite(ratio), ratio * np.sqrt(np.where(ratio > 0.0, ratio, 1.0)), 1.0)[:, None]
+
+
+def star_widths(
+    fwhm: np.ndarray, eccentricity: np.ndarray, n_stars: np.ndarray, area: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the full width at half maximum of each frame's stars along their longer axis, ``(N,) float64``.
+
+    A width of few stars is drawn to the session's median by as much as its error explains, and a frame without stars
+    takes the median. Noise makes round stars seem elongated: what the roundest quarter of the frames shows is taken
+    off, so that only what is more than in those counts.
+
+    Parameters
+    ----------
+    fwhm : ndarray (N,) float64
+        Median over the frame's stars, of the mean of both axes, pixels of the frame; NaN without stars.
+    eccentricity : ndarray (N,) float64
+        Median over the frame's stars, ``sqrt(1 - (b / a)^2)``; NaN without stars.
+    n_stars : ndarray (N,) int
+        Stars found.
+    area : ndarray (N,) float64, optional
+        Of a pixel of the reference, in pixels of the frame: widths are in pixels of the reference then.
+    """
+    known = np.isfinite(fwhm) & (fwhm > 0.0)
+    if not known.any():
+        return np.full(fwhm.shape, np.nan)
+    level = np.log(np.where(known, fwhm, 1.0) / (1.0 if area is None else np.sqrt(area)))
+    middle = float(np.median(level[known]))
+    error = 1.2533 * WIDTH_SCATTER / np.sqrt(np.clip(n_stars, 1, SHAPE_STARS))
+    off = np.where(known, level - middle, 0.0)
+    own = np.where(off != 0.0, np.maximum(0.0, 1.0 - (error / np.where(off != 0.0, off, 1.0)) ** 2), 0.0)
+    squares = np.where(np.isfinite(eccentricity), eccentricity, 0.0) ** 2
+    more = np.maximum(squares - float(np.percentile(squares[known], ROUNDEST)), 0.0)
+    # The mean of a^2 and b^2 is what a width is made of, and b^2 = (1 - e^2) a^2.
+    return np.exp(middle + own * off) * np.sqrt(2.0 / (2.0 - more))
+
+
 def snr_weights(variance: np.ndarray, star_flux: Sequence[np.ndarray]) -> np.ndarray:
     """``min(v) / v (f / max(f))^2``, ``(N, C) float64``; NaN for a frame that cannot be measured.
 
@@ -94,7 +151,9 @@ def extreme(values: np.ndarray, of: np.ufunc) -> float:
     return float(of.reduce(values, initial=np.nan))
 
 
-def frame_weights(method: str, stats: Sequence[FrameStats], scale: np.ndarray) -> np.ndarray:
+def frame_weights(
+    method: str, stats: Sequence[FrameStats], scale: np.ndarray, area: np.ndarray | None = None
+) -> np.ndarray:
     """Return the weight of every frame and channel, ``(N, C) float64``; NaN for a frame that cannot be measured.
 
     Parameters
@@ -104,12 +163,19 @@ def frame_weights(method: str, stats: Sequence[FrameStats], scale: np.ndarray) -
     stats : sequence of FrameStats
     scale : ndarray (N, C) float64
         What the normalisation multiplies the frames by.
+    area : ndarray (N,) float64, optional
+        Of a pixel of the reference, in pixels of each frame; None: 1.
     """
     variance = np.stack([s.variance for s in stats])
     if method == "noise_variance":
         return noise_variance_weights(variance * scale**2)
     if method == "noise_fwhm":
         return noise_fwhm_weights(variance * scale**2, np.array([s.fwhm for s in stats]))
+    if method == "point_source":
+        fwhm, eccentricity, n_stars = (
+            np.array([getattr(s, name) for s in stats]) for name in ("fwhm", "eccentricity", "n_stars")
+        )
+        return point_source_weights(variance * scale**2, star_widths(fwhm, eccentricity, n_stars, area))
     if method == "snr":
         return snr_weights(variance, [s.star_flux for s in stats])
     if method == "stars":

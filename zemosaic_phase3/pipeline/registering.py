@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from zemosaic_phase3.detection.star_finder import choose_reference
 from zemosaic_phase3.errors import NoFramesError
 from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.pipeline.borrowing import borrow
 from zemosaic_phase3.pipeline.group import Group, Kept, frame_fault
 from zemosaic_phase3.pipeline.measuring import known_or_scanned
+from zemosaic_phase3.pipeline.reference_choice import choose_by_gains, choose_by_stars
 from zemosaic_phase3.pipeline.scan import Scan, scan_bytes
 from zemosaic_phase3.progress import Callback, notify
 from zemosaic_phase3.records import Registration
@@ -111,6 +111,7 @@ def register_group(
         verdicts = _register_on(group, group.reference, spec, workers, progress, kept)
     else:
         group.reference, verdicts = _best_reference(group, spec, workers, progress, kept)
+        verdicts = _better_reference(group, spec, verdicts, workers, progress, kept)
     borrow(group, spec, verdicts, workers)
     if chain is not None:
         chain(group, spec, verdicts, workers)
@@ -184,11 +185,35 @@ def _best_reference(
 
 
 def _choose(group: Group, candidates: list[int], spec: RegisterSpec) -> int:
-    """Sharp, well populated, and with a WCS where any frame has one: the tile gets the reference's."""
+    """Clear, sharp, central, and with a WCS where any frame has one: the tile gets the reference's."""
     if spec.mode in ("auto", "wcs"):
         candidates = [i for i in candidates if group.scan(i).has_wcs] or candidates
-    stars = [found for i in candidates if (found := group.scan(i).stars) is not None]
-    return candidates[choose_reference(stars, group.source(candidates[0]).shape)] if stars else candidates[0]
+    return choose_by_stars(group, candidates)
+
+
+def _better_reference(
+    group: Group,
+    spec: RegisterSpec,
+    verdicts: dict[int, Registration],
+    workers: int,
+    progress: Callback | None,
+    kept: Kept | None,
+) -> dict[int, Registration]:
+    """Register anew on the frame that the gains of all show to be the best, if as many frames register on it."""
+    before = group.reference
+    better = choose_by_gains(group, verdicts)
+    if better == before:
+        return verdicts
+    again = _register_on(group, better, spec, workers, progress, kept)
+    if sum(v.ok for v in again.values()) < sum(v.ok for v in verdicts.values()):
+        return verdicts
+    logger.info("reference %s is clearer, sharper or more central than %s", *_names(group, better, before))
+    group.reference = better
+    return again
+
+
+def _names(group: Group, *frames: int) -> list[str]:
+    return [group.rows[i].name for i in frames]
 
 
 def _register_on(

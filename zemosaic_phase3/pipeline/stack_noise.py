@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Final
 
 import numpy as np
 
@@ -12,12 +14,15 @@ from zemosaic_phase3.engine.slab import frame_block
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.finish.noise import noise_rows, typical_noise
 from zemosaic_phase3.io.frame import FrameSource
+from zemosaic_phase3.methods import InterpolationName
 from zemosaic_phase3.pipeline.group import Group
 from zemosaic_phase3.pipeline.scan import Scan
 from zemosaic_phase3.records import FrameTable
 from zemosaic_phase3.runtime.threads import parallel_map
 
 logger = logging.getLogger("ZeMosaicWorker")
+
+PLACES: Final = ((0.125, 0.375), (0.375, 0.875), (0.625, 0.125), (0.875, 0.625))  # between pixels, down and right
 
 
 def noise_bands(source: FrameSource) -> list[np.ndarray]:
@@ -60,6 +65,69 @@ def measure_noise_of_stacks(group: Group, workers: int) -> int:
     return len(usable)
 
 
+def noise_once_moved(bands: Sequence[np.ndarray], interpolation: InterpolationName) -> list[float]:
+    """Return the noise of a frame as the stack sees it: interpolated at places between its pixels.
+
+    Interpolation smooths, and a stack compared with a frame that was not interpolated seems calmer than its number of
+    frames allows. Registered frames lie at any place, so that the variance is averaged over a few.
+
+    Parameters
+    ----------
+    bands : sequence of ndarray (h, W) or (h, W, C) float32
+        From :func:`noise_bands`, ADU.
+    interpolation : InterpolationName
+
+    Returns
+    -------
+    list of float
+        One standard deviation per channel, ADU.
+    """
+    from zemosaic_phase3.resample.interpolation import PHASES, weight_table
+
+    table = weight_table(interpolation)
+    variances = []
+    for down, right in PLACES:
+        rows, columns = (table[round(part * PHASES)] for part in (down, right))
+        moved = [_between(_between(band, rows).swapaxes(0, 1), columns).swapaxes(0, 1) for band in bands]
+        variances.append(np.square(typical_noise(moved)))
+    return np.sqrt(np.mean(variances, axis=0)).tolist()
+
+
+def _between(image: np.ndarray, taps: np.ndarray) -> np.ndarray:
+    """Return an image interpolated between its rows, without those at the edges."""
+    last = len(image) - len(taps) + 1
+    total = taps[0] * image[:last]
+    for k in range(1, len(taps)):
+        total += taps[k] * image[k : last + k]
+    return np.asarray(total)
+
+
+def _sigmas(group: Group, table: FrameTable) -> np.ndarray | None:
+    """Return the noise of the frames stacked at the levels of the tile, ``(N, C)`` ADU; None: not measured."""
+    scans = {row.name: row.scan for row in group.rows}
+    sigmas = []
+    for name, scale in zip(table.names, table.scale, strict=True):
+        scan = scans[name]
+        if scan is None or scan.stats is None:
+            return None
+        sigmas.append(np.abs(scale) * np.sqrt(scan.stats.variance))
+    return np.stack(sigmas)
+
+
+def factor_at_best(group: Group, table: FrameTable) -> list[float]:
+    """Return by how much a mean of these frames with their weights can be calmer than a typical one, per channel.
+
+    The square root of the number of frames only where all have one noise and one weight; sharp frames with more weight
+    and hazy ones that add little make it less.
+    """
+    sigmas = _sigmas(group, table)
+    if sigmas is None:
+        return [math.sqrt(len(table.names))] * table.scale.shape[1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = np.sqrt(np.sum((table.weight * sigmas) ** 2, axis=0)) / np.sum(table.weight, axis=0)
+        return np.asarray(np.median(sigmas, axis=0) / mean).tolist()
+
+
 def typical_noise_of_frame(noise_of_reference: list[float], group: Group, table: FrameTable) -> list[float]:
     """Return the noise of a typical frame at the levels of the tile, to be compared with that of the tile.
 
@@ -81,14 +149,10 @@ def typical_noise_of_frame(noise_of_reference: list[float], group: Group, table:
         ADU: the noise of the reference, times the median over the frames stacked of (scale x sigma), over that of the
         reference; the noise of the reference itself where levels were not measured.
     """
-    scans = {row.name: row.scan for row in group.rows}
-    sigmas = []
-    for name, scale in zip(table.names, table.scale, strict=True):
-        scan = scans[name]
-        if scan is None or scan.stats is None:
-            return noise_of_reference
-        sigmas.append(np.abs(scale) * np.sqrt(scan.stats.variance))
-    reference = scans[group.rows[group.reference].name]
+    sigmas = _sigmas(group, table)
+    if sigmas is None:
+        return noise_of_reference
+    reference = group.rows[group.reference].scan
     if reference is None or reference.stats is None:
         return noise_of_reference
     known = np.array(noise_of_reference)

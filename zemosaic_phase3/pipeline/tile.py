@@ -39,7 +39,13 @@ from zemosaic_phase3.pipeline.observation_cards import complete_exposures
 from zemosaic_phase3.pipeline.registering import register_group
 from zemosaic_phase3.pipeline.sample_report import hole_notes, note_saturation, sample_notes
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
-from zemosaic_phase3.pipeline.stack_noise import measure_noise_of_stacks, noise_bands, typical_noise_of_frame
+from zemosaic_phase3.pipeline.stack_noise import (
+    factor_at_best,
+    measure_noise_of_stacks,
+    noise_bands,
+    noise_once_moved,
+    typical_noise_of_frame,
+)
 from zemosaic_phase3.pipeline.tile_header import cards_of_reference, tile_header, wcs_cards
 from zemosaic_phase3.pipeline.tile_wcs import Solutions, known_solutions, wcs_of_tile
 from zemosaic_phase3.progress import Callback, timed
@@ -187,7 +193,7 @@ def build_tile(
     with timed(report, "measure"):
         find_stars = stack.needs_stars or select.needs_stars or register.mode in ("auto", "stars")
         scan_group(
-            group, register, find_stars=find_stars, measure=stack.needs_levels, workers=workers,
+            group, register, find_stars=find_stars, measure=stack.needs_levels or select.needs_levels, workers=workers,
             allowed_bytes=allowed_bytes, progress=progress, kept=kept,
         )  # fmt: skip
         group.require_some("read")
@@ -355,7 +361,9 @@ def stack_group(
         stack = replace(stack, grid=canvas.shape)
     with ThreadPoolExecutor(1, thread_name_prefix="zemosaic") as beside:
         with timed(report, "finish"):
-            noise_before = beside.submit(typical_noise, noise_bands(reference))
+            bands = noise_bands(reference)
+            noise_before = beside.submit(typical_noise, bands)
+            noise_moved = beside.submit(noise_once_moved, bands, stack.interpolation)
             if grid is None:
                 grid = Grid(reference, known_solutions(group) if mean_wcs else None)
             cards, wcs, notes = _describe_reference(reference, canvas, grid, report)
@@ -366,7 +374,10 @@ def stack_group(
     with timed(report, "finish"):
         report.noise_before = noise_before.result()
         _note_in_rows(group, result)
-        report.noise_typical = typical_noise_of_frame(report.noise_before, group, result.job.table)
+        table = result.job.table
+        noise_in_stack = report.noise_before if table.in_place.all() else noise_moved.result()
+        report.noise_typical = typical_noise_of_frame(noise_in_stack, group, table)
+        report.factor_at_best = factor_at_best(group, table)
         _fill_report(report, group, result, workers)
         report.warnings[:0] = [*notes, *sample_notes(group, result), *hole_notes(result)]
         tile = Tile(

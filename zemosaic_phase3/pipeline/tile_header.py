@@ -191,7 +191,7 @@ def _method_cards(job: Job) -> Header:
     if stack.framing != "reference":
         cards["ZMT_FRAM"] = (stack.framing, "what of the sky is shown")
     cards["ZMT_FLAT"] = (flattened > 0, "backgrounds made alike")
-    if stack.flatten:
+    if stack.flatten == "on" or flattened:
         cards["ZMT_NFLT"] = (flattened, "frames that got a surface")
     is_radial = stack.radial_weight and stack.combine == "mean"
     cards["ZMT_RADW"] = (is_radial, "radial weighting")

@@ -1,6 +1,6 @@
 """Registration by stars: the transform that brings a frame onto the reference, and a verdict on it.
 
-Stages, in order: :func:`detect_stars` once per frame and :func:`choose_reference` (``detection.star_finder``), then
+Stages, in order: :func:`detect_stars` once per frame, the choice of a reference (``pipeline.reference_choice``), then
 :func:`register_stars` per frame, optionally seeded by :func:`registration.wcs.wcs_transform`; or
 :func:`registration.wcs.register_wcs` alone.
 
