@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -48,7 +47,7 @@ def test_16_bits_are_whole_adu(tmp_path: Path, kind: str, name: str) -> None:
     write_export(image, header, tmp_path / name, bits=16)
     wanted = np.rint(np.clip(np.nan_to_num(image, nan=0.0), 0, 65535)).astype(np.uint16)
     if name == "a.png":
-        pixels = imagecodecs.png_decode((tmp_path / name).read_bytes())
+        pixels = pytest.importorskip("imagecodecs").png_decode((tmp_path / name).read_bytes())
     elif name == "a.tif":
         pixels = tifffile.imread(tmp_path / name)
     else:
