@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ZeMosaicWorker")
 
 FEW_STARS: Final = 0.5  # of the stars that a typical frame shows; fewer are next to none
+MOST_THREADS: Final = 4  # that register: on 16 cores more wait for the interpreter's lock, and take longer than one
 MOST_REFERENCES: Final = 3  # frames tried as reference before the run settles for the best of them
 
 
@@ -237,7 +238,7 @@ def _register_on(
         notify(progress, "register", next(done), len(usable))
         return verdict
 
-    return dict(zip(usable, parallel_map(register, usable, workers), strict=True))
+    return dict(zip(usable, parallel_map(register, usable, min(workers, MOST_THREADS)), strict=True))
 
 
 def _known_or_registered(
