@@ -254,22 +254,28 @@ class FlattenedSource(WrappedSource):
         pixels = self.inner.read_rows(y0, y1).astype(np.float32)
         u = (np.arange(self.width) - (self.width - 1) / 2.0) / ((self.width - 1) / 2.0)
         v = (np.arange(y0, y1) - (self.height - 1) / 2.0) / ((self.height - 1) / 2.0)
+        flat = pixels.reshape(-1)
         for c, terms in enumerate(self._terms):
             if self.cfa is None:
-                _add_surface(pixels if pixels.ndim == 2 else pixels[:, :, c], terms, u, v)
+                step = pixels.size // (len(v) * len(u))
+                _add_surface(flat, c if step > 1 else 0, step * self.width, step, terms, u, v)
                 continue
             for k in (k for k, colour in enumerate(self.cfa) if colour == "RGB"[c]):
-                rows, columns = slice((k // 2 - y0) % 2, None, 2), slice(k % 2, None, 2)
-                _add_surface(pixels[rows, columns], terms, u[columns], v[rows])
+                row, column = (k // 2 - y0) % 2, k % 2
+                first = row * self.width + column
+                _add_surface(flat, first, 2 * self.width, 2, terms, u[column::2], v[row::2])
         return pixels
 
 
-def _add_surface(pixels: np.ndarray, terms: np.ndarray, u: np.ndarray, v: np.ndarray) -> None:
-    """Add a surface, made in float64, to pixels ``(len(v), len(u))`` float32."""
+def _add_surface(
+    pixels: np.ndarray, first: int, row_step: int, column_step: int, terms: np.ndarray, u: np.ndarray, v: np.ndarray
+) -> None:
+    """Add a surface, made in float64, to a grid of ``(len(v), len(u))`` pixels; see ``surface_kernels.add_surface``."""
+    from zemosaic_phase3.photometry.surface_kernels import add_surface
+
     constant, by_u, by_v, by_uu, by_uv, by_vv = terms
-    columns, slope = by_u * u + by_uu * u * u, by_uv * u
-    for row, level in enumerate(constant + by_v * v + by_vv * v * v):
-        pixels[row] += (columns + (level + slope * v[row])).astype(np.float32)
+    columns, slope, level = by_u * u + by_uu * u * u, by_uv * u, constant + by_v * v + by_vv * v * v
+    add_surface(pixels, first, row_step, column_step, columns, slope, level, np.ascontiguousarray(v))
 
 
 def flattened_sources(
