@@ -130,7 +130,16 @@ def test_options_reach_the_stack(subs, tmp_path, capsys):
     assert document["device_reason"] == "the CPU was asked for"
     with fits.open(out) as hdus:
         assert hdus[0].data.shape == (SMALL.height, SMALL.width)  # --bayer none: one channel
-        assert [hdu.name for hdu in hdus[1:]] == ["ALPHA", "COVERAGE", "WEIGHT", "REJ_LOW", "REJ_HIGH", "FRAMES", "RUN"]
+        assert [hdu.name for hdu in hdus[1:]] == [
+            "ALPHA",
+            "COVERAGE",
+            "WEIGHT",
+            "REJ_LOW",
+            "REJ_HIGH",
+            "ERR",
+            "FRAMES",
+            "RUN",
+        ]
     assert not (tmp_path / "a.png").exists()
     assert capsys.readouterr() == ("", "")
 

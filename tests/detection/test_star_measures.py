@@ -177,7 +177,8 @@ def test_fluxes_hardly_depend_on_the_seeing(exponent, cfa):
         frame, x, y = stars_of_exponent(fwhm, exponent, seed=round(10 * fwhm))
         light, _, _ = star_light(frame, cfa, x, y, 1.05 * fwhm / 2.3548)
         flux.append(np.median(np.log(light / 1e5), axis=0))
-        assert np.std(np.log(light), axis=0).max() < 0.01, "nor on where a star lies on the pixels"
+        # A mosaic shows red and blue at every other pixel.
+        assert np.std(np.log(light), axis=0).max() < (0.01 if cfa is None else 0.012), "nor on where it lies"
         assert np.abs(flux[-1]).max() < 0.13
     change = (flux[1] - flux[0]) / np.log(3.3 / 2.7)
     assert np.abs(change).max() < 0.03

@@ -98,7 +98,7 @@ def test_star_counts_fall_with_transparency():
     assert 0.0 < relative(got)[1] < 0.9
 
 
-@pytest.mark.parametrize("method", STAR_WEIGHTS)
+@pytest.mark.parametrize("method", [name for name in STAR_WEIGHTS if name != "point_source"])  # which takes the median
 def test_a_frame_without_stars_is_left_out_with_a_warning(method, caplog):
     images = [star_field(3.0, seed=0), star_field(3.0, seed=1, n=0), star_field(4.0, seed=2)]
     told = {}

@@ -55,7 +55,7 @@ def test_folder_becomes_a_tile_of_the_true_sky(
     spread = 1.4826 * np.median(np.abs(error - np.median(error, axis=0)), axis=0)
     assert (spread < 1.2 * noise / np.sqrt(truth.spec.n_frames)).all()
     with fits.open(tmp_path / "tile.fits", checksum=True) as hdus:
-        expected_names = {"ALPHA", "COVERAGE", "WEIGHT", "REJ_LOW", "REJ_HIGH", "FRAMES", "RUN"}
+        expected_names = {"ALPHA", "COVERAGE", "WEIGHT", "REJ_LOW", "REJ_HIGH", "ERR", "FRAMES", "RUN"}
         assert {hdu.name for hdu in hdus[1:]} == expected_names
         data = hdus[0].data if hdus[0].data.ndim == 2 else np.moveaxis(hdus[0].data, 0, -1)
         assert np.array_equal(data, tile.image, equal_nan=True)

@@ -91,9 +91,10 @@ def _stars_of(table: np.ndarray) -> int:
 
 @kernel
 def _common_width(widths: np.ndarray, weights: np.ndarray, n: int) -> float:
-    """Width that n detections have in common, pixels: their median, or that of their light where it says otherwise.
+    """Width that n detections have in common, pixels: their median, or that of their light where it is far narrower.
 
-    Where a nebula has more knots than stars, the few bright ones are the stars.
+    Where a nebula has more knots than stars, the few bright ones are the stars, and knots are wide. Light that is wider
+    than most is that of a saturated star or a galaxy.
     """
     order = ascending(widths[:n])
     half, weight, by_light = 0.0, 0.0, 0.0
@@ -105,7 +106,7 @@ def _common_width(widths: np.ndarray, weights: np.ndarray, n: int) -> float:
         if weight >= half:
             break
     by_number = median(widths, n)
-    return by_number if max(by_number, by_light) <= UNLIKE * min(by_number, by_light) else by_light
+    return by_light if UNLIKE * by_light < by_number else by_number
 
 
 @kernel
