@@ -731,6 +731,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", help="sessions, separated by commas")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--options", default="", help="more options of ours, to find a cause with; leaves Siril out")
     parser.add_argument(
         "--keep", type=Path, help="folder for the figures of each session; those in it are not run again"
     )
