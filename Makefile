@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DEMO   ?= demo
 
-.PHONY: demo picture pictures test nvrtc lint types architecture clean
+.PHONY: demo picture pictures docs test nvrtc lint types architecture clean
 .DEFAULT_GOAL := test
 
 # Made again when the dependencies change, not on every call.
@@ -27,6 +27,11 @@ picture: demo
 # Make the pictures of the page and of the terminal again; needs Chromium.
 pictures: $(READY)
 	@PYTHONPATH=. $(BIN)/python tests/support/make_pictures.py
+
+# The pages of docs/ as a site, in build/site; a warning is an error.
+docs: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
 # On all cores; kernels first, because tests side by side would compile the same ones.
 test: $(READY)
