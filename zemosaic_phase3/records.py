@@ -215,7 +215,7 @@ class TileReport:
     spec: dict[str, Any] = field(default_factory=dict)
     noise_before: list[float] = field(default_factory=list)  # per channel, ADU, reference frame
     noise_typical: list[float] = field(default_factory=list)  # per channel, ADU, of a frame as it is in the stack
-    factor_at_best: list[float] = field(default_factory=list)  # per channel, of noise: what frames and weights allow
+    factor_expected: list[float] = field(default_factory=list)  # per channel, of noise, of these frames and weights
     noise_after: list[float] = field(default_factory=list)  # per channel, ADU, result
     fwhm_px: float = math.nan  # of the stars of the result; nan: none, or not measured
     rejected_low_percent: list[float] = field(default_factory=list)

@@ -135,7 +135,7 @@ def print_summary(console: Console, tile: Tile, files: Mapping[str, Path | None]
         "noise of one frame, ADU": report.noise_typical,
         "noise of the stack, ADU": report.noise_after,
         factor: _noise_factor(report),
-        "factor at best, with these weights": report.factor_at_best,
+        "factor expected of these weights": report.factor_expected,
         "rejected low, %": report.rejected_low_percent,
         "rejected high, %": report.rejected_high_percent,
     }

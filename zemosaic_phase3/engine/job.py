@@ -168,7 +168,7 @@ def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) ->
     table = replace(table, notes=[*table.notes, *notes])
     saturation = saturation_level(sources, used_stats, table)
     wandering = None
-    if spec.framing == "union" and table.normalize_method == "photometric":
+    if spec.framing == "union" and spec.flatten != "off" and table.normalize_method == "photometric":
         wandering = mosaic_sources(sources, used_stats, table, used.index(reference))
     if wandering is not None:
         sources = wandering[0]

@@ -114,11 +114,12 @@ def _sigmas(group: Group, table: FrameTable) -> np.ndarray | None:
     return np.stack(sigmas)
 
 
-def factor_at_best(group: Group, table: FrameTable) -> list[float]:
-    """Return by how much a mean of these frames with their weights can be calmer than a typical one, per channel.
+def factor_expected(group: Group, table: FrameTable) -> list[float]:
+    """Return by how much a mean of these frames with their weights is expected to be calmer than a typical one.
 
-    The square root of the number of frames only where all have one noise and one weight; sharp frames with more weight
-    and hazy ones that add little make it less.
+    Per channel. The square root of the number of frames only where all have one noise and one weight; sharp frames with
+    more weight and hazy ones that add little make it less. The noise of a frame is the spread of its pixels, in which a
+    gradient counts too: where gradients are as strong as the noise, the figure may be a tenth off.
     """
     sigmas = _sigmas(group, table)
     if sigmas is None:

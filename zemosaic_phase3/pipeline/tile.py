@@ -40,7 +40,7 @@ from zemosaic_phase3.pipeline.registering import register_group
 from zemosaic_phase3.pipeline.sample_report import hole_notes, note_saturation, sample_notes
 from zemosaic_phase3.pipeline.selection import apply_limits, drop_worst, rate_frames
 from zemosaic_phase3.pipeline.stack_noise import (
-    factor_at_best,
+    factor_expected,
     measure_noise_of_stacks,
     noise_bands,
     noise_once_moved,
@@ -377,7 +377,7 @@ def stack_group(
         table = result.job.table
         noise_in_stack = report.noise_before if table.in_place.all() else noise_moved.result()
         report.noise_typical = typical_noise_of_frame(noise_in_stack, group, table)
-        report.factor_at_best = factor_at_best(group, table)
+        report.factor_expected = factor_expected(group, table)
         _fill_report(report, group, result, workers)
         report.warnings[:0] = [*notes, *sample_notes(group, result), *hole_notes(result)]
         tile = Tile(
