@@ -13,8 +13,8 @@ import logging
 import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -34,6 +34,7 @@ logger = logging.getLogger("ZeMosaicWorker")
 
 AHEAD: Final = 2  # tiles ordered for each worker: the one it makes, and the next, so that it never waits
 MOST_TRIES: Final = 2  # of a tile that fails for reasons that may be its worker's
+MOST_FAULTS: Final = 2  # of a worker, for such reasons: then others get the tiles, if there are any
 NEWS_SECONDS: Final = 0.25  # at most between looks at the futures, which tell by themselves when they are finished
 LIST_SECONDS: Final = 0.5  # for which a list of the workers is good: of a thousand it is a long one
 LOOK_SECONDS: Final = 1.0  # between looks at who has begun what
@@ -62,6 +63,7 @@ class _Tile:
     seen_begun: int = 0
     running_since: float = 0.0  # 0: nobody has begun, as far as is known
     workers: set[str] = field(default_factory=set)  # addresses that failed
+    only: frozenset[str] = frozenset()  # workers that may make it; none: all
     is_doubled: bool = False
 
 
@@ -139,6 +141,7 @@ class TilesRun:
         self._run = uuid.uuid4().hex[:8]
         self._next_look = 0.0
         self._news = threading.Event()
+        self._faults: Counter[str] = Counter()  # by the addresses of workers
         self._listed: list[str] = []
         self._listed_until = 0.0
         self._alone_since: float | None = None
@@ -201,12 +204,16 @@ class TilesRun:
                 self._waiting.appendleft(tile)
                 return
 
-    def _submit(self, tile: _Tile, workers: Sequence[str], avoided: Sequence[str] = ()) -> bool:
+    def _submit(self, tile: _Tile, workers: Sequence[str], avoided: Iterable[str] = ()) -> bool:
         """Order one tile; False where the scheduler cannot be reached."""
-        others = [address for address in workers if address not in {*tile.workers, *avoided}]
+        bad = {address for address, faults in self._faults.items() if faults >= MOST_FAULTS}
+        avoided = {*tile.workers, *avoided, *(bad & set(workers))}
+        others = [address for address in workers if address not in avoided]
         tile.seen_begun = beginnings(tile.order)
         tile.running_since = 0.0
-        choice = {"workers": others, "allow_other_workers": True} if others and (tile.workers or avoided) else {}
+        # Not as a wish: whoever has nothing to do steals what others were only preferred for.
+        choice = {"workers": others} if others and avoided else {}
+        tile.only = frozenset(others if choice else ())
         key = f"tile-{tile.order.name}-{self._run}-{uuid.uuid4().hex[:6]}"
         try:
             future = self._client.submit(make_tile, tile.order, key=key, pure=False, **choice)
@@ -250,7 +257,9 @@ class TilesRun:
             raise ClusterError(f"worker {record.worker} on {record.host} {record.reason}; install the same on both")
         if record.state == "failed" and record.may_retry and tile.tries + 1 < MOST_TRIES:
             tile.tries += 1
-            tile.workers.add(self._address_of(future))
+            address = self._address_of(future)
+            tile.workers.add(address)
+            self._faults[address] += 1
             logger.warning("%s failed on %s, and is tried elsewhere: %s", tile.order.name, record.worker, record.reason)
             return
         self._settle(tile, record)
@@ -284,16 +293,20 @@ class TilesRun:
     def _settle(self, tile: _Tile, record: TileRecord) -> None:
         """Note that a tile is there, or will never be."""
         self._running.remove(tile)
-        if tile.futures:
-            with contextlib.suppress(Exception):
-                self._client.cancel(tile.futures)
-            tile.futures = []
+        self._drop(tile)
         self._records[tile.order.name] = record
         if record.state == "made":
             self._rates.append(record.seconds / max(1, tile.weight))
         if self._finished is not None:
             self._finished(record)
         self._tell()
+
+    def _drop(self, tile: _Tile) -> None:
+        """Take back what was ordered of a tile."""
+        if tile.futures:
+            with contextlib.suppress(Exception):
+                self._client.cancel(tile.futures)
+        tile.futures, tile.is_doubled = [], False
 
     def _tell(self) -> None:
         done = sum(tile.weight for tile in self._all if tile.order.name in self._records)
@@ -339,7 +352,12 @@ class TilesRun:
             if now - self._alone_since > self._patience.workers:
                 waited = f"{self._patience.workers:.0f} s"
                 raise ClusterError(f"no worker has come for {waited}; start some: dask worker {self._address or ''}")
-        for tile in self._running:
+        for tile in list(self._running):
+            if tile.only and workers and tile.only.isdisjoint(workers):  # nobody is left who may make it
+                self._running.remove(tile)
+                self._drop(tile)
+                self._waiting.appendleft(tile)
+                continue
             begun = beginnings(tile.order)
             if begun > tile.seen_begun:
                 tile.seen_begun, tile.running_since = begun, now
