@@ -163,7 +163,9 @@ def save_config(path: Path, given: Mapping[str, Any], parser: argparse.ArgumentP
     try:
         text = ("\n".join(lines) + "\n").encode()
     except UnicodeEncodeError as exc:
-        raise OutputError(f"{path}: a name has bytes that are no text, which TOML cannot hold; rename that file") from exc
+        raise OutputError(
+            f"{path}: a name has bytes that are no text, which TOML cannot hold; rename that file"
+        ) from exc
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name a file in it")
     with written_whole(path, len(text), overwrite=overwrite) as stream:
