@@ -177,7 +177,7 @@ def test_every_method_and_combination_has_the_bits_of_numba(strict, method, n):
         tolerance = rng.choice([0.0, 25.0, 100.0, 900.0, np.nan, np.inf], p).astype(np.float32)
         weights = weights_for(n, 1, 3)
         check(strict, Case(cube, method, weights=weights, tolerance=tolerance))
-        check(strict, Case(cube, method, par=(0.0, 0.0), weights=weights, tolerance=tolerance))  # windows that were empty
+        check(strict, Case(cube, method, par=(0.0, 0.0), weights=weights, tolerance=tolerance))  # empty windows
         if KERNELS[method].replaces:
             check(strict, Case(cube, method, weights=weights, tolerance=tolerance, rewinsor=True))
 
