@@ -245,7 +245,7 @@ def test_medians_of_what_is_valid(sizes: tuple[int, int, int]) -> None:
     cube[:, 300:][rng.random((n, 100)) < 0.1] = np.inf
     frames = rng.permutation(n)
     groups = tuple(np.split(frames, np.cumsum(sizes)[:2]))
-    out = np.full(400, 7.0, np.float32), np.full(400, 7.0, np.float32)
+    out = tuple(np.full(400, 7.0, np.float32) for _ in range(3))
     median_differences(cube, 10, 390, groups, (3, 3, 5), out)  # type: ignore[arg-type]
 
     def median(p: int, group: np.ndarray, wanted: int) -> float:
@@ -255,7 +255,8 @@ def test_medians_of_what_is_valid(sizes: tuple[int, int, int]) -> None:
 
     for p in range(10, 390):
         sharp, blurred, middle = (median(p, g, k) for g, k in zip(groups, (3, 3, 5), strict=True))
-        np.testing.assert_allclose([out[0][p], out[1][p]], [sharp - middle, blurred - middle], rtol=1e-6, atol=1e-4)
-    for difference in out:
-        assert (difference[:10] == 7.0).all()
-        assert (difference[390:] == 7.0).all()
+        got = [filled[p] for filled in out]
+        np.testing.assert_allclose(got, [sharp - middle, blurred - middle, middle], rtol=1e-6, atol=1e-4)
+    for filled in out:
+        assert (filled[:10] == 7.0).all()
+        assert (filled[390:] == 7.0).all()
