@@ -54,12 +54,13 @@ QUARTILE: Final = 0.3186  # half of the values of a normal deviate of 1 lie near
 SAMPLED: Final = 200_000  # pixels whose differences tell the noise of a channel
 BAND: Final = 8  # rows of them together
 BLOCK_ROWS: Final = 128
-HALO: Final = REACH + 3  # rows that a block looks at beyond its own
+HALO: Final = REACH + 4  # rows that a block looks at beyond its own
 LEAST_CHANGE: Final = 0.05  # of a profile, below which a ratio of changes tells nothing
 BETA: Final = 4.0  # exponent of the Moffat profile by which stars of different widths are compared
 LARGEST_RATIO: Final = 3.0  # of the outermost frame's difference to the median's of its group
-SKY_CELL: Final = 32  # pixels, side of a cell of the sky above which the middling frames show a star
-MARGIN: Final = 1.5  # over the multiple of that light by which a median may be brighter: neither has one width only
+MESH_CELL: Final = 32  # pixels, side of a cell of the sky above which the middling frames show a star
+DARK: Final = 3.0  # standard deviations of that sky, less than which is no light
+MARGIN: Final = 2.0  # over the multiple of that light by which a median may be brighter: neither has one width only
 LEAST_GROWTH: Final = 0.5  # of it, where widths are nearly the same: of undersampled stars the place counts as much
 
 
@@ -182,10 +183,8 @@ def choose_groups(widths: np.ndarray, inside: np.ndarray, most: int = MOST) -> G
     middle = float(np.median(widths[order]))
     sharper, wider = (float(np.median(widths[group[:EXTREMES]])) for group in (sharp, blurred))
     ratios = _ratio(float(widths[order[0]]), sharper, middle), _ratio(float(widths[order[-1]]), wider, middle)
-    # Moffat profiles: at the centre the flux over the width squared, far outside the width to the power of 2 beta - 2.
-    most_light = (middle / sharper) ** 2, (wider / middle) ** (2.0 * BETA - 2.0)
-    growth = tuple(MARGIN * max(times - 1.0, LEAST_GROWTH) for times in most_light)
-    return Groups(sharp, blurred, _covering(from_middle, inside, min(MIDDLE, n), most), ratios, (growth[0], growth[1]))
+    growth = _growth(sharper, middle), _growth(wider, middle)
+    return Groups(sharp, blurred, _covering(from_middle, inside, min(MIDDLE, n), most), ratios, growth)
 
 
 def _covering(order: np.ndarray, inside: np.ndarray, wanted: int, most: int) -> list[int]:
@@ -204,6 +203,11 @@ def _covering(order: np.ndarray, inside: np.ndarray, wanted: int, most: int) -> 
     return chosen
 
 
+def _profile(fwhm: float, r: np.ndarray) -> np.ndarray:
+    u = (2.0 * r / fwhm) ** 2 * (2.0 ** (1.0 / BETA) - 1.0)
+    return np.asarray((1.0 + u) ** -BETA / fwhm**2)
+
+
 def _ratio(outermost: float, typical: float, middle: float) -> float:
     """Return how much farther from the profile of a middling star the outermost one's is than the typical one's.
 
@@ -211,16 +215,21 @@ def _ratio(outermost: float, typical: float, middle: float) -> float:
     profile differs by a fifth of its largest difference or more; 1 to ``LARGEST_RATIO``.
     """
     r = np.array([0.0, 0.5, 1.0, 1.5]) * middle
-
-    def profile(fwhm: float) -> np.ndarray:
-        u = (2.0 * r / fwhm) ** 2 * (2.0 ** (1.0 / BETA) - 1.0)
-        return np.asarray((1.0 + u) ** -BETA / fwhm**2)
-
-    near, far = np.abs(profile(typical) - profile(middle)), np.abs(profile(outermost) - profile(middle))
-    if near.max() < LEAST_CHANGE * profile(middle).max():
+    own = _profile(middle, r)
+    near, far = np.abs(_profile(typical, r) - own), np.abs(_profile(outermost, r) - own)
+    if near.max() < LEAST_CHANGE * own.max():
         return 1.0
     tells = near > 0.2 * near.max()
     return float(np.clip((far[tells] / near[tells]).max(), 1.0, LARGEST_RATIO))
+
+
+def _growth(typical: float, middle: float) -> float:
+    """Return by how many times the light of a middling star a typical one may be brighter somewhere.
+
+    Of the larger profile over the other, at the centre of the star or at twice its width, where wide ones gain.
+    """
+    r = np.array([0.0, 2.0]) * middle
+    return MARGIN * max(float((_profile(typical, r) / _profile(middle, r)).max()) - 1.0, LEAST_GROWTH)
 
 
 def _part(job: Job, frames: list[int]) -> Job:
@@ -325,10 +334,10 @@ def _levels_and_noise(difference: np.ndarray) -> tuple[float, float, float]:
 
 
 def skies_of(image: np.ndarray) -> list[tuple[np.ndarray, float]]:
-    """Return of each channel of an image the sky on a mesh of cells of ``SKY_CELL`` pixels, and its noise, ADU."""
+    """Return of each channel of an image the sky on a mesh of cells of ``MESH_CELL`` pixels, and its noise, ADU."""
     frame = image.reshape(*image.shape[:2], -1)
     skies = []
-    for level, noise in zip(*sky_of_planes(frame, planes_of(frame.shape), SKY_CELL), strict=True):
+    for level, noise in zip(*sky_of_planes(frame, planes_of(frame.shape), MESH_CELL), strict=True):
         known = np.isfinite(level)
         typical = float(np.median(level[known])) if known.any() else np.inf  # nothing is above that
         skies.append((np.where(known, level, typical), float(np.median(noise[known])) if known.any() else 0.0))
@@ -336,18 +345,21 @@ def skies_of(image: np.ndarray) -> list[tuple[np.ndarray, float]]:
 
 
 def _above_sky(image: np.ndarray, first: int, sky: tuple[np.ndarray, float]) -> np.ndarray:
-    """Return how far rows of a channel, from ``first`` on, are above the sky and its noise, the largest of 3x3 pixels.
+    """Return how far rows of a channel, from ``first`` on, are above the sky and its noise.
 
-    ``(h, W) float32``, ADU, 0 where they are not; a star's profile is steep, and frames differ in where it is.
+    ``(h, W) float32``, ADU, 0 where they are not. Of a pixel itself or of the mean of 3x3, whose noise is a third,
+    and the largest of 3x3 such pixels: a star's profile is steep, and frames differ in where it is.
     """
     mesh, noise = sky
     (r, r1, fy), (c, c1, fx) = (
-        between_cells(np.arange(start, start + size), SKY_CELL, cells)
+        between_cells(np.arange(start, start + size), MESH_CELL, cells)
         for start, size, cells in zip((first, 0), image.shape, mesh.shape, strict=True)
     )
     lines = mesh[r] + fy[:, None] * (mesh[r1] - mesh[r])
-    level = (lines[:, c] + fx * (lines[:, c1] - lines[:, c]) + NOISE * noise).astype(np.float32)
-    return _box_max(np.maximum(np.nan_to_num(image - level, nan=0.0, posinf=0.0, neginf=0.0), np.float32(0.0)))
+    level = (lines[:, c] + fx * (lines[:, c1] - lines[:, c])).astype(np.float32)
+    light = np.nan_to_num(image - level, nan=0.0, posinf=0.0, neginf=0.0)
+    of_mean = _box_mean(np.pad(light, 1, mode="edge")) - np.float32(DARK * noise / 3.0)
+    return _box_max(np.maximum(np.maximum(light - np.float32(DARK * noise), of_mean), np.float32(0.0)))
 
 
 def _spare_stars(
