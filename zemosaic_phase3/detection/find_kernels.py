@@ -279,7 +279,10 @@ def find_maxima(filtered: np.ndarray, sigma: float, noise: float, bright_pixels:
             if not (value - around >= limit and value - crest >= least):
                 continue
             if n == places.size:
-                places, heights = np.append(places, places), np.append(heights, heights)
+                more_places, more_heights = np.empty(2 * n, np.int64), np.empty(2 * n)
+                for k in range(n):
+                    more_places[k], more_heights[k] = places[k], heights[k]
+                places, heights = more_places, more_heights
             is_structured = abs(around) >= STRUCTURED * value
             places[n], heights[n] = y * width + x, -(value - around if is_structured else value)
             n += 1

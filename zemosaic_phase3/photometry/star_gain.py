@@ -18,6 +18,7 @@ from zemosaic_phase3.registration.transform import transform_points
 
 MATCH_FWHM: Final = 0.5  # distance at which two detections are one star, units of the FWHM
 MIN_MATCH_PX: Final = 1.0  # but not less
+WIDEST_SEARCH_PX: Final = 8.0  # that the cells of the kernels for pairs reach; wider stars take a tree
 MIN_SNR: Final = 10.0  # of a flux in either frame; fainter ones are biased by having been found
 SCATTER: Final = 0.01  # relative error that no brightness overcomes: sampling of a mosaic, variable stars, flat field
 MIN_PAIRS: Final = 5  # stars that a gain needs to stand alone
@@ -126,8 +127,6 @@ def _same_stars(
     frame: FrameStats, reference: FrameStats, to_frame: np.ndarray, field: np.ndarray | None, to_grid: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the stars that are mutually nearest and close enough: indices (reference's, frame's)."""
-    from scipy.spatial import cKDTree
-
     if len(frame.star_xy) == 0 or len(reference.star_xy) == 0:
         return np.empty(0, np.intp), np.empty(0, np.intp)
     known = reference.star_xy.astype(np.float64)
@@ -135,6 +134,15 @@ def _same_stars(
     if field is not None:
         expected += displacement(field, transform_points(to_grid, known))
     radius = max(MIN_MATCH_PX, MATCH_FWHM * frame.fwhm) if np.isfinite(frame.fwhm) else MIN_MATCH_PX
+    if radius <= WIDEST_SEARCH_PX:
+        from zemosaic_phase3.registration.pair_kernels import mutual_pairs, star_grid
+
+        theirs = frame.star_xy.astype(np.float64)
+        width, height = (int(v) for v in np.maximum(theirs.max(axis=0), 0.0) + 1.0)
+        i, j, _ = mutual_pairs(IDENTITY, expected, theirs, *star_grid(theirs, height, width), radius)
+        return i, j
+    from scipy.spatial import cKDTree
+
     distance, nearest = cKDTree(frame.star_xy).query(expected, distance_upper_bound=radius)
     near = np.flatnonzero(np.isfinite(distance))
     _, back = cKDTree(expected).query(frame.star_xy[nearest[near]])

@@ -273,6 +273,15 @@ def fit_similarity(
 
 
 @kernel
+def same_numbers(some: np.ndarray, others: np.ndarray) -> bool:
+    """Return whether two arrays (n,) and (m,) int64 hold the same numbers in the same order."""
+    same = len(some) == len(others)
+    for k in range(len(some) if same else 0):
+        same = same and some[k] == others[k]
+    return same
+
+
+@kernel
 def shrink_similarity(
     matrix: np.ndarray,
     ours: np.ndarray,
@@ -300,7 +309,7 @@ def shrink_similarity(
         before_i, before_j = np.empty(0, np.int64), np.empty(0, np.int64)
         for again in range(3):
             i, j, _ = mutual_pairs(refitted, ours, theirs, first, stars, cell, columns, radius)
-            if again > 0 and len(i) == len(before_i) and (i == before_i).all() and (j == before_j).all():
+            if again > 0 and same_numbers(i, before_i) and same_numbers(j, before_j):
                 break
             found, before_i, before_j = len(i), i, j
             good = False
