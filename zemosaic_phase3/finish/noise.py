@@ -11,7 +11,7 @@ import numpy as np
 
 from zemosaic_phase3.detection.sky_mesh import median_of_nine
 from zemosaic_phase3.finish.equalize import finite_median, luminance
-from zemosaic_phase3.robust import MAD_TO_SIGMA
+from zemosaic_phase3.robust import MAD_TO_SIGMA, median_of
 
 # Noise, stars
 BACKGROUND_BLOCK_PX: Final = 64
@@ -156,11 +156,11 @@ def sky_sigma(plane: np.ndarray, samples: int = NOISE_SAMPLES) -> float:
     difference = difference[np.isfinite(difference)]
     if difference.size < 16:
         return math.nan
-    centre = np.median(difference)
-    sigma = MAD_TO_SIGMA * float(np.median(np.abs(difference - centre)))
+    centre = median_of(difference)
+    sigma = MAD_TO_SIGMA * median_of(np.abs(difference - centre))
     for _ in range(NOISE_ROUNDS):
         kept = difference[np.abs(difference - centre) <= 3.0 * sigma]
-        centre, previous, sigma = kept.mean(), sigma, float(kept.std()) / CLIPPED_STD
+        centre, previous, sigma = float(kept.mean()), sigma, float(kept.std()) / CLIPPED_STD
         if abs(sigma - previous) <= 1e-4 * sigma:
             break
     return sigma / math.sqrt(2.0)

@@ -8,6 +8,7 @@ that a nebula in one corner cancels. Everything here is a few hundred numbers pe
 from __future__ import annotations
 
 from typing import Final, NamedTuple
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from zemosaic_phase3.detection.sky_mesh import mesh_at
 from zemosaic_phase3.records import IDENTITY, FrameStats
 from zemosaic_phase3.registration.distortion import displacement
 from zemosaic_phase3.registration.transform import transform_points
+from zemosaic_phase3.robust import median_of
 
 MATCH_FWHM: Final = 0.5  # distance at which two detections are one star, units of the FWHM
 MIN_MATCH_PX: Final = 1.0  # but not less
@@ -49,6 +51,9 @@ class Gain(NamedTuple):
         return bool(np.all(self.pairs >= MIN_PAIRS) and np.all(self.error <= MAX_GAIN_ERROR))
 
 
+_known: WeakKeyDictionary[FrameStats, tuple[ref[FrameStats], bytes, Gain]] = WeakKeyDictionary()
+
+
 def frame_gain(
     frame: FrameStats,
     reference: FrameStats,
@@ -74,6 +79,21 @@ def frame_gain(
     to_grid : ndarray (3, 3) float64
         Reference frame's pixel to that of the grid on which the field is given.
     """
+    if field is not None:
+        return _frame_gain(frame, reference, to_frame, field, to_grid)
+    # The reference is chosen, frames are rated and levels are matched by the same gains: the last one is remembered.
+    on, asked, gain = _known.get(frame, (None, b"", None))
+    transforms = (np.asarray(to_frame, np.float64) + 0.0).tobytes() + (to_grid + 0.0).tobytes()
+    if gain is None or on is None or on() is not reference or asked != transforms:
+        gain = _frame_gain(frame, reference, to_frame, field, to_grid)
+        _known[frame] = (ref(reference), transforms, gain)
+    return gain
+
+
+def _frame_gain(
+    frame: FrameStats, reference: FrameStats, to_frame: np.ndarray, field: np.ndarray | None, to_grid: np.ndarray
+) -> Gain:
+    """Compare fluxes, see :func:`frame_gain`."""
     channels = frame.median.size
     i, j = _same_stars(frame, reference, to_frame, field, to_grid)
     area = pixel_areas(to_frame, reference.star_xy[i].astype(np.float64), field, to_grid)
@@ -153,12 +173,12 @@ def _same_stars(
 def _robust_mean(values: np.ndarray, variance: np.ndarray) -> tuple[float, float, int]:
     """Weighted mean with clipping, its standard error, and how many values decided."""
     kept = np.ones(values.size, bool)
-    mean, extra = float(np.median(values)), 0.0
+    mean, extra = median_of(values), 0.0
     weight = 1.0 / variance
     for _ in range(ROUNDS):
         residual = np.abs(values - mean)
         # Scatter beyond the errors, from the median of what is kept: 0.6745 sigma for a Gaussian.
-        extra = max(0.0, (float(np.median(residual[kept])) / 0.6745) ** 2 - float(np.median(variance[kept])))
+        extra = max(0.0, (median_of(residual[kept]) / 0.6745) ** 2 - median_of(variance[kept]))
         inside = residual <= CLIP * np.sqrt(variance + extra)
         if np.count_nonzero(inside) < min(3, values.size):
             break
