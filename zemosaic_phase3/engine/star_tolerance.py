@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from zemosaic_phase3.detection.masks import dilated
 from zemosaic_phase3.engine.cpu import SHARES_PER_WORKER, fill_slab, shares, slab_plan
 from zemosaic_phase3.engine.job import Job, without_unreadable
 from zemosaic_phase3.engine.slab import Slab, slab_for
@@ -316,8 +317,6 @@ def _tolerance_from(difference: np.ndarray, ratio: float, tolerance: np.ndarray)
     over some pixels together, noise does not: there is a tolerance only near pixels whose 3x3 differ significantly in
     their mean. It is the largest of its neighbours and its own, because a profile may be steeper between two pixels.
     """
-    from scipy.ndimage import maximum_filter
-
     level, noise, noise_of_means = _levels_and_noise(difference)
     if noise == 0.0:
         return
@@ -329,7 +328,7 @@ def _tolerance_from(difference: np.ndarray, ratio: float, tolerance: np.ndarray)
         if not is_star.any():
             continue
         size = np.maximum(np.abs(d) - np.float32(NOISE * noise), np.float32(0.0))
-        size[~maximum_filter(is_star, 2 * REACH + 1, mode="nearest")] = 0.0
+        size[~dilated(is_star, REACH)] = 0.0
         wide = _box_max(size)[rows.start - top : rows.stop - top]
         own = tolerance[rows]
         np.maximum(own, wide * np.float32(FACTOR * ratio), out=own)

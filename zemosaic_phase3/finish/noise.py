@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from zemosaic_phase3.detection.masks import dilated
 from zemosaic_phase3.detection.sky_mesh import median_of_nine
 from zemosaic_phase3.finish.equalize import finite_median, luminance
 from zemosaic_phase3.robust import MAD_TO_SIGMA, median_of
@@ -129,19 +130,6 @@ def _near_stars(lum: np.ndarray) -> np.ndarray:
             break
         near = dilated(signal > OBJECT_SIGMA * sigma, STAR_REACH_PX)
     return near
-
-
-def dilated(mask: np.ndarray, reach: int) -> np.ndarray:
-    """Set every pixel that is at most ``reach`` rows and ``reach`` columns from one that is set."""
-    grown = np.pad(mask, reach)
-    for _ in range(2):  # rows, then columns
-        seen = 1  # neighbouring pixels that an element has taken up; they double with each step
-        while seen < 2 * reach + 1:
-            step = min(seen, 2 * reach + 1 - seen)
-            grown = grown[:-step] | grown[step:]
-            seen += step
-        grown = grown.T
-    return grown
 
 
 def sky_sigma(plane: np.ndarray, samples: int = NOISE_SAMPLES) -> float:

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from zemosaic_phase3.registration.transform import CLIP
-from zemosaic_phase3.runtime.jit import kernel
+from zemosaic_phase3.runtime.jit import compiled_once, kernel
 
 CELL: Final = 8.0  # px, smallest cell of a grid of stars; no search radius is larger
 RAYLEIGH: Final = 2.0 * math.log(2.0)  # median of a squared Rayleigh variable, sigma^2
@@ -174,6 +174,7 @@ def count_hits(
     return hits
 
 
+@compiled_once
 @kernel
 def middle_of(values: np.ndarray, n: int) -> float:
     """Return the median of the first n of finite values, n > 0, which are put into another order."""
@@ -206,6 +207,7 @@ def middle_of(values: np.ndarray, n: int) -> float:
     return 0.5 * (lower + upper)
 
 
+@compiled_once
 @kernel
 def fit_similarity(
     ours: np.ndarray, theirs: np.ndarray, variance: np.ndarray, matrix: np.ndarray, keep: np.ndarray, rounds: int
