@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 
+from zemosaic_phase3.runtime.array_views import flat
 from zemosaic_phase3.runtime.jit import compiled_once, kernel
 
 RUN: Final = 16  # px, of one number along the border
@@ -138,7 +139,7 @@ def _column_maxima(frame: np.ndarray, out: np.ndarray) -> None:
     """Highest number of every column and channel, ``out (W * C,) float32``; NaN are passed over."""
     out[:] = -np.inf
     for y in range(frame.shape[0]):
-        row = frame[y].reshape(-1)
+        row = flat(frame[y])
         for x in range(row.size):
             out[x] = row[x] if row[x] > out[x] else out[x]
 

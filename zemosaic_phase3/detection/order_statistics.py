@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from zemosaic_phase3.runtime.jit import compiled_once, kernel
-from zemosaic_phase3.runtime.same_bits import bits32
+from zemosaic_phase3.runtime.array_views import bits32
 
 SMALL_DIGIT: Final = 10  # most bits that are sorted by in one pass, of few numbers
 LARGE_DIGIT: Final = 11  # and of at least

@@ -9,7 +9,7 @@ import numpy as np
 from zemosaic_phase3.detection.mesh_kernels import gather, load_row
 from zemosaic_phase3.detection.order_statistics import MOST_COUNTS, pairwise_sum, sort_float32, two_of_sorted
 from zemosaic_phase3.runtime.jit import compiled_once, kernel
-from zemosaic_phase3.runtime.same_bits import bits64
+from zemosaic_phase3.runtime.array_views import bits64, flat
 
 REPEATS: Final = 8  # samples per level, on average, from which samples count as quantised
 QUARTILE: Final = 0.6745  # sigmas of a Gaussian from its mean to its quartiles
@@ -212,7 +212,7 @@ def _plane_levels(
     was cut off is measured from its high side.
     """
     n = samples.size
-    m, is_counted = levels_of(samples, quantum, spare[:n], counts, value, count, bits64(moments.reshape(-1)))
+    m, is_counted = levels_of(samples, quantum, spare[:n], counts, value, count, bits64(flat(moments)))
     rank = np.zeros(m + 1, np.int64)
     for k in range(m):
         rank[k + 1] = rank[k] + count[k]
