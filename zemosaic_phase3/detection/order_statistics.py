@@ -10,8 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from zemosaic_phase3.runtime.jit import compiled_once, kernel
 from zemosaic_phase3.runtime.array_views import bits32
+from zemosaic_phase3.runtime.jit import compiled_once, kernel
 
 SMALL_DIGIT: Final = 10  # most bits that are sorted by in one pass, of few numbers
 LARGE_DIGIT: Final = 11  # and of at least

@@ -8,8 +8,8 @@ import numpy as np
 
 from zemosaic_phase3.detection.mesh_kernels import gather, load_row
 from zemosaic_phase3.detection.order_statistics import MOST_COUNTS, pairwise_sum, sort_float32, two_of_sorted
-from zemosaic_phase3.runtime.jit import compiled_once, kernel
 from zemosaic_phase3.runtime.array_views import bits64, flat
+from zemosaic_phase3.runtime.jit import compiled_once, kernel
 
 REPEATS: Final = 8  # samples per level, on average, from which samples count as quantised
 QUARTILE: Final = 0.6745  # sigmas of a Gaussian from its mean to its quartiles

@@ -95,7 +95,7 @@ def _frame_gain(
 ) -> Gain:
     """Compare fluxes, see :func:`frame_gain`."""
     channels = frame.median.size
-    i, j = _same_stars(frame, reference, to_frame, field, to_grid)
+    i, j = same_stars(frame, reference, to_frame, field, to_grid)
     area = pixel_areas(to_frame, reference.star_xy[i].astype(np.float64), field, to_grid)
     factor, error, pairs = np.full(channels, np.nan), np.full(channels, np.inf), np.zeros(channels, np.int64)
     for c in range(channels if len(i) else 0):
@@ -143,7 +143,7 @@ def drawn_together(factor: np.ndarray, error: np.ndarray) -> np.ndarray:
     return np.exp(common + own * (log_factor - common))
 
 
-def _same_stars(
+def same_stars(
     frame: FrameStats, reference: FrameStats, to_frame: np.ndarray, field: np.ndarray | None, to_grid: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the stars that are mutually nearest and close enough: indices (reference's, frame's)."""
