@@ -21,6 +21,7 @@ from zemosaic_phase3.app.log_file import log_summary, with_log_of_progress
 from zemosaic_phase3.app.options import NO_PREVIEW, calibration_of
 from zemosaic_phase3.app.signals import PROGRAM
 from zemosaic_phase3.errors import OutputError, SpecError
+from zemosaic_phase3.extras import install
 from zemosaic_phase3.io.export import check_export, write_export
 from zemosaic_phase3.io.inputs import real_paths
 from zemosaic_phase3.pipeline.frame_count import LeastFrames
@@ -348,7 +349,7 @@ def run_completion(args: argparse.Namespace, _console: Console) -> None:
     try:
         import shtab
     except ImportError as exc:
-        raise SpecError('completion needs the package shtab; pip install "zemosaic-phase3[completion]"') from exc
+        raise SpecError(f"completion needs the package shtab; {install('completion')}") from exc
     sys.stdout.write(shtab.complete(args.root, args.shell))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import os
 import tempfile
@@ -22,6 +21,7 @@ from zemosaic_phase3.engine.result_check import result_fault
 from zemosaic_phase3.engine.slab_plan import OUTPUT_MAPS
 from zemosaic_phase3.engine.star_tolerance import with_star_tolerance
 from zemosaic_phase3.errors import GPUStackingError, NoCardLeftError, PlanError, SpecError, StackCancelled
+from zemosaic_phase3.extras import install, missing
 from zemosaic_phase3.finish.equalize import equalize_if
 from zemosaic_phase3.io.atomic_write import remove_strays
 from zemosaic_phase3.io.foreign_file import SPARE_BYTES, Decoded, whole_bytes
@@ -237,8 +237,8 @@ def _series_of(
         return None
     if output is None:
         raise SpecError("a series is written beside the stack; name an output")
-    if targets is not None and importlib.util.find_spec("photutils") is None:
-        raise SpecError('a light curve needs the package photutils; pip install "zemosaic-phase3[series]"')
+    if targets is not None and missing("series"):
+        raise SpecError(f"a light curve needs the package photutils; {install('series')}")
     chosen = None if targets is None else Targets.read(Path(targets))
     return Series(SeriesSpec.of(series), Path(output), chosen, overwrite=overwrite)
 
