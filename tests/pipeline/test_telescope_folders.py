@@ -95,7 +95,8 @@ LAYOUTS: Mapping[str, tuple[Mapping[str, Cards], int, Mapping[str, str]]] = {
         },
         4,
         {
-            "2025-01-15_23": "a dark frame", "2025-01-16_07-00": "a flat frame", "2025-01-16_07-10": "a dark-flat frame",
+            "2025-01-15_23": "a dark frame", "2025-01-16_07-00": "a flat frame",
+            "2025-01-16_07-10": "a dark-flat frame",
             "2025-01-16_08": "a bias frame", "2025-01-15_20-50": "a snapshot",
         },
     ),

@@ -231,7 +231,9 @@ def _drop_put_aside(group: Group, stays: Callable[[int], bool]) -> None:
         return
     for i in aside:
         if not stays(i):
-            leave_out(group.rows[i], f"{facts_of(group, i).aside}; name the file itself, beside its folder, to stack it")
+            leave_out(
+                group.rows[i], f"{facts_of(group, i).aside}; name the file itself, beside its folder, to stack it"
+            )
 
 
 def _keep_filter(group: Group, wanted: str) -> None:
