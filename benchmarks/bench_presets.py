@@ -57,7 +57,7 @@ def stacked(subs: Path, out: Path, preset: str) -> tuple[dict[str, object], floa
     """Stack as a user does; returns the report and the CPU seconds of the process."""
     command = [sys.executable, "-c", START, "stack", str(subs), "-o", str(out), "--overwrite", "--no-resume", "--quiet"]
     command += ["--preview", "none", "--device", "cpu", "--json", str(out.with_suffix(".json"))]
-    command += ["--preset", preset] if preset != "none" else []
+    command += preset.split() if preset.startswith("-") else ["--preset", preset] if preset != "none" else []
     process = subprocess.Popen(command, cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -70,10 +70,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--frames", type=int, default=30)
     parser.add_argument("--size", default="600x900")
+    parser.add_argument("--options", action="append", help="rows of these options instead of presets")
     parser.add_argument("--repeat", type=int, default=1)
     args = parser.parse_args()
     height, width = map(int, args.size.split("x"))
-    names = ("none", *PRESETS)
+    names = ("none", *PRESETS) if args.options is None else ("none", *args.options)
     for session in ("clear", "poor"):
         with tempfile.TemporaryDirectory() as folder:
             subs, out = Path(folder) / "subs", Path(folder) / "o.fits"

@@ -67,7 +67,9 @@ def run_groups(
             check_page(one.report, one.output, overwrite=args.overwrite)
         check_exports(one, [])
         if one.series is not None:
-            Series(one.series, one.output, None, overwrite=args.overwrite)  # looks for what is in the way
+            Series(
+                one.series, one.output, None, overwrite=args.overwrite, maps=args.maps
+            )  # looks for what is in the way
     if args.dry_run:
         return 0
     statuses = []

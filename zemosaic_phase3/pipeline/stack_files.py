@@ -171,7 +171,9 @@ def stack_files(
         check_tile_name(output)
         remove_strays(Path(output).parent)
     target = comet_of(comet)
-    wanted_series = _series_of(series, targets, output, overwrite=overwrite, follows=target is not None)
+    wanted_series = _series_of(
+        series, targets, output, overwrite=overwrite, maps=maps, follows=target is not None
+    )  # fmt: skip
     least = min_frames if isinstance(min_frames, LeastFrames) else LeastFrames.of(min_frames)
     if isinstance(inputs, Inputs):
         listed = inputs
@@ -227,6 +229,7 @@ def _series_of(
     output: str | os.PathLike[str] | None,
     *,
     overwrite: bool,
+    maps: bool,
     follows: bool,
 ) -> Series | None:
     """Return the series that is asked for, its targets read and its files looked for; None: no series."""
@@ -235,7 +238,7 @@ def _series_of(
         return None
     if output is None:
         raise SpecError("a series is written beside the stack; name an output")
-    return Series(SeriesSpec.of(series), Path(output), chosen, overwrite=overwrite)
+    return Series(SeriesSpec.of(series), Path(output), chosen, overwrite=overwrite, maps=maps)
 
 
 def _look_for_room(wanted: Wanted, kept: Kept, decoded: Decoded, shape: tuple[int, ...], n_frames: int) -> None:
