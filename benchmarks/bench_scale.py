@@ -1,8 +1,11 @@
 """What tiles cost, one worker against several, and what follows for a million subs: `python benchmarks/bench_scale.py`.
 
-Simulated raw subs, all in a few tiles of equal size. Each number of workers makes all tiles anew, each worker with one
-thread, so that the time of n workers against one is what processes gain. Constants (CPU seconds a megapixel, bytes read
-a byte of a frame, bytes of a tile and of a record, seconds to plan a frame) come from the records of the tiles; the
+Simulated raw subs, all in a few tiles of equal size. Each way (``--ways 1x1,2x1,1x2``: workers x threads of each) makes
+all tiles anew, in turns. 2x1 against 1x1 is what a second process gains, 2x1 against 1x2 whether it gains more than a
+second thread of one process. Beside each turn two processes add numbers and nothing else, with files, memory and Dask
+left out: no tile gains more than they do, and on a busy machine they gain little. Workers make a small tile before the
+clock runs, so that imports and kernels count once, as ``start``. Constants (CPU seconds a megapixel, bytes read a byte
+of a frame, bytes of a tile and of a record, seconds to plan a frame) come from the records of the first way; the
 table of a million subs is their product. ``--gpus`` compares one card with all of them instead.
 """
 
@@ -18,6 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -28,6 +32,7 @@ from zemosaic_phase3.cluster.order import TileOptions, TileRecord, prepare_folde
 from zemosaic_phase3.cluster.pool import cards_of, local_pool, plan_pool
 from zemosaic_phase3.cluster.run import TilesResult, TilesRun, orders_of
 from zemosaic_phase3.cluster.tile_plan import PlannedTile, TilePlan
+from zemosaic_phase3.cluster.worker import make_tile
 from zemosaic_phase3.pipeline.input_list import list_inputs
 from zemosaic_phase3.simulate.scene import simulate
 from zemosaic_phase3.simulate.session import SimulationSpec
@@ -62,18 +67,73 @@ def planning_seconds(folder: Path, n: int = 1000) -> float:
     return (spent[1] - spent[0]) / (n - n // 10)
 
 
-def one_run(plan: TilePlan, folder: Path, n: int, cards: tuple[str, ...], memory: int) -> TilesResult:
-    """Make all tiles with n workers."""
+@dataclass(frozen=True)
+class Way:
+    """So many workers with so many threads each."""
+
+    workers: int
+    threads: int
+
+    @classmethod
+    def of(cls, text: str) -> Way:
+        """Read "2x1"."""
+        workers, _, threads = text.partition("x")
+        return cls(int(workers), int(threads or 1))
+
+    def __str__(self) -> str:
+        """Return it as it is read."""
+        return f"{self.workers}x{self.threads}"
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One run of all tiles."""
+
+    start_s: float  # of the workers, with a small tile each
+    seconds: float
+    cpu_s: float  # of all tiles
+    own_cpu_s: float  # of the process that orders them
+    result: TilesResult
+
+
+def one_run(plan: TilePlan, small: TilePlan, folder: Path, way: Way, cards: tuple[str, ...], memory: int) -> Turn:
+    """Make all tiles in one way."""
+    n = way.workers
     options = TileOptions(
-        memory=memory // max(n, 1), threads=1 if not cards else None, device="gpu" if cards else "cpu", resume=False
+        memory=memory // n, threads=way.threads if not cards else None, device="gpu" if cards else "cpu", resume=False
     )
-    pool = plan_pool(len(plan.tiles), workers=n, memory=memory, cards=cards)
-    with local_pool(pool) as client:
+    began = time.perf_counter()
+    with local_pool(plan_pool(max(n, len(plan.tiles)), workers=n, memory=memory, cards=cards)) as client:
         client.wait_for_workers(n)
-        orders = orders_of(plan, prepare_folder(folder), options, n_workers=n, per_host=n)
+        for k, address in enumerate(client.scheduler_info(n_workers=-1)["workers"]):
+            order = orders_of(small, prepare_folder(folder / f"small{k}"), options, n_workers=1, per_host=n)[0]
+            assert client.submit(make_tile, order, workers=[address], pure=False).result().state == "made"
+        start_s, own = time.perf_counter() - began, time.process_time()
+        orders = orders_of(plan, prepare_folder(folder), options, n_workers=1, per_host=n)
         result = TilesRun(client, orders).run()
+        own = time.process_time() - own
     assert not result.failed, result.failed[0].reason
-    return result
+    return Turn(start_s, result.seconds, sum(record.cpu_seconds for record in result.records), own, result)
+
+
+def adding(_: int) -> float:
+    """Add numbers for about a second; returns the CPU seconds."""
+    began, total = time.process_time(), 0
+    for k in range(12_000_000):
+        total += k & 7
+    return time.process_time() - began
+
+
+def gain_of_machine(n: int) -> float:
+    """Return how many times faster n processes that only add are than one: what the machine gives just now."""
+    with ProcessPoolExecutor(n) as pool:
+        list(pool.map(abs, range(n)))  # starts them
+        seconds = []
+        for some in (1, n):
+            began = time.perf_counter()
+            list(pool.map(adding, range(some)))
+            seconds.append(time.perf_counter() - began)
+    return n * seconds[0] / seconds[1]
 
 
 def constants(records: list[TileRecord], folder: Path, frames: list[Path], plan_s: float, pixels: int) -> Constants:
@@ -118,18 +178,19 @@ def main() -> int:
     """Print and write the tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tiles", type=int, default=8)
-    parser.add_argument("--frames", type=int, default=12, help="of a tile")
+    parser.add_argument("--frames", type=int, default=40, help="of a tile")
     parser.add_argument("--size", default="540x960")
-    parser.add_argument("--workers", default="1,2", help="numbers to compare, the first is the measure")
+    parser.add_argument("--ways", default="1x1,2x1,1x2", help="workers x threads; the first is the measure")
     parser.add_argument("--gpus", help="all or N: compare one card with so many")
-    parser.add_argument("--repeat", type=int, default=1, help="of all numbers of workers in turn; the best counts")
-    parser.add_argument("--memory", type=float, default=8.0, help="of all workers, GB")
+    parser.add_argument("--repeat", type=int, default=1, help="of all ways in turn; the median of their ratios counts")
+    parser.add_argument("--memory", type=float, default=4.0, help="of all workers, GB")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     logging.disable(logging.WARNING)
-    height, width = map(int, args.size.split("x"))
     cards = cards_of(args.gpus) if args.gpus else ()
-    numbers = [1, len(cards)] if cards else [int(text) for text in args.workers.split(",")]
+    ways = [Way(1, 1), Way(len(cards), 1)] if cards else [Way.of(text) for text in args.ways.split(",")]
+    height, width = map(int, args.size.split("x"))
+    most = max(way.workers * way.threads for way in ways)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         simulate(SimulationSpec(n_frames=args.frames, height=height, width=width, seed=3), folder / "subs")
@@ -137,35 +198,46 @@ def main() -> int:
         plan_s = planning_seconds(folder / "plan")
         tiles = []
         for k in range(args.tiles):  # each tile has files of its own: nothing is in memory by another's merit
-            own = folder / f"subs{k}"
-            shutil.copytree(folder / "subs", own)
-            paths = tuple(map(str, sorted(own.glob("*.fit*"))))
+            shutil.copytree(folder / "subs", folder / f"subs{k}")
+            paths = tuple(map(str, sorted((folder / f"subs{k}").glob("*.fit*"))))
             tiles.append(PlannedTile(f"t{k}", paths, height=height, width=width))
         plan = TilePlan(tuple(tiles))
-        one_run(TilePlan(plan.tiles[:1]), folder / "warm", 1, cards[:1], int(args.memory * 1e9))
-        best: dict[int, float] = {}
-        pixels: dict[int, list[str]] = {}
+        small = TilePlan((PlannedTile("small", tuple(map(str, frames[:6])), height=height, width=width),))
+        turns: list[list[Turn]] = []
+        gains = [gain_of_machine(most)]
         for _ in range(args.repeat):
-            for n in numbers:
-                out = folder / f"out{n}"
+            turns.append([])
+            for way in ways:
+                out = folder / f"out{way}"
                 shutil.rmtree(out, ignore_errors=True)
-                result = one_run(plan, out, n, cards[:n] if cards else (), int(args.memory * 1e9))
-                best[n] = min(best.get(n, float("inf")), result.seconds)
-                pixels[n] = [record.pixels for record in result.records]
-                if n == numbers[0]:
-                    measured = constants(result.records, out, frames, plan_s, height * width)
-        assert all(found == pixels[numbers[0]] for found in pixels.values()), "bits differ"
+                turns[-1].append(
+                    one_run(plan, small, out, way, cards[: way.workers] if cards else (), int(args.memory * 1e9))
+                )
+                gains.append(gain_of_machine(most))
+        pixels = [[record.pixels for record in turn.result.records] for some in turns for turn in some]
+        assert all(found == pixels[0] for found in pixels), "bits differ"
+        measured = constants(turns[-1][0].result.records, folder / f"out{ways[0]}", frames, plan_s, height * width)
+    rows = []
+    for k, way in enumerate(ways):
+        ratio = statistics.median(some[0].seconds / some[k].seconds for some in turns)
+        own = [some[k] for some in turns]
+        rows.append(
+            f"| {way} | {statistics.median(t.seconds for t in own):.1f} | {ratio:.2f} | "
+            f"{statistics.median(t.cpu_s for t in own):.1f} | {statistics.median(t.own_cpu_s for t in own):.1f} | "
+            f"{statistics.median(t.start_s for t in own):.1f} | same |"
+        )
     command = " ".join(["python benchmarks/bench_scale.py", *sys.argv[1:]])
     versions = ", ".join(f"{n} {metadata.version(n)}" for n in ("distributed", "numpy", "numba"))
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
-    what = "cards" if cards else "processes"
     lines = [
         "# Tiles over workers", "",
         f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, `{command}`: {args.tiles} tiles of {args.frames} raw subs of "
         f"{height}x{width}; {platform.system()}, {os.cpu_count()} cores, load {load:.1f} at the end, zemosaic-phase3 "
-        f"{__version__}, python {platform.python_version()}, {versions}", "",
-        f"| {what} | seconds | times {numbers[0]} | bits |", "|---|---|---|---|",
-        *[f"| {n} | {best[n]:.1f} | {best[numbers[0]] / best[n]:.2f} | same |" for n in numbers], "",
+        f"{__version__}, python {platform.python_version()}, {versions}. Medians of {args.repeat}.", "",
+        f"| {'cards' if cards else 'workers x threads'} | s | times {ways[0]} | CPU s of all tiles | "
+        "CPU s of the client | s to start, with a small tile each | bits |", "|---|---|---|---|---|---|---|", *rows, "",
+        f"{most} processes that only add numbers were {statistics.median(gains):.2f} times one "
+        f"({min(gains):.2f} to {max(gains):.2f} between the runs): what the machine gave.", "",
         "| constant | value |", "|---|---|",
         *[f"| {key} | {value:.4g} |" for key, value in asdict(measured).items()], "",
         f"One million subs of {SUB[0]}x{SUB[1]} in tiles of {PER_TILE}, by these constants:", "",

@@ -128,6 +128,11 @@ def test_file_comes_back(tmp_path: Path) -> None:
         ('schema = 1\n[[tile]]\nname = "../x"', "no name of a file"),
         ('schema = 1\n[[tile]]\nname = "x"', "has no frames"),
         ('schema = 1\n[[tile]]\nname = "x"\n[[tile.from]]\nfolder = 3', "needs a folder"),
+        ("schema = 1\ntiles = 3", "'tiles' means nothing here"),
+        ('schema = 1\n[[tile]]\nname = "x"\n[[tile.form]]\nfolder = "/a"', "tile 1: 'form' means nothing here"),
+        ('schema = 1\n[[tile]]\nname = "x"\n[[tile.from]]\nfolder = "/a"\nframe = []', "tile x: 'frame' means nothing"),
+        ('schema = 1\n[[tile]]\nname = "x"\n[[tile.from]]\nfolder = "/a"\nframes = ["b", "b"]', "names /a/b twice"),
+        ('schema = 1\ntile = ["x"]', "'x' is no table"),
     ],
 )
 def test_plans_that_are_none(tmp_path: Path, text: str, error: str) -> None:

@@ -124,6 +124,55 @@ def test_what_is_in_one_frame_makes_no_tolerance() -> None:
     assert marred[0][TRAIL, 36] - 1000.0 > 2.0 * 30.0
 
 
+def crossing(x: float, y: float, turned: float) -> np.ndarray:
+    """A trail of 900 ADU through a place, turned by an angle."""
+    v, u = np.mgrid[:SIDE, :SIDE]
+    return 900.0 * np.exp(-0.5 * (((u - x) * np.sin(turned) - (v - y) * np.cos(turned)) / 1.3) ** 2)
+
+
+MIDDLE = 36.0, 36.0  # far from all stars
+CROSSING = {  # frames by the order of their widths, and the trails in each
+    "two of the sharpest": {0: [0.3], 2: [1.7]},
+    "two of the widest": {-1: [0.3], -2: [1.7]},
+    "the three sharpest": {0: [0.3], 1: [1.3], 2: [2.3]},
+    "one path in the sharpest": {0: [0.3], 1: [0.3], 2: [0.3]},
+    "one path in the widest": {-1: [0.3], -2: [0.3], -3: [0.3]},
+    "one path in the middling": {8: [0.3], 9: [0.3], 10: [0.3]},
+}
+
+
+@pytest.mark.parametrize("widths", [np.linspace(2.2, 5.5, 20), np.linspace(2.6, 9.0, 20)], ids=["seeing", "focus"])
+@pytest.mark.parametrize("name", CROSSING)
+def test_where_trails_cross_nothing_is_spared(name: str, widths: np.ndarray) -> None:
+    clean, fwhm = session(widths)
+    frames = [a.copy() for a in clean]
+    for rank, trails in CROSSING[name].items():
+        for turned in trails:
+            frames[rank] += crossing(*MIDDLE, turned).astype(np.float32)
+    spared, as_before = (with_star_tolerance(job_of(a), fwhm, Resources()).tolerance for a in (frames, clean))
+    assert spared is not None and as_before is not None
+    marred = sum(crossing(*MIDDLE, turned) for trails in CROSSING[name].values() for turned in trails)
+    y, x = np.mgrid[:SIDE, :SIDE]
+    near = (np.hypot(x - MIDDLE[0], y - MIDDLE[1]) < 7) & (marred > 150.0)
+    assert near.sum() > 40
+    assert np.median(spared[near]) == 0.0
+    assert np.mean(spared[near] > 100.0) < 0.1
+    core = np.min([np.hypot(x - a, y - b) for a, b, _ in STARS], axis=0) < 1.5
+    assert np.median(spared[core] / as_before[core]) == pytest.approx(1.0, abs=0.02), "and stars are as they were"
+
+
+def test_hits_at_one_place_in_two_of_the_sharpest_are_not_spared() -> None:
+    widths = np.linspace(2.2, 5.5, 15)
+    frames, fwhm = session(widths)
+    places = [(x, 36) for x in range(6, 66, 8)]
+    for frame in frames[:2]:
+        for x, y in places:
+            frame[y : y + 3, x : x + 3] += 4000.0
+    job = with_star_tolerance(job_of(frames), fwhm, Resources())
+    image = cpu.stack(job, Resources()).image
+    assert max(abs(float(image[y + 1, x + 1]) - 1000.0 - light(3.85)[y + 1, x + 1]) for x, y in places) < 60.0
+
+
 @pytest.mark.parametrize("colour", [False, True])
 def test_bits_are_those_of_any_slabs_and_workers(colour: bool) -> None:
     widths = np.linspace(2.2, 5.5, 12)
@@ -245,7 +294,7 @@ def test_medians_of_what_is_valid(sizes: tuple[int, int, int]) -> None:
     cube[:, 300:][rng.random((n, 100)) < 0.1] = np.inf
     frames = rng.permutation(n)
     groups = tuple(np.split(frames, np.cumsum(sizes)[:2]))
-    out = np.full(400, 7.0, np.float32), np.full(400, 7.0, np.float32)
+    out = tuple(np.full(400, 7.0, np.float32) for _ in range(3))
     median_differences(cube, 10, 390, groups, (3, 3, 5), out)  # type: ignore[arg-type]
 
     def median(p: int, group: np.ndarray, wanted: int) -> float:
@@ -255,7 +304,8 @@ def test_medians_of_what_is_valid(sizes: tuple[int, int, int]) -> None:
 
     for p in range(10, 390):
         sharp, blurred, middle = (median(p, g, k) for g, k in zip(groups, (3, 3, 5), strict=True))
-        np.testing.assert_allclose([out[0][p], out[1][p]], [sharp - middle, blurred - middle], rtol=1e-6, atol=1e-4)
-    for difference in out:
-        assert (difference[:10] == 7.0).all()
-        assert (difference[390:] == 7.0).all()
+        got = [filled[p] for filled in out]
+        np.testing.assert_allclose(got, [sharp - middle, blurred - middle, middle], rtol=1e-6, atol=1e-4)
+    for filled in out:
+        assert (filled[:10] == 7.0).all()
+        assert (filled[390:] == 7.0).all()

@@ -231,6 +231,7 @@ def run_tiles(args: argparse.Namespace, console: Console) -> int:
     from zemosaic_phase3.cluster.order import prepare_folder
     from zemosaic_phase3.cluster.pool import connect, local_pool, plan_pool, require_dask
     from zemosaic_phase3.cluster.run import Patience, TilesRun, chosen_tiles, hosts_of, orders_of
+    from zemosaic_phase3.cluster.run_lock import only_run
     from zemosaic_phase3.cluster.tile_plan import read_plan
 
     plan = chosen_tiles(read_plan(args.plan), args.only)
@@ -239,6 +240,7 @@ def run_tiles(args: argparse.Namespace, console: Console) -> int:
     folder = prepare_folder(args.output)
     pool = None
     with ExitStack() as stack:
+        stack.enter_context(only_run(folder))
         if args.scheduler is None:
             pool = plan_pool(_parts(plan, args), workers=args.processes, memory=args.memory, cards=cards)
             options = _options(args, memory=pool.memory, threads=args.threads or pool.threads)

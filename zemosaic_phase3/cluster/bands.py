@@ -7,10 +7,8 @@ on each other. What comes back is put into its place; nothing is added up but co
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 import numpy as np
 
@@ -25,11 +23,6 @@ from zemosaic_phase3.io.wrapped_frame import held_bytes
 from zemosaic_phase3.pipeline.device_policy import POLICY, DeviceRequest
 from zemosaic_phase3.records import DeviceUse
 from zemosaic_phase3.runtime import limits
-
-logger = logging.getLogger("ZeMosaicWorker")
-
-FIRST: Final = 10  # priority of a band: before tiles that have not begun, because a tile waits for it
-RETRIES: Final = 2  # of a band whose worker dies
 
 
 @dataclass(frozen=True)
@@ -123,36 +116,3 @@ def put_together(job: Job, bands: Sequence[Band]) -> StackResult | None:
     reason = f"{some.reason}; {len(bands)} bands of rows" + (f", {len(with_gpu)} on GPUs" if with_gpu else "")
     result.device = replace(some, reason=reason.removeprefix("; "))
     return result
-
-
-@dataclass(frozen=True)
-class BandsOverWorkers:
-    """What ``stack_files`` calls to have a job stacked elsewhere: in bands, by the workers of the cluster."""
-
-    bands: int
-    options: TileOptions
-    per_host: int
-
-    def __call__(self, job: Job) -> StackResult | None:
-        """Stack a job in bands; None: it is to be stacked here, because workers or a frame were lost."""
-        from distributed import get_worker, worker_client
-
-        if job.sample_weight is not None:
-            return None
-        try:
-            own = get_worker().address
-            with worker_client() as client:
-                there = client.scatter(job, workers=[own], hash=False)
-                futures = [
-                    client.submit(
-                        stack_band, there, first, last, self.options, self.per_host,
-                        pure=False, priority=FIRST, retries=RETRIES,
-                    )
-                    for first, last in band_edges(job.shape[0], self.bands)
-                ]  # fmt: skip
-                return put_together(job, client.gather(futures))
-        except MemoryError:
-            raise
-        except Exception as exc:  # noqa: BLE001 - a cluster fails in many ways; the tile can be made without
-            logger.warning("the bands of a tile were lost (%s: %s); this worker stacks it", type(exc).__name__, exc)
-            return None

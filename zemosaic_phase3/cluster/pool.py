@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -199,3 +199,12 @@ def connect(address: str, *, patience_s: float = 0.0) -> Client:
                     f"no scheduler answers at {address} ({why}); is `dask scheduler` running there?"
                 ) from exc
         time.sleep(NAP_SECONDS)
+
+
+def workers_known(client: Client) -> Mapping[str, Mapping[str, Any]]:
+    """Return what a scheduler knows of its workers, by their addresses."""
+    try:
+        found: Mapping[str, Mapping[str, Any]] = client.scheduler_info(n_workers=-1)["workers"]
+    except TypeError:  # older than 2025.4
+        found = client.scheduler_info()["workers"]
+    return found

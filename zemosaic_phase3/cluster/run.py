@@ -10,16 +10,17 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import threading
 import time
 import uuid
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from zemosaic_phase3.cluster.order import TileOptions, TileOrder, TileRecord
-from zemosaic_phase3.cluster.pool import ClusterError, connect
+from zemosaic_phase3.cluster.pool import ClusterError, connect, workers_known
 from zemosaic_phase3.cluster.tile_plan import PlannedTile, TilePlan
 from zemosaic_phase3.cluster.worker import beginnings, make_tile
 from zemosaic_phase3.errors import SpecError
@@ -33,7 +34,9 @@ logger = logging.getLogger("ZeMosaicWorker")
 
 AHEAD: Final = 2  # tiles ordered for each worker: the one it makes, and the next, so that it never waits
 MOST_TRIES: Final = 2  # of a tile that fails for reasons that may be its worker's
-POLL_SECONDS: Final = 0.05
+MOST_FAULTS: Final = 2  # of a worker, for such reasons: then others get the tiles, if there are any
+NEWS_SECONDS: Final = 0.25  # at most between looks at the futures, which tell by themselves when they are finished
+LIST_SECONDS: Final = 0.5  # for which a list of the workers is good: of a thousand it is a long one
 LOOK_SECONDS: Final = 1.0  # between looks at who has begun what
 BAND_SAMPLES: Final = 4e9  # pixels of all frames of a tile; less is not worth cutting
 LOST: Final = ("lost", "cancelled")
@@ -60,6 +63,7 @@ class _Tile:
     seen_begun: int = 0
     running_since: float = 0.0  # 0: nobody has begun, as far as is known
     workers: set[str] = field(default_factory=set)  # addresses that failed
+    only: frozenset[str] = frozenset()  # workers that may make it; none: all
     is_doubled: bool = False
 
 
@@ -136,6 +140,10 @@ class TilesRun:
         self._rates: list[float] = []  # seconds for a frame, of tiles that were made
         self._run = uuid.uuid4().hex[:8]
         self._next_look = 0.0
+        self._news = threading.Event()
+        self._faults: Counter[str] = Counter()  # by the addresses of workers
+        self._listed: list[str] = []
+        self._listed_until = 0.0
         self._alone_since: float | None = None
         self._result = TilesResult([])
 
@@ -151,13 +159,16 @@ class TilesRun:
         self._result.dashboard = str(getattr(self._client, "dashboard_link", "") or "")
         self._tell()
         try:
-            while self._waiting or self._running:
+            while True:
                 if self._client.status not in ("running", "connecting"):
                     self._find_scheduler()
-                self._order_some()
                 self._collect()
+                self._order_some()
                 self._look_around()
-                time.sleep(POLL_SECONDS)
+                if not self._waiting and not self._running:
+                    break
+                self._news.wait(NEWS_SECONDS)
+                self._news.clear()
         finally:
             with contextlib.suppress(Exception):  # whatever a cluster that is gone may raise
                 self._client.cancel([future for tile in self._running for future in tile.futures])
@@ -170,14 +181,16 @@ class TilesRun:
     # ----------------------------------------------------------------------- giving out
 
     def _workers(self) -> list[str]:
-        """Return the addresses of the workers, as the scheduler last told."""
-        try:
-            return list(self._client.scheduler_info(n_workers=-1)["workers"])
-        except TypeError:  # older than 2025.4
-            return list(self._client.scheduler_info()["workers"])
-        except Exception as exc:  # noqa: BLE001 - a scheduler that is gone; that is seen to elsewhere
-            logger.debug("workers are not known: %s", exc)
-            return []
+        """Return the addresses of the workers, as the scheduler told within half a second."""
+        now = time.monotonic()
+        if now >= self._listed_until:
+            self._listed_until = now + LIST_SECONDS
+            try:
+                self._listed = list(workers_known(self._client))
+            except Exception as exc:  # noqa: BLE001 - a scheduler that is gone; that is seen to elsewhere
+                logger.debug("workers are not known: %s", exc)
+                self._listed = []
+        return self._listed
 
     def _order_some(self) -> None:
         """Order the next tiles, no more than workers are near to: what waits, waits here, where it takes no memory."""
@@ -191,15 +204,21 @@ class TilesRun:
                 self._waiting.appendleft(tile)
                 return
 
-    def _submit(self, tile: _Tile, workers: Sequence[str], avoided: Sequence[str] = ()) -> bool:
+    def _submit(self, tile: _Tile, workers: Sequence[str], avoided: Iterable[str] = ()) -> bool:
         """Order one tile; False where the scheduler cannot be reached."""
-        others = [address for address in workers if address not in {*tile.workers, *avoided}]
+        bad = {address for address, faults in self._faults.items() if faults >= MOST_FAULTS}
+        avoided = {*tile.workers, *avoided, *(bad & set(workers))}
+        others = [address for address in workers if address not in avoided]
         tile.seen_begun = beginnings(tile.order)
         tile.running_since = 0.0
-        choice = {"workers": others, "allow_other_workers": True} if others and (tile.workers or avoided) else {}
+        # Not as a wish: whoever has nothing to do steals what others were only preferred for.
+        choice = {"workers": others} if others and avoided else {}
+        tile.only = frozenset(others if choice else ())
         key = f"tile-{tile.order.name}-{self._run}-{uuid.uuid4().hex[:6]}"
         try:
-            tile.futures.append(self._client.submit(make_tile, tile.order, key=key, pure=False, **choice))
+            future = self._client.submit(make_tile, tile.order, key=key, pure=False, **choice)
+            tile.futures.append(future)
+            future.add_done_callback(lambda _: self._news.set())
         except Exception as exc:  # noqa: BLE001 - a connection that breaks just now
             logger.debug("%s could not be ordered: %s", tile.order.name, exc)
             return False
@@ -238,7 +257,9 @@ class TilesRun:
             raise ClusterError(f"worker {record.worker} on {record.host} {record.reason}; install the same on both")
         if record.state == "failed" and record.may_retry and tile.tries + 1 < MOST_TRIES:
             tile.tries += 1
-            tile.workers.add(self._address_of(future))
+            address = self._address_of(future)
+            tile.workers.add(address)
+            self._faults[address] += 1
             logger.warning("%s failed on %s, and is tried elsewhere: %s", tile.order.name, record.worker, record.reason)
             return
         self._settle(tile, record)
@@ -272,16 +293,20 @@ class TilesRun:
     def _settle(self, tile: _Tile, record: TileRecord) -> None:
         """Note that a tile is there, or will never be."""
         self._running.remove(tile)
-        if tile.futures:
-            with contextlib.suppress(Exception):
-                self._client.cancel(tile.futures)
-            tile.futures = []
+        self._drop(tile)
         self._records[tile.order.name] = record
         if record.state == "made":
             self._rates.append(record.seconds / max(1, tile.weight))
         if self._finished is not None:
             self._finished(record)
         self._tell()
+
+    def _drop(self, tile: _Tile) -> None:
+        """Take back what was ordered of a tile."""
+        if tile.futures:
+            with contextlib.suppress(Exception):
+                self._client.cancel(tile.futures)
+        tile.futures, tile.is_doubled = [], False
 
     def _tell(self) -> None:
         done = sum(tile.weight for tile in self._all if tile.order.name in self._records)
@@ -305,6 +330,7 @@ class TilesRun:
         with contextlib.suppress(Exception):
             self._client.close(timeout=1)
         self._client = connect(self._address, patience_s=self._patience.scheduler)
+        self._listed_until = 0.0
         self._result.reconnected += 1
         for tile in self._running:
             self._result.orders_lost += len(tile.futures)
@@ -326,7 +352,12 @@ class TilesRun:
             if now - self._alone_since > self._patience.workers:
                 waited = f"{self._patience.workers:.0f} s"
                 raise ClusterError(f"no worker has come for {waited}; start some: dask worker {self._address or ''}")
-        for tile in self._running:
+        for tile in list(self._running):
+            if tile.only and workers and tile.only.isdisjoint(workers):  # nobody is left who may make it
+                self._running.remove(tile)
+                self._drop(tile)
+                self._waiting.appendleft(tile)
+                continue
             begun = beginnings(tile.order)
             if begun > tile.seen_begun:
                 tile.seen_begun, tile.running_since = begun, now
@@ -353,11 +384,7 @@ class TilesRun:
 def hosts_of(client: Client) -> Iterator[tuple[str, int]]:
     """Yield each machine of a cluster and how many tiles are made there at once."""
     counts: dict[str, int] = {}
-    try:
-        workers = client.scheduler_info(n_workers=-1)["workers"]
-    except TypeError:
-        workers = client.scheduler_info()["workers"]
-    for told in workers.values():
+    for told in workers_known(client).values():
         host = str(told.get("host", ""))
         counts[host] = counts.get(host, 0) + int(told.get("nthreads", 1))
     yield from counts.items()

@@ -33,6 +33,7 @@ def share_of_machine(options: TileOptions, per_host: int) -> tuple[int | None, i
     memory, slots = options.memory, per_host
     worker = dask_worker()
     if worker is not None:
+        limits.keep_freed_memory()  # against what Dask sets; see there
         own = max(1, int(worker.state.nthreads))
         slots = max(slots, own)
         given = getattr(worker.memory_manager, "memory_limit", None)

@@ -16,6 +16,9 @@ from zemosaic_phase3.io.atomic_write import written_whole
 from zemosaic_phase3.io.remote import is_remote
 
 PLAN_SCHEMA: Final = 1
+KEYS: Final = ("schema", "notes", "planned", "tile")  # of the file; then those of a tile, and of a part of its frames
+TILE_KEYS: Final = ("name", "ra", "dec", "spread", "group", "height", "width", "shared", "from")
+PART_KEYS: Final = ("folder", "frames")
 _NAME: Final = re.compile(r"[\w+-][\w.+-]{0,199}")
 
 
@@ -77,8 +80,11 @@ def write_plan(plan: TilePlan, path: Path, *, overwrite: bool = False) -> None:
     Raises
     ------
     OutputError
-        It exists and ``overwrite`` is False, or cannot be written.
+        It exists and ``overwrite`` is False, or cannot be written; the name of a frame is no text.
     """
+    for frame in (frame for tile in plan.tiles for frame in tile.frames):
+        if not frame.isprintable() and frame != frame.encode(errors="ignore").decode():
+            raise OutputError(f"{frame!r}: its name has bytes that are no text, which a plan cannot hold; rename it")
     data = plan_text(plan).encode()
     with written_whole(path, len(data), overwrite=overwrite) as stream:
         stream.write(data)
@@ -141,6 +147,7 @@ def read_plan(path: Path) -> TilePlan:
         raise SpecError(f"{path}: is no plan of tiles ({exc})") from exc
     if content.get("schema") != PLAN_SCHEMA:
         raise SpecError(f"{path}: schema = {content.get('schema')!r}, and this version reads {PLAN_SCHEMA}; plan anew")
+    _refuse_unknown(str(path), content, KEYS)
     tiles = tuple(_tile(path, k, entry) for k, entry in enumerate(content.get("tile", []), 1))
     if not tiles:
         raise SpecError(f"{path}: names no tile; plan anew")
@@ -152,12 +159,23 @@ def read_plan(path: Path) -> TilePlan:
     return TilePlan(tiles, tuple(map(str, content.get("notes", ()))), dict(content.get("planned", {})))
 
 
+def _refuse_unknown(where: str, entry: Any, known: tuple[str, ...]) -> None:
+    """Refuse what would be ignored: a misspelt word loses frames."""
+    if not isinstance(entry, dict):
+        raise SpecError(f"{where}: {entry!r} is no table of {', '.join(known)}")
+    unknown = [key for key in entry if key not in known]
+    if unknown:
+        raise SpecError(f"{where}: {unknown[0]!r} means nothing here; {', '.join(known)} do")
+
+
 def _tile(path: Path, number: int, entry: Mapping[str, Any]) -> PlannedTile:
+    _refuse_unknown(f"{path}: tile {number}", entry, TILE_KEYS)
     name = entry.get("name")
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise SpecError(f"{path}: tile {number}: name = {name!r} is no name of a file; letters, digits, . _ + - are")
     frames: list[str] = []
     for part in entry.get("from", ()):
+        _refuse_unknown(f"{path}: tile {name}", part, PART_KEYS)
         folder, names = part.get("folder"), part.get("frames")
         if not isinstance(folder, str) or not isinstance(names, list):
             raise SpecError(f"{path}: tile {name}: each part needs a folder and its frames")
@@ -166,6 +184,9 @@ def _tile(path: Path, number: int, entry: Mapping[str, Any]) -> PlannedTile:
             frames.append(whole if is_remote(whole) else str(Path(whole)))
     if not frames:
         raise SpecError(f"{path}: tile {name}: has no frames; take it out")
+    if len(set(frames)) < len(frames):
+        twice = next(one for k, one in enumerate(frames) if one in frames[:k])
+        raise SpecError(f"{path}: tile {name}: names {twice} twice; take one out")
     try:
         return PlannedTile(
             name, tuple(frames), float(entry.get("ra", "nan")), float(entry.get("dec", "nan")),

@@ -90,12 +90,12 @@ def finished(order: TileOrder, key: str) -> TileRecord | None:
 
 def _stacked(order: TileOrder, me: TileRecord, began: float, cpu: float) -> TileRecord:
     """Stack, write the tile, then its record."""
-    from zemosaic_phase3.cluster.bands import BandsOverWorkers
+    from zemosaic_phase3.cluster.over_workers import OverWorkers
     from zemosaic_phase3.pipeline.stack_files import stack_files
 
     options, read = order.options, _read_so_far()
     memory, threads = share_of_machine(options, order.per_host)
-    elsewhere = BandsOverWorkers(order.bands, options, order.per_host) if order.bands > 1 else None
+    elsewhere = OverWorkers(order.bands, options, order.per_host) if order.bands > 1 else None
     tile = stack_files(
         Inputs(list(order.frames), []), order.output, stack=options.stack, register=options.register,
         select=options.select, bayer=options.bayer, calibration=options.calibration, device=options.device,

@@ -18,9 +18,9 @@ def median_differences(
     stop: int,
     groups: tuple[np.ndarray, np.ndarray, np.ndarray],
     wanted: tuple[int, int, int],
-    out: tuple[np.ndarray, np.ndarray],
+    out: tuple[np.ndarray, np.ndarray, np.ndarray],
 ) -> None:
-    """Fill pixels ``start .. stop - 1`` of two maps: median of the sharp and of the blurred frames less the middle's.
+    """Fill pixels ``start .. stop - 1``: medians of the sharp and of the blurred frames less the middle's, and that.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def median_differences(
     wanted : three ints
         The first so many frames of each that are valid at a pixel count there. A median of fewer than ``FEWEST`` is
         NaN.
-    out : two ndarrays (P,) float32, ADU
+    out : three ndarrays (P,) float32, ADU
     """
     sharp, blurred, middle = groups
     ordered = np.empty(max(group.size for group in groups))
@@ -47,6 +47,7 @@ def median_differences(
             centre = _median_of_five(*m)
             np.subtract(_median_of_three(*a), centre, out=out[0][first:last])
             np.subtract(_median_of_three(*b), centre, out=out[1][first:last])
+            out[2][first:last] = centre
             invalid = np.flatnonzero(~np.isfinite(sum([*a[1:], *b, *m], a[0])))
         if invalid.size:
             _at_each(cube, invalid + first, *groups, *wanted, ordered, *out)
@@ -84,9 +85,11 @@ def _median(cube: np.ndarray, p: int, frames: np.ndarray, wanted: int, ordered: 
 def _at_each(
     cube: np.ndarray, pixels: np.ndarray, sharp: np.ndarray, blurred: np.ndarray, middle: np.ndarray, n_sharp: int,
     n_blurred: int, n_middle: int, ordered: np.ndarray, sharp_less_middle: np.ndarray, blurred_less_middle: np.ndarray,
+    of_middle: np.ndarray,
 ) -> None:  # fmt: skip
     """Do the same for some pixels, whatever is valid there. ``ordered``: as long as the longest group."""
     for p in pixels:
         centre = _median(cube, p, middle, n_middle, ordered)
+        of_middle[p] = np.float32(centre)
         sharp_less_middle[p] = np.float32(_median(cube, p, sharp, n_sharp, ordered) - centre)
         blurred_less_middle[p] = np.float32(_median(cube, p, blurred, n_blurred, ordered) - centre)

@@ -10,6 +10,11 @@ differs from the third by more than noise, over several pixels together, samples
 of their pixel, and by half as much again. A trail or a hit of a cosmic ray is in one frame of three and moves no
 median; where seeing is steady, and in the sky between the stars, the medians are equal but for noise.
 
+Where trails of two frames cross, both may be among the same three. Seeing moves light, it makes none: what is brighter
+in some frames for its sake is so by a multiple of what the middling frames show there above their sky, and that
+multiple follows from the widths. So light that those frames do not show at all is not spared. Nor is what sharp and
+blurred frames lack alike: it is in the middling ones by accident.
+
 It is a map of the result, made on the processor from a few frames in an order of their own, so that it has the same
 bits for any device, number of threads and slab height.
 """
@@ -21,6 +26,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from zemosaic_phase3.detection.masks import dilated
+from zemosaic_phase3.detection.planes import planes_of
+from zemosaic_phase3.detection.sky_mesh import between_cells, sky_of_planes
 from zemosaic_phase3.engine.cpu import SHARES_PER_WORKER, fill_slab, shares, slab_plan
 from zemosaic_phase3.engine.job import Job, without_unreadable
 from zemosaic_phase3.engine.slab import Slab, slab_for
@@ -47,24 +55,30 @@ QUARTILE: Final = 0.3186  # half of the values of a normal deviate of 1 lie near
 SAMPLED: Final = 200_000  # pixels whose differences tell the noise of a channel
 BAND: Final = 8  # rows of them together
 BLOCK_ROWS: Final = 128
-HALO: Final = REACH + 3  # rows that a block looks at beyond its own
+HALO: Final = REACH + 4  # rows that a block looks at beyond its own
 LEAST_CHANGE: Final = 0.05  # of a profile, below which a ratio of changes tells nothing
 BETA: Final = 4.0  # exponent of the Moffat profile by which stars of different widths are compared
 LARGEST_RATIO: Final = 3.0  # of the outermost frame's difference to the median's of its group
+MESH_CELL: Final = 32  # pixels, side of a cell of the sky above which the middling frames show a star
+DARK: Final = 3.0  # standard deviations of that sky, less than which is no light
+MARGIN: Final = 2.0  # over the multiple of that light by which a median may be brighter: neither has one width only
+LEAST_GROWTH: Final = 0.5  # of it, where widths are nearly the same: of undersampled stars the place counts as much
 
 
 class Groups(NamedTuple):
-    """Frames of the three medians, in the order in which they are taken, and two ratios.
+    """Frames of the three medians, in the order in which they are taken, and what the widths of their stars say.
 
     ``sharp``, ``blurred``, ``middle``: positions in the job, more than a median takes where the first ones do not
     cover the whole result. ``ratios``: how much farther the sharpest frame, and the most blurred one, is from the
-    middle than the median of its group is, by the widths of their stars.
+    middle than the median of its group is. ``growth``: by how many times the light of a middling star the median of
+    the sharpest, and of the most blurred, may be brighter.
     """
 
     sharp: list[int]
     blurred: list[int]
     middle: list[int]
     ratios: tuple[float, float]
+    growth: tuple[float, float]
 
 
 def with_star_tolerance(job: Job, fwhm: Mapping[str, float], resources: Resources) -> Job:
@@ -108,11 +122,13 @@ def star_tolerance(job: Job, fwhm: Mapping[str, float], resources: Resources) ->
     groups = choose_groups(widths / np.sqrt(area), coverage_nodes(job), _most(job))
     if groups is None:
         return None
-    differences = _differences(job, groups, resources)
+    sharp, blurred, middle = _differences(job, groups, resources)
+    skies = skies_of(middle)
     tolerance = np.zeros(job.shape, np.float32)
-    for difference, ratio in zip(differences, groups.ratios, strict=True):
-        for c in range(job.channels):
-            _tolerance_from(channel(difference, c), ratio, channel(tolerance, c))
+    for c in range(job.channels):
+        _spare_stars(
+            (channel(sharp, c), channel(blurred, c)), channel(middle, c), skies[c], groups, channel(tolerance, c)
+        )
     return tolerance if tolerance.any() else None
 
 
@@ -166,11 +182,10 @@ def choose_groups(widths: np.ndarray, inside: np.ndarray, most: int = MOST) -> G
     from_middle = order[np.argsort(np.abs(np.arange(n) - (n - 1) / 2), kind="stable")]
     sharp, blurred = (_covering(some, inside, EXTREMES, most) for some in (order, order[::-1]))
     middle = float(np.median(widths[order]))
-    ratios = tuple(
-        _ratio(float(widths[outermost]), float(np.median(widths[group[:EXTREMES]])), middle)
-        for outermost, group in ((order[0], sharp), (order[-1], blurred))
-    )
-    return Groups(sharp, blurred, _covering(from_middle, inside, min(MIDDLE, n), most), (ratios[0], ratios[1]))
+    sharper, wider = (float(np.median(widths[group[:EXTREMES]])) for group in (sharp, blurred))
+    ratios = _ratio(float(widths[order[0]]), sharper, middle), _ratio(float(widths[order[-1]]), wider, middle)
+    growth = _growth(sharper, middle), _growth(wider, middle)
+    return Groups(sharp, blurred, _covering(from_middle, inside, min(MIDDLE, n), most), ratios, growth)
 
 
 def _covering(order: np.ndarray, inside: np.ndarray, wanted: int, most: int) -> list[int]:
@@ -189,6 +204,11 @@ def _covering(order: np.ndarray, inside: np.ndarray, wanted: int, most: int) -> 
     return chosen
 
 
+def _profile(fwhm: float, r: np.ndarray) -> np.ndarray:
+    u = (2.0 * r / fwhm) ** 2 * (2.0 ** (1.0 / BETA) - 1.0)
+    return np.asarray((1.0 + u) ** -BETA / fwhm**2)
+
+
 def _ratio(outermost: float, typical: float, middle: float) -> float:
     """Return how much farther from the profile of a middling star the outermost one's is than the typical one's.
 
@@ -196,16 +216,21 @@ def _ratio(outermost: float, typical: float, middle: float) -> float:
     profile differs by a fifth of its largest difference or more; 1 to ``LARGEST_RATIO``.
     """
     r = np.array([0.0, 0.5, 1.0, 1.5]) * middle
-
-    def profile(fwhm: float) -> np.ndarray:
-        u = (2.0 * r / fwhm) ** 2 * (2.0 ** (1.0 / BETA) - 1.0)
-        return np.asarray((1.0 + u) ** -BETA / fwhm**2)
-
-    near, far = np.abs(profile(typical) - profile(middle)), np.abs(profile(outermost) - profile(middle))
-    if near.max() < LEAST_CHANGE * profile(middle).max():
+    own = _profile(middle, r)
+    near, far = np.abs(_profile(typical, r) - own), np.abs(_profile(outermost, r) - own)
+    if near.max() < LEAST_CHANGE * own.max():
         return 1.0
     tells = near > 0.2 * near.max()
     return float(np.clip((far[tells] / near[tells]).max(), 1.0, LARGEST_RATIO))
+
+
+def _growth(typical: float, middle: float) -> float:
+    """Return by how many times the light of a middling star a typical one may be brighter somewhere.
+
+    Of the larger profile over the other, at the centre of the star or at twice its width, where wide ones gain.
+    """
+    r = np.array([0.0, 2.0]) * middle
+    return MARGIN * max(float((_profile(typical, r) / _profile(middle, r)).max()) - 1.0, LEAST_GROWTH)
 
 
 def _part(job: Job, frames: list[int]) -> Job:
@@ -229,17 +254,17 @@ def _part(job: Job, frames: list[int]) -> Job:
     )
 
 
-def _differences(job: Job, groups: Groups, resources: Resources) -> tuple[np.ndarray, np.ndarray]:
-    """Return the medians of the sharpest and of the most blurred frames less that of the middle; NaN: one is missing.
+def _differences(job: Job, groups: Groups, resources: Resources) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the medians of the sharpest and of the most blurred frames less that of the middle, and that.
 
-    Of the job's shape, float32, ADU.
+    Of the job's shape, float32, ADU; NaN: a median is missing.
     """
     frames = sorted({*groups.sharp, *groups.blurred, *groups.middle})
     part, at = _part(job, frames), {k: i for i, k in enumerate(frames)}
     own = [np.array([at[k] for k in group]) for group in (groups.sharp, groups.blurred, groups.middle)]
     plan = slab_plan(part, resources)
     slab = slab_for(part, plan.rows_per_slab)
-    made = np.empty(job.shape, np.float32), np.empty(job.shape, np.float32)
+    made = np.empty(job.shape, np.float32), np.empty(job.shape, np.float32), np.empty(job.shape, np.float32)
     line = job.shape[1] * job.channels
     for rows in row_slabs(job.shape[0], plan.rows_per_slab):
         fill_slab(part, slab, rows, plan.workers)
@@ -263,7 +288,7 @@ def _subtract_medians(slab: Slab, groups: list[np.ndarray], out: list[np.ndarray
                 stop,
                 (sharp, blurred, middle),
                 (EXTREMES, EXTREMES, MIDDLE),
-                (out[0][offset:], out[1][offset:]),
+                (out[0][offset:], out[1][offset:], out[2][offset:]),
             )
 
     parallel_map(subtract, shares(out[0].size, workers * SHARES_PER_WORKER), workers)
@@ -309,27 +334,68 @@ def _levels_and_noise(difference: np.ndarray) -> tuple[float, float, float]:
     return level, _noise_of(some - level), _noise_of(np.concatenate(means))
 
 
-def _tolerance_from(difference: np.ndarray, ratio: float, tolerance: np.ndarray) -> None:
-    """Raise one channel's tolerance ``(H, W)``, where it is less, to what its differences ``(H, W)`` ask for.
+def skies_of(image: np.ndarray) -> list[tuple[np.ndarray, float]]:
+    """Return of each channel of an image the sky on a mesh of cells of ``MESH_CELL`` pixels, and its noise, ADU."""
+    frame = image.reshape(*image.shape[:2], -1)
+    skies = []
+    for level, noise in zip(*sky_of_planes(frame, planes_of(frame.shape), MESH_CELL), strict=True):
+        known = np.isfinite(level)
+        typical = float(np.median(level[known])) if known.any() else np.inf  # nothing is above that
+        skies.append((np.where(known, level, typical), float(np.median(noise[known])) if known.any() else 0.0))
+    return skies
+
+
+def _above_sky(image: np.ndarray, first: int, sky: tuple[np.ndarray, float]) -> np.ndarray:
+    """Return how far rows of a channel, from ``first`` on, are above the sky and its noise.
+
+    ``(h, W) float32``, ADU, 0 where they are not. Of a pixel itself or of the mean of 3x3, whose noise is a third,
+    and the largest of 3x3 such pixels: a star's profile is steep, and frames differ in where it is.
+    """
+    mesh, noise = sky
+    (r, r1, fy), (c, c1, fx) = (
+        between_cells(np.arange(start, start + size), MESH_CELL, cells)
+        for start, size, cells in zip((first, 0), image.shape, mesh.shape, strict=True)
+    )
+    lines = mesh[r] + fy[:, None] * (mesh[r1] - mesh[r])
+    level = (lines[:, c] + fx * (lines[:, c1] - lines[:, c])).astype(np.float32)
+    light = np.nan_to_num(image - level, nan=0.0, posinf=0.0, neginf=0.0)
+    of_mean = _box_mean(np.pad(light, 1, mode="edge")) - np.float32(DARK * noise / 3.0)
+    return _box_max(np.maximum(np.maximum(light - np.float32(DARK * noise), of_mean), np.float32(0.0)))
+
+
+def _spare_stars(
+    differences: tuple[np.ndarray, np.ndarray],
+    middle: np.ndarray,
+    sky: tuple[np.ndarray, float],
+    groups: Groups,
+    tolerance: np.ndarray,
+) -> None:
+    """Fill one channel's tolerance ``(H, W)`` with what its differences, sharp and blurred ``(H, W)``, ask for.
 
     What most pixels of a channel differ by is not a star's, so that differences count from their level. Stars differ
     over some pixels together, noise does not: there is a tolerance only near pixels whose 3x3 differ significantly in
-    their mean. It is the largest of its neighbours and its own, because a profile may be steeper between two pixels.
+    their mean. Light that is more than the middling frames' does not count beyond what widths explain, and light that
+    is less shows a star only where the other difference is not as far below. The tolerance is the largest of its
+    neighbours and its own, because a profile may be steeper between two pixels.
     """
-    from scipy.ndimage import maximum_filter
-
-    level, noise, noise_of_means = _levels_and_noise(difference)
-    if noise == 0.0:
-        return
-    height = len(difference)
+    measured = [_levels_and_noise(difference) for difference in differences]
+    height = len(middle)
     for rows in row_slabs(height, BLOCK_ROWS):  # little memory beside the maps, the same for all tiles
         top, bottom = max(rows.start - HALO, 0), min(rows.stop + HALO, height)
-        d = np.nan_to_num(difference[top:bottom] - np.float32(level))
-        is_star = np.abs(_box_mean(np.pad(d, 1, mode="edge"))) > np.float32(SIGNIFICANT * noise_of_means)
-        if not is_star.any():
-            continue
-        size = np.maximum(np.abs(d) - np.float32(NOISE * noise), np.float32(0.0))
-        size[~maximum_filter(is_star, 2 * REACH + 1, mode="nearest")] = 0.0
-        wide = _box_max(size)[rows.start - top : rows.stop - top]
-        own = tolerance[rows]
-        np.maximum(own, wide * np.float32(FACTOR * ratio), out=own)
+        light = _above_sky(middle[top:bottom], top, sky)
+        own = [
+            np.minimum(np.nan_to_num(difference[top:bottom] - np.float32(level)), light * np.float32(most))
+            for difference, (level, _, _), most in zip(differences, measured, groups.growth, strict=True)
+        ]
+        means = [_box_mean(np.pad(d, 1, mode="edge")) for d in own]
+        for k, (_, noise, noise_of_means) in enumerate(measured):
+            if noise == 0.0:
+                continue
+            limit = np.float32(SIGNIFICANT * noise_of_means)
+            shown = (means[k] > limit) | ((means[k] < -limit) & (means[1 - k] > means[k] * np.float32(0.5)))
+            if not shown.any():
+                continue
+            size = np.maximum(np.abs(own[k]) - np.float32(NOISE * noise), np.float32(0.0))
+            size[~dilated(shown, REACH)] = 0.0
+            wide = _box_max(size)[rows.start - top : rows.stop - top]
+            np.maximum(tolerance[rows], wide * np.float32(FACTOR * groups.ratios[k]), out=tolerance[rows])

@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -31,6 +31,7 @@ from zemosaic_phase3.methods import DeviceName, canonical
 from zemosaic_phase3.pipeline.cards import cards_left, cards_of, cards_text, give_up_cards, may_use_cards
 from zemosaic_phase3.pipeline.comet import comet_of
 from zemosaic_phase3.pipeline.device_policy import POLICY, DevicePolicy, DeviceRequest
+from zemosaic_phase3.pipeline.elsewhere import Elsewhere
 from zemosaic_phase3.pipeline.frame_choice import Choice
 from zemosaic_phase3.pipeline.frame_count import LeastFrames
 from zemosaic_phase3.pipeline.input_list import Inputs, list_inputs
@@ -45,9 +46,6 @@ from zemosaic_phase3.pipeline.tile_facts import star_width
 from zemosaic_phase3.progress import Callback, timed
 from zemosaic_phase3.runtime import limits
 from zemosaic_phase3.spec import CalibrationSpec, RegisterSpec, SelectSpec, StackSpec
-
-Elsewhere = Callable[[Job], StackResult | None]
-"""Has a job stacked by somebody else, whose result has the same bits; None: nobody can."""
 
 logger = logging.getLogger("ZeMosaicWorker")
 
@@ -147,8 +145,8 @@ def stack_files(
         Called as ``progress(stage, done, total)``; may raise :class:`StackCancelled`.
     policy : DevicePolicy, optional
         Chooses the device and remembers how the GPU fared.
-    elsewhere : callable, optional
-        Has other machines stack the job; returns the result with its device, or None if it must be done here.
+    elsewhere : Elsewhere, optional
+        Others who measure frames and stack rows.
 
     Returns
     -------
@@ -211,7 +209,7 @@ def stack_files(
             progress=progress, kept=kept.frames,
             opened=None if wanted is None else partial(_look_for_room, wanted, kept, decoded),
             choice=Choice(listed.named, filter), least=least, comet=target, decoded=decoded,
-            series=None if wanted_series is None else wanted_series.make,
+            series=None if wanted_series is None else wanted_series.make, elsewhere=elsewhere,
         )  # fmt: skip
         tile.report.warnings[:0] = listed.notes
         tile.report.command, tile.report.started = list(command), began.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -277,7 +275,7 @@ def stacker_of(
         fwhm = {frame.source.name: frame.stats.fwhm for frame in frames if frame.stats is not None}
         job = with_star_tolerance(job, fwhm, left)
         job = with_errors(job) if errors else job
-        made = None if elsewhere is None else elsewhere(job)
+        made = None if elsewhere is None else elsewhere.stack(job)
         if made is not None:
             result = made
         else:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from zemosaic_phase3.pipeline.canvas import canvas_wcs, finer_canvas
 from zemosaic_phase3.pipeline.chaining import chain_frames
 from zemosaic_phase3.pipeline.colour_check import check_rows_and_colours
 from zemosaic_phase3.pipeline.comet import Comet, find_motion
+from zemosaic_phase3.pipeline.elsewhere import Elsewhere
 from zemosaic_phase3.pipeline.failed_frames import review_failures
 from zemosaic_phase3.pipeline.frame_choice import Choice, all_images, choose_frames, remarks_on_result
 from zemosaic_phase3.pipeline.frame_count import LeastFrames, meant_frames
@@ -61,6 +62,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ZeMosaicWorker")
 
 NO_SHIFTS: Final[Mapping[int, np.ndarray]] = {}
+
+
+Measured = TypeVar("Measured")
 
 
 Stacker = Callable[[list[Frame], StackSpec, int], StackResult]
@@ -119,6 +123,7 @@ def build_tile(
     decoded: Decoded | None = None,
     comet: Comet | None = None,
     series: Callable[[Group, OneStack], list[str]] | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Tile:
     """Open, scan, register, stack and finish: the whole way from descriptors to a tile in memory.
 
@@ -156,6 +161,8 @@ def build_tile(
         Keeps frames that their library decodes whole; None: they are decoded each time.
     comet : Comet or None
         A moving target that the stack holds still for; None: the sky.
+    elsewhere : Elsewhere or None
+        Others who measure frames.
 
     Raises
     ------
@@ -194,7 +201,7 @@ def build_tile(
         find_stars = stack.needs_stars or select.needs_stars or register.mode in ("auto", "stars")
         scan_group(
             group, register, find_stars=find_stars, measure=stack.needs_levels or select.needs_levels, workers=workers,
-            allowed_bytes=allowed_bytes, progress=progress, kept=kept,
+            allowed_bytes=allowed_bytes, progress=progress, kept=kept, elsewhere=elsewhere,
         )  # fmt: skip
         group.require_some("read")
         apply_limits(group, select)
@@ -350,8 +357,7 @@ def stack_group(
 
     What is wanted of the reference's file is read before the stack, so that a reference that vanishes meanwhile is one
     frame lost and not the tile. What the tile's header takes from it is made and tried out then too, so that no header
-    can lose a finished stack. Its noise is measured beside the stack, which for the most part is done by threads that
-    leave the interpreter alone.
+    can lose a finished stack. Its noise is measured beside the stack where there are threads for both.
     """
     give_back_freed_memory()  # of measuring and registering, before the slabs take theirs
     usable = group.usable
@@ -362,8 +368,9 @@ def stack_group(
     with ThreadPoolExecutor(1, thread_name_prefix="zemosaic") as beside:
         with timed(report, "finish"):
             bands = noise_bands(reference)
-            noise_before = beside.submit(typical_noise, bands)
-            noise_moved = beside.submit(noise_once_moved, bands, stack.interpolation)
+            measured = partial(_later, beside if workers > 1 else None)
+            noise_before = measured(typical_noise, bands)
+            noise_moved = measured(noise_once_moved, bands, stack.interpolation)
             if grid is None:
                 grid = Grid(reference, known_solutions(group) if mean_wcs else None)
             cards, wcs, notes = _describe_reference(reference, canvas, grid, report)
@@ -372,10 +379,10 @@ def stack_group(
         with timed(report, "stack"):
             result = stacker(frames, stack, usable.index(group.reference))
     with timed(report, "finish"):
-        report.noise_before = noise_before.result()
+        report.noise_before = noise_before()
         _note_in_rows(group, result)
         table = result.job.table
-        noise_in_stack = report.noise_before if table.in_place.all() else noise_moved.result()
+        noise_in_stack = report.noise_before if table.in_place.all() else noise_moved()
         report.noise_typical = typical_noise_of_frame(noise_in_stack, group, table)
         report.factor_expected = factor_expected(group, table)
         _fill_report(report, group, result, workers)
@@ -393,6 +400,11 @@ def stack_group(
         )
     report.peak_rss_bytes = peak_rss_bytes()
     return tile
+
+
+def _later(beside: ThreadPoolExecutor | None, fn: Callable[..., Measured], *arguments: Any) -> Callable[[], Measured]:
+    """Have a thread call a function now, or nobody until its result is asked for; returns what gives the result."""
+    return partial(fn, *arguments) if beside is None else beside.submit(fn, *arguments).result
 
 
 def _frames_on(group: Group, usable: list[int], canvas: Canvas | None, shifts: Mapping[int, np.ndarray]) -> list[Frame]:

@@ -26,6 +26,9 @@ class ContainerLimits:
     cpus: float | None = None
 
 
+M_TRIM_THRESHOLD: Final = -1  # names of glibc's malloc.h
+M_MMAP_THRESHOLD: Final = -3
+KEPT_BYTES: Final = 32 << 20  # arrays up to here come from memory that is kept; glibc allows no more
 _NO_LIMIT: Final = 1 << 60  # version 1 writes "none" as a number just below 2**63
 
 
@@ -198,6 +201,29 @@ def give_back_freed_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:  # musl has none
         trim(0)
+
+
+def keep_freed_memory() -> bool:
+    """Have the C library (glibc) keep what arrays free for the next ones, as it does by itself unless told otherwise.
+
+    Dask tells its workers otherwise (``MALLOC_TRIM_THRESHOLD_=65536`` in their environment): each array of a frame is
+    then asked of the system anew and filled with zeros by it, which doubled the CPU time of a tile. The limits set here
+    are those that glibc reaches by itself after an array of 32 MB was freed. What is kept for good is given back by
+    :func:`give_back_freed_memory`.
+
+    Returns
+    -------
+    bool
+        Whether that could be set.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, KEPT_BYTES) and mallopt(M_TRIM_THRESHOLD, 2 * KEPT_BYTES))
 
 
 _UNITS: Final[Mapping[str, int]] = {
