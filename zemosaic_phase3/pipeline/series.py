@@ -22,7 +22,7 @@ from zemosaic_phase3.io.atomic_write import written_whole
 from zemosaic_phase3.pipeline.group import Group
 from zemosaic_phase3.pipeline.input_list import is_own_tile
 from zemosaic_phase3.pipeline.light_curve import Targets, curve_table
-from zemosaic_phase3.pipeline.outputs import check_output, write_tile
+from zemosaic_phase3.pipeline.outputs import Wanted, check_output, check_room, write_tile
 from zemosaic_phase3.pipeline.tile_facts import star_width
 
 if TYPE_CHECKING:
@@ -96,8 +96,11 @@ class Series:
         Something is in the way of a file.
     """
 
-    def __init__(self, spec: SeriesSpec, output: Path, targets: Targets | None, *, overwrite: bool) -> None:
+    def __init__(
+        self, spec: SeriesSpec, output: Path, targets: Targets | None, *, overwrite: bool, maps: bool = False
+    ) -> None:
         self._spec, self._output, self._targets, self._overwrite = spec, output, targets, overwrite
+        self._whole = Wanted(output, maps)
         for path in (self.table, *([] if targets is None else [self.curve])):
             check_output(path, overwrite=overwrite)
         earlier = self._earlier()
@@ -118,6 +121,16 @@ class Series:
         named = re.compile(re.escape(self._output.stem) + r"_s\d{4}")
         return sorted(path for path in self._output.parent.iterdir() if named.fullmatch(path.stem))
 
+    def _path(self, k: int) -> Path:
+        return self._output.with_name(f"{self._output.stem}_s{k:04d}{self._output.suffix}")
+
+    def _look_for_room(self, shape: tuple[int, ...], counts: Sequence[int]) -> None:
+        """Refuse a series that would leave no room for the whole stack."""
+        sizes = self._whole.sizes(shape, sum(counts))
+        for k, n_frames in enumerate(counts, start=1):
+            sizes |= Wanted(self._path(k)).sizes(shape, n_frames)
+        check_room(sizes)
+
     def make(self, group: Group, one_stack: OneStack) -> list[str]:
         """Stack each part of a registered group, and write it; returns what is to be said.
 
@@ -125,6 +138,8 @@ class Series:
         ------
         NoFramesError
             No frame tells when it was exposed, or there would be too many stacks.
+        OutputError
+            The disk has no room for the series and the whole stack.
         """
         usable = group.usable
         starts = [_seconds(group, i) for i in usable]
@@ -139,7 +154,9 @@ class Series:
         for k, members in enumerate(sets, start=1):
             chosen = [usable[m] for m in members]
             tile = one_stack(_part(group, chosen), dict(enumerate(chosen)))
-            path = self._output.with_name(f"{self._output.stem}_s{k:04d}{self._output.suffix}")
+            if k == 1:
+                self._look_for_room(tile.image.shape, [len(found) for found in sets])
+            path = self._path(k)
             tile.report.fwhm_px = star_width(tile.image)
             write_tile(tile, path, overwrite=self._overwrite)
             stale.discard(path)

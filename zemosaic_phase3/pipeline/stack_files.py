@@ -173,7 +173,7 @@ def stack_files(
         check_tile_name(output)
         remove_strays(Path(output).parent)
     target = comet_of(comet)
-    wanted_series = _series_of(series, targets, output, overwrite=overwrite)
+    wanted_series = _series_of(series, targets, output, overwrite=overwrite, maps=maps)
     least = min_frames if isinstance(min_frames, LeastFrames) else LeastFrames.of(min_frames)
     if isinstance(inputs, Inputs):
         listed = inputs
@@ -229,6 +229,7 @@ def _series_of(
     output: str | os.PathLike[str] | None,
     *,
     overwrite: bool,
+    maps: bool,
 ) -> Series | None:
     """Return the series that is asked for, its targets read and its files looked for; None: no series."""
     if series is None:
@@ -240,7 +241,7 @@ def _series_of(
     if targets is not None and importlib.util.find_spec("photutils") is None:
         raise SpecError('a light curve needs the package photutils; pip install "zemosaic-phase3[series]"')
     chosen = None if targets is None else Targets.read(Path(targets))
-    return Series(SeriesSpec.of(series), Path(output), chosen, overwrite=overwrite)
+    return Series(SeriesSpec.of(series), Path(output), chosen, overwrite=overwrite, maps=maps)
 
 
 def _look_for_room(wanted: Wanted, kept: Kept, decoded: Decoded, shape: tuple[int, ...], n_frames: int) -> None:
