@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from zemosaic_phase3.detection.planes import planes_of
+from zemosaic_phase3.detection.planes import Planes, planes_of
 from zemosaic_phase3.detection.sky_mesh import sky_of_planes
 from zemosaic_phase3.detection.star_finder import StarList, find_stars
 from zemosaic_phase3.photometry.levels import MAX_SAMPLES, levels_of_planes
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 LIGHT_STARS: Final = 200  # brightest stars whose fluxes are kept to compare frames by; 6 KB a frame
 SKY_CELL: Final = 128  # px of the frame, side of a cell of the sky mesh
 SKY_STEP: Final = 4  # px of the frame, every such row and column counts there
-FEW_CELLS: Final = 24  # of a small frame's mesh: half of the step then, so that its offset is as good as a large one's
+ENOUGH_CELLS: Final = (
+    40  # of a mesh: a small frame's cells are smaller, and half of the step is as good as a large one's
+)
+LEAST_CELL: Final = 32  # px of the frame, the smallest of them: 256 samples, beside stars of 10 px
 
 
 def shown(pixels: np.ndarray, cfa: str | None) -> np.ndarray:
@@ -83,10 +86,7 @@ def with_stars(
     pixel_noise = np.sqrt(stats.variance)
     if cfa is not None:
         pixel_noise = pixel_noise * np.array([1.0, np.sqrt(2.0), 1.0])  # a cell has the mean of its two greens
-    cell = SKY_CELL // planes.spacing
-    step = SKY_STEP // planes.spacing
-    if (planes.height // cell) * (planes.width // cell) <= FEW_CELLS:
-        step //= 2
+    cell, step = sky_cells(planes)
     level, _ = sky_of_planes(frame, planes, cell, step, workspace)
     return replace(
         stats,
@@ -98,8 +98,26 @@ def with_stars(
         star_light=light.astype(np.float32),
         star_light_error=(light_error * pixel_noise).astype(np.float32),
         sky_mesh=np.ascontiguousarray(np.moveaxis(level, 0, 2), np.float32),
-        sky_cell=SKY_CELL,
+        sky_cell=cell * planes.spacing,
     )
+
+
+def sky_cells(planes: Planes) -> tuple[int, int]:
+    """Return the side of a cell of the sky mesh and the step of its samples, samples of a plane.
+
+    A background is known by the cells that two frames share, and what lies beyond the outermost cells' centres is
+    guessed. Of 480 x 720 px, 15 cells, planes through the differences were wrong by 10 ADU where 77 cells leave 1.3.
+    """
+    cell, step = SKY_CELL // planes.spacing, SKY_STEP // planes.spacing
+
+    def few() -> bool:
+        return (planes.height // cell) * (planes.width // cell) < ENOUGH_CELLS
+
+    if few():
+        step //= 2
+    while few() and cell * planes.spacing > LEAST_CELL:
+        cell //= 2
+    return cell, step
 
 
 def measure_frame(
