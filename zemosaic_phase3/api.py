@@ -320,7 +320,8 @@ def stack(
         check_page(Path(report), Path(output or TILE_NAME), overwrite=overwrite)
     given = register if isinstance(register, RegisterSpec) else RegisterSpec()
     mode = None if isinstance(register, RegisterSpec) else register
-    with kernels_compiled_beside(stack_spec), _shown(progress) as callback:
+    registers = (mode or given.mode) != "none"
+    with kernels_compiled_beside(stack_spec, registers=registers), _shown(progress) as callback:
         made = stack_files(
             [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs),
             output,

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FrameStats:
     """Levels of one frame before normalisation; arrays are ``(C,) float64``, ADU (``variance`` ADU^2).
 

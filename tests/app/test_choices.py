@@ -14,7 +14,8 @@ from astropy.io import fits
 import zemosaic_phase3 as zp
 from zemosaic_phase3.app.cli import _parsed, build_parser, main
 from zemosaic_phase3.app.commands import specs_of
-from zemosaic_phase3.errors import SpecError
+from zemosaic_phase3.app.config import save_config
+from zemosaic_phase3.errors import OutputError, SpecError
 from zemosaic_phase3.methods import (
     ALIASES,
     OTHER_PROGRAMS,
@@ -99,6 +100,12 @@ def test_what_is_saved_is_what_was_given(tmp_path: Path, subs: Path, monkeypatch
         ("maps = ", "is no TOML that can be read"),
         ('preset = "fast"', "unknown preset 'fast'"),
         ('output = "a.jpg"', "must end in .fits"),
+        ('preview-stretch = "bogus"', "preview-stretch = 'bogus': choose one of: unlinked"),
+        ("export-bits = 24", "choose one of: 16, 32"),
+        ("kappa-low = 3\nkappa_low = 4", "kappa_low is given twice"),
+        ('rej = "w 3 3"\nreject = "none"', "reject is given twice"),
+        ('rej = "w 3"', "1 limits"),
+        ("quiet = true\nverbose = true", "contradict each other"),
     ],
 )
 def test_a_wrong_configuration_is_named(
@@ -109,6 +116,49 @@ def test_a_wrong_configuration_is_named(
     assert said in told
     assert str(tmp_path / "a.toml") in told.replace(" ", "")
     assert "no such file; write one with --save-config" in refused(["--config", str(tmp_path / "b.toml")], capsys)
+
+
+def test_every_option_comes_back_from_the_file_it_is_saved_to(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    for given in (
+        ["--export-bits", "16", "--export", "a.tif"], ["--rej", "p", "0.1", "0.2"], ["--flatten"], ["--no-self-check"],
+        ["--preset", "best", "--flatten", "off"], ["--filter", "007"], ["--filter", "a\x7f\u00fc"], ["--gpus", "0,2"],
+        ["--comet", "a:1,2", "--comet", "b:3,4"], ["--winsor-limits", "0.1,0.2"], ["--max-background", "-5"],
+    ):  # fmt: skip
+        args = _parsed(["stack", "in put", *given, "--save-config", str(file)])
+        save_config(file, args.to_save, args.parser, overwrite=True)
+        again = _parsed(["stack", "--config", str(file)])
+        leave = ("config", "save_config", "parser", "root", "to_save", "preset")
+        first, second = ({k: v for k, v in vars(a).items() if k not in leave} for a in (args, again))
+        assert first == second, given
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ('rej = "p 0.1 0.2"', {"reject": "percentile_clip", "kappa_low": 0.1, "kappa_high": 0.2}),
+        ('rej = ["g"]', {"reject": "gesd"}),
+        ("flatten = true", {"flatten": "on"}),
+        ('norm = "none"', {"normalize": "none"}),
+    ],
+)
+def test_a_file_knows_the_words_of_the_command_line(text: str, names: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(text)
+    args = vars(_parsed(["stack", "x", "--config", str(tmp_path / "a.toml")]))
+    assert {name: args[name] for name in names} == names
+
+
+def test_a_name_that_is_no_text_is_not_saved(tmp_path: Path) -> None:
+    args = _parsed(["stack", "\udcff.fits", "--save-config", "a.toml"])
+    with pytest.raises(OutputError, match="no text"):
+        save_config(tmp_path / "a.toml", args.to_save, args.parser, overwrite=True)
+
+
+def test_the_command_line_may_be_loud_where_the_file_is_quiet(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("quiet = true")
+    args = _parsed(["stack", "x", "--config", str(tmp_path / "a.toml"), "--verbose"])
+    assert args.verbose
+    assert not args.quiet
 
 
 def test_words_of_other_programs() -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from astropy.io import fits
 
 from zemosaic_phase3.calibrate.calibrated import CalibratedSource
 from zemosaic_phase3.calibrate.cosmetic import CosmeticSource, DefectMap
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.io.wrapped_frame import held_bytes
+from zemosaic_phase3.photometry.flatten import FlattenedSource
+from zemosaic_phase3.resample.decode import read_samples
 
 SHAPE = (40, 50)
 
@@ -90,3 +95,26 @@ def test_where_a_frame_comes_from_tells_what_was_done_to_it(tmp_path) -> None:
     recipes += [CalibratedSource(plain, dark, None, name).origin.recipe for name in ("one", "two")]
     assert len(set(recipes)) == 5
     assert CalibratedSource(plain, dark, None).origin is None  # nobody said which
+
+
+@pytest.mark.parametrize("kind", ["uint16 file", "float32 file", "with gaps", "calibrated"])
+def test_rows_opened_in_one_pass_have_the_same_bits(kind: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    pixels = rng.uniform(500, 60000, SHAPE)
+    defect = np.zeros(SHAPE, bool)
+    defect[1::6, ::7] = defect[0, 8:10] = defect[-1, -1] = True
+    defect[:, 13:20] = kind == "with gaps"
+    fits.writeto(tmp_path / "a.fits", pixels.astype(np.float32 if kind == "float32 file" else np.uint16))
+    inner = open_source(str(tmp_path / "a.fits"), bayer="GBRG")
+    if kind == "calibrated":
+        inner = CalibratedSource(inner, np.full(SHAPE, 100.5, np.float32), None)
+    mended = CosmeticSource(inner, DefectMap(defect, 2))
+    tilted = FlattenedSource(mended, rng.normal(0.0, 10.0, (3, 6)))
+    scale, offset = np.array([1.1]), np.array([-3.0])
+    for source in (mended, tilted):
+        for y0, y1 in ((0, 40), (0, 1), (7, 30), (39, 40)):
+            rows = source.read_rows(y0, y1).astype(np.float64)
+            out = np.empty((2, rows.size), np.float32)
+            read_samples(source, y0, y1, np.ones(1), np.zeros(1), out[0])
+            read_samples(source, y0, y1, scale, offset, out[1])
+            np.testing.assert_array_equal(out[0], rows.astype(np.float32).reshape(-1))
+            np.testing.assert_array_equal(out[1], (rows * scale + offset).astype(np.float32).reshape(-1))

@@ -175,10 +175,11 @@ def test_every_method_and_combination_has_the_bits_of_numba(strict, method, n):
                 check(strict, Case(cube, method, combine, channels=3, weights=weights_for(n, 3, 1), rewinsor=True))
         rng = np.random.default_rng(n)
         tolerance = rng.choice([0.0, 25.0, 100.0, 900.0, np.nan, np.inf], p).astype(np.float32)
-        check(strict, Case(cube, method, tolerance=tolerance))
-        check(strict, Case(cube, method, par=(0.0, 0.0), tolerance=tolerance))  # windows that were empty
+        weights = weights_for(n, 1, 3)
+        check(strict, Case(cube, method, weights=weights, tolerance=tolerance))
+        check(strict, Case(cube, method, par=(0.0, 0.0), weights=weights, tolerance=tolerance))  # empty windows
         if KERNELS[method].replaces:
-            check(strict, Case(cube, method, tolerance=tolerance, rewinsor=True))
+            check(strict, Case(cube, method, weights=weights, tolerance=tolerance, rewinsor=True))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -240,10 +241,11 @@ def test_lines_through_samples_on_a_grid_have_the_bits_of_numba(strict, step):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_tolerance_of_zero_changes_no_bit(strict, method):
-    cube = stack(14, 200, 3)
-    plain = on_numba(Case(cube, method))
-    assert not differences(plain, on_numba(Case(cube, method, tolerance=np.zeros(200, np.float32))))
-    assert not differences(plain, on_numba(Case(cube, method, tolerance=np.full(200, np.nan, np.float32))))
+    cube, weights = stack(14, 200, 3), weights_for(14, 1, 3)
+    plain = on_numba(Case(cube, method, weights=weights))
+    for nothing in (0.0, np.nan):
+        tolerance = np.full(200, nothing, np.float32)
+        assert not differences(plain, on_numba(Case(cube, method, weights=weights, tolerance=tolerance)))
 
 
 @pytest.mark.parametrize("place", [cuda.MERGED, cuda.SCRATCH])

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from astropy.wcs import WCS, Sip
-from tile_case import PLAIN, SHAPE, SKY, Make, cached, pixels
+from tile_case import PLAIN, POSITIONAL, SHAPE, SKY, Make, cached, pixels
 
 import zemosaic_worker as worker
 from zemosaic_phase3.compat.parallel_plan import ParallelPlan
+from zemosaic_phase3.compat.parameters import params_from_stack_spec, stack_spec_from_params
+from zemosaic_phase3.compat.tile_request import request_of
 from zemosaic_phase3.errors import SpecError, StackCancelled
 from zemosaic_phase3.simulate.scene import simulate
 from zemosaic_phase3.simulate.session import SimulationSpec
@@ -717,3 +719,11 @@ def test_four_threads_make_the_tiles_that_one_makes(make: Make, entries: list[di
         together = list(pool.map(lambda k: make(groups[k % 4], tile_id=k).unit(), range(8)))
     for k, image in enumerate(together):
         assert np.array_equal(image, alone[k % 4], equal_nan=True)
+
+
+def test_what_only_whole_stacks_want_is_off(tmp_path: Path) -> None:
+    later = {name: None for name in ("center_out_settings", "center_out_context", "parallel_plan", "zconfig")}
+    call = {**POSITIONAL, **later, "output_temp_dir": tmp_path, "abort_event": None, "heartbeat_callback": None}
+    spec = request_of(SimpleNamespace(**call, resource_strategy=None, pad_canvas=False), None).stack
+    assert (spec.flatten, spec.spare_stars, spec.framing, spec.drizzle) == ("off", False, "reference", 0.0)
+    assert spec == stack_spec_from_params(params_from_stack_spec(spec))  # what the engine is handed

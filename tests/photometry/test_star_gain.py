@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from photometry_case import CELL, SHAPE, shifted, stats
+from scipy.spatial import cKDTree
 
 from zemosaic_phase3.photometry import star_gain
 from zemosaic_phase3.photometry.frame_table import build_frame_table
@@ -24,6 +25,31 @@ def test_gain_is_the_inverse_of_transparency(gain):
     assert found.supported and np.all(found.pairs > 100)
     np.testing.assert_allclose(found.factor * gain, 1.0, atol=0.01)
     assert np.all(found.error < 0.005)
+
+
+def test_the_pairs_are_those_of_a_tree(rng: np.random.Generator) -> None:
+    one, other = stats(seed=1), stats(seed=2)
+    near = replace(one, star_xy=(other.star_xy + rng.normal(0.0, 0.8, other.star_xy.shape)).astype(np.float32))
+    for radius in (1.0, 2.0, 9.0):  # the last by a tree
+        i, j = star_gain.same_stars(replace(near, fwhm=2.0 * radius), other, np.eye(3), None, np.eye(3))
+        theirs, ours = cKDTree(near.star_xy), cKDTree(other.star_xy)
+        pairs = [
+            (k, theirs.query(xy)[1]) for k, xy in enumerate(other.star_xy)
+            if theirs.query(xy)[0] < radius and ours.query(near.star_xy[theirs.query(xy)[1]])[1] == k
+        ]  # fmt: skip
+        assert len(pairs) > 30 and list(zip(i.tolist(), j.tolist(), strict=True)) == pairs
+
+
+def test_a_gain_is_remembered_for_its_reference_and_transform_alone() -> None:
+    frame, reference = stats((0.5, 0.5, 0.5), seed=1), stats(seed=2)
+    found = star_gain.frame_gain(frame, reference, np.eye(3))
+    assert star_gain.frame_gain(frame, reference, np.eye(3)) is found
+    dimmer = replace(reference, star_light=reference.star_light * np.float32(0.5))
+    other = star_gain.frame_gain(frame, dimmer, np.eye(3))
+    np.testing.assert_allclose(other.factor, 0.5 * found.factor, rtol=0.01)
+    away = np.array([[1.0, 0.0, 500.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+    assert not star_gain.frame_gain(frame, dimmer, away).supported
+    assert star_gain.frame_gain(frame, reference, np.eye(3)).factor.tolist() == found.factor.tolist()
 
 
 def test_variable_and_clipped_stars_do_not_count():

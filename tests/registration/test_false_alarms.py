@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import betainc
 
 from zemosaic_phase3.detection.star_finder import StarList
-from zemosaic_phase3.registration.false_alarms import Evidence, Tried, log10_of_false_alarms
+from zemosaic_phase3.registration.false_alarms import Evidence, Tried, log10_of_false_alarms, log10_of_tail
 from zemosaic_phase3.registration.match import _search, register_stars
 from zemosaic_phase3.registration.star_pairs import Pair
 from zemosaic_phase3.spec import RegisterSpec
@@ -71,3 +72,14 @@ def test_five_detections_that_did_not_move_are_not_taken_for_stars() -> None:
     ours = field(rng, 12)
     found = register_stars(ours, ours.select(np.arange(5)), SHAPE, SPEC, np.eye(3))
     assert not found.ok and "hot pixels" in found.reason
+
+
+def test_the_binomial_tail_is_that_of_the_incomplete_beta_function(rng: np.random.Generator) -> None:
+    for n in (1, 7, 60, 400, 2500):
+        for p in (1e-5, 0.01, 0.4, 0.999):
+            for m in {1, n, *(int(m) for m in rng.integers(1, n + 1, 5)), min(n, max(1, round(n * p)))}:
+                expected = np.log10(max(betainc(m, n - m + 1.0, p), 1e-300))
+                if expected > -250.0:  # where that function is exact
+                    assert log10_of_tail(m, n, p) == pytest.approx(expected, abs=1e-9)
+    assert log10_of_tail(0, 5, 0.5) == log10_of_tail(6, 5, 0.5) == log10_of_tail(3, 5, 1.0) == 0.0
+    assert log10_of_tail(400, 400, 1e-5) == -300.0

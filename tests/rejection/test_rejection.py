@@ -109,8 +109,9 @@ def test_what_is_spared_equals_the_oracle(method, n):
     tolerance = np.random.default_rng(n).choice([0.0, 10.0, 60.0, 500.0, 5000.0], 60)
     for par in ((2.0, 2.5, 0.05, 0.1), (0.0, 0.0, 0.05, 0.1))[: 1 if line else 2]:
         name, limits = what_the_oracle_calls(method, par)
-        expected = oracle.stack(cube.astype(float), None, name, tolerance=tolerance, **limits)
-        got = run(cube, method, par=par, tolerance=tolerance)
+        weights = np.linspace(0.5, 1.0, n)
+        expected = oracle.stack(cube.astype(float), weights, name, tolerance=tolerance, **limits)
+        got = run(cube, method, par=par, weights=weights, tolerance=tolerance)
         # As above: limits that fall on a sample, lines that are equally good.
         same = (got["low"] == expected.n_low) & (got["high"] == expected.n_high)
         assert same.mean() >= (0.9 if method == "percentile_clip" else 0.95)

@@ -6,11 +6,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from zemosaic_phase3.app.doctor import kernel_cache
 from zemosaic_phase3.engine import warmup
 from zemosaic_phase3.runtime import jit as kernels
+from zemosaic_phase3.runtime.array_views import bits32, bits64, flat
 from zemosaic_phase3.spec import StackSpec
 
 
@@ -98,3 +100,35 @@ def test_the_process_takes_no_module_from_the_folder_it_is_started_in(
         process = kernels.running_compiler[0]
         kernels.wait_for_compiler()
     assert process.returncode == 0
+
+
+@kernels.compiled_once
+@kernels.kernel
+def _add(values: np.ndarray, n: int) -> float:
+    return values[0] + n
+
+
+@kernels.kernel
+def _call(values: np.ndarray) -> float:
+    count = 0
+    while _add(values, count) < 3.0:
+        count += 1
+    return _add(values, 7)
+
+
+def test_a_kernel_is_compiled_once_for_all_whole_numbers() -> None:
+    assert _call(np.ones(2)) == 8.0
+    assert not hasattr(_add, "signatures") or len(_add.signatures) == 1
+
+
+@kernels.kernel
+def _views(values: np.ndarray, singles: np.ndarray) -> int:
+    row, whole, half = flat(values), bits64(flat(values)), bits32(singles)
+    row[1] += 1.0
+    return whole[1] ^ np.int64(half[2]) + whole.size
+
+
+def test_views_are_the_same_memory() -> None:
+    values, singles = np.arange(6.0).reshape(2, 3), np.array([1.0, 2.0, -3.0], np.float32)
+    assert _views(values, singles) == np.float64(2.0).view(np.int64) ^ int(singles.view(np.uint32)[2]) + 6
+    assert values[0, 1] == 2.0

@@ -198,7 +198,7 @@ def _stacked(args: argparse.Namespace, inputs: Sequence[str] | Inputs, console: 
         check_output(path, overwrite=args.overwrite, compressed=True)
     cold = console_module.announce_compilation(console, quiet=args.quiet)
     with (
-        kernels_compiled_beside(stack),
+        kernels_compiled_beside(stack, registers=register.mode != "none"),
         console_module.shown_progress(console, STACK_STAGES, quiet=args.quiet, cold=cold) as progress,
     ):
         tile = stack_files(

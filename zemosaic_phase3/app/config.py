@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from zemosaic_phase3.app.choice_options import SirilRejection
 from zemosaic_phase3.errors import OutputError, SpecError
 from zemosaic_phase3.io.atomic_write import written_whole
 from zemosaic_phase3.pipeline.presets import preset_of
@@ -34,7 +35,7 @@ def given_options(parser: argparse.ArgumentParser, argv: Sequence[str]) -> dict[
         What stands behind the command.
     """
     for action in parser._actions:  # noqa: SLF001 - no other way
-        action.type, action.default = None, argparse.SUPPRESS
+        action.type, action.default, action.choices = None, argparse.SUPPRESS, None  # choices are of converted values
     parser._defaults.clear()  # noqa: SLF001 - no other way
     return vars(parser.parse_known_args(argv)[0])
 
@@ -55,6 +56,10 @@ def apply_defaults(parser: argparse.ArgumentParser, given: Mapping[str, Any]) ->
     converted, told = ({}, {}) if "config" not in given else read_config(Path(given["config"]), parser)
     preset = given.get("preset", converted.get("preset"))
     values = {} if preset is None else dict(preset_of(preset).values)
+    for loud, other in (("quiet", "verbose"), ("verbose", "quiet")):
+        if loud in given:  # they exclude each other
+            converted.pop(other, None)
+            told.pop(other, None)
     parser.set_defaults(**{**values, **converted})
     return told
 
@@ -75,7 +80,7 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> tuple[dict[str, 
         raise SpecError(f"{path}: no such file; write one with --save-config {path}") from exc
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
         raise SpecError(f"{path}: is no TOML that can be read ({exc}); see docs/choices.md") from exc
-    known = {action.dest: action for action in parser._actions if action.dest not in NOT_IN_A_FILE}  # noqa: SLF001
+    known = _options_of(parser)
     values: dict[str, Any] = {}
     told: dict[str, Any] = {}
     for key, value in document.items():
@@ -84,28 +89,61 @@ def read_config(path: Path, parser: argparse.ArgumentParser) -> tuple[dict[str, 
             near = difflib.get_close_matches(name, known, 1, CLOSE)
             guess = f"; did you mean {near[0].replace('_', '-')}?" if near else ""
             raise SpecError(f"{path}: there is no option {key}{guess}")
-        told[name] = value
         try:
-            values[name] = _converted(known[name], value)
-        except (argparse.ArgumentTypeError, ValueError, TypeError) as exc:
+            found = _converted(known[name], value, parser)
+        except (argparse.ArgumentTypeError, argparse.ArgumentError, ValueError, TypeError) as exc:
             raise SpecError(f"{path}: {key} = {value!r}: {exc}") from exc
+        twice = sorted(found.keys() & values.keys())
+        if twice:
+            raise SpecError(f"{path}: {key} = {value!r}: {', '.join(twice)} is given twice; leave one out")
+        values |= found
+        told |= {name: value} if known[name].dest in found else found  # of one that stands for others: those
+    if values.get("quiet") and values.get("verbose"):
+        raise SpecError(f"{path}: quiet and verbose contradict each other; leave one out")
     return values, told
 
 
-def _converted(action: argparse.Action, value: Any) -> Any:
-    """Return a value of a file as its option has it; raises ValueError and the errors of argparse's converters."""
+def _options_of(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """Return the options that a file may name, by all names that they have on the command line."""
+    options = [action for action in parser._actions if action.dest not in NOT_IN_A_FILE]  # noqa: SLF001 - no other way
+    other = {
+        text[2:].replace("-", "_"): action
+        for action in options
+        for text in action.option_strings
+        if text.startswith("--") and not text.startswith("--no-") and action.nargs != 0
+    }
+    return {**other, **{action.dest: action for action in options}}
+
+
+def _converted(action: argparse.Action, value: Any, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """Return a value of a file as its option has it, by where it is kept; an option may stand for others.
+
+    Raises ValueError and the errors of argparse and its converters.
+    """
+    if isinstance(action, SirilRejection):
+        space = argparse.Namespace()
+        action(parser, space, value if isinstance(value, list) else str(value).split())
+        return vars(space)
+    return {action.dest: _one_converted(action, value)}
+
+
+def _one_converted(action: argparse.Action, value: Any) -> Any:
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise ValueError("is not true or false")
         return value
+    if action.nargs == "?" and value is True:  # as without a word on the command line
+        return action.const
     if isinstance(value, bool | dict):
         raise ValueError("must be a text or a number")
     convert = action.type if callable(action.type) else str
     is_list = isinstance(action, argparse._AppendAction) or action.nargs in ("*", "+")  # noqa: SLF001 - no other way
     if is_list:
         return [convert(str(item)) for item in (value if isinstance(value, list) else [value])]
-    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    return convert(text)
+    found = convert(",".join(map(str, value)) if isinstance(value, list) else str(value))
+    if action.choices is not None and found not in action.choices:
+        raise ValueError(f"choose one of: {', '.join(map(str, action.choices))}")
+    return found
 
 
 def save_config(path: Path, given: Mapping[str, Any], parser: argparse.ArgumentParser, *, overwrite: bool) -> None:
@@ -122,7 +160,12 @@ def save_config(path: Path, given: Mapping[str, Any], parser: argparse.ArgumentP
         if name in NOT_IN_A_FILE or name in ("run", "parser") or value is None:
             continue
         lines.append(f"{name.replace('_', '-')} = {_toml(value, is_flag=name in flags)}")
-    text = ("\n".join(lines) + "\n").encode()
+    try:
+        text = ("\n".join(lines) + "\n").encode()
+    except UnicodeEncodeError as exc:
+        raise OutputError(
+            f"{path}: a name has bytes that are no text, which TOML cannot hold; rename that file"
+        ) from exc
     if path.is_dir():
         raise OutputError(f"{path}: is a folder; name a file in it")
     with written_whole(path, len(text), overwrite=overwrite) as stream:
@@ -136,4 +179,5 @@ def _toml(value: Any, *, is_flag: bool) -> str:
         return "[" + ", ".join(_toml(item, is_flag=False) for item in value) + "]"
     if re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?", str(value)):
         return str(value)
-    return json.dumps(str(value), ensure_ascii=False)  # a basic string of TOML is written like one of JSON
+    text = json.dumps(str(value), ensure_ascii=False)  # a basic string of TOML is written like one of JSON
+    return text.replace("\x7f", "\\u007f")

@@ -102,7 +102,7 @@ def _time(
     try:
         for _ in range(2):  # the first loads kernels, or compiles them
             began = time.perf_counter()
-            with kernels_compiled_beside(stack):
+            with kernels_compiled_beside(stack, registers=register.mode != "none"):
                 tile = stack_files(
                     some, stack=stack, register=register, bayer=args.bayer, calibration=calibration, device="cpu",
                     memory=args.memory, workers=args.workers, filter=args.filter, self_check=False, resume=False,

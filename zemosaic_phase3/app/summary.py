@@ -274,6 +274,6 @@ def write_text(text: str, path: Path) -> None:
     OutputError
         It cannot be written.
     """
-    data = text.encode()
+    data = text.encode(errors="backslashreplace")
     with written_whole(path, len(data), overwrite=True) as stream:
         stream.write(data)

@@ -197,10 +197,10 @@ def _wait(folder: Path, seconds: float, rhythm: Rhythm) -> None:
         seconds = min(seconds, max(0.1, rhythm.until_idle / 4))
     try:
         from watchfiles import watch
-    except ImportError:
+
+        for _changes in watch(
+            folder, rust_timeout=int(1000 * seconds), yield_on_timeout=True, debounce=200, step=50, raise_interrupt=True
+        ):
+            return
+    except (ImportError, OSError, UnicodeEncodeError):  # too many are watched; the folder's name is no text
         time.sleep(seconds)
-        return
-    for _changes in watch(
-        folder, rust_timeout=int(1000 * seconds), yield_on_timeout=True, debounce=200, step=50, raise_interrupt=True
-    ):
-        return

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.io.value_bytes import digest
 from zemosaic_phase3.io.wrapped_frame import WrappedSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 AROUND: Final = ((-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1))
 FEWEST: Final = 2  # sound neighbours of one colour that a replacement needs, of 8; with fewer the sample is invalid
@@ -71,7 +74,7 @@ class DefectMap:
                 parts.append(f"{number} {word}{'' if number == 1 else 's'}")
         return ", ".join(parts)
 
-    def replace_in(self, block: np.ndarray, top: int, y0: int, y1: int) -> None:
+    def replace_in(self, block: np.ndarray, top: int, y0: int, y1: int, *, whole: bool = False) -> None:
         """Replace the defects of rows y0 .. y1 - 1 by the median of their sound neighbours, in place.
 
         Parameters
@@ -80,6 +83,8 @@ class DefectMap:
             Rows ``top`` and following: all from y0 - step to y1 + step that the frame has.
         top, y0, y1 : int
             Rows of the frame.
+        whole : bool
+            The samples are whole numbers, whatever their type.
 
         Notes
         -----
@@ -100,7 +105,7 @@ class DefectMap:
         low = values[line, np.maximum(count - 1, 0) // 2]
         high = values[line, np.minimum(count // 2, len(AROUND) - 1)]
         middle = np.where(count > 0, low * np.float32(0.5) + high * np.float32(0.5), np.float32(np.nan))
-        if block.dtype == np.uint16:
+        if whole or block.dtype == np.uint16:
             middle = np.floor(middle + np.float32(0.5))
         flat[self.places[first:last] - shift] = middle.astype(block.dtype)
 
@@ -132,6 +137,14 @@ class CosmeticSource(WrappedSource):
     def held(self) -> list[np.ndarray]:
         """The map, and what the frame inside keeps."""
         return [*super().held, *self._defects.arrays]
+
+    def float_rows(self, y0: int, y1: int, read: Callable[[FrameSource, int, int], np.ndarray]) -> np.ndarray:
+        """Return mended rows as float32."""
+        step = self._defects.step
+        top, bottom = max(y0 - step, 0), min(y1 + step, self.height)
+        block = read(self.inner, top, bottom)
+        self._defects.replace_in(block, top, y0, y1, whole=self.dtype == np.uint16)
+        return block[y0 - top : y1 - top]
 
     def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
         step = self._defects.step

@@ -80,8 +80,11 @@ def write_plan(plan: TilePlan, path: Path, *, overwrite: bool = False) -> None:
     Raises
     ------
     OutputError
-        It exists and ``overwrite`` is False, or cannot be written.
+        It exists and ``overwrite`` is False, or cannot be written; the name of a frame is no text.
     """
+    for frame in (frame for tile in plan.tiles for frame in tile.frames):
+        if not frame.isprintable() and frame != frame.encode(errors="ignore").decode():
+            raise OutputError(f"{frame!r}: its name has bytes that are no text, which a plan cannot hold; rename it")
     data = plan_text(plan).encode()
     with written_whole(path, len(data), overwrite=overwrite) as stream:
         stream.write(data)

@@ -20,7 +20,7 @@ import numpy as np
 from zemosaic_phase3.combine.frame_sums import sums_of_kept, weighted_sums_of_kept
 from zemosaic_phase3.rejection.judge import Samples
 from zemosaic_phase3.rejection.window import clipped
-from zemosaic_phase3.runtime.jit import inlined, inner_kernel
+from zemosaic_phase3.runtime.jit import compiled_once, inlined, inner_kernel
 from zemosaic_phase3.runtime.lanes import LANES
 
 STRIP: Final = 1536  # pixels averaged at once where nothing is rejected: long runs of a frame
@@ -209,6 +209,7 @@ def _divide_unweighted(p0: int, width: int, replaced: bool, samples: Samples, la
             maps.image[p0 + j] = np.float32(lanes.total[j] / counted)
 
 
+@compiled_once
 @inner_kernel
 def weighted_mean(
     source: np.ndarray, at: int, p0: int, width: int, samples: Samples, weights: Weights, lanes: Lanes, maps: Maps,

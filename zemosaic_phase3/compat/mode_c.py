@@ -27,6 +27,7 @@ from zemosaic_phase3.pipeline.self_check import checked_stack
 from zemosaic_phase3.pipeline.tile import Stacker
 from zemosaic_phase3.progress import Callback, notify
 from zemosaic_phase3.records import DeviceUse
+from zemosaic_phase3.runtime.python_parser import PARSER
 from zemosaic_phase3.settings import as_bool
 from zemosaic_phase3.spec import StackSpec
 
@@ -45,13 +46,15 @@ def load_cache(path: str | os.PathLike[str], *, pcb: Callback | None = None, til
         The file cannot be read, or is no ``.npy`` array of numbers.
     """
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
+        with PARSER:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError as exc:
         if getattr(exc, "winerror", None) != WINDOWS_PAGE_FILE and str(WINDOWS_PAGE_FILE) not in str(exc):
             raise
         reason = str(exc)
     notify(pcb, "stack_mem_fallback_memmap_to_ram", None, "WARN", path=os.fspath(path), tile_id=tile_id, error=reason)
-    return np.load(path, allow_pickle=False)
+    with PARSER:
+        return np.load(path, allow_pickle=False)
 
 
 def stack_auto(

@@ -140,6 +140,7 @@ def request_of(call: SimpleNamespace, slots: Any) -> TileRequest:
         radial_power=call.radial_shape_power,
         radial_floor=call.min_radial_weight_floor,
         spare_stars=False,  # ZeMosaic's results are what they were
+        flatten="off",  # the same, and neighbours would get backgrounds of their own
         bounded_by_stars=True,  # of a field with little structure the percentiles follow the noise, up to 10 % wrong
     )
     crop = CropSpec(

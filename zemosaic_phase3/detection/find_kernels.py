@@ -9,6 +9,7 @@ import numpy as np
 
 from zemosaic_phase3.detection.mesh_kernels import COLUMN, OTHER_COLUMN, OTHER_ROW, ROW, SPACING
 from zemosaic_phase3.detection.order_statistics import MOST_COUNTS, ascending, median, two_of_sorted
+from zemosaic_phase3.runtime.array_views import flat
 from zemosaic_phase3.runtime.jit import kernel
 
 MESH_CELL: Final = 32  # pixels of the binned frame, cell of the background and noise maps
@@ -35,7 +36,7 @@ def bin_frame(frame: np.ndarray, planes: np.ndarray, out: np.ndarray) -> None:
     if planes[0, SPACING] == 2:
         green = planes[1]
         for y in range(height):
-            one, other = frame[2 * y + green[ROW]].reshape(-1), frame[2 * y + green[OTHER_ROW]].reshape(-1)
+            one, other = flat(frame[2 * y + green[ROW]]), flat(frame[2 * y + green[OTHER_ROW]])
             row = out[y]
             for x in range(width):
                 row[x] = one[2 * x + green[COLUMN]] + other[2 * x + green[OTHER_COLUMN]]
@@ -60,7 +61,7 @@ def settle_sky(level: np.ndarray, noise: np.ndarray) -> float:
 
     A cell without any noise (clipped, constant) would make every pixel beside it infinitely significant.
     """
-    flat_level, flat_noise = level.reshape(-1), noise.reshape(-1)
+    flat_level, flat_noise = flat(level), flat(noise)
     known, n = np.empty((2, flat_level.size)), 0
     for k in range(flat_level.size):
         if math.isfinite(flat_level[k]):
@@ -279,7 +280,10 @@ def find_maxima(filtered: np.ndarray, sigma: float, noise: float, bright_pixels:
             if not (value - around >= limit and value - crest >= least):
                 continue
             if n == places.size:
-                places, heights = np.append(places, places), np.append(heights, heights)
+                more_places, more_heights = np.empty(2 * n, np.int64), np.empty(2 * n)
+                for k in range(n):
+                    more_places[k], more_heights[k] = places[k], heights[k]
+                places, heights = more_places, more_heights
             is_structured = abs(around) >= STRUCTURED * value
             places[n], heights[n] = y * width + x, -(value - around if is_structured else value)
             n += 1

@@ -24,7 +24,7 @@ from zemosaic_phase3.detection.star_kernels import (
     measure_stars,
     star_fluxes,
 )
-from zemosaic_phase3.runtime.jit import kernel
+from zemosaic_phase3.runtime.jit import compiled_once, kernel
 
 FWHM_PER_SIGMA: Final = 2.0 * math.sqrt(2.0 * math.log(2.0))
 GUESSED_FROM: Final = 300  # most significant detections that tell the width of a star
@@ -109,6 +109,7 @@ def _common_width(widths: np.ndarray, weights: np.ndarray, n: int) -> float:
     return by_light if UNLIKE * by_light < by_number else by_number
 
 
+@compiled_once
 @kernel
 def _first_width(table: np.ndarray, n: int) -> float:
     """Return the width of the first hundred round ones of n stars, pixels; of all where none is round."""
@@ -123,6 +124,7 @@ def _first_width(table: np.ndarray, n: int) -> float:
     return _common_width(widths, weights, min(count, ROUND))
 
 
+@compiled_once
 @kernel
 def _round_stars(table: np.ndarray, n: int) -> int:
     """Round ones among the first n rows."""

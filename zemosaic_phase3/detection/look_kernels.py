@@ -10,7 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from zemosaic_phase3.runtime.jit import kernel
+from zemosaic_phase3.runtime.array_views import flat
+from zemosaic_phase3.runtime.jit import compiled_once, kernel
 
 RUN: Final = 16  # px, of one number along the border
 BLOCK: Final = 8  # px, side of a block of one number
@@ -108,6 +109,7 @@ def _may_be_clipped(frame: np.ndarray) -> bool:
     return total > 0 and count >= MOST_CLIPPED * total
 
 
+@compiled_once
 @kernel
 def _shows_something(frame: np.ndarray, first: int, last: int, spacing: int) -> bool:
     """Whether every plane has a valid sample in some rows, and the valid ones of any differ.
@@ -137,7 +139,7 @@ def _column_maxima(frame: np.ndarray, out: np.ndarray) -> None:
     """Highest number of every column and channel, ``out (W * C,) float32``; NaN are passed over."""
     out[:] = -np.inf
     for y in range(frame.shape[0]):
-        row = frame[y].reshape(-1)
+        row = flat(frame[y])
         for x in range(row.size):
             out[x] = row[x] if row[x] > out[x] else out[x]
 

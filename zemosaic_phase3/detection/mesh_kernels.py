@@ -9,7 +9,8 @@ import numpy as np
 
 from zemosaic_phase3.detection.normal_distribution import normal_quantile, normal_share
 from zemosaic_phase3.detection.order_statistics import MOST_COUNTS, median, pairwise_sum, sort_float32
-from zemosaic_phase3.runtime.jit import kernel
+from zemosaic_phase3.runtime.array_views import flat
+from zemosaic_phase3.runtime.jit import compiled_once, kernel
 
 ENOUGH: Final = 0.25  # of a cell's samples, that must be valid
 CLIP: Final = 3.0  # units of the noise, samples beyond are no sky
@@ -39,6 +40,7 @@ def load_row(frame: np.ndarray, plane: np.ndarray, y: int, out: np.ndarray) -> N
             out[x] = (out[x] + beside[np.uint64(x * spacing + other)]) * np.float32(0.5)
 
 
+@compiled_once
 @kernel
 def gather(
     frame: np.ndarray, plane: np.ndarray, rows: tuple[int, int], columns: tuple[int, int], step: tuple[int, int],
@@ -266,7 +268,7 @@ def measure_mesh(
     valid, is_floored = np.empty(rows * columns, np.int64), np.empty(rows * columns, np.bool_)
     known = np.full(n + 1, np.nan)
     for p in range(len(planes)):
-        flat_level, flat_noise = level[p].reshape(-1), noise[p].reshape(-1)
+        flat_level, flat_noise = flat(level[p]), flat(noise[p])
         for k in range(rows * columns):
             top, left = (k // columns) * high, (k % columns) * wide
             size = gather(frame, planes[p], (top, top + high), (left, left + wide), (step, step), samples[k])

@@ -10,7 +10,8 @@ from typing import Final
 
 import numpy as np
 
-from zemosaic_phase3.runtime.jit import kernel
+from zemosaic_phase3.runtime.array_views import bits32
+from zemosaic_phase3.runtime.jit import compiled_once, kernel
 
 SMALL_DIGIT: Final = 10  # most bits that are sorted by in one pass, of few numbers
 LARGE_DIGIT: Final = 11  # and of at least
@@ -32,7 +33,7 @@ def sort_float32(values: np.ndarray, spare: np.ndarray, counts: np.ndarray) -> N
     n = values.size
     if n < 2:
         return
-    keys, other = values.view(np.uint32), spare.view(np.uint32)
+    keys, other = bits32(values), bits32(spare)
     top = np.uint32(0x80000000)
     differ, first = np.uint32(0), keys[0]
     for i in range(n):
@@ -128,6 +129,7 @@ def two_of_sorted(
     return values[first], values[second]
 
 
+@compiled_once
 @kernel
 def _short_sum(values: np.ndarray, first: int, last: int) -> float:
     """Sum of at most 128 numbers: in eight series, and what is left over after them."""
@@ -150,6 +152,7 @@ def _short_sum(values: np.ndarray, first: int, last: int) -> float:
     return total
 
 
+@compiled_once
 @kernel
 def pairwise_sum(values: np.ndarray, first: int, last: int) -> float:
     """Sum of ``values[first:last]``, in the order in which NumPy adds contiguous float64: halves of halves.
@@ -188,6 +191,7 @@ def pairwise_sum(values: np.ndarray, first: int, last: int) -> float:
         depth += 1
 
 
+@compiled_once
 @kernel
 def select(values: np.ndarray, n: int, k: int) -> float:
     """Return the k-th smallest, from 0, of the first n values (float32 or float64), which are put in another order."""
@@ -213,6 +217,7 @@ def select(values: np.ndarray, n: int, k: int) -> float:
     return values[k]
 
 
+@compiled_once
 @kernel
 def median(values: np.ndarray, n: int) -> float:
     """Median of the first n values, at least one and none NaN, which are put in another order: as NumPy's."""

@@ -205,7 +205,7 @@ def find_stars(
     bright_pixels = min(9, -(-spec.min_area // 4))  # a binned pixel has four
     most = max(MOST_MEASURED, 2 * spec.max_stars)
     places = find.find_maxima(filtered, spec.detection_sigma, noise, bright_pixels, most)
-    stars = _measured(frame, cfa, sky, places, noise / find.KERNEL_NOISE)
+    stars = measured_stars(frame, cfa, sky, places, noise / find.KERNEL_NOISE)
     n_found = len(stars)
     brightest = np.lexsort((stars.x, stars.y, -stars.flux))[: spec.max_stars]
     return replace(stars.select(brightest), n_found=n_found)
@@ -236,7 +236,7 @@ def _measure_sky(binned: np.ndarray, workspace: Workspace) -> tuple[np.ndarray, 
     return smooth[0], np.maximum(smooth[1], floor)
 
 
-def _measured(
+def measured_stars(
     frame: np.ndarray, cfa: str | None, sky: tuple[np.ndarray, np.ndarray], places: np.ndarray, noise_ratio: float
 ) -> StarList:
     """Measure detections (6, n) of the binned frame, most significant first; what is no star is dropped."""

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
+from zemosaic_phase3.detection.masks import dilated
 from zemosaic_phase3.detection.planes import planes_of
 from zemosaic_phase3.detection.sky_mesh import between_cells, sky_of_planes
 from zemosaic_phase3.engine.cpu import SHARES_PER_WORKER, fill_slab, shares, slab_plan
@@ -377,8 +378,6 @@ def _spare_stars(
     is less shows a star only where the other difference is not as far below. The tolerance is the largest of its
     neighbours and its own, because a profile may be steeper between two pixels.
     """
-    from scipy.ndimage import maximum_filter
-
     measured = [_levels_and_noise(difference) for difference in differences]
     height = len(middle)
     for rows in row_slabs(height, BLOCK_ROWS):  # little memory beside the maps, the same for all tiles
@@ -397,6 +396,6 @@ def _spare_stars(
             if not shown.any():
                 continue
             size = np.maximum(np.abs(own[k]) - np.float32(NOISE * noise), np.float32(0.0))
-            size[~maximum_filter(shown, 2 * REACH + 1, mode="nearest")] = 0.0
+            size[~dilated(shown, REACH)] = 0.0
             wide = _box_max(size)[rows.start - top : rows.stop - top]
             np.maximum(tolerance[rows], wide * np.float32(FACTOR * groups.ratios[k]), out=tolerance[rows])

@@ -1,7 +1,8 @@
 """Kernels compiled by a second process while a first run measures, registers and opens its frames.
 
-The one compiles what brings frames onto the reference, the other what rejects and combines. On a machine with two cores
-that is nearly half of the waiting, and the memory the compiler takes is not the stack's.
+The one compiles what opens frames, measures levels and sky and finds stars. The other begins with what comes next, how
+stars are measured and frames registered and resampled, and goes on to what rejects and combines. On a machine with two
+cores that is nearly half of the waiting, and the memory the compiler takes is not the stack's.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ from typing import Final
 
 import numpy as np
 
+from zemosaic_phase3.engine.cpu import fill_slab
 from zemosaic_phase3.engine.cpu import stack as stack_on_cpu
 from zemosaic_phase3.engine.job import make_job
 from zemosaic_phase3.engine.resources import Resources
+from zemosaic_phase3.engine.slab import slab_for
 from zemosaic_phase3.io.frame import Frame
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.runtime.limits import usable_cpus
-from zemosaic_phase3.spec import StackSpec
+from zemosaic_phase3.spec import RegisterSpec, StackSpec
 
+STARS_SIDE: Final = 128  # pixels of a frame whose stars are measured
 SIDE: Final = 16  # pixels of the frames that are stacked for the sake of compiling
 FRAMES: Final = 12  # the fewest that every rejection judges
 ENDS_WITH_PARENT: Final = (
@@ -34,13 +38,15 @@ of the parent's, which the system closes. The same on all systems."""
 
 
 @contextlib.contextmanager
-def kernels_compiled_beside(stack: StackSpec) -> Iterator[None]:
+def kernels_compiled_beside(stack: StackSpec, *, registers: bool = False) -> Iterator[None]:
     """Have another process compile what the stack will call, if nothing is in the cache and a core is free for it.
 
     Parameters
     ----------
     stack : StackSpec
         What will be done in the block.
+    registers : bool
+        Before that the frames are registered by their stars.
     """
     from zemosaic_phase3.combine.average import mean_strips
     from zemosaic_phase3.rejection.judge import compile_judge
@@ -53,9 +59,38 @@ def kernels_compiled_beside(stack: StackSpec) -> Iterator[None]:
     # Not by `-m`, which would look for every module in the current folder first, which is the user's; nor by its path,
     # which would look in this folder first.
     program = f"sys.path[0] = {str(PACKAGE.parent)!r}; from {__name__} import main; main(sys.argv[1:])"
-    with compile_beside([sys.executable, "-c", ENDS_WITH_PARENT + program, json.dumps(asdict(stack))]):
+    with compile_beside(
+        [sys.executable, "-c", ENDS_WITH_PARENT + program, json.dumps(asdict(stack)), str(int(registers))]
+    ):
         compile_judge(stack.rejection)  # the other process has the longer way, and needs it later than this takes
         yield
+
+
+def warm_up_stars() -> None:
+    """Measure and register a few stars, so that the kernels are compiled that come after those that find them."""
+    from zemosaic_phase3.detection.star_finder import StarList, measured_stars
+    from zemosaic_phase3.registration.match import register_stars
+
+    y, x = np.mgrid[:STARS_SIDE, :STARS_SIDE]
+    places = np.zeros((6, 9))  # of the cells of 2x2 pixels
+    places[:2] = np.array([(u, v) for u in (12.0, 32.0, 52.0) for v in (12.0, 32.0, 52.0)]).T
+    places[5] = 100.0
+    pixels = np.full((STARS_SIDE, STARS_SIDE, 1), 100.0, np.float32)
+    for u, v in 2.0 * places[:2].T + 0.5:
+        pixels[:, :, 0] += 1000.0 * np.exp(-((x - u) ** 2 + (y - v) ** 2) / 4.5)
+    measured_stars(pixels, "GRBG", (np.full((1, 1), 100.0), np.full((1, 1), 5.0)), places, 1.0)
+    at, ones = np.random.default_rng(0).random((2, 40)) * STARS_SIDE, np.ones(40)
+    stars = StarList(at[0], at[1], np.arange(40.0, 0.0, -1.0), ones, ones, 0.05 * ones)
+    register_stars(stars, stars, (STARS_SIDE, STARS_SIDE), RegisterSpec(), np.eye(3))
+
+
+def warm_up_resampling(stack: StackSpec) -> None:
+    """Bring a small mosaic onto a grid between its pixels, so that the kernels for that are compiled."""
+    spec = replace(stack, normalize="none", weight="none", radial_weight=False, drizzle=0.0)
+    mosaic = np.full((SIDE, SIDE), 1000, np.uint16)
+    shift = np.array([[1.0, 0.0, 0.3], [0.0, 1.0, 0.3], [0.0, 0.0, 1.0]])
+    job = make_job([Frame(open_source({"data": mosaic, "name": "small"}, bayer="GRBG"), shift)], spec)
+    fill_slab(job, slab_for(job, SIDE), slice(0, SIDE), 1)
 
 
 def warm_up(stack: StackSpec) -> None:
@@ -76,6 +111,10 @@ def warm_up(stack: StackSpec) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Compile for the StackSpec that the parent process has written as JSON."""
+    """Compile for the StackSpec that the parent process has written as JSON, and "1" where frames are registered."""
     gc.disable()  # a compiler makes many objects and keeps most of them, and this process ends soon
-    warm_up(StackSpec(**json.loads(arguments[0])))
+    stack = StackSpec(**json.loads(arguments[0]))
+    if arguments[1:] == ["1"]:
+        warm_up_stars()
+        warm_up_resampling(stack)
+    warm_up(stack)

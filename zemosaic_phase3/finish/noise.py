@@ -9,9 +9,10 @@ from typing import Final
 
 import numpy as np
 
+from zemosaic_phase3.detection.masks import dilated
 from zemosaic_phase3.detection.sky_mesh import median_of_nine
 from zemosaic_phase3.finish.equalize import finite_median, luminance
-from zemosaic_phase3.robust import MAD_TO_SIGMA
+from zemosaic_phase3.robust import MAD_TO_SIGMA, median_of
 
 # Noise, stars
 BACKGROUND_BLOCK_PX: Final = 64
@@ -131,19 +132,6 @@ def _near_stars(lum: np.ndarray) -> np.ndarray:
     return near
 
 
-def dilated(mask: np.ndarray, reach: int) -> np.ndarray:
-    """Set every pixel that is at most ``reach`` rows and ``reach`` columns from one that is set."""
-    grown = np.pad(mask, reach)
-    for _ in range(2):  # rows, then columns
-        seen = 1  # neighbouring pixels that an element has taken up; they double with each step
-        while seen < 2 * reach + 1:
-            step = min(seen, 2 * reach + 1 - seen)
-            grown = grown[:-step] | grown[step:]
-            seen += step
-        grown = grown.T
-    return grown
-
-
 def sky_sigma(plane: np.ndarray, samples: int = NOISE_SAMPLES) -> float:
     """Clipped standard deviation of the differences of one plane (see :func:`measure_noise`), nan without evidence.
 
@@ -156,11 +144,11 @@ def sky_sigma(plane: np.ndarray, samples: int = NOISE_SAMPLES) -> float:
     difference = difference[np.isfinite(difference)]
     if difference.size < 16:
         return math.nan
-    centre = np.median(difference)
-    sigma = MAD_TO_SIGMA * float(np.median(np.abs(difference - centre)))
+    centre = median_of(difference)
+    sigma = MAD_TO_SIGMA * median_of(np.abs(difference - centre))
     for _ in range(NOISE_ROUNDS):
         kept = difference[np.abs(difference - centre) <= 3.0 * sigma]
-        centre, previous, sigma = kept.mean(), sigma, float(kept.std()) / CLIPPED_STD
+        centre, previous, sigma = float(kept.mean()), sigma, float(kept.std()) / CLIPPED_STD
         if abs(sigma - previous) <= 1e-4 * sigma:
             break
     return sigma / math.sqrt(2.0)

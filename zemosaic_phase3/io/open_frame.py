@@ -31,6 +31,7 @@ from zemosaic_phase3.io.ser_file import open_ser
 from zemosaic_phase3.io.tiff_file import open_tiff
 from zemosaic_phase3.io.tile_table import check_tiles
 from zemosaic_phase3.io.xisf_file import open_xisf
+from zemosaic_phase3.runtime.python_parser import PARSER
 
 if TYPE_CHECKING:
     from io import BufferedIOBase
@@ -223,7 +224,8 @@ def npy_header(stream: BinaryIO | BufferedIOBase) -> tuple[tuple[int, ...], bool
         raise ValueError(f"it is damaged: {length} characters describe no image")
     stream.seek(start)
     try:
-        return readers[version](stream)
+        with PARSER:
+            return readers[version](stream)
     except (SyntaxError, TokenError, TypeError, MemoryError, RecursionError, OverflowError) as exc:
         raise ValueError(f"it is damaged: {exc}") from exc
 

@@ -135,7 +135,8 @@ class PixelFile(FrameSource):
         place = self._place._replace(path="")
         recipe = f"{type(self).__name__} {tuple(place)} {self.width}x{self.height} {self.cfa} {tuple(self._codec)}"
         where = self._place.path if self.is_remote else os.path.abspath(self._place.path)  # noqa: PTH100 - many files
-        return Origin(where, self._identity, recipe)
+        named = where.encode(errors="backslashreplace").decode()  # names on Linux are bytes, which may be no text
+        return Origin(named, self._identity, recipe)
 
     @property
     def is_remote(self) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 
 from zemosaic_phase3.io.atomic_write import WRITE_OPTIONS, write_fits_atomically
 from zemosaic_phase3.io.fits_header import header_from_mapping, readable_cards, without_structure, without_warnings
+from zemosaic_phase3.runtime.python_parser import PARSER
 
 if TYPE_CHECKING:
     from astropy.io.fits import BinTableHDU, HDUList, Header
@@ -244,7 +245,8 @@ def _table_hdu(title: str, columns: Mapping[str, Sequence[Any] | np.ndarray], un
     rows = np.empty(next(iter(lengths.values()), 0), dtype=[(name, a.dtype, a.shape[1:]) for name, a in arrays.items()])
     for name, array in arrays.items():
         rows[name] = array
-    table = fits.BinTableHDU(rows, name=title)
+    with PARSER:
+        table = fits.BinTableHDU(rows, name=title)
     for name, unit in units.items():
         table.columns[name].unit = unit
     return table

@@ -66,6 +66,23 @@ class WrappedSource(FrameSource):
         """Have the system fetch rows of the frame."""
         self.inner.expect_rows(y0, y1)
 
+    def float_rows(self, y0: int, y1: int, read: Callable[[FrameSource, int, int], np.ndarray]) -> np.ndarray | None:
+        """Return what ``read_rows`` gives as float32, made from a quicker reading of the frame inside.
+
+        Parameters
+        ----------
+        y0, y1 : int
+            A range inside the frame, not empty.
+        read : callable
+            ``read(source, y0, y1)`` returns rows of a frame, a mosaic's as stored, float32, owned by the caller.
+
+        Returns
+        -------
+        ndarray float32 or None
+            None: only ``read_rows`` can tell.
+        """
+        return None
+
     @property
     def origin(self) -> Origin | None:
         """Where the frame inside comes from, and what is done to it."""

@@ -14,7 +14,7 @@ needs a surface, and of which order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -26,7 +26,7 @@ from zemosaic_phase3.methods import FlattenName
 from zemosaic_phase3.photometry.star_gain import sky_difference
 from zemosaic_phase3.records import FrameStats, FrameTable
 from zemosaic_phase3.registration.transform import transform_points
-from zemosaic_phase3.robust import MAD_TO_SIGMA
+from zemosaic_phase3.robust import MAD_TO_SIGMA, median_of
 
 TERMS: Final = 6  # of a surface: 1, u, v, u^2, u v, v^2
 PLANE: Final = 3  # of them, those of a plane
@@ -89,7 +89,7 @@ def _fit(basis: np.ndarray, wanted: np.ndarray) -> _Fit | None:
     for _ in range(ROUNDS):
         found = np.linalg.lstsq(basis[kept], wanted[kept], rcond=None)[0]
         left = np.abs(wanted - basis @ found)
-        inside = left <= CLIP * MAD_TO_SIGMA * np.median(left[kept]) + 1e-9
+        inside = left <= CLIP * MAD_TO_SIGMA * median_of(left[kept]) + 1e-9
         if np.array_equal(inside, kept) or np.count_nonzero(inside) < PLANE_CELLS:
             break
         kept = inside
@@ -277,8 +277,15 @@ class FlattenedSource(WrappedSource):
         super().__init__(source, np.dtype(np.float32), f"flattened {terms.tobytes().hex()}")
         self._terms = terms
 
+    def float_rows(self, y0: int, y1: int, read: Callable[[FrameSource, int, int], np.ndarray]) -> np.ndarray:
+        """Return rows with the surface added."""
+        return self._added(read(self.inner, y0, y1), y0, y1)
+
     def _read(self, y0: int, y1: int, shape: tuple[int, ...]) -> np.ndarray:
-        pixels = self.inner.read_rows(y0, y1).astype(np.float32)
+        return self._added(self.inner.read_rows(y0, y1).astype(np.float32), y0, y1)
+
+    def _added(self, pixels: np.ndarray, y0: int, y1: int) -> np.ndarray:
+        """Add the surface to rows, in place."""
         u = (np.arange(self.width) - (self.width - 1) / 2.0) / ((self.width - 1) / 2.0)
         v = (np.arange(y0, y1) - (self.height - 1) / 2.0) / ((self.height - 1) / 2.0)
         flat = pixels.reshape(-1)

@@ -8,7 +8,8 @@ import numpy as np
 
 from zemosaic_phase3.detection.mesh_kernels import gather, load_row
 from zemosaic_phase3.detection.order_statistics import MOST_COUNTS, pairwise_sum, sort_float32, two_of_sorted
-from zemosaic_phase3.runtime.jit import kernel
+from zemosaic_phase3.runtime.array_views import bits64, flat
+from zemosaic_phase3.runtime.jit import compiled_once, kernel
 
 REPEATS: Final = 8  # samples per level, on average, from which samples count as quantised
 QUARTILE: Final = 0.6745  # sigmas of a Gaussian from its mean to its quartiles
@@ -108,6 +109,7 @@ def _at(value: np.ndarray, count: np.ndarray, rank: np.ndarray, m: int, step: fl
     return value[k] + step * ((i - rank[k] + 0.5) / count[k] - 0.5) if step else value[k]
 
 
+@compiled_once
 @kernel
 def _percentile(
     value: np.ndarray, count: np.ndarray, rank: np.ndarray, m: int, step: float, percent: float, first: int, last: int
@@ -210,7 +212,7 @@ def _plane_levels(
     was cut off is measured from its high side.
     """
     n = samples.size
-    m, is_counted = levels_of(samples, quantum, spare[:n], counts, value, count, moments.reshape(-1).view(np.int64))
+    m, is_counted = levels_of(samples, quantum, spare[:n], counts, value, count, bits64(flat(moments)))
     rank = np.zeros(m + 1, np.int64)
     for k in range(m):
         rank[k + 1] = rank[k] + count[k]
@@ -290,7 +292,7 @@ def frame_levels(
         NaN where there are not three planes.
     """
     samples, spare, counts = few[0], few[1], np.empty(MOST_COUNTS, np.int64)
-    value, count, moments = work[0], work[1].view(np.int64), work[2:]
+    value, count, moments = work[0], bits64(work[1]), work[2:]
     for p in range(len(planes)):
         n = gather(frame, planes[p], (0, sides[0]), (0, sides[1]), (step, 1), samples)
         if n == 0:

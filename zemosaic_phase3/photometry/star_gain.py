@@ -8,6 +8,7 @@ that a nebula in one corner cancels. Everything here is a few hundred numbers pe
 from __future__ import annotations
 
 from typing import Final, NamedTuple
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
@@ -15,9 +16,11 @@ from zemosaic_phase3.detection.sky_mesh import mesh_at
 from zemosaic_phase3.records import IDENTITY, FrameStats
 from zemosaic_phase3.registration.distortion import displacement
 from zemosaic_phase3.registration.transform import transform_points
+from zemosaic_phase3.robust import median_of
 
 MATCH_FWHM: Final = 0.5  # distance at which two detections are one star, units of the FWHM
 MIN_MATCH_PX: Final = 1.0  # but not less
+WIDEST_SEARCH_PX: Final = 8.0  # that the cells of the kernels for pairs reach; wider stars take a tree
 MIN_SNR: Final = 10.0  # of a flux in either frame; fainter ones are biased by having been found
 SCATTER: Final = 0.01  # relative error that no brightness overcomes: sampling of a mosaic, variable stars, flat field
 MIN_PAIRS: Final = 5  # stars that a gain needs to stand alone
@@ -48,6 +51,9 @@ class Gain(NamedTuple):
         return bool(np.all(self.pairs >= MIN_PAIRS) and np.all(self.error <= MAX_GAIN_ERROR))
 
 
+_known: WeakKeyDictionary[FrameStats, tuple[ref[FrameStats], bytes, Gain]] = WeakKeyDictionary()
+
+
 def frame_gain(
     frame: FrameStats,
     reference: FrameStats,
@@ -73,8 +79,23 @@ def frame_gain(
     to_grid : ndarray (3, 3) float64
         Reference frame's pixel to that of the grid on which the field is given.
     """
+    if field is not None:
+        return _frame_gain(frame, reference, to_frame, field, to_grid)
+    # The reference is chosen, frames are rated and levels are matched by the same gains: the last one is remembered.
+    on, asked, gain = _known.get(frame, (None, b"", None))
+    transforms = (np.asarray(to_frame, np.float64) + 0.0).tobytes() + (to_grid + 0.0).tobytes()
+    if gain is None or on is None or on() is not reference or asked != transforms:
+        gain = _frame_gain(frame, reference, to_frame, field, to_grid)
+        _known[frame] = (ref(reference), transforms, gain)
+    return gain
+
+
+def _frame_gain(
+    frame: FrameStats, reference: FrameStats, to_frame: np.ndarray, field: np.ndarray | None, to_grid: np.ndarray
+) -> Gain:
+    """Compare fluxes, see :func:`frame_gain`."""
     channels = frame.median.size
-    i, j = _same_stars(frame, reference, to_frame, field, to_grid)
+    i, j = same_stars(frame, reference, to_frame, field, to_grid)
     area = pixel_areas(to_frame, reference.star_xy[i].astype(np.float64), field, to_grid)
     factor, error, pairs = np.full(channels, np.nan), np.full(channels, np.inf), np.zeros(channels, np.int64)
     for c in range(channels if len(i) else 0):
@@ -122,12 +143,10 @@ def drawn_together(factor: np.ndarray, error: np.ndarray) -> np.ndarray:
     return np.exp(common + own * (log_factor - common))
 
 
-def _same_stars(
+def same_stars(
     frame: FrameStats, reference: FrameStats, to_frame: np.ndarray, field: np.ndarray | None, to_grid: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the stars that are mutually nearest and close enough: indices (reference's, frame's)."""
-    from scipy.spatial import cKDTree
-
     if len(frame.star_xy) == 0 or len(reference.star_xy) == 0:
         return np.empty(0, np.intp), np.empty(0, np.intp)
     known = reference.star_xy.astype(np.float64)
@@ -135,6 +154,15 @@ def _same_stars(
     if field is not None:
         expected += displacement(field, transform_points(to_grid, known))
     radius = max(MIN_MATCH_PX, MATCH_FWHM * frame.fwhm) if np.isfinite(frame.fwhm) else MIN_MATCH_PX
+    if radius <= WIDEST_SEARCH_PX:
+        from zemosaic_phase3.registration.pair_kernels import mutual_pairs, star_grid
+
+        theirs = frame.star_xy.astype(np.float64)
+        width, height = (int(v) for v in np.maximum(theirs.max(axis=0), 0.0) + 1.0)
+        i, j, _ = mutual_pairs(IDENTITY, expected, theirs, *star_grid(theirs, height, width), radius)
+        return i, j
+    from scipy.spatial import cKDTree
+
     distance, nearest = cKDTree(frame.star_xy).query(expected, distance_upper_bound=radius)
     near = np.flatnonzero(np.isfinite(distance))
     _, back = cKDTree(expected).query(frame.star_xy[nearest[near]])
@@ -145,12 +173,12 @@ def _same_stars(
 def _robust_mean(values: np.ndarray, variance: np.ndarray) -> tuple[float, float, int]:
     """Weighted mean with clipping, its standard error, and how many values decided."""
     kept = np.ones(values.size, bool)
-    mean, extra = float(np.median(values)), 0.0
+    mean, extra = median_of(values), 0.0
     weight = 1.0 / variance
     for _ in range(ROUNDS):
         residual = np.abs(values - mean)
         # Scatter beyond the errors, from the median of what is kept: 0.6745 sigma for a Gaussian.
-        extra = max(0.0, (float(np.median(residual[kept])) / 0.6745) ** 2 - float(np.median(variance[kept])))
+        extra = max(0.0, (median_of(residual[kept]) / 0.6745) ** 2 - median_of(variance[kept]))
         inside = residual <= CLIP * np.sqrt(variance + extra)
         if np.count_nonzero(inside) < min(3, values.size):
             break

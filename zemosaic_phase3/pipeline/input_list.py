@@ -124,6 +124,8 @@ def named_files(given: Sequence[Path]) -> frozenset[Path]:
 def _mentions_tile(path: Path) -> bool:
     """Look for our card in the first header, without parsing it: folders can hold ten thousand files."""
     try:
+        if not path.is_file():  # of a pipe that nobody writes into there is no end
+            return False
         with path.open("rb") as stream:
             return b"ZMT_REF" in stream.read(1 << 16)
     except OSError:  # opening it as a frame will say what is wrong

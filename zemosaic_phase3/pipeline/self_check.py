@@ -178,7 +178,9 @@ def clusters(result: StackResult) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     then others anywhere, every other time where samples were rejected.
     """
     job = result.job
-    seed = hashlib.sha256("\0".join([*job.table.names, repr(job.spec), repr(job.shape)]).encode()).digest()
+    seed = hashlib.sha256(
+        "\0".join([*job.table.names, repr(job.spec), repr(job.shape)]).encode(errors="backslashreplace")
+    ).digest()
     rng = np.random.default_rng(list(seed))
     height, width = job.shape[:2]
     slab = result.rows_per_slab or height

@@ -200,6 +200,6 @@ def write_table(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str]
 
     writer = csv.writer(Lines(), lineterminator=os.linesep)
     writer.writerows([columns, *rows])
-    data = "".join(lines).encode()
+    data = "".join(lines).encode(errors="backslashreplace")
     with written_whole(path, len(data), overwrite=overwrite) as stream:
         stream.write(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Final, NamedTuple
@@ -23,10 +24,9 @@ def _spread_selection(xy: np.ndarray, shape: tuple[int, int], n: int) -> np.ndar
     column = np.clip((3.0 * xy[:, 0] / width).astype(int), 0, 2)
     row = np.clip((3.0 * xy[:, 1] / height).astype(int), 0, 2)
     cell = 3 * row + column
-    rank = np.zeros(len(xy), dtype=int)
-    for number in range(9):
-        members = np.flatnonzero(cell == number)
-        rank[members] = np.arange(len(members))
+    counts = np.bincount(cell, minlength=9)
+    rank = np.empty(len(xy), dtype=int)  # within its cell
+    rank[np.argsort(cell, kind="stable")] = np.arange(len(xy)) - np.repeat(np.cumsum(counts) - counts, counts)
     share = math.ceil(2 * n / 9)
     return np.lexsort((np.arange(len(xy)), rank // share))[:n]
 
@@ -70,6 +70,19 @@ def triangles(xy: np.ndarray, n_neighbours: int) -> _Triangles:
     return _Triangles(vertices, shapes, np.sort(np.hypot(apart[:, 0], apart[:, 1])))
 
 
+@functools.lru_cache(maxsize=64)
+def _bright_triangles(
+    stars: bytes, shape: tuple[int, int], n_stars: int, n_neighbours: int
+) -> tuple[np.ndarray, _Triangles]:
+    """Return the selected ones of stars, bytes of ``(n, 2) float64``, and their triangles.
+
+    Every frame asks for those of the reference, so that the last answers are kept; they are not to be changed.
+    """
+    xy = np.frombuffer(stars).reshape(-1, 2)
+    chosen = xy[_spread_selection(xy, shape, n_stars)]
+    return chosen, triangles(chosen, n_neighbours)
+
+
 def _segment_pairs(ours: np.ndarray, theirs: np.ndarray, ratio: float) -> float:
     """Return how many segments of sorted lengths could be one, either way round, at a scale within a ratio."""
     return 2.0 * float(np.sum(np.searchsorted(theirs, ours * ratio) - np.searchsorted(theirs, ours / ratio)))
@@ -86,9 +99,8 @@ def _asterism_hypotheses(
     from zemosaic_phase3.registration.pair_kernels import count_hits
     from zemosaic_phase3.registration.triangle_kernels import count_votes, equal_triangles, first_distinct, proposals
 
-    reference = pair.reference.xy[_spread_selection(pair.reference.xy, pair.shape, n_stars)]
-    frame = pair.frame.xy[_spread_selection(pair.frame.xy, pair.shape, n_stars)]
-    ours, theirs = triangles(reference, n_neighbours), triangles(frame, n_neighbours)
+    reference, ours = _bright_triangles(pair.reference.xy.tobytes(), pair.shape, n_stars, n_neighbours)
+    theirs = _bright_triangles(pair.frame.xy.tobytes(), pair.shape, n_stars, n_neighbours)[1]
     ratio = ANY_RATIO if any_size else SIZE_RATIO
     order = np.argsort(theirs.shapes[:, 0], kind="stable")
     pairs = equal_triangles(ours.shapes, theirs.shapes, order, SHAPE_TOLERANCE, 1.0 / ratio, ratio)

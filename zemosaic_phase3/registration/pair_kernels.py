@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from zemosaic_phase3.registration.transform import CLIP
-from zemosaic_phase3.runtime.jit import kernel
+from zemosaic_phase3.runtime.jit import compiled_once, kernel
 
 CELL: Final = 8.0  # px, smallest cell of a grid of stars; no search radius is larger
 RAYLEIGH: Final = 2.0 * math.log(2.0)  # median of a squared Rayleigh variable, sigma^2
@@ -174,6 +174,7 @@ def count_hits(
     return hits
 
 
+@compiled_once
 @kernel
 def middle_of(values: np.ndarray, n: int) -> float:
     """Return the median of the first n of finite values, n > 0, which are put into another order."""
@@ -206,6 +207,7 @@ def middle_of(values: np.ndarray, n: int) -> float:
     return 0.5 * (lower + upper)
 
 
+@compiled_once
 @kernel
 def fit_similarity(
     ours: np.ndarray, theirs: np.ndarray, variance: np.ndarray, matrix: np.ndarray, keep: np.ndarray, rounds: int
@@ -273,6 +275,15 @@ def fit_similarity(
 
 
 @kernel
+def same_numbers(some: np.ndarray, others: np.ndarray) -> bool:
+    """Return whether two arrays (n,) and (m,) int64 hold the same numbers in the same order."""
+    same = len(some) == len(others)
+    for k in range(len(some) if same else 0):
+        same = same and some[k] == others[k]
+    return same
+
+
+@kernel
 def shrink_similarity(
     matrix: np.ndarray,
     ours: np.ndarray,
@@ -300,7 +311,7 @@ def shrink_similarity(
         before_i, before_j = np.empty(0, np.int64), np.empty(0, np.int64)
         for again in range(3):
             i, j, _ = mutual_pairs(refitted, ours, theirs, first, stars, cell, columns, radius)
-            if again > 0 and len(i) == len(before_i) and (i == before_i).all() and (j == before_j).all():
+            if again > 0 and same_numbers(i, before_i) and same_numbers(j, before_j):
                 break
             found, before_i, before_j = len(i), i, j
             good = False

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from zemosaic_phase3.runtime.jit import inner_kernel
+from zemosaic_phase3.runtime.jit import compiled_once, inner_kernel
 from zemosaic_phase3.runtime.lanes import LANES, SIMD
 from zemosaic_phase3.runtime.llvm import (
     BOOL,
@@ -149,6 +149,7 @@ def _huber_round(
     return some_end.now != 0
 
 
+@compiled_once
 @inner_kernel
 def count_outside(t: np.ndarray, start: int, stop: int, limits: np.ndarray, ranks: np.ndarray) -> tuple[int, int]:
     """Fill the rank of the first sample of rows ``start .. stop - 1`` not below, and that behind the last not above.
@@ -160,6 +161,7 @@ def count_outside(t: np.ndarray, start: int, stop: int, limits: np.ndarray, rank
     return _count_outside(t, start, stop, limits, ranks)
 
 
+@compiled_once
 @inner_kernel
 def huber_round(
     lane: np.ndarray, n_lanes: int, ranks: np.ndarray, first: np.ndarray, last: np.ndarray, sum1: np.ndarray,

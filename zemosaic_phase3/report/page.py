@@ -53,7 +53,7 @@ def write_page(story: Story, folder: Path) -> Path:
     SpecError
         A package is missing.
     """
-    data = page_text(story).encode()
+    data = page_text(story).encode(errors="backslashreplace")
     try:
         folder.mkdir(exist_ok=True)
     except OSError as exc:

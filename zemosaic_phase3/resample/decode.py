@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from zemosaic_phase3.io.wrapped_frame import WrappedSource
 from zemosaic_phase3.runtime.jit import kernel
 from zemosaic_phase3.runtime.workspace import Workspace
 
@@ -213,7 +214,24 @@ def read_samples(
         source.read_raw(y0, y1, raw)
         open_raw(raw[None], layout, 0, scale[None], offset[None], out[None])
         return
-    scale_samples(source.read_rows(y0, y1).reshape(-1, channels), scale, offset, out)
+    changed = source.float_rows(y0, y1, _float_rows) if isinstance(source, WrappedSource) else None
+    rows = source.read_rows(y0, y1) if changed is None else changed
+    scale_samples(rows.reshape(-1, channels), scale, offset, out)
+
+
+def _float_rows(source: FrameSource, y0: int, y1: int) -> np.ndarray:
+    """Read rows of a frame as float32, of the shape of ``read_rows``; the bytes of files are opened in one pass."""
+    if isinstance(source, WrappedSource):
+        changed = source.float_rows(y0, y1, _float_rows)
+        if changed is not None:
+            return changed
+    if source.raw_layout is None:
+        return source.read_rows(y0, y1).astype(np.float32, copy=False)
+    planes = 1 if source.cfa else source.channels
+    shape = (y1 - y0, source.width) if planes == 1 else (y1 - y0, source.width, planes)
+    rows = np.empty(shape, np.float32)
+    read_samples(source, y0, y1, np.ones(planes), np.zeros(planes), rows.reshape(-1))
+    return rows
 
 
 def scale_samples(values: np.ndarray, scale: np.ndarray, offset: np.ndarray, out: np.ndarray) -> None:
@@ -228,6 +246,9 @@ def scale_samples(values: np.ndarray, scale: np.ndarray, offset: np.ndarray, out
     out : ndarray (pixels * C,) float32, ADU
     """
     samples = out.reshape(values.shape)
+    if not offset.any() and (scale == 1.0).all():
+        np.add(values, np.float32(0.0), out=samples, casting="unsafe", dtype=np.float32)  # which makes 0 of -0 too
+        return
     for start in range(0, len(values), AT_ONCE):
         part = slice(start, start + AT_ONCE)
         samples[part] = values[part] * scale + offset

@@ -127,6 +127,20 @@ def inlined(function: Callable[..., Any]) -> Any:
     return _compile(function, inline="always", **_STRICT, **_UNCOUNTED)
 
 
+def compiled_once(compiled: Any) -> Any:
+    """Have numbers that stand in a call of a kernel, such as a first 0, be numbers like any other.
+
+    To Numba a 0 in the text is a type of its own, and so is a count that begins with 0 until the whole of the caller
+    has been looked at: the kernel would be compiled for each of them too, and that code is often never called.
+    """
+    if hasattr(compiled, "get_call_template"):  # a plain function when Numba is switched off
+        types, ask = numba.core.types, compiled.get_call_template
+        compiled.get_call_template = lambda args, kws: ask(
+            tuple(types.unliteral(arg) for arg in args), {name: types.unliteral(arg) for name, arg in kws.items()}
+        )
+    return compiled
+
+
 def kernel_with(template: Callable[..., Any], name: str, **parts: object) -> Any:
     """Compile an inner kernel from a function in which some global names are still to be bound.
 
