@@ -20,12 +20,10 @@ if TYPE_CHECKING:
     from zemosaic_phase3.io.frame import FrameSource
 
 LIGHT_STARS: Final = 200  # brightest stars whose fluxes are kept to compare frames by; 6 KB a frame
-SKY_CELL: Final = 128  # px of the frame, side of a cell of the sky mesh
-SKY_STEP: Final = 4  # px of the frame, every such row and column counts there
-ENOUGH_CELLS: Final = (
-    40  # of a mesh: a small frame's cells are smaller, and half of the step is as good as a large one's
-)
-LEAST_CELL: Final = 32  # px of the frame, the smallest of them: 256 samples, beside stars of 10 px
+SKY_CELLS: Final = (128, 64, 32)  # px of the frame, side of a cell of the sky mesh; the last has 256 samples
+SKY_STEP: Final = 4  # px of the frame, every such row and column counts there, every second in small frames
+ENOUGH_CELLS: Final = 40  # of a mesh, for which a small frame's cells are smaller
+FEWEST_CELLS: Final = 24  # of a mesh: with fewer of the smallest ones too little can be shared by two frames
 
 
 def shown(pixels: np.ndarray, cfa: str | None) -> np.ndarray:
@@ -108,16 +106,15 @@ def sky_cells(planes: Planes) -> tuple[int, int]:
     A background is known by the cells that two frames share, and what lies beyond the outermost cells' centres is
     guessed. Of 480 x 720 px, 15 cells, planes through the differences were wrong by 10 ADU where 77 cells leave 1.3.
     """
-    cell, step = SKY_CELL // planes.spacing, SKY_STEP // planes.spacing
 
-    def few() -> bool:
-        return (planes.height // cell) * (planes.width // cell) < ENOUGH_CELLS
+    def cells(side: int) -> int:
+        return (planes.height * planes.spacing // side) * (planes.width * planes.spacing // side)
 
-    if few():
-        step //= 2
-    while few() and cell * planes.spacing > LEAST_CELL:
-        cell //= 2
-    return cell, step
+    side = next((side for side in SKY_CELLS if cells(side) >= ENOUGH_CELLS), SKY_CELLS[-1])
+    if cells(side) < FEWEST_CELLS:  # no surface can be known: the fewer cells, the better their levels
+        side = SKY_CELLS[0]
+    step = SKY_STEP if cells(SKY_CELLS[0]) >= ENOUGH_CELLS else SKY_STEP // 2
+    return side // planes.spacing, step // planes.spacing
 
 
 def measure_frame(
