@@ -21,7 +21,7 @@ from scipy.spatial import cKDTree
 
 import zemosaic_phase3 as zp
 from zemosaic_phase3.records import Canvas
-from zemosaic_phase3.simulate.paint import map_points
+from zemosaic_phase3.simulate.paint import map_points, moffat_stamps
 from zemosaic_phase3.simulate.pointing import wcs_cards
 from zemosaic_phase3.simulate.scene import simulate
 from zemosaic_phase3.simulate.session import SimulationSpec, SimulationTruth, load_truth
@@ -135,9 +135,15 @@ def _stars(
 
 
 def _inside_aperture(truth: SimulationTruth) -> float:
-    """Part of a Moffat profile's flux (exponent 3) inside the aperture."""
-    alpha = float(truth.fwhm.mean()) / 1.0196490017862786
-    return 1.0 - (1.0 + (APERTURE / alpha) ** 2) ** -2.0
+    """Part of a star's flux that the aperture shows above the ring, in which some of it lies; mean of frames."""
+    reach = int(RING[1]) + 2
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    r = np.hypot(x, y)
+    parts = []
+    for fwhm in truth.fwhm:
+        stamp = moffat_stamps(np.zeros((1, 2), np.float32), reach, float(fwhm))[0].astype(np.float64)
+        parts.append((stamp - np.median(stamp[(r > RING[0]) & (r < RING[1])]))[r < APERTURE].sum())
+    return float(np.mean(parts))
 
 
 def _wcs_error(tile: zp.Tile, truth: SimulationTruth, xy: np.ndarray, stars: list[int]) -> float:

@@ -560,7 +560,10 @@ def judge(stack: Stack, sky: Sky, folder: Path) -> dict[str, Any]:
         full &= ((p >= 0) & (p <= [fw - 1, fh - 1])).all(axis=-1)
     inner = ndimage.binary_erosion(full, iterations=8)
     frames = [i for i in range(sky.plan.n) if i not in sky.plan.rings]
-    best = [float(np.sqrt(1 / sum(sky.noise(i, k) ** -2 for i in frames))) for k in range(c)]
+    side = np.sqrt(abs(np.linalg.det(turned)))  # of the stack's pixels, in those of the scene
+    best = [
+        float(np.sqrt(1 / sum((side / sky.scale[i] * sky.noise(i, k)) ** -2 for i in frames))) for k in range(c)
+    ]  # a pixel that shows more of the sky has more light of a star, and more noise for one flux
 
     places = (sky.xy - t) @ np.linalg.inv(turned).T
     inside = ((places > 14) & (places < [w - 15, h - 15])).all(axis=1)

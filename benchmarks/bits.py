@@ -44,7 +44,7 @@ REJECTIONS = {row.name: {} for row in methods.REJECTIONS if row.choice is None} 
 }  # fmt: skip
 COMBINES = ("mean", "median", "min", "max")
 WEIGHTS = ("none", "noise_variance", "radial")
-INTERPOLATIONS = ("lanczos3", "bicubic", "bilinear", "nearest")
+INTERPOLATIONS = ("lanczos3", "bicubic", "bilinear", "smooth", "nearest")
 NORMALISATIONS = (
     "none", "linear_fit", "sky_mean", "additive", "multiplicative", "additive_scaling", "multiplicative_scaling",
     "photometric", "auto",

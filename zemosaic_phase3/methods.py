@@ -13,7 +13,7 @@ from typing import Final, Literal, get_args
 from zemosaic_phase3.errors import SpecError
 
 # Names as type checkers and editors see them. They cannot read a table, so names stand here once more, and a test
-# (tests/test_methods.py) keeps them equal to it.
+# (tests/combine/test_kernel_arguments.py) keeps them equal to it.
 RejectName = Literal[
     "none",
     "kappa_sigma",
@@ -45,7 +45,8 @@ WeightName = Literal["none", "noise_variance", "noise_fwhm", "point_source", "sn
 STAR_WEIGHTS: Final = frozenset(
     {"noise_fwhm", "point_source", "snr", "stars"}
 )  # weights that are measured on a frame's stars
-InterpolationName = Literal["lanczos3", "bicubic", "bilinear", "nearest"]
+InterpolationName = Literal["lanczos3", "bicubic", "bilinear", "smooth", "nearest"]
+SMOOTHING: Final = frozenset({"smooth"})  # also change frames whose pixels are those of the grid
 FlattenName = Literal["auto", "on", "off"]
 RegisterMode = Literal["auto", "stars", "wcs", "none"]
 TransformName = Literal["similarity", "affine", "homography", "auto"]

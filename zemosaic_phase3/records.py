@@ -164,7 +164,7 @@ class FrameTable:
     notes: list[str] = field(default_factory=list)
     normalize_method: str = ""  # what was applied, where the specification left the choice; "" is what it names
     distortion: list[np.ndarray] = field(default_factory=list)
-    own_grid: bool = False  # no frame lies on the grid of the result: it has another size, or frames are drizzled
+    own_grid: bool = False  # no frame's pixels are the result's: its grid is another, frames are drizzled, or smoothed
 
     @property
     def in_place(self) -> np.ndarray:

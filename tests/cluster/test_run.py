@@ -221,6 +221,12 @@ def test_a_worker_with_other_code_refuses(plan: TilePlan, tmp_path: Path) -> Non
     assert "0.0.1 of old" in record.reason
 
 
+def test_workers_with_other_code_end_the_run(client: Client, plan: TilePlan, tmp_path: Path) -> None:
+    order = TileOrder("a", plan.tiles[0].frames, str(prepare_folder(tmp_path)), OPTIONS, "0.0.1 of old")
+    with pytest.raises(ClusterError, match=r"worker process\d .*the order comes from 0\.0\.1 of old; install the same"):
+        TilesRun(client, [order], patience=PATIENCE).run()
+
+
 def test_records_that_are_none(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     for text in ("", "[]", '{"name": 3}', "{"):

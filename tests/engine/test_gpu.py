@@ -97,7 +97,7 @@ def test_every_normalisation_and_type(launched, normalize, dtype):
     assert launched is None or set(launched) == {"open_rows", "combine_block"}
 
 
-@pytest.mark.parametrize("interpolation", ["lanczos3", "bicubic", "bilinear", "nearest"])
+@pytest.mark.parametrize("interpolation", ["lanczos3", "bicubic", "bilinear", "smooth", "nearest"])
 @pytest.mark.parametrize("radial", [False, True])
 def test_registered_frames(launched, interpolation, radial):
     arrays = stack_of(shape=(24, 31, 3))

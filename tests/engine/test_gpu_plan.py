@@ -19,7 +19,7 @@ from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.resample import cuda, footprint
 from zemosaic_phase3.spec import StackSpec
 
-INTERPOLATIONS = ("lanczos3", "bicubic", "bilinear", "nearest")
+INTERPOLATIONS = ("lanczos3", "bicubic", "bilinear", "smooth", "nearest")
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +197,20 @@ def test_a_mosaic_in_place_is_normalised_after_it_is_demosaiced(rng: np.random.G
     block = frame_block(job.sources[0], 0, HEIGHT)[: out.size].reshape(-1, 3)
     expected = (block * job.table.scale[0] + job.table.offset[0]).astype(np.float32)
     np.testing.assert_array_equal(out.reshape(-1, 3), expected)
+
+
+def test_smooth_interpolation_smooths_a_frame_in_place_too(rng: np.random.Generator) -> None:
+    pixels = rng.normal(1000.0, 30.0, (HEIGHT, WIDTH)).astype(np.float32)
+    job = job_of([open_source(pixels)], replace(PLAIN, interpolation="smooth"))
+    assert not job.table.in_place.any() and stored_layout(job) is None
+    out = np.empty(HEIGHT * WIDTH, np.float32)
+    fill_samples(job, 0, slice(0, HEIGHT), out, np.empty(0, np.float32))
+    taps = (0.1, 0.8, 0.1)  # B / 6 on both sides of 1 - B / 3, B = 3/5
+    padded = np.pad(pixels.astype(np.float64), 1, mode="edge")
+    down = sum(t * padded[k : k + HEIGHT] for k, t in enumerate(taps))
+    expected = sum(t * down[:, k : k + WIDTH] for k, t in enumerate(taps))
+    expected = expected * job.table.scale[0, 0] + job.table.offset[0, 0]
+    np.testing.assert_allclose(out.reshape(HEIGHT, WIDTH), expected, rtol=1e-6)
 
 
 def _planar_files(folder: Path, rng: np.random.Generator) -> list[Path]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from astropy.time import Time
 
+from zemosaic_phase3.io.frame_kind import frame_kind
 from zemosaic_phase3.io.moments import MOMENT_KEYS, Exposure, exposure_of, iso, mjd_of, moment, start_of
 
 TEN_PAST = 60523.0 + (22 * 3600 + 10) / 86400  # 2024-08-01T22:00:10
@@ -114,12 +115,21 @@ def test_days_are_those_of_astropy(text: str) -> None:
         ({"EXPTIME": 10.0, "LIVETIME": 2150.0, "NCOMBINE": 2, "STACKCNT": 214}, 10.0, 2150.0, 214),
         ({"EXPTIME": 600.0, "SNAPSHOT": 3, "LIVETIME": 0.0}, 600.0, 1800.0, 3),
         ({"EXPTIME": 10.0, "STACKCNT": 2.5}, 10.0, 10.0, 1),
+        ({"EXPOINUS": 1_200_000_000}, 1200.0, 1200.0, 1),  # microseconds
+        ({"EXPTIME": 10.0, "NSTACK": 30}, 10.0, 300.0, 30),
+        ({"EXPTIME": 10.0, "NSUBS": 30, "TOT_EXP": 290.0}, 10.0, 290.0, 30),
     ],
 )
 def test_exposure_and_count(cards: dict[str, Any], seconds: float, live: float, count: int) -> None:
     found = exposure_of(cards)
     assert (found.seconds, found.live) == pytest.approx((seconds, live), nan_ok=True)
     assert found.count == count
+
+
+@pytest.mark.parametrize("card", ["EXP-TIME", "EXPTIM", "INTTIME", "EXPOINUS", "XPOSURE"])
+def test_what_tells_the_exposure_tells_the_kind_too(card: str) -> None:
+    cards = {card: 5_000_000 if card == "EXPOINUS" else 5.0}
+    assert frame_kind(cards, "a.fits").exposure == exposure_of(cards).seconds == 5.0
 
 
 def test_end_and_middle_of_a_frame_and_of_a_stack() -> None:

@@ -106,6 +106,8 @@ def test_the_target_stands_still(session, how):
     assert tile.report.n_used == N
     assert any("aligned on a moving target: 25.0" in note for note in tile.report.warnings)
     plain = stack(session)
+    assert tile.header["ZMT_MOVE"] == pytest.approx(25.0, abs=0.1)
+    assert "ZMT_MOVE" not in plain.header
     assert light(plain.image, *START)[0] < 0.5 * FLUX, "on the stars it is smeared, or rejected"
 
 

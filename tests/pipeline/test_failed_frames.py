@@ -123,6 +123,7 @@ def test_another_field_is_told_as_one(tmp_path: Path) -> None:
     group = registered(written(tmp_path, frames), reference="sub_00.fits")
     assert group.usable == [0, 1, 2, 3, 4]
     assert all("another field" in row.reason for row in group.rows[5:])
+    assert not any(f"goes with {Path(row.name).name}" in row.reason for row in group.rows)
     assert any(note.startswith("4 of 9 frames show another field") for note in group.notes)
 
 

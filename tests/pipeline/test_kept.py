@@ -326,6 +326,7 @@ def test_a_full_disk_costs_the_journal_alone(
     monkeypatch.setattr(journal_module, "_connected", small)
     tile = stacked(subs, tmp_path / "o.fits")
     assert any("nothing more is kept" in note and "full" in note for note in tile.report.warnings)
+    assert tile.report.resumed.journal == ""  # there is none for the next run, and none is told of
     assert_same(tile, stacked(subs, None))
 
 

@@ -51,7 +51,7 @@ def stacked(seed: int = 1, *, spec: StackSpec | None = None, kind: str = "GRBG",
 
 @pytest.mark.parametrize("place", ["same", "moved", "homography", "field"])
 @pytest.mark.parametrize("kind", ["GRBG", "rgb", "grey"])
-@pytest.mark.parametrize("interpolation", ["lanczos3", "bicubic", "bilinear", "nearest"])
+@pytest.mark.parametrize("interpolation", ["lanczos3", "bicubic", "bilinear", "smooth", "nearest"])
 def test_a_right_result_is_found_right(kind: str, place: str, interpolation: str) -> None:
     spec = StackSpec(
         normalize="additive", interpolation=interpolation, radial_weight=place == "homography", weight="noise_variance"

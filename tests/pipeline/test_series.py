@@ -14,6 +14,7 @@ from astropy.wcs import WCS
 
 import zemosaic_phase3 as zp
 from zemosaic_phase3.errors import OutputError, SpecError
+from zemosaic_phase3.pipeline import outputs
 from zemosaic_phase3.pipeline.light_curve import Targets, aperture_flux
 from zemosaic_phase3.pipeline.series import SeriesSpec
 from zemosaic_phase3.simulate.scene import simulate
@@ -192,3 +193,14 @@ def test_the_flux_of_a_star_of_known_light() -> None:
     assert math.isnan(aperture_flux(plane, (2.0, 40.0), 3.0)[0])
     plane[41, 45] = np.nan
     assert math.isnan(aperture_flux(plane, (44.3, 40.8), 3.0)[0])
+
+
+def test_a_series_leaves_room_for_the_whole_stack(
+    night: tuple[Path, SimulationTruth, int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = outputs.shutil.disk_usage(tmp_path)
+    one = outputs.Wanted(tmp_path / "m.fits").sizes((200, 240), N_FRAMES)[tmp_path / "m.fits"]
+    monkeypatch.setattr(outputs.shutil, "disk_usage", lambda _path: usage._replace(free=4 * one))
+    with pytest.raises(OutputError, match="bytes are needed"):
+        zp.stack(night[0], tmp_path / "m.fits", series="2", progress=False, device="cpu", resume=False)
+    assert not list(tmp_path.glob("*.fits"))

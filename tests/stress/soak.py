@@ -52,7 +52,7 @@ from zemosaic_phase3.spec import StackSpec  # noqa: E402
 
 SETTLED: Final = 600.0  # seconds after which nothing new is compiled or cached
 MOST_RISE: Final = 1.0  # MB in ten minutes
-INTERPOLATIONS: Final = ("lanczos3", "bicubic", "bilinear", "nearest")
+INTERPOLATIONS: Final = ("lanczos3", "bicubic", "bilinear", "smooth", "nearest")
 NORMALISATIONS: Final = ("none", "linear_fit", "sky_mean", "additive", "additive_scaling", "photometric", "auto")
 WEIGHTS: Final = ("none", "noise_variance", "noise_fwhm", "snr", "stars")
 

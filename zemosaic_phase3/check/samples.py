@@ -245,6 +245,11 @@ def _weights(name: str, phase: np.ndarray) -> np.ndarray:
         )
     elif name == "bilinear":
         w = np.maximum(1.0 - a, 0.0)
+    elif name == "smooth":  # a Mitchell-Netravali cubic, B = 0.6, C = 0.2
+        b, c = 0.6, 0.2
+        near = (12 - 9 * b - 6 * c) * a**3 + (12 * b + 6 * c - 18) * a**2 + 6 - 2 * b
+        far = -(b + 6 * c) * a**3 + (6 * b + 30 * c) * a**2 - (12 * b + 48 * c) * a + 8 * b + 24 * c
+        w = np.where(a < 1.0, near, np.where(a < 2.0, far, 0.0)) / 6.0
     else:  # nearest; the left one of two equally near
         w = ((x > -0.5) & (x <= 0.5)).astype(np.float64)
     w = np.where(np.abs(w) < 1e-12, 0.0, w)
@@ -263,7 +268,7 @@ def _interpolated(v: np.ndarray, px: np.ndarray, py: np.ndarray, edge: np.ndarra
         value = np.where(valid, w * np.where(valid, v, 0.0), 0.0).sum(axis=(2, 3)) / norm
     lost = (~valid & (w != 0.0))[:, :, 2:4, 2:4].any(axis=(2, 3))
     whole = valid.all(axis=(2, 3)) & ~edge[..., None]
-    if name in ("lanczos3", "bicubic"):
+    if name in ("lanczos3", "bicubic", "smooth"):
         low, high = _range(v, valid & (w != 0.0), whole)
         value = np.maximum(np.minimum(value, high), low)
     return np.where(lost | ~(whole | (norm > 0.25)), np.nan, value)

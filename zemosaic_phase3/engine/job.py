@@ -15,7 +15,7 @@ import numpy as np
 from zemosaic_phase3.combine.kernel_arguments import KernelArguments, kernel_arguments
 from zemosaic_phase3.errors import FrameError
 from zemosaic_phase3.io.frame import Frame, FrameSource
-from zemosaic_phase3.methods import COMBINATIONS
+from zemosaic_phase3.methods import COMBINATIONS, SMOOTHING
 from zemosaic_phase3.photometry.clipped import saturation_level, unclipped_sources
 from zemosaic_phase3.photometry.flatten import flattened_sources
 from zemosaic_phase3.photometry.frame_table import build_frame_table
@@ -162,7 +162,8 @@ def make_job(frames: Sequence[Frame], spec: StackSpec, *, reference: int = 0) ->
     sources = [frames[i].source for i in used]
     shape = result_shape(frames[0].source, spec)
     fields = checked_fields([frames[i].distortion for i in used], *shape[:2])
-    table = replace(table, distortion=fields, own_grid=shape != frames[0].source.shape or spec.drizzle > 0.0)
+    resampled = shape != frames[0].source.shape or spec.drizzle > 0.0 or spec.interpolation in SMOOTHING
+    table = replace(table, distortion=fields, own_grid=resampled)
     used_stats = [stats[i] for i in used]
     sources, notes = unclipped_sources(sources, used_stats, table)
     table = replace(table, notes=[*table.notes, *notes])

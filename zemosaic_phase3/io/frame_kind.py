@@ -16,6 +16,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from zemosaic_phase3.io.frame_names import NameFacts, facts_of_name
+from zemosaic_phase3.io.moments import COUNT_KEYS, EXPOSURE_KEYS, LIVE_KEYS, exposure_seconds
 
 if TYPE_CHECKING:
     from zemosaic_phase3.io.frame import FrameSource
@@ -27,12 +28,6 @@ CALIBRATION: Final = frozenset({"dark", "flat", "bias", "dark-flat"})
 _TYPE_KEYS: Final = (
     "IMAGETYP", "IMGTYPE", "FRAMETYP", "FRAME", "OBSTYPE", "OBS_TYPE", "PICTTYPE", "IMTYPE", "DATATYPE", "ESO DPR TYPE",
 )  # fmt: skip
-_COUNT_KEYS: Final = (
-    "STACKCNT", "NCOMBINE", "SNAPSHOT", "LIGH_CNT", "LUM_CNT", "RED_CNT", "GRN_CNT", "BLU_CNT", "RGB_CNT", "STACKS",
-    "NSTACK", "NSTACKED", "NSUBS", "NUMSUBS", "STKCOUNT",
-)  # fmt: skip
-_EXPOSURE_KEYS: Final = ("EXPTIME", "EXPOSURE", "EXP_TIME", "EXPOINUS", "ITIME", "XPOSURE")
-_TOTAL_KEYS: Final = ("TOTALEXP", "EXPTOTAL", "LIVETIME", "TOTEXP", "TOT_EXP")
 _FILTER_KEYS: Final = ("FILTER", "FILTNAM", "FILTERID", "FILT", "INSFLNAM", "ESO INS FILT1 NAME")
 _NUMBERED_FILTERS: Final = ("FILTER1", "FILTER2", "FILTER3")
 _GAIN_KEYS: Final = ("GAIN", "GAINRAW", "ISOSPEED", "ISO")
@@ -42,7 +37,7 @@ _OTHER_KEYS: Final = (
     "OBJECT", "OBJNAME", "BINNING", "CCDSUM", "DATE-OBS", "CALSTAT", "NUMFRAME", "INTEGRAT", "ZMT_REF",
 )  # fmt: skip
 CARD_KEYS: Final = frozenset(
-    (*_TYPE_KEYS, *_COUNT_KEYS, *_EXPOSURE_KEYS, *_TOTAL_KEYS, *_FILTER_KEYS, *_NUMBERED_FILTERS, *_GAIN_KEYS,
+    (*_TYPE_KEYS, *COUNT_KEYS, *EXPOSURE_KEYS, *LIVE_KEYS, *_FILTER_KEYS, *_NUMBERED_FILTERS, *_GAIN_KEYS,
      *_INSTRUMENT_KEYS, *(key for pair in _BINNING_KEYS for key in pair), *_OTHER_KEYS)
 )  # fmt: skip
 """What is read of a header."""
@@ -104,6 +99,9 @@ class FrameKind:
         Exposures that were stacked into it; 1 where nothing says more.
     start : str
         DATE-OBS as written.
+    aside : str
+        Why it is no frame to stack where there are others, although it is a light: "a snapshot (IMAGETYP = SNAPSHOT)",
+        or that the telescope gave it up; empty: nothing speaks against it.
     """
 
     kind: KindName = "unknown"
@@ -116,6 +114,7 @@ class FrameKind:
     instrument: str = ""
     count: int = 1
     start: str = ""
+    aside: str = ""
 
     @property
     def is_calibration(self) -> bool:
@@ -213,8 +212,8 @@ def frame_kind(cards: Mapping[str, Any], name: str) -> FrameKind:
     says it is one exposure is one, whatever its name. The name decides where the header does not.
     """
     path = PurePath(name)
-    named = facts_of_name(path.name, path.parent.name)
-    exposure = _first_number(cards, _EXPOSURE_KEYS, above=0.0)
+    named = facts_of_name(path.name, path.parent.name, path.parent.parent.name)
+    exposure = exposure_seconds(cards)
     if math.isnan(exposure):
         exposure = named.exposure
     kind, because, count = _kind_and_count(cards, named, exposure)
@@ -230,7 +229,17 @@ def frame_kind(cards: Mapping[str, Any], name: str) -> FrameKind:
         sys.intern(_first_text(cards, _INSTRUMENT_KEYS)),
         count,
         _text(cards.get("DATE-OBS")),
+        sys.intern(_aside(kind, because, named)),
     )
+
+
+def _aside(kind: KindName, because: str, named: NameFacts) -> str:
+    """Return why a light is no frame to stack beside others; empty: it is one."""
+    if kind not in ("light", "unknown"):
+        return ""
+    if named.given_up:
+        return "the telescope itself gave it up (its name begins with failed)"
+    return f"it is a snapshot ({because})" if because.lower().endswith("snapshot") else ""
 
 
 def _kind_and_count(cards: Mapping[str, Any], named: NameFacts, exposure: float) -> tuple[KindName, str, int]:
@@ -247,7 +256,7 @@ def _kind_and_count(cards: Mapping[str, Any], named: NameFacts, exposure: float)
         return "stack", typed_by, max(count, named.count, 1)
     if "S" in _text(cards.get("CALSTAT")).upper():  # of ASTAP; MaxIm and others write B, D, F
         return "stack", "CALSTAT", max(named.count, 1)
-    total = _first_number(cards, _TOTAL_KEYS, above=0.0)
+    total = _first_number(cards, LIVE_KEYS, above=0.0)
     if count == 0 and total > SAME_TIME * exposure:
         return "stack", "its total exposure", max(2, min(MOST_EXPOSURES, round(total / exposure)))
     if typed == "light" and (count == 1 or named.kind != "stack" or not named.is_sure):
@@ -300,7 +309,7 @@ def kind_of_words(text: str) -> KindName:
 def _count(cards: Mapping[str, Any]) -> tuple[int, str]:
     """Return the largest number of exposures that a card tells, and that card; 0 where none does."""
     best, by = 0, ""
-    keys = (*_COUNT_KEYS, "NUMBEROFIMAGES", *(("NUMFRAME",) if "INTEGRAT" in cards else ()))  # the last two: Pi, APP
+    keys = (*COUNT_KEYS, "NUMBEROFIMAGES", *(("NUMFRAME",) if "INTEGRAT" in cards else ()))  # the last two: Pi, APP
     for key in keys:
         number = _number(cards.get(key))
         if number >= 1 and number <= MOST_EXPOSURES and number > best:
@@ -370,9 +379,9 @@ def _number(value: object) -> float:
 
 
 def _first_number(cards: Mapping[str, Any], keys: Collection[str], *, above: float = -math.inf) -> float:
-    """First of the cards that is a number above a limit, seconds for times; EXPOINUS counts microseconds."""
+    """First of the cards that is a number above a limit."""
     for key in keys:
         number = _number(cards.get(key))
         if number > above:
-            return number / 1e6 if key == "EXPOINUS" else number
+            return number
     return math.nan

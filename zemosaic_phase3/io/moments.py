@@ -24,13 +24,19 @@ _CLOCK_KEYS: Final = (
 _SECONDS_KEYS: Final = frozenset({"TM-START", "TM_START", "UTC"})  # numbers there are seconds of the day (ESO)
 _MJD_KEYS: Final = ("MJD-BEG", "MJD-STR", "MJD-OBS", "MJD_OBS", "MJD", "EXPSTART")
 _JD_KEYS: Final = ("JD-OBS", "JD-BEG", "JD", "JD_SOBS")
-_EXPOSURE_KEYS: Final = ("EXPTIME", "EXPOSURE", "EXP_TIME", "EXP-TIME", "EXPTIM", "XPOSURE", "ITIME", "INTTIME")
-_LIVE_KEYS: Final = ("LIVETIME", "EXPTOTAL", "TOTALEXP")
-_COUNT_KEYS: Final = ("STACKCNT", "NCOMBINE", "SNAPSHOT")
+EXPOSURE_KEYS: Final = (
+    "EXPTIME", "EXPOSURE", "EXP_TIME", "EXP-TIME", "EXPTIM", "XPOSURE", "EXPOINUS", "ITIME", "INTTIME",
+)  # fmt: skip
+LIVE_KEYS: Final = ("LIVETIME", "EXPTOTAL", "TOTALEXP", "TOTEXP", "TOT_EXP")
+COUNT_KEYS: Final = (
+    "STACKCNT", "NCOMBINE", "SNAPSHOT", "LIGH_CNT", "LUM_CNT", "RED_CNT", "GRN_CNT", "BLU_CNT", "RGB_CNT", "STACKS",
+    "NSTACK", "NSTACKED", "NSUBS", "NUMSUBS", "STKCOUNT",
+)  # fmt: skip
+_MICROSECONDS: Final = "EXPOINUS"
 
 MOMENT_KEYS: Final = tuple(
     dict.fromkeys((
-        *_START_KEYS, *_DAY_KEYS, *_CLOCK_KEYS, *_MJD_KEYS, *_JD_KEYS, *_EXPOSURE_KEYS, *_LIVE_KEYS, *_COUNT_KEYS,
+        *_START_KEYS, *_DAY_KEYS, *_CLOCK_KEYS, *_MJD_KEYS, *_JD_KEYS, *EXPOSURE_KEYS, *LIVE_KEYS, *COUNT_KEYS,
         "DATE-END", "MJD-END", "DATE-AVG", "MJD-AVG", "DATE-LOC", "TIMESYS", "AIRMASS",
     ))
 )  # fmt: skip
@@ -96,9 +102,9 @@ def exposure_of(cards: Mapping[str, Any]) -> Exposure:
         Unknown where the cards do not tell. A stack of others counts what it says it holds; where it names a number
         and no sum, its exposures are taken to be as long as the one it names.
     """
-    seconds = next((s for key in _EXPOSURE_KEYS if (s := _positive(cards.get(key))) > 0), math.nan)
-    total = next((s for key in _LIVE_KEYS if (s := _positive(cards.get(key))) > 0), math.nan)
-    count = max([n for key in _COUNT_KEYS if (n := _whole(cards.get(key))) > 1], default=1)
+    seconds = exposure_seconds(cards)
+    total = next((s for key in LIVE_KEYS if (s := _positive(cards.get(key))) > 0), math.nan)
+    count = max([n for key in COUNT_KEYS if (n := _whole(cards.get(key))) > 1], default=1)
     if count == 1:
         live = seconds if seconds > 0 else total
     else:
@@ -112,6 +118,16 @@ def exposure_of(cards: Mapping[str, Any]) -> Exposure:
     return Exposure(
         start, _middle_of(cards, start, end), end, seconds, live, count, airmass if 1.0 <= airmass < 40.0 else math.nan
     )
+
+
+def exposure_seconds(cards: Mapping[str, Any]) -> float:
+    """Return how long one exposure was, seconds; nan where the cards do not tell."""
+    for key in EXPOSURE_KEYS:
+        value = cards.get(key)
+        found = _positive(_number(value) / 1e6 if key == _MICROSECONDS else value)
+        if found > 0:
+            return found
+    return math.nan
 
 
 def start_of(cards: Mapping[str, Any]) -> datetime | None:

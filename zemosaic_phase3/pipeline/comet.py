@@ -8,7 +8,7 @@ is a straight line then, or from an ephemeris, and is a smooth curve.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +20,7 @@ from zemosaic_phase3.errors import SpecError
 from zemosaic_phase3.registration.transform import transform_points
 
 if TYPE_CHECKING:
+    from astropy.io.fits import Header
     from astropy.table import Table
     from astropy.wcs import WCS
 
@@ -250,3 +251,15 @@ def _iso(text: str) -> str:
     for k, month in enumerate(months):
         text = text.replace(f"-{month}-", f"-{k + 1:02d}-")
     return text.removesuffix("Z").replace("T", " ")
+
+
+def note_motion(header: Header, shifts: Mapping[int, np.ndarray]) -> Header:
+    """Add to a tile's header that a target was held still, so that its WCS holds for the reference's moment alone.
+
+    ``shifts``: by how much it moved in each frame, pixels of the reference; empty: the sky was held still.
+    """
+    if shifts:
+        places = np.stack([np.asarray(shift, np.float64) for shift in shifts.values()])
+        moved = float(np.hypot(*(places.max(axis=0) - places.min(axis=0))))
+        header["ZMT_MOVE"] = (float(f"{moved:.6g}"), "px the target moved that was held still")
+    return header

@@ -213,10 +213,10 @@ def _name_other_field(group: Group, spec: RegisterSpec, answers: dict[int, _Plac
         if len(joined) + 1 >= SUMMED_UP:
             name = _name(group, first)
             for i in (first, *joined):
+                beside = name if i != first else _name(group, joined[0])
                 answers[i] = (
                     f"show another field than the reference, and register on {name}: stack them on their own",
-                    f"another field than the reference's: it goes with {name}, as {len(joined)} others do "
-                    f"({answers[i][1]})",
+                    f"another field than the reference's: it goes with {beside}, as {len(joined)} do ({answers[i][1]})",
                 )
         left = [i for i in others if i not in joined]
 

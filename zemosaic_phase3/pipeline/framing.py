@@ -195,7 +195,7 @@ def _note_outside(registered: Sequence[Registration], shape: tuple[int, ...]) ->
 
 def _size_note(canvas: Canvas, shape: tuple[int, ...]) -> str:
     ratio = canvas.height * canvas.width / (shape[0] * shape[1])
-    return f"{canvas.width} x {canvas.height} pixels, {ratio:.2f} times the area of a frame"
+    return f"{canvas.width} x {canvas.height} pixels of the reference, {ratio:.2f} times the area of a frame"
 
 
 def _furthest(group: Group, corners: np.ndarray, usable: Sequence[int]) -> str:

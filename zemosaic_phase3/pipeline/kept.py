@@ -36,9 +36,9 @@ class Kept:
         self.journal.flush()
         if self.journal.fault:
             report.warnings.append(f"nothing more is kept for a next run: {self.journal.fault}")
-        report.resumed = Resumed(
-            str(self.journal.path), self.frames.n_measured, self.frames.n_registered, self.rows.n_restored
-        )
+        known = self.frames.n_measured, self.frames.n_registered, self.rows.n_restored
+        is_of_use = any(known) or not self.journal.fault
+        report.resumed = Resumed(str(self.journal.path) if is_of_use else "", *known)
 
 
 def journal_path(output: str | os.PathLike[str] | None, cache: str | os.PathLike[str] | None) -> Path | None:

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from zemosaic_phase3.errors import NoFramesError, OutputError, SpecError
+from zemosaic_phase3.extras import install, missing
 from zemosaic_phase3.io.atomic_write import written_whole
 from zemosaic_phase3.pipeline.group import Group
 from zemosaic_phase3.pipeline.input_list import is_own_tile
 from zemosaic_phase3.pipeline.light_curve import Targets, curve_table
-from zemosaic_phase3.pipeline.outputs import check_output, write_tile
+from zemosaic_phase3.pipeline.outputs import Wanted, check_output, check_room, write_tile
 from zemosaic_phase3.pipeline.tile_facts import star_width
 
 if TYPE_CHECKING:
@@ -79,6 +80,41 @@ class SeriesSpec:
         return sets
 
 
+def targets_of(
+    series: SeriesSpec | str | int | None, targets: str | os.PathLike[str] | None, *, follows: bool = False
+) -> Targets | None:
+    """Return the positions whose light curve is asked for; None: none.
+
+    Parameters
+    ----------
+    series : SeriesSpec, str or int, optional
+        The series in whose stacks they are measured.
+    targets : path, optional
+        Their table.
+    follows : bool
+        The stack holds still for a moving target, and stars are trails in it.
+
+    Raises
+    ------
+    SpecError
+        There is no series; the table cannot be read; photutils is missing; or positions on the sky are to be measured
+        where the sky moves.
+    """
+    if targets is None:
+        return None
+    if series is None:
+        raise SpecError("targets are measured in the stacks of a series; give --series too, e.g. 5min")
+    if missing("series"):
+        raise SpecError(f"a light curve needs the package photutils; {install('series')}")
+    found = Targets.read(Path(targets))
+    if follows and found.on_sky:
+        raise SpecError(
+            f"{targets}: with --comet the sky moves through the stack, and positions in ra and dec are trails there; "
+            "give x and y of the target in the stack, or measure stars in a series without --comet"
+        )
+    return found
+
+
 class Series:
     """The stacks of a series, and the tables beside them.
 
@@ -96,8 +132,11 @@ class Series:
         Something is in the way of a file.
     """
 
-    def __init__(self, spec: SeriesSpec, output: Path, targets: Targets | None, *, overwrite: bool) -> None:
+    def __init__(
+        self, spec: SeriesSpec, output: Path, targets: Targets | None, *, overwrite: bool, maps: bool = False
+    ) -> None:
         self._spec, self._output, self._targets, self._overwrite = spec, output, targets, overwrite
+        self._whole = Wanted(output, maps)
         for path in (self.table, *([] if targets is None else [self.curve])):
             check_output(path, overwrite=overwrite)
         earlier = self._earlier()
@@ -118,13 +157,27 @@ class Series:
         named = re.compile(re.escape(self._output.stem) + r"_s\d{4}")
         return sorted(path for path in self._output.parent.iterdir() if named.fullmatch(path.stem))
 
-    def make(self, group: Group, one_stack: OneStack) -> list[str]:
+    def _path(self, k: int) -> Path:
+        return self._output.with_name(f"{self._output.stem}_s{k:04d}{self._output.suffix}")
+
+    def _look_for_room(self, shape: tuple[int, ...], counts: Sequence[int]) -> None:
+        """Refuse a series that would leave no room for the whole stack."""
+        sizes = self._whole.sizes(shape, sum(counts))
+        for k, n_frames in enumerate(counts, start=1):
+            sizes |= Wanted(self._path(k)).sizes(shape, n_frames)
+        check_room(sizes)
+
+    def make(self, group: Group, one_stack: OneStack, scale: float = 1.0) -> list[str]:
         """Stack each part of a registered group, and write it; returns what is to be said.
+
+        ``scale``: pixels of the stacks for one of the frames, by which stars are wider in them.
 
         Raises
         ------
         NoFramesError
             No frame tells when it was exposed, or there would be too many stacks.
+        OutputError
+            The disk has no room for the series and the whole stack.
         """
         usable = group.usable
         starts = [_seconds(group, i) for i in usable]
@@ -134,12 +187,14 @@ class Series:
         if len(sets) > MOST_STACKS:
             raise NoFramesError(f"a series of {len(sets)} stacks is more than {MOST_STACKS}; take longer ones")
         stale = {path for path in self._earlier() if is_own_tile(path)}
-        fwhm = float(np.nanmedian([group.scan(i).fwhm for i in usable] or [math.nan]))
+        fwhm = scale * float(np.nanmedian([group.scan(i).fwhm for i in usable] or [math.nan]))
         rows, points = [], []
         for k, members in enumerate(sets, start=1):
             chosen = [usable[m] for m in members]
             tile = one_stack(_part(group, chosen), dict(enumerate(chosen)))
-            path = self._output.with_name(f"{self._output.stem}_s{k:04d}{self._output.suffix}")
+            if k == 1:
+                self._look_for_room(tile.image.shape, [len(found) for found in sets])
+            path = self._path(k)
             tile.report.fwhm_px = star_width(tile.image)
             write_tile(tile, path, overwrite=self._overwrite)
             stale.discard(path)

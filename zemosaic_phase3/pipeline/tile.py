@@ -28,7 +28,7 @@ from zemosaic_phase3.pipeline.calibration import calibrate_group
 from zemosaic_phase3.pipeline.canvas import canvas_wcs, finer_canvas
 from zemosaic_phase3.pipeline.chaining import chain_frames
 from zemosaic_phase3.pipeline.colour_check import check_rows_and_colours
-from zemosaic_phase3.pipeline.comet import Comet, find_motion
+from zemosaic_phase3.pipeline.comet import Comet, find_motion, note_motion
 from zemosaic_phase3.pipeline.elsewhere import Elsewhere
 from zemosaic_phase3.pipeline.failed_frames import review_failures
 from zemosaic_phase3.pipeline.frame_choice import Choice, all_images, choose_frames, remarks_on_result
@@ -122,7 +122,7 @@ def build_tile(
     kept: Kept | None = None,
     decoded: Decoded | None = None,
     comet: Comet | None = None,
-    series: Callable[[Group, OneStack], list[str]] | None = None,
+    series: Callable[[Group, OneStack, float], list[str]] | None = None,
     elsewhere: Elsewhere | None = None,
 ) -> Tile:
     """Open, scan, register, stack and finish: the whole way from descriptors to a tile in memory.
@@ -234,7 +234,7 @@ def build_tile(
                 _stack_part, whole=group, stacker=stacker, stack=stack, spec=spec, workers=workers, canvas=canvas,
                 shifts=shifts,
             )  # fmt: skip
-            said = series(group, one)
+            said = series(group, one, stack.drizzle or 1.0)
     tile = stack_group(group, stacker, stack, report, workers=workers, canvas=canvas, mean_wcs=True, shifts=shifts)
     report.warnings += said
     report.n_meant, report.n_needed = meant_frames(group), least.needed(meant_frames(group))
@@ -391,7 +391,10 @@ def stack_group(
             image=result.image,
             alpha=alpha_from_coverage(result.coverage),
             maps=result.maps,
-            header=note_saturation(tile_header(cards, group, result.job, report, result.equalization), result, report),
+            header=note_motion(
+                note_saturation(tile_header(cards, group, result.job, report, result.equalization), result, report),
+                shifts,
+            ),
             wcs=wcs,
             report=report,
             rows=group.rows,
