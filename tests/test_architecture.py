@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "zemosaic_phase3"
 FLOORS = [
-    "errors", "records", "methods", "settings", "robust", "progress", "spec",  # files: the ground floor
+    "errors", "extras", "records", "methods", "settings", "robust", "progress", "spec",  # files: the ground floor
     "runtime", "io", "calibrate", "detection", "registration", "photometry", "resample", "rejection", "combine",
     "engine", "finish", "check", "pipeline", "compat", "simulate", "report", "cluster", "app", "api",
 ]  # fmt: skip

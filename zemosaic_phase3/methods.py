@@ -13,7 +13,7 @@ from typing import Final, Literal, get_args
 from zemosaic_phase3.errors import SpecError
 
 # Names as type checkers and editors see them. They cannot read a table, so names stand here once more, and a test
-# (tests/test_methods.py) keeps them equal to it.
+# (tests/combine/test_kernel_arguments.py) keeps them equal to it.
 RejectName = Literal[
     "none",
     "kappa_sigma",

@@ -204,7 +204,7 @@ def test_a_library_that_is_missing_is_named_with_its_install(
 ) -> None:
     WRITERS[name](tmp_path / name)
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(FrameError, match=rf'package {module} is needed; pip install "zemosaic-phase3\[formats\]"'):
+    with pytest.raises(FrameError, match=rf"package {module} is needed; pip install tifffile imagecodecs rawpy xisf"):
         open_source(tmp_path / name)
 
 

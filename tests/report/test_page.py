@@ -181,7 +181,7 @@ def test_what_cannot_be_written_is_refused_before_the_work(
             cli.main([*order, *wrong])
     told = capsys.readouterr().err
     assert "must be different files" in told and "'quarter' is neither half nor full" in told
-    monkeypatch.setattr(needs, "find_spec", lambda name: None if name in ("jinja2", "PIL") else True)
+    monkeypatch.setattr("zemosaic_phase3.extras.find_spec", lambda name: None if name in ("jinja2", "PIL") else True)
     with pytest.raises(SystemExit):
         cli.main([*order, "--report", str(tmp_path / "r")])
     assert "--report needs jinja2 and pillow: pip install jinja2 pillow" in capsys.readouterr().err

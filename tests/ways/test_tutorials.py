@@ -5,23 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import re
-import shlex
 from pathlib import Path
 
 import pytest
 from astropy.io import fits
+from tutorial_case import DOCS, commands_of
 
 from zemosaic_phase3.app import cli
-
-DOCS = Path(__file__).parents[2] / "docs"
-
-
-def commands_of(page: str) -> list[list[str]]:
-    text = (DOCS / page).read_text(encoding="utf-8")
-    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    lines = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
-    return [line[1:] for line in lines if line[:1] == ["zemosaic-phase3"]]
 
 
 def run(command: list[str]) -> None:

@@ -20,8 +20,10 @@ from zemosaic_phase3.app.groups import run_groups, say_if_few
 from zemosaic_phase3.app.log_file import log_summary, with_log_of_progress
 from zemosaic_phase3.app.options import NO_PREVIEW, calibration_of
 from zemosaic_phase3.app.signals import PROGRAM
+from zemosaic_phase3.app.together import check_exports, check_together
 from zemosaic_phase3.errors import OutputError, SpecError
-from zemosaic_phase3.io.export import check_export, write_export
+from zemosaic_phase3.extras import install
+from zemosaic_phase3.io.export import write_export
 from zemosaic_phase3.io.inputs import real_paths
 from zemosaic_phase3.pipeline.frame_count import LeastFrames
 from zemosaic_phase3.pipeline.input_list import Inputs
@@ -87,6 +89,7 @@ def _outputs(args: argparse.Namespace) -> Outputs:
         check_output(path, overwrite=args.overwrite)
         if path.exists() and not path.is_file():
             raise OutputError(f"{path}: is no regular file; choose another name")
+    check_exports(args, files)
     return outputs
 
 
@@ -144,11 +147,18 @@ def run_stack(args: argparse.Namespace, console: Console) -> int:
     if args.save_config is not None:
         save_config(args.save_config, args.to_save, args.parser, overwrite=args.overwrite)
     specs = specs_of(args)
+    check_together(args)
     if args.output is None:
-        args.output = named_output(args.inputs, bayer=args.bayer, filter=args.filter, recursive=args.recursive)
+        args.output = named_output(
+            args.inputs,
+            bayer=args.bayer,
+            filter=args.filter,
+            recursive=args.recursive,
+            several=args.group_by is not None,
+        )
         if args.cache is None and not args.no_resume:
             args.cache = Path()  # the name changes with the number of frames, and the journal goes on
-    if args.dry_run:
+    if args.dry_run and args.group_by is None:
         outputs = _outputs(args)
         reference = None if args.reference == "auto" else args.reference
         found = survey(
@@ -178,6 +188,7 @@ def run_watch(args: argparse.Namespace, console: Console) -> int:
 
     specs_of(args)
     calibration_of(args)
+    check_together(args)
 
     def stack_quietly(args: argparse.Namespace, inputs: Sequence[str], console: Console) -> Tile:
         return _stacked(argparse.Namespace(**{**vars(args), "quiet": not args.verbose}), inputs, console)
@@ -193,9 +204,6 @@ def _stacked(args: argparse.Namespace, inputs: Sequence[str] | Inputs, console: 
     stack, register, select = specs_of(args)
     calibration = calibration_of(args)
     outputs = _outputs(args)
-    for path in args.export:
-        check_export(path)
-        check_output(path, overwrite=args.overwrite, compressed=True)
     cold = console_module.announce_compilation(console, quiet=args.quiet)
     with (
         kernels_compiled_beside(stack, registers=register.mode != "none"),
@@ -348,7 +356,7 @@ def run_completion(args: argparse.Namespace, _console: Console) -> None:
     try:
         import shtab
     except ImportError as exc:
-        raise SpecError('completion needs the package shtab; pip install "zemosaic-phase3[completion]"') from exc
+        raise SpecError(f"completion needs the package shtab; {install('completion')}") from exc
     sys.stdout.write(shtab.complete(args.root, args.shell))
 
 

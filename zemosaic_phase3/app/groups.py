@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from zemosaic_phase3.app.printable import printable
 from zemosaic_phase3.app.signals import PROGRAM
-from zemosaic_phase3.errors import OutputError, SpecError, ZeMosaicError
+from zemosaic_phase3.app.together import check_exports
+from zemosaic_phase3.errors import OutputError, ZeMosaicError
 from zemosaic_phase3.pipeline.frame_groups import FrameGroup, frame_groups
 from zemosaic_phase3.pipeline.input_list import Inputs, list_inputs
 from zemosaic_phase3.pipeline.outputs import check_output
+from zemosaic_phase3.pipeline.series import Series
 from zemosaic_phase3.report.page import check_page
 
 if TYPE_CHECKING:
@@ -45,19 +47,16 @@ def run_groups(
     Returns
     -------
     int
-        0; 1 where a group failed; 3 where none did and one used too few frames.
+        0; 1 where a group failed; 3 where none did and one used too few frames. With ``--dry-run`` the groups are told,
+        and nothing is stacked.
     """
-    if str(args.json) == "-":
-        raise SpecError("--group-by writes several reports; name a file with --json, not the standard output")
-    if args.reference != "auto":
-        raise SpecError("--group-by makes several stacks, and --reference names a frame of one; stack that group alone")
     groups, notes = frame_groups(
         list_inputs(args.inputs, args.output, recursive=args.recursive),
         args.group_by,
         bayer=args.bayer,
         filter=args.filter,
     )
-    if not args.quiet:
+    if args.dry_run or not args.quiet:
         _tell(groups, notes, args, console)
     wanted = [_of_group(args, group) for group in groups]
     for one in wanted:  # all of them before the first is stacked
@@ -66,6 +65,13 @@ def run_groups(
                 check_output(path, overwrite=args.overwrite)
         if one.report is not None:
             check_page(one.report, one.output, overwrite=args.overwrite)
+        check_exports(one, [])
+        if one.series is not None:
+            Series(
+                one.series, one.output, None, overwrite=args.overwrite, maps=args.maps
+            )  # looks for what is in the way
+    if args.dry_run:
+        return 0
     statuses = []
     for group, one in zip(groups, wanted, strict=True):
         if not args.quiet:
@@ -86,7 +92,8 @@ def _of_group(args: argparse.Namespace, group: FrameGroup) -> argparse.Namespace
     def named(path: Path | None) -> Path | None:
         return None if path is None else path if str(path) == "none" else group.output(path)
 
-    files = {name: named(getattr(args, name)) for name in ("preview", "json", "before_after")}
+    files: dict[str, Any] = {name: named(getattr(args, name)) for name in ("preview", "json", "before_after")}
+    files["export"] = [group.output(path) for path in args.export]
     return argparse.Namespace(**{**vars(args), "output": group.output(args.output), **files})
 
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Final
 from zemosaic_phase3.app.live_page import LivePage, State
 from zemosaic_phase3.app.printable import printable
 from zemosaic_phase3.app.signals import PROGRAM
-from zemosaic_phase3.errors import NoFramesError, OutputError, SpecError, ZeMosaicError
+from zemosaic_phase3.app.together import check_watch
+from zemosaic_phase3.errors import NoFramesError, OutputError, ZeMosaicError
 from zemosaic_phase3.io.inputs import find_inputs, real_path
 from zemosaic_phase3.io.open_frame import open_source
-from zemosaic_phase3.pipeline.input_list import is_own_tile
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,10 +100,8 @@ def first_reference(output: Path, folder: Path) -> str | None:
 
 def run_watch(args: argparse.Namespace, console: Console, stack_once: Callable[..., Tile]) -> int:
     """Watch a folder until interrupted, or until nothing has come for a while; returns the exit status."""
-    folder = _folder_of(args)
+    folder = check_watch(args)
     rhythm = Rhythm(args.every, args.until_idle)
-    if args.output.exists() and not (args.overwrite or is_own_tile(args.output)):
-        raise OutputError(f"{args.output}: exists already and is no stack; choose another name, or allow --overwrite")
     args.overwrite = True  # its own image of the pass before
     if args.reference == "auto":
         args.reference = first_reference(args.output, folder) or "auto"
@@ -118,23 +116,6 @@ def run_watch(args: argparse.Namespace, console: Console, stack_once: Callable[.
     finally:
         if page is not None:
             page.stop()
-
-
-def _folder_of(args: argparse.Namespace) -> Path:
-    if len(args.inputs) != 1 or not Path(args.inputs[0]).is_dir():
-        raise SpecError("watch takes one folder; create it first, or name another one")
-    for option, name in (
-        ("group_by", "--group-by"),
-        ("dry_run", "--dry-run"),
-        ("no_resume", "--no-resume"),
-        ("series", "--series"),
-        ("series", "--series"),
-    ):
-        if getattr(args, option):
-            raise SpecError(f"watch and {name} do not go together; use stack with it")
-    if args.output is None:
-        raise SpecError("watch needs -o OUT: the name would change with the number of frames")
-    return Path(args.inputs[0])
 
 
 def _loop(

@@ -19,6 +19,7 @@ import numpy as np
 
 from zemosaic_phase3.cluster.levels import Levels, Overlap, compare, match_levels
 from zemosaic_phase3.errors import FrameError, NoFramesError, PlanError, ZeMosaicError
+from zemosaic_phase3.extras import install
 from zemosaic_phase3.finish.noise import measure_noise
 from zemosaic_phase3.io.atomic_write import TILE_SUFFIXES, write_fits_atomically
 from zemosaic_phase3.io.fits_header import celestial_wcs
@@ -186,7 +187,7 @@ def _require_reproject() -> None:
         import reproject  # noqa: F401
     except ImportError as exc:
         raise ZeMosaicError(
-            f"a mosaic is made with reproject, which is not there ({exc}); pip install 'zemosaic-phase3[mosaic]'"
+            f"a mosaic is made with reproject, which is not there ({exc}); {install('mosaic')}"
         ) from exc
 
 

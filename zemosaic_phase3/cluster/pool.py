@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from zemosaic_phase3.errors import DeviceError, PlanError, SpecError, ZeMosaicError
+from zemosaic_phase3.extras import install
 from zemosaic_phase3.runtime import limits
 
 if TYPE_CHECKING:
@@ -127,9 +128,7 @@ def require_dask() -> Any:
     try:
         import distributed
     except ImportError as exc:
-        raise ClusterError(
-            f"tiles are made by Dask, which is not there ({exc}); pip install 'zemosaic-phase3[dask]'"
-        ) from exc
+        raise ClusterError(f"tiles are made by Dask, which is not there ({exc}); {install('dask')}") from exc
     return distributed
 
 

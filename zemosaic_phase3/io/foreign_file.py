@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import numpy as np
 
 from zemosaic_phase3.errors import FrameError
+from zemosaic_phase3.extras import install
 from zemosaic_phase3.io import fits_header as headers
 from zemosaic_phase3.io.codec import Codec
 from zemosaic_phase3.io.frame import FrameSource
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("zemosaic.frames")
 
-INSTALL: Final = 'pip install "zemosaic-phase3[formats]"'
+INSTALL: Final = install("formats")
 TOP_DOWN: Final = "TOP-DOWN"
 SPARE_BYTES: Final = 1 << 30  # of a disk that decoded frames leave alone
 

@@ -99,6 +99,9 @@ class FrameKind:
         Exposures that were stacked into it; 1 where nothing says more.
     start : str
         DATE-OBS as written.
+    aside : str
+        Why it is no frame to stack where there are others, although it is a light: "a snapshot (IMAGETYP = SNAPSHOT)",
+        or that the telescope gave it up; empty: nothing speaks against it.
     """
 
     kind: KindName = "unknown"
@@ -111,6 +114,7 @@ class FrameKind:
     instrument: str = ""
     count: int = 1
     start: str = ""
+    aside: str = ""
 
     @property
     def is_calibration(self) -> bool:
@@ -208,7 +212,7 @@ def frame_kind(cards: Mapping[str, Any], name: str) -> FrameKind:
     says it is one exposure is one, whatever its name. The name decides where the header does not.
     """
     path = PurePath(name)
-    named = facts_of_name(path.name, path.parent.name)
+    named = facts_of_name(path.name, path.parent.name, path.parent.parent.name)
     exposure = exposure_seconds(cards)
     if math.isnan(exposure):
         exposure = named.exposure
@@ -225,7 +229,17 @@ def frame_kind(cards: Mapping[str, Any], name: str) -> FrameKind:
         sys.intern(_first_text(cards, _INSTRUMENT_KEYS)),
         count,
         _text(cards.get("DATE-OBS")),
+        sys.intern(_aside(kind, because, named)),
     )
+
+
+def _aside(kind: KindName, because: str, named: NameFacts) -> str:
+    """Return why a light is no frame to stack beside others; empty: it is one."""
+    if kind not in ("light", "unknown"):
+        return ""
+    if named.given_up:
+        return "the telescope itself gave it up (its name begins with failed)"
+    return f"it is a snapshot ({because})" if because.lower().endswith("snapshot") else ""
 
 
 def _kind_and_count(cards: Mapping[str, Any], named: NameFacts, exposure: float) -> tuple[KindName, str, int]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 NamedKind = Literal["light", "dark", "flat", "bias", "dark-flat", "stack", "unknown"]
@@ -46,6 +46,8 @@ _FOLDERS: Final = re.compile(
 _DWARF: Final = re.compile(r"_(?P<exposure>\d+(?:\.\d+)?)s(?P<gain>\d+)_(?P<filter>[A-Za-z-]+)_\d{8}-\d+")
 _SEEDED_EXPOSURE: Final = re.compile(r"_(?P<exposure>\d+(?:\.\d+)?)s_")
 _SEESTAR: Final = re.compile(r"_\d+(?:\.\d+)?s_(?P<filter>IRCUT|LP)_\d{8}-\d{6}$")
+_GIVEN_UP: Final = re.compile(r"failed[-_ ]", re.IGNORECASE)  # Dwarf: failed_M 42_15s60_Astro_...
+_DARKS_BELOW: Final = "dwarf_dark"  # Dwarf: DWARF_DARK/tele_exp_15_gain_60_.../raw_00001.fits
 _WORDS: Final[dict[str, NamedKind]] = {
     "dark": "dark", "flat": "flat", "bias": "bias", "offset": "bias", "darkflat": "dark-flat", "flatdark": "dark-flat",
 }  # fmt: skip
@@ -53,7 +55,11 @@ _WORDS: Final[dict[str, NamedKind]] = {
 
 @dataclass(frozen=True, slots=True)
 class NameFacts:
-    """What a name says; ``is_sure``: no header that is silent about the number of exposures contradicts it."""
+    """What a name says.
+
+    ``is_sure``: no header that is silent about the number of exposures contradicts it; ``given_up``: the telescope
+    itself threw the frame away.
+    """
 
     kind: NamedKind = "unknown"
     is_sure: bool = False
@@ -61,17 +67,20 @@ class NameFacts:
     exposure: float = math.nan  # seconds
     gain: float = math.nan
     filter: str = ""
+    given_up: bool = False
 
 
-def facts_of_name(name: str, folder: str = "") -> NameFacts:
+def facts_of_name(name: str, folder: str = "", above: str = "") -> NameFacts:
     """Return what the name of a file, and of the folder it lies in, say.
 
     Parameters
     ----------
-    name, folder : str
-        Without the path to them.
+    name, folder, above : str
+        Of the file, of its folder and of the folder above that, without the path to them.
     """
     stem = _SUFFIX.sub("", name)
+    if _GIVEN_UP.match(stem) is not None:
+        return replace(facts_of_name(_GIVEN_UP.sub("", stem, count=1), folder, above), given_up=True)
     exposure, gain, band = _camera_facts(stem)
     for pattern in _STACKS:
         found = pattern.match(stem)
@@ -81,6 +90,8 @@ def facts_of_name(name: str, folder: str = "") -> NameFacts:
     if found is not None:
         word = re.sub(r"[-_ ]", "", found["word"] or "dark").lower()
         return NameFacts(_WORDS[word], False, 0, exposure, gain, band)
+    if above.lower() == _DARKS_BELOW:
+        return NameFacts("dark", False, 0, exposure, gain, band)
     found = _EXPOSURES.search(stem)
     if found is not None and int(found["count"]) > 1:
         return NameFacts("stack", False, int(found["count"]), float(found["exposure"]), gain, band)

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO, Final, TypeVar, cast
 import numpy as np
 
 from zemosaic_phase3.errors import FrameError
+from zemosaic_phase3.extras import install
 from zemosaic_phase3.io.origin import Identity
 
 Result = TypeVar("Result")
@@ -42,7 +43,7 @@ def _file_system(protocol: str, process: int) -> Any:  # noqa: ARG001 - a forked
     except ImportError as exc:
         raise FrameError(
             f"{protocol}://", "addresses are read with fsspec, which is not installed; "
-            "pip install 'zemosaic-phase3[remote]'",
+            f"{install('remote')}",
         ) from exc  # fmt: skip
     try:
         return fsspec.filesystem(protocol)

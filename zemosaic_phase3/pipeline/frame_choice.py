@@ -85,6 +85,7 @@ def choose_frames(group: Group, choice: Choice) -> None:
     _drop_copies(group, stays)
     _drop_calibration(group, stays)
     _drop_stacks(group, stays)
+    _drop_put_aside(group, stays)
     if choice.filter is not None:
         _keep_filter(group, choice.filter)
     elif not choice.any_filter:
@@ -216,6 +217,22 @@ def _drop_stacks(group: Group, stays: Callable[[int], bool]) -> None:
                 group.rows[i],
                 f"it is a finished stack {of}({facts.because}) among single exposures; name the file itself, beside "
                 "its folder, to stack it all the same",
+            )
+
+
+def _drop_put_aside(group: Group, stays: Callable[[int], bool]) -> None:
+    """Leave out snapshots and what the telescope gave up, where there are other frames."""
+    aside = [i for i in group.usable if facts_of(group, i).aside]
+    if not aside:
+        return
+    if len(aside) == len(group.usable):
+        few = "1 frame" if len(aside) == 1 else f"all {len(aside)} frames"
+        group.notes.append(f"{few}: {facts_of(group, aside[0]).aside}; stacked, as there are no others")
+        return
+    for i in aside:
+        if not stays(i):
+            leave_out(
+                group.rows[i], f"{facts_of(group, i).aside}; name the file itself, beside its folder, to stack it"
             )
 
 

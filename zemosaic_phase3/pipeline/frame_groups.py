@@ -48,8 +48,10 @@ class FrameGroup:
     inputs: Inputs
 
     def output(self, path: Path) -> Path:
-        """Return the file of this group beside the one that was named."""
-        return path.with_name(f"{path.stem}_{self.label}{path.suffix}")
+        """Return the file of this group beside the one that was named; two endings, such as .fits.fz, stay together."""
+        first = Path(path.stem)
+        suffix = path.suffix if path.suffix != ".fz" else first.suffix + path.suffix
+        return path.with_name(f"{path.name.removesuffix(suffix)}_{self.label}{suffix}")
 
 
 def group_keys(text: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from zemosaic_phase3.errors import NoFramesError, OutputError, SpecError
+from zemosaic_phase3.extras import install, missing
 from zemosaic_phase3.io.atomic_write import written_whole
 from zemosaic_phase3.pipeline.group import Group
 from zemosaic_phase3.pipeline.input_list import is_own_tile
@@ -79,6 +80,41 @@ class SeriesSpec:
         return sets
 
 
+def targets_of(
+    series: SeriesSpec | str | int | None, targets: str | os.PathLike[str] | None, *, follows: bool = False
+) -> Targets | None:
+    """Return the positions whose light curve is asked for; None: none.
+
+    Parameters
+    ----------
+    series : SeriesSpec, str or int, optional
+        The series in whose stacks they are measured.
+    targets : path, optional
+        Their table.
+    follows : bool
+        The stack holds still for a moving target, and stars are trails in it.
+
+    Raises
+    ------
+    SpecError
+        There is no series; the table cannot be read; photutils is missing; or positions on the sky are to be measured
+        where the sky moves.
+    """
+    if targets is None:
+        return None
+    if series is None:
+        raise SpecError("targets are measured in the stacks of a series; give --series too, e.g. 5min")
+    if missing("series"):
+        raise SpecError(f"a light curve needs the package photutils; {install('series')}")
+    found = Targets.read(Path(targets))
+    if follows and found.on_sky:
+        raise SpecError(
+            f"{targets}: with --comet the sky moves through the stack, and positions in ra and dec are trails there; "
+            "give x and y of the target in the stack, or measure stars in a series without --comet"
+        )
+    return found
+
+
 class Series:
     """The stacks of a series, and the tables beside them.
 
@@ -131,8 +167,10 @@ class Series:
             sizes |= Wanted(self._path(k)).sizes(shape, n_frames)
         check_room(sizes)
 
-    def make(self, group: Group, one_stack: OneStack) -> list[str]:
+    def make(self, group: Group, one_stack: OneStack, scale: float = 1.0) -> list[str]:
         """Stack each part of a registered group, and write it; returns what is to be said.
+
+        ``scale``: pixels of the stacks for one of the frames, by which stars are wider in them.
 
         Raises
         ------
@@ -149,7 +187,7 @@ class Series:
         if len(sets) > MOST_STACKS:
             raise NoFramesError(f"a series of {len(sets)} stacks is more than {MOST_STACKS}; take longer ones")
         stale = {path for path in self._earlier() if is_own_tile(path)}
-        fwhm = float(np.nanmedian([group.scan(i).fwhm for i in usable] or [math.nan]))
+        fwhm = scale * float(np.nanmedian([group.scan(i).fwhm for i in usable] or [math.nan]))
         rows, points = [], []
         for k, members in enumerate(sets, start=1):
             chosen = [usable[m] for m in members]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import logging
 import os
 import tempfile
@@ -37,10 +36,9 @@ from zemosaic_phase3.pipeline.frame_count import LeastFrames
 from zemosaic_phase3.pipeline.input_list import Inputs, list_inputs
 from zemosaic_phase3.pipeline.kept import Kept, kept_for
 from zemosaic_phase3.pipeline.kept_rows import KeptRows
-from zemosaic_phase3.pipeline.light_curve import Targets
 from zemosaic_phase3.pipeline.outputs import Wanted, check_output, check_room, check_tile_name, write_tile
 from zemosaic_phase3.pipeline.self_check import checked_stack
-from zemosaic_phase3.pipeline.series import Series, SeriesSpec
+from zemosaic_phase3.pipeline.series import Series, SeriesSpec, targets_of
 from zemosaic_phase3.pipeline.tile import Stacker, Tile, build_tile
 from zemosaic_phase3.pipeline.tile_facts import star_width
 from zemosaic_phase3.progress import Callback, timed
@@ -173,7 +171,9 @@ def stack_files(
         check_tile_name(output)
         remove_strays(Path(output).parent)
     target = comet_of(comet)
-    wanted_series = _series_of(series, targets, output, overwrite=overwrite, maps=maps)
+    wanted_series = _series_of(
+        series, targets, output, overwrite=overwrite, maps=maps, follows=target is not None
+    )  # fmt: skip
     least = min_frames if isinstance(min_frames, LeastFrames) else LeastFrames.of(min_frames)
     if isinstance(inputs, Inputs):
         listed = inputs
@@ -230,17 +230,14 @@ def _series_of(
     *,
     overwrite: bool,
     maps: bool,
+    follows: bool,
 ) -> Series | None:
     """Return the series that is asked for, its targets read and its files looked for; None: no series."""
+    chosen = targets_of(series, targets, follows=follows)
     if series is None:
-        if targets is not None:
-            raise SpecError("targets are measured in the stacks of a series; give --series too, e.g. 5min")
         return None
     if output is None:
         raise SpecError("a series is written beside the stack; name an output")
-    if targets is not None and importlib.util.find_spec("photutils") is None:
-        raise SpecError('a light curve needs the package photutils; pip install "zemosaic-phase3[series]"')
-    chosen = None if targets is None else Targets.read(Path(targets))
     return Series(SeriesSpec.of(series), Path(output), chosen, overwrite=overwrite, maps=maps)
 
 

@@ -106,10 +106,22 @@ def survey(
 
 
 def named_output(
-    inputs: Sequence[Any], *, bayer: str = "auto", filter: str | None = None, recursive: bool = False
+    inputs: Sequence[Any],
+    *,
+    bayer: str = "auto",
+    filter: str | None = None,
+    recursive: bool = False,
+    several: bool = False,
 ) -> Path:
-    """Return the file that a run without an output writes, in the current folder."""
-    return Path(survey(inputs, None, bayer=bayer, filter=filter, recursive=recursive).file_name())
+    """Return the file that a run without an output writes, in the current folder.
+
+    ``several``: one for each group of frames, whose labels are added: named after the object alone.
+    """
+    found = survey(inputs, None, bayer=bayer, filter=filter, recursive=recursive)
+    if several:
+        facts = [facts_of(found.group, i) for i in found.group.usable]
+        return Path(safe_text(_commonest(facts, "object") or NAMELESS) + ".fits")
+    return Path(found.file_name())
 
 
 def _commonest(facts: Sequence[FrameKind], name: str) -> str:

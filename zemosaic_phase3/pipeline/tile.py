@@ -122,7 +122,7 @@ def build_tile(
     kept: Kept | None = None,
     decoded: Decoded | None = None,
     comet: Comet | None = None,
-    series: Callable[[Group, OneStack], list[str]] | None = None,
+    series: Callable[[Group, OneStack, float], list[str]] | None = None,
     elsewhere: Elsewhere | None = None,
 ) -> Tile:
     """Open, scan, register, stack and finish: the whole way from descriptors to a tile in memory.
@@ -234,7 +234,7 @@ def build_tile(
                 _stack_part, whole=group, stacker=stacker, stack=stack, spec=spec, workers=workers, canvas=canvas,
                 shifts=shifts,
             )  # fmt: skip
-            said = series(group, one)
+            said = series(group, one, stack.drizzle or 1.0)
     tile = stack_group(group, stacker, stack, report, workers=workers, canvas=canvas, mean_wcs=True, shifts=shifts)
     report.warnings += said
     report.n_meant, report.n_needed = meant_frames(group), least.needed(meant_frames(group))

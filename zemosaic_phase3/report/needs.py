@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from typing import Final
-
 from zemosaic_phase3.errors import SpecError
-
-PACKAGES: Final = {"jinja2": "jinja2", "matplotlib": "matplotlib", "PIL": "pillow"}
-"""Names to import, and to install."""
+from zemosaic_phase3.extras import missing, pip_install
 
 
 def require(what: str, *modules: str) -> None:
@@ -26,7 +21,6 @@ def require(what: str, *modules: str) -> None:
     SpecError
         Some are missing; one line, with the command that installs them.
     """
-    missing = [PACKAGES[name] for name in modules or PACKAGES if find_spec(name) is None]
-    if missing:
-        names = " and ".join(missing)
-        raise SpecError(f"{what} needs {names}: pip install {' '.join(missing)}")
+    packages = missing("report", *modules)
+    if packages:
+        raise SpecError(f"{what} needs {' and '.join(packages)}: {pip_install(*packages)}")

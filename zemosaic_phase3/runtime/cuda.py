@@ -22,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
+from zemosaic_phase3.extras import EXTRAS, install
 from zemosaic_phase3.runtime.cuda_failure import (
     card_of_thread,
     classify_failure,
@@ -47,7 +48,7 @@ def _cupy_is_found() -> bool:
 CUPY_AVAILABLE: Final = _cupy_is_found()
 """CuPy was found on the path. It has not been imported: it may still be broken, or be without a device."""
 
-INSTALL_REMEDY: Final = 'pip install "zemosaic-phase3[cuda12]" (or [cuda13], to match the driver)'
+INSTALL_REMEDY: Final = f"{install('cuda12')} (or {EXTRAS['cuda13']['cupy']}, to match the driver)"
 
 
 @dataclass(frozen=True)
