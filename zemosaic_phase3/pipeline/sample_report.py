@@ -33,11 +33,11 @@ def hole_notes(result: StackResult) -> list[str]:
 
     Around: within two pixels of the frames, in any colour; the border of what frames cover does not count.
     """
-    from scipy.ndimage import binary_dilation, binary_erosion
-
     spec = result.job.spec
     if not spec.drizzle:
         return []
+    from scipy.ndimage import binary_dilation, binary_erosion
+
     coverage = result.coverage if result.coverage.ndim == 3 else result.coverage[:, :, None]
     reach = math.ceil(2.0 * spec.drizzle)
     near = np.ones((3, 3), bool)
