@@ -9,7 +9,14 @@ import pytest
 from photometry_case import CELL, SHAPE, shifted, stats
 
 from zemosaic_phase3.io.open_frame import open_source
-from zemosaic_phase3.photometry.flatten import FlattenedSource, count_flattened, flatten_note, strength, surfaces
+from zemosaic_phase3.photometry.flatten import (
+    FlattenedSource,
+    count_flattened,
+    flatten_note,
+    flattened_sources,
+    strength,
+    surfaces,
+)
 from zemosaic_phase3.records import FrameTable
 from zemosaic_phase3.simulate.scene import simulate
 from zemosaic_phase3.simulate.session import SimulationSpec
@@ -33,16 +40,20 @@ def at(terms, x, y):
     return terms @ np.array([1.0, u, v, u * u, u * v, v * v])
 
 
-def surfaces_of(frames, transforms=None, reference=0, *, always=True, scale=None):
-    n = len(frames)
-    table = FrameTable(
+def table_of(n, transforms=None, scale=None):
+    return FrameTable(
         [str(k) for k in range(n)],
         np.stack(transforms or [np.eye(3)] * n),
         np.ones((n, 3)) if scale is None else np.repeat(np.array(scale)[:, None], 3, axis=1),
         np.zeros((n, 3)),
         np.ones((n, 3)),
+        normalize_method="photometric",
     )
-    return surfaces(frames, table, reference, [SIZE] * n, always=always)
+
+
+def surfaces_of(frames, transforms=None, reference=0, *, always=True, scale=None):
+    n = len(frames)
+    return surfaces(frames, table_of(n, transforms, scale), reference, [SIZE] * n, always=always)
 
 
 def noisy(frame, seed, sigma=1.0):
@@ -73,6 +84,20 @@ def test_a_patch_that_differs_is_not_followed():
 def test_little_common_sky_leaves_a_frame_as_it_is():
     frame = tilted(stats(shift=(430.0, 0.0)), 0.1, 0.0)
     assert not surfaces_of([stats(), frame], [np.eye(3), shifted(430.0, 0.0)]).any()
+
+
+@pytest.mark.parametrize("mode", ["auto", "on"])
+def test_a_frame_that_shares_too_little_is_named_whatever_happens_to_the_others(mode):
+    frames = [noisy(stats(), 1), noisy(tilted(stats(), 0.2, 0.0), 2), tilted(stats(shift=(430.0, 0.0)), 0.1, 0.0)]
+    sources = [open_source({"data": np.ones(SIZE[::-1], np.float32), "name": f"{k}.fit"}) for k in range(3)]
+    table = table_of(3, [np.eye(3), np.eye(3), shifted(430.0, 0.0)])
+    flat, notes = flattened_sources(sources, frames, table, 0, mode)
+    assert isinstance(flat[1], FlattenedSource)
+    assert flat[2] is sources[2]
+    assert "flatten: 1 of 2 frames share fewer than 12 patches of sky with the reference (2.fit " in notes[-1]
+    level = [noisy(stats(), 1), noisy(stats(), 2), stats(shift=(430.0, 0.0))]
+    if mode == "auto":
+        assert flattened_sources(sources, level, table, 0, mode) == (sources, notes[-1:])
 
 
 def test_noise_of_the_patches_asks_for_no_surface():
@@ -159,12 +184,24 @@ def test_what_was_flattened_is_said():
     plain = [open_source(np.ones((16, 16), np.float32)) for _ in range(5)]
     flat = [FlattenedSource(source, np.ones((1, 6))) for source in plain]
     assert (count_flattened(plain), count_flattened(flat)) == (0, 5)
-    assert flatten_note(plain)[0].startswith("flatten: no frame got a surface")
-    assert flatten_note([*plain[:4], flat[0]])[0].startswith("flatten: 1 of 4 frames got a surface")
-    assert flatten_note([plain[0], *flat[1:]]) == flatten_note(plain[:1]) == []
 
 
-@pytest.mark.parametrize(("size", "done"), [((160, 200), 0), ((640, 640), 3)])
+def test_frames_that_share_too_little_are_named():
+    reference = stats()
+    cells = reference.sky_mesh.shape[0] * reference.sky_mesh.shape[1]
+    assert flatten_note({}, 4, reference) == []
+    (note,) = flatten_note({"/data/b.fit": 9, "/data/a.fit": 2}, 4, reference)
+    assert note.startswith(
+        "flatten: 2 of 4 frames share fewer than 12 patches of sky with the reference (a.fit 2, b.fit 9)"
+    )
+    assert f"it has {cells} of {CELL} x {CELL} pixels" in note
+    assert "--reference" in note
+    (note,) = flatten_note({f"{k}.fit": k for k in range(8)}, 8, reference)
+    assert note.startswith("flatten: no frame got a surface; they share")
+    assert "4.fit 4 and 3 more)" in note
+
+
+@pytest.mark.parametrize(("size", "done"), [((80, 110), 0), ((160, 200), 3), ((640, 640), 4)])
 def test_header_and_note_tell_whether_anything_was_flattened(size, done, tmp_path):
     spec = SimulationSpec(n_frames=4, height=size[0], width=size[1], seed=2, bayer="none", dither_px=4.0, gradient=80.0)
     truth = simulate(spec, tmp_path / "subs")

@@ -9,9 +9,11 @@ import pytest
 from weights_case import STAR_WEIGHTS
 
 from zemosaic_phase3.compat import stack_arrays as engine
+from zemosaic_phase3.detection.planes import planes_of
 from zemosaic_phase3.errors import NoFramesError, SpecError
 from zemosaic_phase3.io.open_frame import open_source
 from zemosaic_phase3.photometry import frame_table, measure
+from zemosaic_phase3.photometry.measure import SKY_STEP, sky_cells
 from zemosaic_phase3.pipeline.scan import scan_frame
 from zemosaic_phase3.spec import RegisterSpec, StackSpec
 from zemosaic_worker import stack_files
@@ -153,3 +155,15 @@ def test_steps_of_any_camera_and_type_are_found(step, dtype):
     stats = measure.measure_frame(open_source(frame))
     assert stats.median[0] == pytest.approx(1003.7, abs=0.6)
     assert stats.mad_sigma[0] == pytest.approx(40.0, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("size", "cell"), [((1080, 1920), 128), ((768, 1280), 128), ((640, 960), 64), ((240, 360), 32), ((96, 128), 128)]
+)
+@pytest.mark.parametrize("cfa", [None, "GRBG"])
+def test_small_frames_have_small_cells_of_sky(size, cell, cfa):
+    """Planes through the differences of two skies are then as good as of large frames."""
+    planes = planes_of((*size, 1), cfa)
+    side, step = sky_cells(planes)
+    assert side * planes.spacing == cell
+    assert step * planes.spacing == (SKY_STEP if size[0] > 640 else SKY_STEP // 2)

@@ -198,3 +198,9 @@ def test_a_field_moves_with_its_reference():
     places = np.random.default_rng(1).uniform((60, 60), (300, 200), (50, 2))
     np.testing.assert_allclose(displacement(moved, places), displacement(field, places + shift), atol=1e-5)
     assert moved_field(field, np.zeros(2), 300, 400) is field
+
+
+def test_the_target_stands_on_a_finer_grid_too(session):
+    tile = stack(session, comet=clicks(session), drizzle=2.0)
+    place = 2.0 * np.asarray(START) + 0.5  # centres of pixels
+    assert light(tile.image, *place)[1:] == pytest.approx(place, abs=0.15)

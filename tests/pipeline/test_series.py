@@ -204,3 +204,25 @@ def test_a_series_leaves_room_for_the_whole_stack(
     with pytest.raises(OutputError, match="bytes are needed"):
         zp.stack(night[0], tmp_path / "m.fits", series="2", progress=False, device="cpu", resume=False)
     assert not list(tmp_path.glob("*.fits"))
+
+
+def test_apertures_grow_with_the_drizzle_scale(night: tuple[Path, SimulationTruth, int, int], tmp_path: Path) -> None:
+    folder, truth, _, comparison = night
+    options = {"register": "stars", "bayer": "none", "device": "cpu", "progress": False, "self_check": False}
+    whole = zp.stack(folder, tmp_path / "m.fits", **options)
+    ((ra, dec),) = whole.wcs.all_pix2world(_on_grid(whole, truth, [comparison]), 0)
+    (tmp_path / "t.csv").write_text(f"name,ra,dec\nC,{ra:.7f},{dec:.7f}\n")
+    light = []
+    for scale in (0.0, 2.0):
+        zp.stack(
+            folder,
+            tmp_path / "m.fits",
+            overwrite=True,
+            series="1h",
+            targets=tmp_path / "t.csv",
+            drizzle=scale,
+            **options,
+        )
+        (row,) = rows_of(tmp_path / "m_lightcurve.csv")
+        light.append(float(row["flux_adu"]))
+    assert light[1] / light[0] == pytest.approx(4.0, rel=0.04)  # four pixels for one, of the same brightness each

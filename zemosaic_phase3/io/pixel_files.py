@@ -41,7 +41,7 @@ def file_errors(name: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as exc:
-        raise FrameError(name, "no such file; check the path or pattern") from exc
+        raise FrameError(name, "no such file or folder; check the path or pattern") from exc
     except PermissionError as exc:
         raise FrameError(name, "may not be read; check the permissions") from exc
     except (EOFError, zlib.error, gzip.BadGzipFile) as exc:

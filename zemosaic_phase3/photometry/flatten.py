@@ -14,7 +14,8 @@ needs a surface, and of which order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -22,7 +23,6 @@ import numpy as np
 from zemosaic_phase3.io.frame import FrameSource
 from zemosaic_phase3.io.wrapped_frame import WrappedSource
 from zemosaic_phase3.methods import FlattenName
-from zemosaic_phase3.photometry.measure import SKY_CELL
 from zemosaic_phase3.photometry.star_gain import sky_difference
 from zemosaic_phase3.records import FrameStats, FrameTable
 from zemosaic_phase3.registration.transform import transform_points
@@ -30,6 +30,7 @@ from zemosaic_phase3.robust import MAD_TO_SIGMA, median_of
 
 TERMS: Final = 6  # of a surface: 1, u, v, u^2, u v, v^2
 PLANE: Final = 3  # of them, those of a plane
+NAMED: Final = 5  # frames that a note names
 PLANE_CELLS: Final = 12  # patches of common sky that a plane needs, else a frame is left as it is
 QUADRATIC_CELLS: Final = 40  # and that a surface of second order needs
 QUADRATIC_SHARE: Final = 0.6  # of the reference's patches too: beyond them it would run away
@@ -45,6 +46,7 @@ class _Patches(NamedTuple):
 
     uv: np.ndarray
     missing: np.ndarray
+    known: int  # of them, in all channels
     quadratic: bool  # enough of them for a surface of second order
 
 
@@ -74,7 +76,7 @@ def _patches(
     xy, missing = sky_difference(frame, reference, to_frame, scale)
     cells = reference.sky_mesh.shape[0] * reference.sky_mesh.shape[1]
     known = int(np.isfinite(missing).all(axis=1).sum())
-    return _Patches(_scaled(xy, size), missing, known >= max(QUADRATIC_CELLS, QUADRATIC_SHARE * cells))
+    return _Patches(_scaled(xy, size), missing, known, known >= max(QUADRATIC_CELLS, QUADRATIC_SHARE * cells))
 
 
 def _fit(basis: np.ndarray, wanted: np.ndarray) -> _Fit | None:
@@ -175,13 +177,38 @@ def surfaces(
         reference their mean is that of the reference's. All 0 where a frame shares too little sky, or, without
         ``always``, does not differ.
     """
-    from_grid = np.linalg.inv(table.transform[reference])
-    channels = table.scale.shape[1]
-    to_frame = [table.transform[i] @ from_grid for i in range(len(stats))]
-    shared = [
-        None if i == reference else _patches(own, stats[reference], to_frame[i], table.scale[i], sizes[reference])
+    to_frame = _to_frames(table, reference)
+    shared = _shared(stats, table, reference, sizes[reference], to_frame)
+    return _surfaces(shared, stats, table, reference, sizes, to_frame, always=always)
+
+
+def _to_frames(table: FrameTable, reference: int) -> np.ndarray:
+    """Return the matrices (N, 3, 3) from pixels of the reference to those of each frame."""
+    return np.asarray(table.transform @ np.linalg.inv(table.transform[reference]))
+
+
+def _shared(
+    stats: Sequence[FrameStats], table: FrameTable, reference: int, size: tuple[int, int], to_frame: np.ndarray
+) -> list[_Patches | None]:
+    """Return the patches that each frame shares with the reference; None: it is the reference."""
+    return [
+        None if i == reference else _patches(own, stats[reference], to_frame[i], table.scale[i], size)
         for i, own in enumerate(stats)
     ]
+
+
+def _surfaces(
+    shared: list[_Patches | None],
+    stats: Sequence[FrameStats],
+    table: FrameTable,
+    reference: int,
+    sizes: Sequence[tuple[int, int]],
+    to_frame: np.ndarray,
+    *,
+    always: bool,
+) -> np.ndarray:
+    """Return what :func:`surfaces` does, from the patches that frames share."""
+    channels = table.scale.shape[1]
     takes_reference = _is_darker(stats, table, reference)
     terms = np.zeros((len(stats), channels, TERMS))
     for c in range(channels):
@@ -308,17 +335,22 @@ def flattened_sources(
     """
     if mode == "off" or (mode == "auto" and table.normalize_method != "photometric"):
         return sources, []
-    terms = surfaces(stats, table, reference, [(s.width, s.height) for s in sources], always=mode == "on")
+    sizes, to_frame = [(s.width, s.height) for s in sources], _to_frames(table, reference)
+    shared = _shared(stats, table, reference, sizes[reference], to_frame)
+    terms = _surfaces(shared, stats, table, reference, sizes, to_frame, always=mode == "on")
+    lacking = {s.name: p.known for s, p in zip(sources, shared, strict=True) if p and p.known < PLANE_CELLS}
+    notes = flatten_note(lacking, len(sources) - 1, stats[reference])
     noise = np.sqrt(np.stack([own.variance for own in stats]))
     if mode == "auto" and not np.any(strength(terms) > WORTHWHILE * noise):
-        return sources, []
+        return sources, notes
     flat = [FlattenedSource(source, own) if own.any() else source for source, own in zip(sources, terms, strict=True)]
     if mode == "on":
-        return flat, flatten_note(flat)
+        return flat, notes
     largest = float(np.max(strength(terms) * np.abs(table.scale)))
     return flat, [
         f"flatten auto: the backgrounds of {count_flattened(flat)} of {len(flat)} frames were made like that of the "
-        f"others and the reference's, by {largest:.3g} ADU rms at most; --flatten off leaves them as they are"
+        f"others and the reference's, by {largest:.3g} ADU rms at most; --flatten off leaves them as they are",
+        *notes,
     ]
 
 
@@ -327,13 +359,27 @@ def count_flattened(sources: Sequence[FrameSource]) -> int:
     return sum(isinstance(source, FlattenedSource) for source in sources)
 
 
-def flatten_note(sources: Sequence[FrameSource]) -> list[str]:
-    """Say where no frame got a surface, or fewer than half of those that could; the reference needs none."""
-    n, others = count_flattened(sources), len(sources) - 1
-    if others < 1 or 2 * n >= others:
+def flatten_note(lacking: Mapping[str, int], others: int, reference: FrameStats) -> list[str]:
+    """Say which frames could get no surface, and why.
+
+    Parameters
+    ----------
+    lacking : mapping
+        Patches that frames share with the reference, fewer than ``PLANE_CELLS``, by the frames' names.
+    others : int
+        Frames beside the reference.
+    reference : FrameStats
+        The reference's, with its mesh.
+    """
+    if not lacking:
         return []
-    got = "no frame got a surface; they" if n == 0 else f"{n} of {others} frames got a surface; the others"
+    worst = sorted(lacking, key=lambda name: lacking[name])
+    named = ", ".join(f"{Path(name).name} {lacking[name]}" for name in worst[:NAMED])
+    named += f" and {len(worst) - NAMED} more" if len(worst) > NAMED else ""
+    rows, columns = reference.sky_mesh.shape[:2] if reference.sky_mesh.size else (0, 0)
+    got = "no frame got a surface; they" if len(lacking) == others else f"{len(lacking)} of {others} frames"
     return [
-        f"flatten: {got} share fewer than {PLANE_CELLS} patches of {SKY_CELL} x {SKY_CELL} pixels of sky with the "
-        "reference, and are stacked as they are"
+        f"flatten: {got} share fewer than {PLANE_CELLS} patches of sky with the reference ({named}), and their "
+        f"backgrounds stay as they are; it has {rows * columns} of {reference.sky_cell} x {reference.sky_cell} pixels. "
+        "Stack uncropped frames, choose a reference that they overlap (--reference), or say --flatten off"
     ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from zemosaic_phase3.detection.planes import planes_of
+from zemosaic_phase3.detection.planes import Planes, planes_of
 from zemosaic_phase3.detection.sky_mesh import sky_of_planes
 from zemosaic_phase3.detection.star_finder import StarList, find_stars
 from zemosaic_phase3.photometry.levels import MAX_SAMPLES, levels_of_planes
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from zemosaic_phase3.io.frame import FrameSource
 
 LIGHT_STARS: Final = 200  # brightest stars whose fluxes are kept to compare frames by; 6 KB a frame
-SKY_CELL: Final = 128  # px of the frame, side of a cell of the sky mesh
-SKY_STEP: Final = 4  # px of the frame, every such row and column counts there
-FEW_CELLS: Final = 24  # of a small frame's mesh: half of the step then, so that its offset is as good as a large one's
+SKY_CELLS: Final = (128, 64, 32)  # px of the frame, side of a cell of the sky mesh; the last has 256 samples
+SKY_STEP: Final = 4  # px of the frame, every such row and column counts there, every second in small frames
+ENOUGH_CELLS: Final = 40  # of a mesh, for which a small frame's cells are smaller
+FEWEST_CELLS: Final = 24  # of a mesh: with fewer of the smallest ones too little can be shared by two frames
 
 
 def shown(pixels: np.ndarray, cfa: str | None) -> np.ndarray:
@@ -83,10 +84,7 @@ def with_stars(
     pixel_noise = np.sqrt(stats.variance)
     if cfa is not None:
         pixel_noise = pixel_noise * np.array([1.0, np.sqrt(2.0), 1.0])  # a cell has the mean of its two greens
-    cell = SKY_CELL // planes.spacing
-    step = SKY_STEP // planes.spacing
-    if (planes.height // cell) * (planes.width // cell) <= FEW_CELLS:
-        step //= 2
+    cell, step = sky_cells(planes)
     level, _ = sky_of_planes(frame, planes, cell, step, workspace)
     return replace(
         stats,
@@ -98,8 +96,25 @@ def with_stars(
         star_light=light.astype(np.float32),
         star_light_error=(light_error * pixel_noise).astype(np.float32),
         sky_mesh=np.ascontiguousarray(np.moveaxis(level, 0, 2), np.float32),
-        sky_cell=SKY_CELL,
+        sky_cell=cell * planes.spacing,
     )
+
+
+def sky_cells(planes: Planes) -> tuple[int, int]:
+    """Return the side of a cell of the sky mesh and the step of its samples, samples of a plane.
+
+    A background is known by the cells that two frames share, and what lies beyond the outermost cells' centres is
+    guessed. Of 480 x 720 px, 15 cells, planes through the differences were wrong by 10 ADU where 77 cells leave 1.3.
+    """
+
+    def cells(side: int) -> int:
+        return (planes.height * planes.spacing // side) * (planes.width * planes.spacing // side)
+
+    side = next((side for side in SKY_CELLS if cells(side) >= ENOUGH_CELLS), SKY_CELLS[-1])
+    if cells(side) < FEWEST_CELLS:  # no surface can be known: the fewer cells, the better their levels
+        side = SKY_CELLS[0]
+    step = SKY_STEP if cells(SKY_CELLS[0]) >= ENOUGH_CELLS else SKY_STEP // 2
+    return side // planes.spacing, step // planes.spacing
 
 
 def measure_frame(

@@ -43,7 +43,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
             (("reject", "sigma_clip"), ("interpolation", "bilinear"), ("spare_stars", False)),
         ),
         Preset(
-            "best", "the most careful choice, for a final image",
+            "best", "for a final image: without the worst frames, with all maps",
             (("flatten", True), ("drop_worst", 5.0), ("maps", True))
         ),
         Preset(

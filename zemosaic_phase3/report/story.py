@@ -114,7 +114,7 @@ def read_story(path: str | os.PathLike[str]) -> Story:
     except FrameError:
         raise
     except FileNotFoundError as exc:
-        raise FrameError(name, "no such file") from exc
+        raise FrameError(name, "no such file; name a stack that this program wrote") from exc
     except Exception as exc:  # noqa: BLE001 - astropy refuses damaged files in many ways
         raise FrameError(name, f"cannot be read ({' '.join(str(exc).split())})") from exc
     left_out: list[tuple[str, str]] = []
