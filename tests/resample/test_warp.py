@@ -39,6 +39,6 @@ def outputs(**environment):
 
 def test_compiled_kernels_equal_their_uncompiled_text_and_stay_within_bounds():
     compiled = outputs(NUMBA_DISABLE_JIT="0")
-    assert compiled.count("\n") == 38
+    assert compiled.count("\n") == 46
     assert outputs(NUMBA_DISABLE_JIT="1") == compiled
     assert outputs(NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=os.devnull) == compiled

@@ -307,7 +307,8 @@ def test_vector_code_needs_no_typed_pointers() -> None:
 
 
 def test_nothing_is_written_past_the_emitter() -> None:
-    home = {PACKAGE / "runtime" / "llvm.py", PACKAGE / "runtime" / "twin.py"}
+    # The last one computes nothing: it shows the same memory as another type.
+    home = {PACKAGE / "runtime" / name for name in ("llvm.py", "twin.py", "array_views.py")}
     for file in set(PACKAGE.rglob("*.py")) - home:
         names = {
             name
