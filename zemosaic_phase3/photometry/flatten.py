@@ -289,27 +289,34 @@ class FlattenedSource(WrappedSource):
         u = (np.arange(self.width) - (self.width - 1) / 2.0) / ((self.width - 1) / 2.0)
         v = (np.arange(y0, y1) - (self.height - 1) / 2.0) / ((self.height - 1) / 2.0)
         flat = pixels.reshape(-1)
-        for c, terms in enumerate(self._terms):
-            if self.cfa is None:
-                step = pixels.size // (len(v) * len(u))
-                _add_surface(flat, c if step > 1 else 0, step * self.width, step, terms, u, v)
-                continue
-            for k in (k for k, colour in enumerate(self.cfa) if colour == "RGB"[c]):
-                row, column = (k // 2 - y0) % 2, k % 2
-                first = row * self.width + column
-                _add_surface(flat, first, 2 * self.width, 2, terms, u[column::2], v[row::2])
+        if self.cfa is None:
+            step = pixels.size // (len(v) * len(u))
+            for c, terms in enumerate(self._terms):
+                _add_surfaces(flat, c if step > 1 else 0, step * self.width, step, (terms, terms), u, v)
+            return pixels
+        for row in range(min(2, len(v))):
+            k = 2 * ((y0 + row) % 2)
+            pair = tuple(self._terms["RGB".index(colour)] for colour in self.cfa[k : k + 2])
+            _add_surfaces(flat, row * self.width, 2 * self.width, 1, pair, u, v[row::2])
         return pixels
 
 
-def _add_surface(
-    pixels: np.ndarray, first: int, row_step: int, column_step: int, terms: np.ndarray, u: np.ndarray, v: np.ndarray
-) -> None:
-    """Add a surface, made in float64, to a grid of ``(len(v), len(u))`` pixels; see ``surface_kernels.add_surface``."""
-    from zemosaic_phase3.photometry.surface_kernels import add_surface
+def _add_surfaces(
+    pixels: np.ndarray, first: int, row_step: int, column_step: int, terms: tuple[np.ndarray, ...], u: np.ndarray,
+    v: np.ndarray,
+) -> None:  # fmt: skip
+    """Add surfaces, made in float64, to a grid of ``(len(v), len(u))`` pixels: one to even columns, one to odd ones.
 
-    constant, by_u, by_v, by_uu, by_uv, by_vv = terms
-    columns, slope, level = by_u * u + by_uu * u * u, by_uv * u, constant + by_v * v + by_vv * v * v
-    add_surface(pixels, first, row_step, column_step, columns, slope, level, np.ascontiguousarray(v))
+    See ``surface_kernels.add_surfaces``.
+    """
+    from zemosaic_phase3.photometry.surface_kernels import add_surfaces
+
+    columns, slope, levels = np.empty(len(u)), np.empty(len(u)), np.empty((len(v), 2))
+    for k, (constant, by_u, by_v, by_uu, by_uv, by_vv) in enumerate(terms):
+        at = u[k::2]
+        columns[k::2], slope[k::2] = by_u * at + by_uu * at * at, by_uv * at
+        levels[:, k] = constant + by_v * v + by_vv * v * v
+    add_surfaces(pixels, first, row_step, column_step, columns, slope, levels, np.ascontiguousarray(v))
 
 
 def flattened_sources(
