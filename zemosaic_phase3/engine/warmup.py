@@ -57,10 +57,10 @@ def kernels_compiled_beside(stack: StackSpec, *, registers: bool = False) -> Ite
         yield
         return
     # Not by `-m`, which would look for every module in the current folder first, which is the user's; nor by its path,
-    # which would look in this folder first.
-    program = f"sys.path[0] = {str(PACKAGE.parent)!r}; from {__name__} import main; main(sys.argv[1:])"
+    # which would look in this folder first. `-P` keeps the current folder out from the first import on.
+    program = f"sys.path.insert(0, {str(PACKAGE.parent)!r}); from {__name__} import main; main(sys.argv[1:])"
     with compile_beside(
-        [sys.executable, "-c", ENDS_WITH_PARENT + program, json.dumps(asdict(stack)), str(int(registers))]
+        [sys.executable, "-P", "-c", ENDS_WITH_PARENT + program, json.dumps(asdict(stack)), str(int(registers))]
     ):
         compile_judge(stack.rejection)  # the other process has the longer way, and needs it later than this takes
         yield
