@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Final
 
+from zemosaic_phase3.app.options import NO_PREVIEW
 from zemosaic_phase3.errors import OutputError, SpecError
 from zemosaic_phase3.io.export import check_export
 from zemosaic_phase3.io.inputs import real_paths
@@ -14,7 +15,6 @@ from zemosaic_phase3.pipeline.input_list import is_own_tile
 from zemosaic_phase3.pipeline.outputs import check_output
 from zemosaic_phase3.pipeline.series import targets_of
 
-NO_PREVIEW: Final = "none"
 _NOT_WATCHED: Final = (
     ("group_by", "--group-by"),
     ("dry_run", "--dry-run"),
@@ -100,7 +100,7 @@ def check_watch(args: argparse.Namespace) -> Path:
         raise OutputError(f"{args.output}: exists already and is no stack; choose another name, or allow --overwrite")
     if not args.output.exists():  # the first start: nothing beside it is of an earlier pass
         preview = args.output.with_suffix(".png") if args.preview is None else args.preview
-        beside = (None if str(preview) == NO_PREVIEW else preview, args.json, args.before_after)
+        beside = (None if preview == NO_PREVIEW else preview, args.json, args.before_after)
         for path in filter(None, beside):
             check_output(path, overwrite=args.overwrite)
         check_exports(args, [])

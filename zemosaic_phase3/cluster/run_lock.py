@@ -61,7 +61,8 @@ def _take(path: Path, text: str) -> None:
             if _lives(path, holder):
                 who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}"
                 raise OutputError(
-                    f"{path.parents[1]}: another run ({who}) makes tiles there; wait for it, or choose another folder"
+                    f"{path.parents[1]}: another run ({who}) makes tiles there; wait for it, or choose another folder; "
+                    f"if there is no such run any more, as after a restart of the machine, delete {path}"
                 ) from None
             path.unlink(missing_ok=True)
         else:
@@ -86,7 +87,8 @@ def _lives(path: Path, holder: dict[str, Any]) -> bool:
     import psutil
 
     if holder.get("machine") == machine():
-        return psutil.pid_exists(int(holder.get("pid", -1)))
+        pid = holder.get("pid")
+        return isinstance(pid, int) and psutil.pid_exists(pid)
     probe = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         probe.touch()
